@@ -1,0 +1,108 @@
+//! `config.json`, read key by key with errors that name the key.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// A parsed `config.json`, or an object within it.
+pub(crate) struct ConfigJson {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl ConfigJson {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let wrong = |found: String| Error::Format {
+            path: path.clone(),
+            at: "the file".to_owned(),
+            expected: "a JSON object".to_owned(),
+            found,
+        };
+        match serde_json::from_slice(&text) {
+            Ok(Value::Object(values)) => Ok(Self { path, values }),
+            Ok(_) => Err(wrong("another JSON value".to_owned())),
+            Err(reason) => Err(wrong(reason.to_string())),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The value of `key`; `null` counts as absent.
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// What `read` makes of the value of `key`, if there is one.
+    fn read_as<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
+        let wrong = |value: &Value| self.wrong(key, expected, value.to_string());
+        self.value(key).map(|value| read(value).ok_or_else(|| wrong(value))).transpose()
+    }
+
+    fn required<T>(&self, key: &str, expected: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| self.wrong(key, expected, "nothing".to_owned()))
+    }
+
+    /// An error at `key`.
+    pub(crate) fn wrong(&self, key: &str, expected: &str, found: String) -> Error {
+        Error::Format { path: self.path.clone(), at: format!("key `{key}`"), expected: expected.to_owned(), found }
+    }
+
+    pub(crate) fn opt_usize(&self, key: &str) -> Result<Option<usize>> {
+        self.read_as(key, "a whole number", |value| usize::try_from(value.as_u64()?).ok())
+    }
+
+    pub(crate) fn usize(&self, key: &str) -> Result<usize> {
+        self.required(key, "a whole number", self.opt_usize(key)?)
+    }
+
+    pub(crate) fn opt_f64(&self, key: &str) -> Result<Option<f64>> {
+        self.read_as(key, "a number", Value::as_f64)
+    }
+
+    pub(crate) fn f64(&self, key: &str) -> Result<f64> {
+        self.required(key, "a number", self.opt_f64(key)?)
+    }
+
+    pub(crate) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        Ok(self.read_as(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    pub(crate) fn opt_str(&self, key: &str) -> Result<Option<&str>> {
+        let wrong = |value: &Value| self.wrong(key, "a text", value.to_string());
+        self.value(key).map(|value| value.as_str().ok_or_else(|| wrong(value))).transpose()
+    }
+
+    pub(crate) fn str(&self, key: &str) -> Result<&str> {
+        self.required(key, "a text", self.opt_str(key)?)
+    }
+
+    pub(crate) fn opt_object(&self, key: &str) -> Result<Option<Self>> {
+        let object = |value: &Value| Some(Self { path: self.path.clone(), values: value.as_object()?.clone() });
+        self.read_as(key, "an object", object)
+    }
+
+    /// Fails where `key` is there with another value than `only`: a feature that headscope would compute wrongly.
+    pub(crate) fn only(&self, key: &str, only: &Value) -> Result<()> {
+        match self.value(key) {
+            Some(value) if value != only => {
+                Err(self.wrong(key, &format!("{only} (nothing else is supported)"), value.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A token id, or a list of them.
+    pub(crate) fn ids(&self, key: &str) -> Vec<i64> {
+        match self.value(key) {
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+            Some(id) => id.as_i64().into_iter().collect(),
+            None => vec![],
+        }
+    }
+}

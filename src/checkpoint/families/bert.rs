@@ -1,0 +1,110 @@
+//! BERT: post-norm, bidirectional, learned positions and token types, optionally the masked-language-model head.
+
+use serde_json::json;
+
+use super::{Family, Reader, activation};
+use crate::checkpoint::config_json::ConfigJson;
+use crate::checkpoint::source::Source;
+use crate::error::Result;
+use crate::model::{Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Weights};
+
+pub(super) const FAMILY: Family = Family { name: "bert", config, weights, superfluous };
+
+fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
+    for (key, only) in [
+        ("position_embedding_type", json!("absolute")),
+        ("is_decoder", json!(false)),
+        ("add_cross_attention", json!(false)),
+    ] {
+        json.only(key, &only)?;
+    }
+    let (d_model, n_heads) = (json.usize("hidden_size")?, json.usize("num_attention_heads")?);
+    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
+        return Err(json.wrong(
+            "num_attention_heads",
+            &format!("a divisor of hidden_size = {d_model}"),
+            n_heads.to_string(),
+        ));
+    }
+    let has_head = source.has("cls.predictions.transform.dense.weight");
+    Ok(ModelConfig {
+        family: "bert".to_owned(),
+        n_layers: json.usize("num_hidden_layers")?,
+        d_model,
+        n_heads,
+        n_kv_heads: n_heads,
+        d_head: d_model / n_heads,
+        d_mlp: json.usize("intermediate_size")?,
+        vocab: json.usize("vocab_size")?,
+        n_positions: json.usize("max_position_embeddings")?,
+        n_token_types: json.opt_usize("type_vocab_size")?.unwrap_or(2),
+        causal: false,
+        norm: NormKind::Layer,
+        norm_eps: json.opt_f64("layer_norm_eps")?.unwrap_or(1e-12),
+        norm_place: NormPlace::Post,
+        embed_norm: true,
+        position: Position::Learned,
+        activation: activation(json, "hidden_act", "gelu")?,
+        unembed: if has_head { Unembed::MaskedLm } else { Unembed::None },
+        tied_unembed: has_head && json.bool_or("tie_word_embeddings", true)?,
+        ..ModelConfig::default()
+    })
+}
+
+fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
+    let reader = Reader::new(source, "bert.", "embeddings.word_embeddings.weight");
+    let embeddings = reader.under("embeddings");
+    let d = config.d_model;
+    let w_e = embeddings.take("word_embeddings.weight", &[config.vocab, d])?;
+    let blocks = (0..config.n_layers).map(|layer| block(config, &reader.under(&format!("encoder.layer.{layer}"))));
+    let types = config.n_token_types;
+    Ok(Weights {
+        w_pos: Some(embeddings.take("position_embeddings.weight", &[config.n_positions, d])?),
+        w_type: (types > 0).then(|| embeddings.take("token_type_embeddings.weight", &[types, d])).transpose()?,
+        ln_embed: Some(embeddings.norm("LayerNorm", d, true)?),
+        blocks: blocks.collect::<Result<_>>()?,
+        ln_final: None,
+        head: (config.unembed == Unembed::MaskedLm).then(|| head(config, source, &w_e)).transpose()?,
+        w_e,
+    })
+}
+
+fn head(config: &ModelConfig, source: &Source, w_e: &tch::Tensor) -> Result<Head> {
+    let reader = Reader { source, prefix: "cls.predictions.".to_owned() };
+    let (d, vocab) = (config.d_model, config.vocab);
+    let w = match config.tied_unembed {
+        true => w_e.tr(),
+        false => reader.take("decoder.weight", &[vocab, d])?.tr(),
+    };
+    let b = Some(reader.take("bias", &[vocab])?);
+    let transform = (reader.linear("transform.dense", d, d, true)?, reader.norm("transform.LayerNorm", d, true)?);
+    Ok(Head { transform: Some(transform), unembed: Linear { w, b } })
+}
+
+fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
+    let d = config.d_model;
+    let attention = reader.under("attention");
+    let attn = Attention {
+        q: attention.linear("self.query", d, d, true)?,
+        k: attention.linear("self.key", d, d, true)?,
+        v: attention.linear("self.value", d, d, true)?,
+        o: attention.linear("output.dense", d, d, true)?,
+    };
+    let gate = reader.linear("intermediate.dense", d, config.d_mlp, true)?;
+    let mlp = Mlp { gate, up: None, out: reader.linear("output.dense", config.d_mlp, d, true)? };
+    Ok(Block {
+        ln1: Some(attention.norm("output.LayerNorm", d, true)?),
+        attn,
+        ln2: Some(reader.norm("output.LayerNorm", d, true)?),
+        mlp: Some(mlp),
+    })
+}
+
+fn superfluous(name: &str) -> bool {
+    // A pooler and the next-sentence head stand beside the residual stream; the decoder may repeat tied tensors.
+    let name = name.strip_prefix("bert.").unwrap_or(name);
+    name.starts_with("pooler.")
+        || name.starts_with("cls.seq_relationship.")
+        || name.starts_with("cls.predictions.decoder.")
+        || name == "embeddings.position_ids"
+}

@@ -1,0 +1,88 @@
+//! GPT-2: pre-norm, learned positions, matrices stored `[in, out]`, q, k and v in one.
+
+use serde_json::json;
+
+use super::{Family, Reader, activation};
+use crate::checkpoint::config_json::ConfigJson;
+use crate::checkpoint::source::Source;
+use crate::error::Result;
+use crate::model::{Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Weights};
+
+pub(super) const FAMILY: Family = Family { name: "gpt2", config, weights, superfluous };
+
+fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
+    for (key, only) in [
+        ("scale_attn_weights", json!(true)),
+        ("scale_attn_by_inverse_layer_idx", json!(false)),
+        ("add_cross_attention", json!(false)),
+    ] {
+        json.only(key, &only)?;
+    }
+    let (d_model, n_heads) = (json.usize("n_embd")?, json.usize("n_head")?);
+    if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
+        return Err(json.wrong("n_head", &format!("a divisor of n_embd = {d_model}"), n_heads.to_string()));
+    }
+    Ok(ModelConfig {
+        family: "gpt2".to_owned(),
+        n_layers: json.usize("n_layer")?,
+        d_model,
+        n_heads,
+        n_kv_heads: n_heads,
+        d_head: d_model / n_heads,
+        d_mlp: json.opt_usize("n_inner")?.unwrap_or(d_model.saturating_mul(4)),
+        vocab: json.usize("vocab_size")?,
+        n_positions: json.usize("n_positions")?,
+        norm: NormKind::Layer,
+        norm_eps: json.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5),
+        norm_place: NormPlace::Pre,
+        position: Position::Learned,
+        activation: activation(json, "activation_function", "gelu_new")?,
+        unembed: Unembed::Linear { bias: false },
+        tied_unembed: json.bool_or("tie_word_embeddings", true)? || !source.has("lm_head.weight"),
+        ..ModelConfig::default()
+    })
+}
+
+fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
+    let reader = Reader::new(source, "transformer.", "wte.weight");
+    let d = config.d_model;
+    let w_e = reader.take("wte.weight", &[config.vocab, d])?;
+    let w_u = match config.tied_unembed {
+        true => w_e.tr(),
+        false => source.take("lm_head.weight", &[config.vocab, d])?.tr(),
+    };
+    Ok(Weights {
+        w_pos: Some(reader.take("wpe.weight", &[config.n_positions, d])?),
+        w_type: None,
+        ln_embed: None,
+        blocks: (0..config.n_layers)
+            .map(|layer| block(config, &reader.under(&format!("h.{layer}"))))
+            .collect::<Result<_>>()?,
+        ln_final: Some(reader.norm("ln_f", d, true)?),
+        head: Some(Head { transform: None, unembed: Linear { w: w_u, b: None } }),
+        w_e,
+    })
+}
+
+fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
+    let d = config.d_model;
+    let qkv = reader.conv1d("attn.c_attn", d, 3 * d)?;
+    let part = |i: i64| {
+        let (start, width) = (i * d as i64, d as i64);
+        Linear { w: qkv.w.narrow(1, start, width), b: qkv.b.as_ref().map(|b| b.narrow(0, start, width)) }
+    };
+    let attn = Attention { q: part(0), k: part(1), v: part(2), o: reader.conv1d("attn.c_proj", d, d)? };
+    let gate = reader.conv1d("mlp.c_fc", d, config.d_mlp)?;
+    let mlp = Mlp { gate, up: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? };
+    Ok(Block {
+        ln1: Some(reader.norm("ln_1", d, true)?),
+        attn,
+        ln2: Some(reader.norm("ln_2", d, true)?),
+        mlp: Some(mlp),
+    })
+}
+
+fn superfluous(name: &str) -> bool {
+    // The causal mask used to be saved as a buffer; a tied unembedding may be saved twice.
+    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == "lm_head.weight"
+}

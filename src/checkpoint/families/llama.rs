@@ -1,0 +1,131 @@
+//! Llama: pre-norm RMSNorm, rotary positions, grouped key/value heads, gated MLP.
+
+use serde_json::json;
+
+use super::{Family, Reader, activation};
+use crate::checkpoint::config_json::ConfigJson;
+use crate::checkpoint::source::Source;
+use crate::error::Result;
+use crate::model::{
+    Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed, Weights,
+};
+
+pub(super) const FAMILY: Family = Family { name: "llama", config, weights, superfluous };
+
+fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
+    json.only("pretraining_tp", &json!(1))?;
+    let (d_model, n_heads) = (json.usize("hidden_size")?, json.usize("num_attention_heads")?);
+    let d_head = match json.opt_usize("head_dim")? {
+        Some(width) => width,
+        None if n_heads > 0 && d_model.is_multiple_of(n_heads) => d_model / n_heads,
+        None => {
+            let expected = format!("a divisor of hidden_size = {d_model} (or a head_dim)");
+            return Err(json.wrong("num_attention_heads", &expected, n_heads.to_string()));
+        }
+    };
+    let bias = json.bool_or("attention_bias", false)?;
+    let tied = json.bool_or("tie_word_embeddings", false)?;
+    // Names without `model.` and no head: saved from a LlamaModel, which ends in the residual stream.
+    let bare = source.has("embed_tokens.weight") && !source.has("lm_head.weight") && !tied;
+    Ok(ModelConfig {
+        family: "llama".to_owned(),
+        n_layers: json.usize("num_hidden_layers")?,
+        d_model,
+        n_heads,
+        n_kv_heads: json.opt_usize("num_key_value_heads")?.unwrap_or(n_heads),
+        d_head,
+        d_mlp: json.usize("intermediate_size")?,
+        vocab: json.usize("vocab_size")?,
+        n_positions: json.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        norm: NormKind::Rms,
+        norm_eps: json.opt_f64("rms_norm_eps")?.unwrap_or(1e-6),
+        norm_place: NormPlace::Pre,
+        position: rotary(json)?,
+        activation: activation(json, "hidden_act", "silu")?,
+        gated_mlp: true,
+        qkv_bias: bias,
+        attn_out_bias: bias,
+        mlp_bias: json.bool_or("mlp_bias", false)?,
+        unembed: if bare { Unembed::None } else { Unembed::Linear { bias: false } },
+        tied_unembed: tied,
+        ..ModelConfig::default()
+    })
+}
+
+/// Positions: `rope_parameters` as newer files have it, or `rope_theta` and `rope_scaling`.
+fn rotary(json: &ConfigJson) -> Result<Position> {
+    let nested = match json.opt_object("rope_parameters")? {
+        Some(nested) => Some(nested),
+        None => json.opt_object("rope_scaling")?,
+    };
+    let base = match &nested {
+        Some(nested) => nested.opt_f64("rope_theta")?,
+        None => None,
+    };
+    let base = base.or(json.opt_f64("rope_theta")?).unwrap_or(10_000.0);
+    let Some(nested) = nested else { return Ok(Position::Rotary { base, scaling: RotaryScaling::None }) };
+    let kind = match nested.opt_str("rope_type")? {
+        Some(kind) => kind,
+        None => nested.opt_str("type")?.unwrap_or("default"),
+    };
+    let scaling = match kind {
+        "default" => RotaryScaling::None,
+        "linear" => RotaryScaling::Linear { factor: nested.f64("factor")? },
+        "llama3" => RotaryScaling::Llama3 {
+            factor: nested.f64("factor")?,
+            low: nested.f64("low_freq_factor")?,
+            high: nested.f64("high_freq_factor")?,
+            original_positions: nested.f64("original_max_position_embeddings")?,
+        },
+        other => return Err(json.wrong("rope_type", "default, linear or llama3", format!("`{other}`"))),
+    };
+    Ok(Position::Rotary { base, scaling })
+}
+
+fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
+    let reader = Reader::new(source, "model.", "embed_tokens.weight");
+    let d = config.d_model;
+    let w_e = reader.take("embed_tokens.weight", &[config.vocab, d])?;
+    let head = match config.unembed {
+        Unembed::None => None,
+        _ if config.tied_unembed => Some(w_e.tr()),
+        _ => Some(source.take("lm_head.weight", &[config.vocab, d])?.tr()),
+    };
+    let blocks = (0..config.n_layers).map(|layer| block(config, &reader.under(&format!("layers.{layer}"))));
+    Ok(Weights {
+        w_pos: None,
+        w_type: None,
+        ln_embed: None,
+        blocks: blocks.collect::<Result<_>>()?,
+        ln_final: Some(reader.norm("norm", d, false)?),
+        head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
+        w_e,
+    })
+}
+
+fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
+    let (d, bias) = (config.d_model, config.qkv_bias);
+    let (query, kv) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
+    let attn = Attention {
+        q: reader.linear("self_attn.q_proj", d, query, bias)?,
+        k: reader.linear("self_attn.k_proj", d, kv, bias)?,
+        v: reader.linear("self_attn.v_proj", d, kv, bias)?,
+        o: reader.linear("self_attn.o_proj", query, d, config.attn_out_bias)?,
+    };
+    let mlp = Mlp {
+        gate: reader.linear("mlp.gate_proj", d, config.d_mlp, config.mlp_bias)?,
+        up: Some(reader.linear("mlp.up_proj", d, config.d_mlp, config.mlp_bias)?),
+        out: reader.linear("mlp.down_proj", config.d_mlp, d, config.mlp_bias)?,
+    };
+    Ok(Block {
+        ln1: Some(reader.norm("input_layernorm", d, false)?),
+        attn,
+        ln2: Some(reader.norm("post_attention_layernorm", d, false)?),
+        mlp: Some(mlp),
+    })
+}
+
+fn superfluous(name: &str) -> bool {
+    // Rotary frequencies used to be saved as a buffer; a tied unembedding may be saved twice.
+    name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight"
+}

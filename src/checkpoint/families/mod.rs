@@ -1,0 +1,96 @@
+//! One file a family: config keys to [`ModelConfig`], tensor names to weights. Nothing here computes.
+
+mod bert;
+mod gpt2;
+mod llama;
+
+use tch::Tensor;
+
+use super::config_json::ConfigJson;
+use super::source::Source;
+use crate::error::{Error, Result};
+use crate::model::{Activation, Linear, ModelConfig, Norm, Weights};
+
+/// What a family file provides.
+pub(crate) struct Family {
+    /// The value of `model_type` in config.json.
+    pub name: &'static str,
+    /// The architecture, from config.json and the names of the tensors.
+    pub config: fn(&ConfigJson, &Source) -> Result<ModelConfig>,
+    /// The weights, every tensor checked against the architecture.
+    pub weights: fn(&ModelConfig, &Source) -> Result<Weights>,
+    /// Tensors that checkpoints of this family carry and that nothing needs: mask buffers, poolers.
+    pub superfluous: fn(&str) -> bool,
+}
+
+const FAMILIES: [Family; 3] = [bert::FAMILY, gpt2::FAMILY, llama::FAMILY];
+
+/// The names of all families.
+pub(crate) fn names() -> Vec<&'static str> {
+    FAMILIES.iter().map(|family| family.name).collect()
+}
+
+/// The family that config.json names.
+pub(crate) fn of(config: &ConfigJson) -> Result<&'static Family> {
+    let found = config.str("model_type")?;
+    FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| Error::UnknownFamily {
+        path: config.path().to_owned(),
+        found: found.to_owned(),
+        known: names(),
+    })
+}
+
+/// The activation named by `key`.
+fn activation(config: &ConfigJson, key: &str, default: &str) -> Result<Activation> {
+    let name = config.opt_str(key)?.unwrap_or(default);
+    match name {
+        "gelu" => Ok(Activation::Gelu),
+        "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+        "relu" => Ok(Activation::Relu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        other => Err(config.wrong(key, "gelu, gelu_new, gelu_pytorch_tanh, relu or silu", format!("`{other}`"))),
+    }
+}
+
+/// Reads tensors whose names share a prefix.
+struct Reader<'a> {
+    source: &'a Source,
+    prefix: String,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader whose prefix is `prefix` where the checkpoint's names have it (saved from a model with a head), else
+    /// none; `probe` is a tensor that every checkpoint of the family has.
+    fn new(source: &'a Source, prefix: &str, probe: &str) -> Self {
+        let with = source.has(&format!("{prefix}{probe}"));
+        Self { source, prefix: if with { prefix.to_owned() } else { String::new() } }
+    }
+
+    /// A reader for the names behind `suffix`.
+    fn under(&self, suffix: &str) -> Self {
+        Self { source: self.source, prefix: format!("{}{suffix}.", self.prefix) }
+    }
+
+    fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.source.take(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// A matrix stored `[out, in]` with its bias where asked for.
+    fn linear(&self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
+        let w = self.take(&format!("{name}.weight"), &[columns, rows])?.tr();
+        let b = bias.then(|| self.take(&format!("{name}.bias"), &[columns])).transpose()?;
+        Ok(Linear { w, b })
+    }
+
+    /// A matrix stored `[in, out]` with its bias, as GPT-2's checkpoints have it.
+    fn conv1d(&self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
+        let w = self.take(&format!("{name}.weight"), &[rows, columns])?;
+        Ok(Linear { w, b: Some(self.take(&format!("{name}.bias"), &[columns])?) })
+    }
+
+    fn norm(&self, name: &str, width: usize, bias: bool) -> Result<Norm> {
+        let w = self.take(&format!("{name}.weight"), &[width])?;
+        let b = bias.then(|| self.take(&format!("{name}.bias"), &[width])).transpose()?;
+        Ok(Norm { w, b })
+    }
+}

@@ -1,0 +1,93 @@
+//! Bytes on disk or on a hub to a [`Model`] and its [`Tokenizer`].
+//!
+//! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards behind
+//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. Families: GPT-2, Llama, BERT; each is one file in
+//! `families/` that maps names and config keys.
+
+mod config_json;
+mod families;
+mod place;
+mod source;
+mod tokenizer;
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind};
+
+pub use place::cache_folder;
+pub use tokenizer::Tokenizer;
+
+use self::config_json::ConfigJson;
+use self::source::Source;
+use crate::device;
+use crate::error::{Error, Result};
+use crate::model::{Model, Origin};
+
+/// How to load a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadOptions {
+    /// Type of weights and activations: `Float` or `Double`; checkpoints in half precision are widened.
+    pub kind: Kind,
+    /// Where the model computes.
+    pub device: Device,
+    /// Revision on the hub; its main branch where absent.
+    pub revision: Option<String>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { kind: Kind::Float, device: Device::Cpu, revision: None }
+    }
+}
+
+impl Model {
+    /// Loads a model: a folder, a bundled name (`minilm`), or a hub id such as `openai-community/gpt2`.
+    ///
+    /// ```
+    /// use headscope::model::Model;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// assert_eq!(model.config().n_heads, 4);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Names the file and the tensor or key where anything is missing, surplus, not finite, or not as the config says.
+    pub fn load(name: &str) -> Result<Self> {
+        Self::load_with(name, &LoadOptions::default())
+    }
+
+    /// [`Model::load`] with a type, a device or a revision.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; also where the device is not there.
+    pub fn load_with(name: &str, options: &LoadOptions) -> Result<Self> {
+        if !matches!(options.kind, Kind::Float | Kind::Double) {
+            return Err(Error::argument("kind", "Float or Double", format!("{:?}", options.kind)));
+        }
+        device::check(options.device)?;
+        let folder = place::find(name, options.revision.as_deref())?;
+        let json = ConfigJson::read(&folder)?;
+        let family = families::of(&json)?;
+        let source = Source::open(&folder, options.kind, options.device)?;
+        let config = (family.config)(&json, &source)?;
+        config.validate()?;
+        let weights = (family.weights)(&config, &source)?;
+        source.finish(family.name, family.superfluous)?;
+        let tokenizer = folder.join("tokenizer.json");
+        let tokenizer = tokenizer.exists().then(|| Tokenizer::read(&tokenizer)).transpose()?;
+        let origin = Origin { name: name.to_owned(), files: source.paths(), end_tokens: json.ids("eos_token_id") };
+        Ok(Self::new(config, weights, origin, tokenizer))
+    }
+
+    /// SHA-256 over the files of weights, in hexadecimal; read anew at each call.
+    ///
+    /// # Errors
+    /// Where a file cannot be read.
+    pub fn sha256(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for path in &self.origin().files {
+            let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+            std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
+        }
+        Ok(format!("{:x}", hash.finalize()))
+    }
+}

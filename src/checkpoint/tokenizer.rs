@@ -1,0 +1,87 @@
+//! Texts to token ids and back, through `tokenizer.json`.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::model::Tokens;
+
+/// A checkpoint's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`. Truncation and padding that the file asks for are switched off.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] where the file is none.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let at = || path.display().to_string();
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|reason| failed(at(), reason))?;
+        inner.with_truncation(None).map_err(|reason| failed(at(), reason))?;
+        inner.with_padding(None);
+        Ok(Self { inner })
+    }
+
+    /// The tokens of `texts`, special tokens included, padded on the right.
+    ///
+    /// # Errors
+    /// Where a text gives no token.
+    pub fn encode(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
+        let mut rows = vec![];
+        for (i, text) in texts.iter().enumerate() {
+            rows.push(self.ids(text.as_ref(), true, &format!("text {i}"))?);
+        }
+        let pieces = rows.iter().map(|row| row.iter().map(|&id| self.piece(id)).collect()).collect();
+        let pad = ["[PAD]", "<pad>", "<|endoftext|>"].iter().find_map(|token| self.inner.token_to_id(token));
+        Ok(Tokens::new(&rows)?.with_pieces(pieces).with_pad(pad.map_or(0, i64::from)))
+    }
+
+    /// The id of a text that is a single token.
+    ///
+    /// # Errors
+    /// Where it is several, or none.
+    pub fn single(&self, text: &str) -> Result<i64> {
+        let ids = self.ids(text, false, &format!("{text:?}"))?;
+        match ids.as_slice() {
+            [id] => Ok(*id),
+            _ => {
+                let pieces: Vec<String> = ids.iter().map(|&id| self.piece(id)).collect();
+                Err(failed(format!("{text:?}"), format!("expected a single token, found {pieces:?}")))
+            }
+        }
+    }
+
+    /// The text of `ids`, without special tokens.
+    ///
+    /// # Errors
+    /// Where an id is negative or too large.
+    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+        let ids: Vec<u32> = ids
+            .iter()
+            .map(|&id| u32::try_from(id))
+            .collect::<Result<_, _>>()
+            .map_err(|_| failed("decoding".to_owned(), format!("expected token ids, found {ids:?}")))?;
+        self.inner.decode(&ids, true).map_err(|reason| failed("decoding".to_owned(), reason))
+    }
+
+    /// One token as a person would read it.
+    pub fn piece(&self, id: i64) -> String {
+        let Ok(id) = u32::try_from(id) else { return id.to_string() };
+        match self.inner.decode(&[id], false) {
+            Ok(text) if !text.is_empty() => text,
+            _ => self.inner.id_to_token(id).map_or_else(|| id.to_string(), |token| token.replace('▁', " ")),
+        }
+    }
+
+    fn ids(&self, text: &str, special: bool, at: &str) -> Result<Vec<i64>> {
+        let encoded = self.inner.encode(text, special).map_err(|reason| failed(at.to_owned(), reason))?;
+        Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+}
+
+fn failed(at: String, reason: impl ToString) -> Error {
+    Error::Tokenizer { at, reason: reason.to_string() }
+}

@@ -1,0 +1,84 @@
+//! Devices: one build serves CPU and GPU.
+
+use std::path::Path;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+use std::sync::Once;
+use tch::{Cuda, Device};
+
+use crate::error::{Error, Result};
+
+static READY: Once = Once::new();
+
+/// Makes libtorch's CUDA half known, where it lies beside the CPU half, and keeps LAPACK on one thread.
+///
+/// Called before anything asks for a device; later calls do nothing.
+pub(crate) fn ready() {
+    READY.call_once(|| {
+        load_cuda();
+        // SAFETY: sets an integer inside OpenBLAS. Its threads would fight with libtorch's; headscope works on several
+        // matrices at once instead.
+        unsafe { openblas_set_num_threads(1) };
+    });
+}
+
+unsafe extern "C" {
+    fn openblas_set_num_threads(n: std::ffi::c_int);
+}
+
+/// The CUDA half registers itself when it is loaded; without it libtorch knows the CPU only.
+fn load_cuda() {
+    let Some(folder) = libtorch_folder() else { return };
+    let library = folder.join("libtorch_cuda.so");
+    if library.exists() {
+        // SAFETY: libtorch's own library, of the version that lies beside the half already loaded.
+        if let Ok(loaded) = unsafe { Library::open(Some(&library), RTLD_LAZY | RTLD_GLOBAL) } {
+            std::mem::forget(loaded);
+        }
+    }
+}
+
+/// The folder from which this process loaded libtorch.
+fn libtorch_folder() -> Option<std::path::PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let path = maps
+        .lines()
+        .find_map(|line| line.split_whitespace().nth(5).filter(|path| path.ends_with("/libtorch_cpu.so")))?;
+    Path::new(path).parent().map(Path::to_owned)
+}
+
+/// The devices that this process can compute on, the CPU first.
+///
+/// ```
+/// assert_eq!(headscope::device::available()[0], tch::Device::Cpu);
+/// ```
+pub fn available() -> Vec<Device> {
+    ready();
+    let gpus = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+    std::iter::once(Device::Cpu).chain((0..usize::try_from(gpus).unwrap_or(0)).map(Device::Cuda)).collect()
+}
+
+/// A device by name: `cpu`, `cuda`, `cuda:1`.
+///
+/// # Errors
+/// [`Error::Argument`] where the name is another one, or the device is not there.
+pub fn parse(name: &str) -> Result<Device> {
+    let found = match name.split_once(':') {
+        None if name == "cpu" => Some(Device::Cpu),
+        None if name == "cuda" => Some(Device::Cuda(0)),
+        Some(("cuda", index)) => index.parse().ok().map(Device::Cuda),
+        _ => None,
+    };
+    let device = found.ok_or_else(|| Error::argument("device", "cpu, cuda or cuda:N", name))?;
+    check(device)?;
+    Ok(device)
+}
+
+/// Fails where the device is not there.
+pub(crate) fn check(device: Device) -> Result<()> {
+    let there = available();
+    if there.contains(&device) {
+        return Ok(());
+    }
+    Err(Error::argument("device", format!("one of {there:?}"), format!("{device:?}")))
+}

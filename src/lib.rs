@@ -1,0 +1,8 @@
+//! headscope
+
+pub mod checkpoint;
+pub mod device;
+mod error;
+pub mod model;
+
+pub use error::{Error, Result};

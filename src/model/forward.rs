@@ -1,0 +1,231 @@
+//! The one forward pass.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind, Tensor};
+
+use super::attention::{self, KvCache};
+use super::config::{Activation, NormKind, NormPlace};
+use super::program::Program;
+use super::site::Site;
+use super::tokens::Tokens;
+use super::weights::{Block, Mlp, Norm};
+use super::{Model, norm, position};
+use crate::error::Result;
+
+/// Where a pass begins.
+pub(crate) enum Start {
+    /// With token ids, `[batch, position]`.
+    Ids(Tensor),
+    /// With the residual stream entering a block.
+    ResidPre(usize, Tensor),
+    /// Behind a block's heads: the residual stream that entered it, and z.
+    Z(usize, Tensor, Tensor),
+}
+
+/// One pass through the blocks: a program fires in it, taps gather.
+pub(crate) struct Pass<'a> {
+    pub(super) model: &'a Model,
+    pub(super) program: &'a Program,
+    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention.
+    pub(super) valid: Option<Tensor>,
+    pub(super) cache: Option<&'a mut KvCache>,
+    /// Cosines and sines of this pass' positions.
+    pub(super) rotary: Option<(Tensor, Tensor)>,
+    taps: BTreeMap<Site, Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over `tokens`.
+    pub(crate) fn new(model: &'a Model, program: &'a Program, tokens: &Tokens) -> Self {
+        // A causal model's real tokens never see the padding on their right.
+        let hide = tokens.is_padded() && !model.config().causal;
+        let valid = hide.then(|| tokens.valid(model.device()));
+        Self::over(model, program, tokens.positions(), valid)
+    }
+
+    /// A pass over `positions` positions, of which `valid` are real.
+    pub(crate) fn over(model: &'a Model, program: &'a Program, positions: usize, valid: Option<Tensor>) -> Self {
+        let rotary = position::rotary(model.config(), 0, positions as i64, model.kind(), model.device());
+        Self { model, program, valid, cache: None, rotary, taps: BTreeMap::new() }
+    }
+
+    /// A pass over the next `positions` positions behind those in `cache`.
+    pub(crate) fn behind(model: &'a Model, program: &'a Program, cache: &'a mut KvCache, positions: usize) -> Self {
+        let past = cache.positions();
+        let rotary = position::rotary(model.config(), past, positions as i64, model.kind(), model.device());
+        Self { model, program, valid: None, cache: Some(cache), rotary, taps: BTreeMap::new() }
+    }
+
+    /// Runs as far as the program's taps need and returns them.
+    pub(crate) fn taps(mut self, ids: Tensor) -> Result<BTreeMap<Site, Tensor>> {
+        let config = self.model.config();
+        let needed = (0..config.n_layers).find(|&layer| !self.program.goes_past(layer, config));
+        let x = self.residual(Start::Ids(ids), needed.map_or(config.n_layers, |layer| layer + 1))?;
+        if needed.is_none() {
+            self.logits(&x)?;
+        }
+        Ok(self.taps)
+    }
+
+    /// The residual stream entering block `end` (leaving the last block for `end = n_layers`).
+    pub(crate) fn residual(&mut self, start: Start, end: usize) -> Result<Tensor> {
+        let blocks = &self.model.weights.blocks;
+        let (mut x, from) = match start {
+            Start::Ids(ids) => (self.embed(&ids)?, 0),
+            Start::ResidPre(layer, x) => (x, layer),
+            Start::Z(layer, x, z) => (self.after_heads(layer, &blocks[layer], &x, z)?, layer + 1),
+        };
+        for (layer, block) in blocks.iter().enumerate().take(end).skip(from) {
+            x = self.at(Site::ResidPre(layer), x)?;
+            let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &x, NormPlace::Pre)?;
+            let z = attention::heads(self, layer, &block.attn, &normed)?;
+            x = self.after_heads(layer, block, &x, z)?;
+        }
+        Ok(x)
+    }
+
+    /// The logits of the residual stream behind the last block.
+    pub(crate) fn logits(&mut self, x: &Tensor) -> Result<Tensor> {
+        let weights = &self.model.weights;
+        let x = match (&weights.ln_final, self.model.config().norm_place) {
+            (Some(norm), NormPlace::Pre) => self.norm_with(norm, Site::LnFinalScale, x)?,
+            _ => x.shallow_clone(),
+        };
+        let logits = match &weights.head {
+            Some(head) => head.unembed.forward(&self.model.before_unembed(&x)),
+            None => return Ok(x),
+        };
+        self.at(Site::Logits, logits)
+    }
+
+    /// Token, position and type embeddings, summed and, in some models, normalised.
+    fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
+        let weights = &self.model.weights;
+        let positions = ids.size()[1];
+        let past = self.cache.as_ref().map_or(0, |cache| cache.positions());
+        let mut x = self.at(Site::Embed, Tensor::embedding(&weights.w_e, ids, -1, false, false))?;
+        if self.program.differentiable && !x.requires_grad() {
+            x = x.set_requires_grad(true);
+        }
+        if let Some(w_type) = &weights.w_type {
+            let types = w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(&x);
+            x = x + self.at(Site::TypeEmbed, types)?;
+        }
+        if let Some(w_pos) = &weights.w_pos {
+            let rows = w_pos.narrow(0, past, positions).unsqueeze(0).expand_as(&x);
+            x = x + self.at(Site::PosEmbed, rows)?;
+        }
+        match &weights.ln_embed {
+            Some(norm) => self.norm_with(norm, Site::LnEmbedScale, &x),
+            None => Ok(x),
+        }
+    }
+
+    /// The rest of a block behind its heads: what they write, and the MLP.
+    fn after_heads(&mut self, layer: usize, block: &Block, x: &Tensor, z: Tensor) -> Result<Tensor> {
+        let z = self.at(Site::Z(layer), z)?;
+        let attn_out = self.write(layer, &block.attn.o, &z)?;
+        let x = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)?;
+        let mut x = self.at(Site::ResidMid(layer), x)?;
+        if let Some(mlp) = &block.mlp {
+            let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;
+            let mlp_out = self.mlp(layer, mlp, &normed)?;
+            x = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)?;
+        }
+        self.at(Site::ResidPost(layer), x)
+    }
+
+    /// What the heads write into the residual stream.
+    fn write(&mut self, layer: usize, o: &super::weights::Linear, z: &Tensor) -> Result<Tensor> {
+        let site = Site::Result(layer);
+        let (mut sum, config) = (None, self.model.config());
+        if self.program.touches(site) {
+            let w_o = o.w.view([config.n_heads as i64, config.d_head as i64, config.d_model as i64]);
+            let result = z.unsqueeze(-2).matmul(&w_o).squeeze_dim(-2);
+            let result = self.at(site, result)?;
+            // Only an edit may change what follows; a tap leaves the dense product as it is.
+            sum = self.program.edits(site).then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));
+        }
+        let out = match (sum, &o.b) {
+            (Some(sum), Some(b)) => sum + b,
+            (Some(sum), None) => sum,
+            (None, _) => o.forward(&z.flatten(2, 3)),
+        };
+        self.at(Site::AttnOut(layer), out)
+    }
+
+    fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
+        let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x))?;
+        let mut post = activate(&pre, self.model.config().activation);
+        if let Some(up) = &mlp.up {
+            post = post * up.forward(x);
+        }
+        let post = self.at(Site::MlpPost(layer), post)?;
+        self.at(Site::MlpOut(layer), mlp.out.forward(&post))
+    }
+
+    /// `x` through `norm` where the model has its norms at `place`, else `x`.
+    fn norm(&mut self, norm: Option<&Norm>, site: Site, x: &Tensor, place: NormPlace) -> Result<Tensor> {
+        match norm {
+            Some(norm) if self.model.config().norm_place == place => self.norm_with(norm, site, x),
+            _ => Ok(x.shallow_clone()),
+        }
+    }
+
+    fn norm_with(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
+        let config = self.model.config();
+        let kind = if weights.b.is_some() { NormKind::Layer } else { config.norm };
+        if !self.program.touches(site) {
+            return Ok(norm::fused(kind, weights, x, config.norm_eps));
+        }
+        let (centred, scale) = norm::parts(kind, x, config.norm_eps);
+        let scale = self.at(site, scale)?;
+        Ok(norm::joined(weights, &centred, &scale))
+    }
+
+    /// What `site` holds after its edits; recorded where the program asks for it.
+    pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
+        let x = self.program.apply(site, x)?;
+        if self.program.records(site) {
+            let kept = if self.program.differentiable { x.shallow_clone() } else { x.detach() };
+            self.taps.insert(site, kept);
+        }
+        Ok(x)
+    }
+}
+
+impl Model {
+    /// What the unembedding reads: the normalised residual stream itself, or BERT's transform of it.
+    pub(crate) fn before_unembed(&self, x: &Tensor) -> Tensor {
+        match self.weights.head.as_ref().and_then(|head| head.transform.as_ref()) {
+            Some((dense, ln)) => {
+                let hidden = activate(&dense.forward(x), self.config.activation);
+                norm::fused(NormKind::Layer, ln, &hidden, self.config.norm_eps)
+            }
+            None => x.shallow_clone(),
+        }
+    }
+
+    /// The final norm of rows of the residual stream behind the last block.
+    pub(crate) fn final_norm(&self, x: &Tensor) -> Tensor {
+        match &self.weights.ln_final {
+            Some(ln) => norm::fused(self.config.norm, ln, x, self.config.norm_eps),
+            None => x.shallow_clone(),
+        }
+    }
+}
+
+fn activate(x: &Tensor, activation: Activation) -> Tensor {
+    match activation {
+        Activation::Gelu => x.gelu("none"),
+        Activation::GeluTanh => x.gelu("tanh"),
+        Activation::Relu => x.relu(),
+        Activation::Silu => x.silu(),
+    }
+}
+
+/// A boolean lower triangle for the last `query` of `key` positions, `[query, key]`: true where a query sees a key.
+pub(super) fn causal_mask(query: i64, key: i64, device: Device) -> Tensor {
+    Tensor::ones([query, key], (Kind::Bool, device)).tril(key - query)
+}

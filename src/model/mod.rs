@@ -1,0 +1,223 @@
+//! The model: its configuration, its sites, and the one forward pass that every probe uses.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`ModelConfig`] | what distinguishes architectures, as data |
+//! | [`Site`] | the places that can be read and changed |
+//! | [`Plan`], [`Edit`], [`Action`] | what a run reads and changes, as data |
+//! | [`Model::run`], [`Run`] | a run and what it recorded |
+//! | [`Tokens`] | a batch of prompts |
+//! | [`Generation`] | cached generation |
+
+mod attention;
+mod config;
+mod forward;
+mod generate;
+mod norm;
+mod plan;
+mod position;
+mod program;
+mod run;
+mod site;
+mod tokens;
+mod weights;
+
+use std::path::PathBuf;
+
+use tch::{Device, Kind, Tensor};
+
+pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
+pub(crate) use forward::{Pass, Start};
+pub use generate::Generation;
+pub use plan::{Action, Edit, Plan, Selector};
+pub(crate) use plan::{Bank, Entry};
+pub(crate) use program::Program;
+pub use run::Run;
+pub use site::{Axis, Site};
+pub use tokens::Tokens;
+pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Weights};
+
+use crate::checkpoint::Tokenizer;
+use crate::error::{Error, Result};
+
+/// A transformer with its weights.
+///
+/// ```
+/// use headscope::model::{Model, ModelConfig, Plan, Site, Tokens};
+/// let model = Model::random(&ModelConfig::default(), 0)?;
+/// let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+/// let run = model.run(&tokens, &Plan::new().tap(Site::Pattern(0)))?;
+/// assert_eq!(run.get(Site::Pattern(0))?.size(), [1, 4, 4, 4]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    weights: Weights,
+    kind: Kind,
+    device: Device,
+    origin: Origin,
+    tokenizer: Option<Tokenizer>,
+}
+
+/// Where a model came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// What it was asked for as: a folder, a bundled name, a hub id; `random` for [`Model::random`].
+    pub name: String,
+    /// The files of weights.
+    pub files: Vec<PathBuf>,
+    /// Token ids at which generation ends.
+    pub end_tokens: Vec<i64>,
+}
+
+impl Model {
+    pub(crate) fn new(config: ModelConfig, weights: Weights, origin: Origin, tokenizer: Option<Tokenizer>) -> Self {
+        let (kind, device) = (weights.w_e.kind(), weights.w_e.device());
+        Self { config, weights, kind, device, origin, tokenizer }
+    }
+
+    /// A model with random float32 weights on the CPU; the same seed gives the same weights.
+    ///
+    /// # Errors
+    /// Where the config does not [validate](ModelConfig::validate).
+    pub fn random(config: &ModelConfig, seed: u64) -> Result<Self> {
+        Self::random_as(config, seed, Kind::Float, Device::Cpu)
+    }
+
+    /// [`Model::random`] in a given type (`Float` or `Double`) on a given device.
+    ///
+    /// # Errors
+    /// Where the config does not [validate](ModelConfig::validate), or the type is another one.
+    pub fn random_as(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
+        config.validate()?;
+        if !matches!(kind, Kind::Float | Kind::Double) {
+            return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
+        }
+        let weights = Weights::random(config, seed, kind, device);
+        let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
+        Ok(Self::new(config.clone(), weights, origin, None))
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Type of the weights and of all activations.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where the model computes.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Where the model came from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The tokenizer, where the checkpoint has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Every parameter with its name, such as `blocks.0.w_q`; matrices are `[in, out]`.
+    pub fn parameters(&self) -> Vec<(String, &Tensor)> {
+        self.weights.named()
+    }
+
+    /// Number of parameters; a tied unembedding counts once.
+    pub fn n_parameters(&self) -> usize {
+        let tied = |name: &str| name == "w_u" && self.config.tied_unembed;
+        self.parameters().iter().filter(|(name, _)| !tied(name)).map(|(_, tensor)| tensor.numel()).sum()
+    }
+
+    /// Query matrices of a layer, `[head, d_model, d_head]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that is not there.
+    pub fn w_q(&self, layer: usize) -> Result<Tensor> {
+        Ok(columns_by_head(&self.block(layer)?.attn.q.w, self.config.n_heads))
+    }
+
+    /// Key matrices of a layer, `[kv_head, d_model, d_head]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that is not there.
+    pub fn w_k(&self, layer: usize) -> Result<Tensor> {
+        Ok(columns_by_head(&self.block(layer)?.attn.k.w, self.config.n_kv_heads))
+    }
+
+    /// Value matrices of a layer, `[kv_head, d_model, d_head]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that is not there.
+    pub fn w_v(&self, layer: usize) -> Result<Tensor> {
+        Ok(columns_by_head(&self.block(layer)?.attn.v.w, self.config.n_kv_heads))
+    }
+
+    /// Output matrices of a layer, `[head, d_head, d_model]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that is not there.
+    pub fn w_o(&self, layer: usize) -> Result<Tensor> {
+        let w = &self.block(layer)?.attn.o.w;
+        Ok(w.unflatten(0, [self.config.n_heads as i64, self.config.d_head as i64]))
+    }
+
+    /// The tokens of `texts`, with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// Where the checkpoint has no tokenizer, a text gives no token, or one is longer than the model's context.
+    pub fn tokens(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
+        let tokens = self.need_tokenizer()?.encode(texts)?;
+        tokens.check(&self.config)?;
+        Ok(tokens)
+    }
+
+    /// The id of a text that is a single token, such as `" Mary"`.
+    ///
+    /// # Errors
+    /// Where the checkpoint has no tokenizer, or the text is several tokens.
+    pub fn token(&self, text: &str) -> Result<i64> {
+        self.need_tokenizer()?.single(text)
+    }
+
+    fn need_tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| Error::Tokenizer {
+            at: self.origin.name.clone(),
+            reason: "the checkpoint has no tokenizer.json; give token ids instead".to_owned(),
+        })
+    }
+
+    /// Runs `tokens` through the model and returns what `plan` taps. The graph is not kept unless the plan asks for it.
+    ///
+    /// # Errors
+    /// Where a token, a tap or an edit does not fit the model; nothing is computed then.
+    pub fn run(&self, tokens: &Tokens, plan: &Plan) -> Result<Run> {
+        tokens.check(&self.config)?;
+        let program = Program::new(plan, &self.config, tokens)?;
+        let ids = tokens.ids(self.device);
+        let pass = Pass::new(self, &program, tokens);
+        let taps = if program.differentiable { pass.taps(ids) } else { tch::no_grad(|| pass.taps(ids)) }?;
+        Ok(Run::new(tokens.clone(), taps))
+    }
+
+    fn block(&self, layer: usize) -> Result<&Block> {
+        let limit = self.config.n_layers as i64;
+        let none = Error::OutOfRange { at: "model".into(), axis: "layer", found: layer as i64, limit };
+        self.weights.blocks.get(layer).ok_or(none)
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+}
+
+/// `[in, heads * width]` as `[head, in, width]`.
+fn columns_by_head(w: &Tensor, heads: usize) -> Tensor {
+    w.unflatten(1, [heads as i64, -1]).transpose(0, 1)
+}

@@ -1,0 +1,40 @@
+//! LayerNorm and RMSNorm, whole and in parts.
+
+use tch::{Kind, Tensor};
+
+use super::config::NormKind;
+use super::weights::Norm;
+
+/// The normalised `x` in one libtorch call where there is one.
+pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
+    match kind {
+        NormKind::Layer => {
+            let width = weights.w.size();
+            x.layer_norm(width.as_slice(), Some(&weights.w), weights.b.as_ref(), eps, false)
+        }
+        // In the order of operations that transformers has, so that float32 agrees to the last bits.
+        NormKind::Rms => &weights.w * (x * (mean(&x.square()) + eps).rsqrt()),
+        NormKind::None => x.shallow_clone(),
+    }
+}
+
+/// The mean over the last axis, kept as 1.
+fn mean(x: &Tensor) -> Tensor {
+    x.mean_dim([-1i64].as_slice(), true, None::<Kind>)
+}
+
+/// What is divided and its divisor, `[.., d]` and `[.., 1]`: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
+pub(super) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let centred = if kind == NormKind::Layer { x - mean(x) } else { x.shallow_clone() };
+    let scale = (mean(&centred.square()) + eps).sqrt();
+    (centred, scale)
+}
+
+/// The norm from its parts: centred / scale * w + b.
+pub(super) fn joined(weights: &Norm, centred: &Tensor, scale: &Tensor) -> Tensor {
+    let scaled = centred / scale * &weights.w;
+    match &weights.b {
+        Some(b) => scaled + b,
+        None => scaled,
+    }
+}

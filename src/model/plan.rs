@@ -1,0 +1,315 @@
+//! What to read and what to change in a run: data, not closures.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::run::Run;
+use super::site::{Axis, Site};
+use crate::error::{Error, Result};
+
+/// A run's taps and edits, with the activations that the edits refer to.
+///
+/// Taps record what a site holds after all edits there. A plan is checked against the model before anything is
+/// computed: a tap or an edit that could not fire is an error.
+///
+/// ```
+/// use headscope::model::{Action, Edit, Plan, Site};
+/// let plan = Plan::new()
+///     .tap(Site::Logits)
+///     .edit(Edit::new(Site::Z(0), Action::Zero).head(3));
+/// assert_eq!(plan.edits().len(), 1);
+/// ```
+#[derive(Debug, Default)]
+pub struct Plan {
+    taps: BTreeSet<Site>,
+    edits: Vec<Edit>,
+    bank: Bank,
+    differentiable: bool,
+}
+
+impl Plan {
+    /// A plan that reads and changes nothing; run as it is, it records the logits (where there are none, the last
+    /// `resid_post`).
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records `site`.
+    pub fn tap(mut self, site: Site) -> Self {
+        self.taps.insert(site);
+        self
+    }
+
+    /// Records every one of `sites`.
+    pub fn taps(mut self, sites: impl IntoIterator<Item = Site>) -> Self {
+        self.taps.extend(sites);
+        self
+    }
+
+    /// Applies `edit`; several edits at one site apply in the order given.
+    pub fn edit(mut self, edit: Edit) -> Self {
+        self.edits.push(edit);
+        self
+    }
+
+    /// Makes the activations of `run` known to edits as `key`.
+    pub fn with(mut self, key: &str, run: &Run) -> Self {
+        self.bank.insert_run(key, run);
+        self
+    }
+
+    /// Makes `tensor` known to edits at `site` as `key`.
+    pub fn with_tensor(mut self, key: &str, site: Site, tensor: &Tensor) -> Self {
+        self.bank.insert(key, site, tensor.shallow_clone());
+        self
+    }
+
+    /// Keeps the graph: taps stay attached, so that gradients of one with respect to another can be taken.
+    pub fn differentiable(mut self) -> Self {
+        self.differentiable = true;
+        self
+    }
+
+    /// The sites recorded.
+    pub fn tapped(&self) -> &BTreeSet<Site> {
+        &self.taps
+    }
+
+    /// The edits, in order.
+    pub fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    pub(crate) fn bank(&self) -> &Bank {
+        &self.bank
+    }
+
+    pub(crate) fn is_differentiable(&self) -> bool {
+        self.differentiable
+    }
+}
+
+/// One change of one site: which part of the tensor, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Edit {
+    /// The site that changes.
+    pub site: Site,
+    /// The part of it that changes.
+    pub at: Selector,
+    /// What becomes of that part.
+    pub action: Action,
+}
+
+/// The part of a site's tensor that an edit addresses: on each axis everything, or the indices listed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selector {
+    /// Prompts of the batch.
+    pub prompts: Option<Vec<usize>>,
+    /// Positions; at `scores` and `pattern` the querying positions.
+    pub positions: Option<Vec<usize>>,
+    /// Heads; at `k` and `v` key/value heads.
+    pub heads: Option<Vec<usize>>,
+    /// Positions attended to, at `scores` and `pattern`.
+    pub keys: Option<Vec<usize>>,
+    /// Coordinates of the last axis: neurons, residual dimensions, vocabulary entries.
+    pub features: Option<Vec<usize>>,
+}
+
+/// What becomes of the addressed part of a site. `key` names an entry of the plan's bank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// It becomes zero.
+    Zero,
+    /// It becomes its mean over the prompts of a reference run, position by position; padding does not count.
+    Mean {
+        /// The reference run.
+        key: String,
+    },
+    /// It becomes what another run has there; prompt by prompt, or one prompt for all.
+    Replace {
+        /// The other run or tensor.
+        key: String,
+    },
+    /// `alpha` times a tensor is added, broadcast.
+    Add {
+        /// The tensor.
+        key: String,
+        /// Its factor.
+        alpha: f64,
+    },
+    /// It is multiplied.
+    Scale {
+        /// The factor.
+        factor: f64,
+    },
+    /// Only its part inside (`keep`) or outside a subspace of the last axis remains.
+    Project {
+        /// The subspace: rows that span it, `[k, d]`; they need not be orthonormal.
+        key: String,
+        /// Whether the part inside remains, or the part outside.
+        keep: bool,
+    },
+    /// The attention edge is cut: its score becomes minus infinity, the other weights are renormalised. A query that
+    /// loses its last key attends to nothing, and its pattern is zero. Only at `scores`.
+    KnockOut,
+}
+
+impl Edit {
+    /// An edit of the whole site; narrow it with the methods below.
+    pub fn new(site: Site, action: Action) -> Self {
+        Self { site, at: Selector::default(), action }
+    }
+
+    /// Only this head (key/value head at `k` and `v`).
+    pub fn head(self, head: usize) -> Self {
+        self.heads([head])
+    }
+
+    /// Only these heads.
+    pub fn heads(mut self, heads: impl IntoIterator<Item = usize>) -> Self {
+        self.at.heads = Some(heads.into_iter().collect());
+        self
+    }
+
+    /// Only this position (querying position at `scores` and `pattern`).
+    pub fn position(self, position: usize) -> Self {
+        self.positions([position])
+    }
+
+    /// Only these positions.
+    pub fn positions(mut self, positions: impl IntoIterator<Item = usize>) -> Self {
+        self.at.positions = Some(positions.into_iter().collect());
+        self
+    }
+
+    /// Only these attended positions, at `scores` and `pattern`.
+    pub fn keys(mut self, keys: impl IntoIterator<Item = usize>) -> Self {
+        self.at.keys = Some(keys.into_iter().collect());
+        self
+    }
+
+    /// Only these prompts of the batch.
+    pub fn prompts(mut self, prompts: impl IntoIterator<Item = usize>) -> Self {
+        self.at.prompts = Some(prompts.into_iter().collect());
+        self
+    }
+
+    /// Only these coordinates of the last axis.
+    pub fn features(mut self, features: impl IntoIterator<Item = usize>) -> Self {
+        self.at.features = Some(features.into_iter().collect());
+        self
+    }
+}
+
+impl Action {
+    /// [`Action::Mean`] over the run known as `key`.
+    pub fn mean(key: &str) -> Self {
+        Self::Mean { key: key.to_owned() }
+    }
+
+    /// [`Action::Replace`] by the run known as `key`.
+    pub fn replace(key: &str) -> Self {
+        Self::Replace { key: key.to_owned() }
+    }
+
+    /// The bank entry the action reads.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Mean { key } | Self::Replace { key } | Self::Add { key, .. } | Self::Project { key, .. } => Some(key),
+            Self::Zero | Self::Scale { .. } | Self::KnockOut => None,
+        }
+    }
+}
+
+impl Selector {
+    /// The indices asked for on `axis` of a site (`last` for its last axis).
+    pub(crate) fn on(&self, axis: Axis, last: bool) -> Option<&[usize]> {
+        let listed = match axis {
+            Axis::Batch => &self.prompts,
+            Axis::Position | Axis::Query => &self.positions,
+            Axis::Head | Axis::KvHead => &self.heads,
+            Axis::Key => &self.keys,
+            _ if last => &self.features,
+            _ => &None,
+        };
+        listed.as_deref()
+    }
+
+    /// Fails where the selector names an axis that the site does not have, or an index outside its length.
+    pub(crate) fn check(&self, site: Site, shape: &[i64]) -> Result<()> {
+        let axes = site.axes();
+        let has = |wanted: &[Axis]| axes.iter().any(|axis| wanted.contains(axis));
+        let last_is_feature = !has(&[Axis::Key]);
+        let named = [
+            ("positions", self.positions.is_some(), has(&[Axis::Position, Axis::Query])),
+            ("heads", self.heads.is_some(), has(&[Axis::Head, Axis::KvHead])),
+            ("keys", self.keys.is_some(), has(&[Axis::Key])),
+            ("features", self.features.is_some(), last_is_feature),
+        ];
+        if let Some((name, ..)) = named.iter().find(|(_, asked, there)| *asked && !there) {
+            let names: Vec<&str> = axes.iter().map(|axis| axis.name()).collect();
+            let expected = format!("a selector on the site's axes [{}]", names.join(", "));
+            return Err(Error::Edit { site, expected, found: format!("one on {name}") });
+        }
+        for (i, (axis, &limit)) in axes.iter().zip(shape).enumerate() {
+            let Some(indices) = self.on(*axis, i + 1 == axes.len()) else { continue };
+            if indices.is_empty() {
+                let found = format!("an empty list on {}", axis.name());
+                return Err(Error::Edit { site, expected: "at least one index".into(), found });
+            }
+            if let Some(&bad) = indices.iter().find(|&&index| index as i64 >= limit) {
+                return Err(Error::OutOfRange {
+                    at: format!("edit at `{site}`"),
+                    axis: axis.name(),
+                    found: bad as i64,
+                    limit,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Activations that edits refer to, by key and site.
+#[derive(Debug, Default)]
+pub(crate) struct Bank {
+    entries: BTreeMap<(String, Site), Entry>,
+}
+
+/// A stored activation and which of its positions are real tokens.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) tensor: Tensor,
+    /// `[batch, position]`, absent where nothing is padded.
+    pub(crate) valid: Option<Tensor>,
+}
+
+impl Bank {
+    pub(crate) fn insert(&mut self, key: &str, site: Site, tensor: Tensor) {
+        self.entries.insert((key.to_owned(), site), Entry { tensor: tensor.detach(), valid: None });
+    }
+
+    pub(crate) fn insert_run(&mut self, key: &str, run: &Run) {
+        let tokens = run.tokens();
+        for (site, tensor) in run.taps() {
+            let valid = tokens.is_padded().then(|| tokens.valid(tensor.device()));
+            let entry = Entry { tensor: tensor.detach(), valid };
+            self.entries.insert((key.to_owned(), site), entry);
+        }
+    }
+
+    /// The entry of `key` at `site`.
+    pub(crate) fn get(&self, key: &str, site: Site) -> Result<&Entry> {
+        self.entries.get(&(key.to_owned(), site)).ok_or_else(|| {
+            let there: Vec<String> = self.entries.keys().map(|(key, site)| format!("{key}@{site}")).collect();
+            Error::Edit {
+                site,
+                expected: format!("`{key}` in the plan's bank at this site"),
+                found: format!("{there:?}"),
+            }
+        })
+    }
+}

@@ -1,0 +1,281 @@
+//! A plan checked against a model and a batch, ready to fire inside the forward pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tch::{Kind, Tensor};
+
+use super::config::ModelConfig;
+use super::plan::{Action, Edit, Entry, Plan};
+use super::site::Site;
+use super::tokens::Tokens;
+use crate::error::{Error, Result};
+
+/// The checked form of a plan: what to record and what to change at each site.
+#[derive(Debug)]
+pub(crate) struct Program {
+    taps: BTreeSet<Site>,
+    ops: BTreeMap<Site, Vec<Op>>,
+    pub(crate) differentiable: bool,
+}
+
+/// One edit with its value at hand, for some rows of the batch.
+#[derive(Debug)]
+struct Op {
+    edit: Edit,
+    /// First row and number of rows; the whole batch where absent.
+    rows: Option<(i64, i64)>,
+    value: Option<Tensor>,
+}
+
+/// A place in the order of the forward pass: (layer, step); the embeddings have layer 0, the logits the last layer + 1.
+type Moment = (usize, usize);
+
+/// Where a site stands in the forward pass. Post-norm models take the norms after the sub-layers' outputs.
+fn moment(site: Site, config: &ModelConfig) -> Moment {
+    let post = config.norm_place == super::config::NormPlace::Post;
+    let step = match site {
+        Site::Embed => 0,
+        Site::PosEmbed => 1,
+        Site::TypeEmbed => 2,
+        Site::LnEmbedScale => 3,
+        Site::ResidPre(_) => 4,
+        Site::Ln1Scale(_) => {
+            if post {
+                13
+            } else {
+                5
+            }
+        }
+        Site::Q(_) => 6,
+        Site::K(_) => 7,
+        Site::V(_) => 8,
+        Site::Scores(_) => 9,
+        Site::Pattern(_) => 10,
+        Site::Z(_) => 11,
+        Site::Result(_) | Site::AttnOut(_) => 12,
+        Site::ResidMid(_) => 14,
+        Site::Ln2Scale(_) => {
+            if post {
+                19
+            } else {
+                15
+            }
+        }
+        Site::MlpPre(_) => 16,
+        Site::MlpPost(_) => 17,
+        Site::MlpOut(_) => 18,
+        Site::ResidPost(_) => 20,
+        Site::LnFinalScale => 0,
+        Site::Logits => 1,
+    };
+    let layer = match site {
+        Site::LnFinalScale | Site::Logits => config.n_layers,
+        _ => site.layer().unwrap_or(0),
+    };
+    (layer, step)
+}
+
+impl Program {
+    /// A program that records `taps` and changes nothing.
+    pub(crate) fn taps(taps: impl IntoIterator<Item = Site>) -> Self {
+        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false }
+    }
+
+    /// Checks `plan` against a model and a batch.
+    pub(crate) fn new(plan: &Plan, config: &ModelConfig, tokens: &Tokens) -> Result<Self> {
+        let mut program = Self::taps(plan.tapped().iter().copied());
+        program.differentiable = plan.is_differentiable();
+        if program.taps.is_empty() {
+            let last = Site::ResidPost(config.n_layers.saturating_sub(1));
+            program.taps.insert(if config.has_logits() { Site::Logits } else { last });
+        }
+        for edit in plan.edits() {
+            let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
+            program.push(edit.clone(), entry, None, config, (tokens.batch(), tokens.positions()))?;
+        }
+        program.check(config)?;
+        Ok(program)
+    }
+
+    /// Adds an edit for `rows` of the batch (first, number), or all of it.
+    pub(crate) fn push(
+        &mut self,
+        edit: Edit,
+        entry: Option<&Entry>,
+        rows: Option<(usize, usize)>,
+        config: &ModelConfig,
+        (batch, positions): (usize, usize),
+    ) -> Result<()> {
+        edit.site.check(config)?;
+        let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
+        edit.at.check(edit.site, &shape)?;
+        let value = value_of(&edit, entry, &shape)?;
+        let rows = rows.map(|(first, n)| (first as i64, n as i64));
+        self.ops.entry(edit.site).or_default().push(Op { edit, rows, value });
+        Ok(())
+    }
+
+    /// Fails where a tap does not exist, or an edit fires after the last tap.
+    fn check(&self, config: &ModelConfig) -> Result<()> {
+        self.taps.iter().try_for_each(|site| site.check(config))?;
+        let last = self.taps.iter().map(|site| moment(*site, config)).max();
+        match self.ops.keys().find(|site| Some(moment(**site, config)) > last) {
+            Some(&site) => Err(Error::Edit {
+                site,
+                expected: "a tap at or after it".into(),
+                found: format!("taps {:?}", self.taps.iter().map(Site::to_string).collect::<Vec<_>>()),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether something is recorded or changed at `site`.
+    pub(crate) fn touches(&self, site: Site) -> bool {
+        self.taps.contains(&site) || self.ops.contains_key(&site)
+    }
+
+    /// Whether something is changed at `site`.
+    pub(crate) fn edits(&self, site: Site) -> bool {
+        self.ops.contains_key(&site)
+    }
+
+    pub(crate) fn records(&self, site: Site) -> bool {
+        self.taps.contains(&site)
+    }
+
+    /// Whether attention edges are cut at `site`, so that a query may be left without keys.
+    pub(crate) fn knocks_out(&self, site: Site) -> bool {
+        self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.edit.action == Action::KnockOut))
+    }
+
+    /// Whether anything is recorded after block `layer`'s last site.
+    pub(crate) fn goes_past(&self, layer: usize, config: &ModelConfig) -> bool {
+        self.taps.iter().any(|site| moment(*site, config) > moment(Site::ResidPost(layer), config))
+    }
+
+    /// What `site` holds after its edits.
+    pub(crate) fn apply(&self, site: Site, x: Tensor) -> Result<Tensor> {
+        let Some(ops) = self.ops.get(&site) else { return Ok(x) };
+        if ops.iter().all(|op| op.rows.is_none()) {
+            return ops.iter().try_fold(x, |x, op| op.apply(&x));
+        }
+        // Variants of a sweep stand below each other in the batch; each sees its own edits only.
+        let (mut pieces, mut done) = (vec![], 0);
+        for group in ops.chunk_by(|a, b| a.rows == b.rows) {
+            let (first, n) = group[0].rows.unwrap_or((0, x.size()[0]));
+            if first > done {
+                pieces.push(x.narrow(0, done, first - done));
+            }
+            pieces.push(group.iter().try_fold(x.narrow(0, first, n), |x, op| op.apply(&x))?);
+            done = first + n;
+        }
+        if done < x.size()[0] {
+            pieces.push(x.narrow(0, done, x.size()[0] - done));
+        }
+        Ok(Tensor::cat(&pieces, 0))
+    }
+}
+
+/// The tensor an action needs, brought to a form that broadcasts against the site's `shape`.
+fn value_of(edit: &Edit, entry: Option<&Entry>, shape: &[i64]) -> Result<Option<Tensor>> {
+    let site = edit.site;
+    if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_)) {
+        return Err(Error::Edit { site, expected: "a `scores` site for a knock-out".into(), found: site.to_string() });
+    }
+    let Some(entry) = entry else { return Ok(None) };
+    let found = entry.tensor.size();
+    let wrong = |expected: String| Err(Error::Edit { site, expected, found: format!("{found:?}") });
+    match &edit.action {
+        Action::Mean { .. } => {
+            if found.len() != shape.len() || found[1..] != shape[1..] {
+                return wrong(format!("a reference of shape [any, {:?}]", &shape[1..]));
+            }
+            mean_over_prompts(edit, entry, shape).map(Some)
+        }
+        Action::Replace { .. } | Action::Add { .. } => {
+            let fits = found.len() <= shape.len()
+                && found.iter().rev().zip(shape.iter().rev()).all(|(f, s)| f == s || *f == 1);
+            if !fits {
+                return wrong(format!("a tensor that broadcasts to {shape:?}"));
+            }
+            Ok(Some(entry.tensor.shallow_clone()))
+        }
+        Action::Project { .. } => {
+            let width = shape.last().copied().unwrap_or(0);
+            if found.len() != 2 || found[1] != width || found[0] > width || found[0] == 0 {
+                return wrong(format!("a basis of shape [k, {width}] with 1 <= k <= {width}"));
+            }
+            let (q, _) =
+                Tensor::f_linalg_qr(&entry.tensor.tr(), "reduced").map_err(Error::torch("orthonormalising a basis"))?;
+            Ok(Some(q))
+        }
+        Action::Zero | Action::Scale { .. } | Action::KnockOut => Ok(None),
+    }
+}
+
+/// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
+fn mean_over_prompts(edit: &Edit, entry: &Entry, shape: &[i64]) -> Result<Tensor> {
+    let Some(valid) = &entry.valid else { return Ok(entry.tensor.mean_dim([0i64].as_slice(), true, None)) };
+    let attention = matches!(edit.site, Site::Scores(_) | Site::Pattern(_));
+    let mut weight_shape = vec![1i64; shape.len()];
+    weight_shape[0] = valid.size()[0];
+    weight_shape[if attention { 2 } else { 1 }] = valid.size()[1];
+    let weight = valid.to_kind(entry.tensor.kind()).view(weight_shape.as_slice());
+    let count = weight.sum_dim_intlist([0i64].as_slice(), true, None);
+    let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
+    if uncovered != 0 {
+        let expected = "a reference with a prompt at every position".to_owned();
+        return Err(Error::Edit { site: edit.site, expected, found: "only padding at some position".into() });
+    }
+    let masked = entry.tensor.where_self(&weight.gt(0.0), &entry.tensor.zeros_like());
+    Ok(masked.sum_dim_intlist([0i64].as_slice(), true, None) / count)
+}
+
+impl Op {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let new = self.new_value(x).map_err(Error::torch(format!("edit at `{}`", self.edit.site)))?;
+        Ok(match self.mask(x) {
+            Some(mask) => new.where_self(&mask, x),
+            None => new,
+        })
+    }
+
+    fn new_value(&self, x: &Tensor) -> Result<Tensor, tch::TchError> {
+        let value = || {
+            self.value.as_ref().map_or_else(|| x.zeros_like(), |value| value.to_device(x.device()).to_kind(x.kind()))
+        };
+        Ok(match &self.edit.action {
+            Action::Zero => x.zeros_like(),
+            Action::Scale { factor } => x * *factor,
+            Action::Mean { .. } | Action::Replace { .. } => value().f_expand_as(x)?,
+            Action::Add { alpha, .. } => x + value() * *alpha,
+            Action::Project { keep, .. } => {
+                let q = value();
+                let inside = x.f_matmul(&q)?.f_matmul(&q.tr())?;
+                if *keep { inside } else { x - inside }
+            }
+            Action::KnockOut => x.full_like(f64::NEG_INFINITY),
+        })
+    }
+
+    /// True where the edit applies, broadcast against `x`; nothing where it applies everywhere.
+    fn mask(&self, x: &Tensor) -> Option<Tensor> {
+        let (axes, shape) = (self.edit.site.axes(), x.size());
+        let mut mask: Option<Tensor> = None;
+        for (i, axis) in axes.iter().enumerate() {
+            let Some(indices) = self.edit.at.on(*axis, i + 1 == axes.len()) else { continue };
+            let mut on = vec![false; shape[i] as usize];
+            for &index in indices {
+                on[index] = true; // in range: the selector was checked against this shape
+            }
+            let mut view = vec![1i64; shape.len()];
+            view[i] = shape[i];
+            let on = Tensor::from_slice(&on).to_kind(Kind::Bool).view(view.as_slice()).to_device(x.device());
+            mask = Some(match mask {
+                Some(mask) => mask.logical_and(&on),
+                None => on,
+            });
+        }
+        mask
+    }
+}

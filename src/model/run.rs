@@ -1,0 +1,50 @@
+//! What a run recorded.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::site::Site;
+use super::tokens::Tokens;
+use crate::error::{Error, Result};
+
+/// The activations that a [`Plan`](super::Plan) tapped, by site.
+#[derive(Debug)]
+pub struct Run {
+    tokens: Tokens,
+    taps: BTreeMap<Site, Tensor>,
+}
+
+impl Run {
+    pub(crate) fn new(tokens: Tokens, taps: BTreeMap<Site, Tensor>) -> Self {
+        Self { tokens, taps }
+    }
+
+    /// The activation at `site`; its axes are [`Site::axes`].
+    ///
+    /// # Errors
+    /// [`Error::NotTapped`] where the plan did not tap it.
+    pub fn get(&self, site: Site) -> Result<&Tensor> {
+        self.taps
+            .get(&site)
+            .ok_or_else(|| Error::NotTapped { site, tapped: self.taps.keys().map(Site::to_string).collect() })
+    }
+
+    /// The logits, `[batch, position, vocab]`.
+    ///
+    /// # Errors
+    /// [`Error::NotTapped`] where the plan did not tap them.
+    pub fn logits(&self) -> Result<&Tensor> {
+        self.get(Site::Logits)
+    }
+
+    /// The prompts that were run.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Everything recorded, sorted by site.
+    pub fn taps(&self) -> impl Iterator<Item = (Site, &Tensor)> {
+        self.taps.iter().map(|(site, tensor)| (*site, tensor))
+    }
+}

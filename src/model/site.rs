@@ -1,0 +1,288 @@
+//! The places in a transformer that can be read and changed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
+use crate::error::{Error, Result};
+
+/// A named activation of the forward pass: what a plan can tap and edit.
+///
+/// The enum is closed: a site that a model does not have is an error before the run, never a silent nothing.
+/// Names are the field's: `resid_pre.0`, `pattern.3`, `z.3`, `logits`.
+///
+/// - The residual stream is what the next sub-layer reads: in a post-norm model (BERT) `resid_mid` and `resid_post` are
+///   taken after the norm, so that `resid_post.l` is always `resid_pre.(l+1)`.
+/// - `q` and `k` are taken before rotation by position; `scores` are scaled and masked, as the softmax receives them.
+/// - `result` is what each head writes into the residual stream, before the bias of the output projection.
+/// - `mlp_pre` is the argument of the activation, `mlp_post` what the output projection reads.
+///
+/// ```
+/// use headscope::model::Site;
+/// let site: Site = "pattern.3".parse()?;
+/// assert_eq!(site, Site::Pattern(3));
+/// assert!("patern.3".parse::<Site>().is_err());
+/// # Ok::<(), headscope::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Site {
+    /// Token embeddings, `[batch, position, d_model]`.
+    Embed,
+    /// Position embeddings, `[batch, position, d_model]`.
+    PosEmbed,
+    /// Token-type embeddings, `[batch, position, d_model]`.
+    TypeEmbed,
+    /// Divisor of the norm after the embeddings, `[batch, position, 1]`.
+    LnEmbedScale,
+    /// Residual stream entering a block, `[batch, position, d_model]`.
+    ResidPre(usize),
+    /// Divisor of a block's first norm, `[batch, position, 1]`.
+    Ln1Scale(usize),
+    /// Queries before rotation, `[batch, position, head, d_head]`.
+    Q(usize),
+    /// Keys before rotation, `[batch, position, kv_head, d_head]`.
+    K(usize),
+    /// Values, `[batch, position, kv_head, d_head]`.
+    V(usize),
+    /// Scaled, masked attention logits, `[batch, head, query, key]`.
+    Scores(usize),
+    /// Attention weights, `[batch, head, query, key]`.
+    Pattern(usize),
+    /// What each head has gathered, `[batch, position, head, d_head]`.
+    Z(usize),
+    /// What each head writes, `[batch, position, head, d_model]`.
+    Result(usize),
+    /// Output of attention with its bias, `[batch, position, d_model]`.
+    AttnOut(usize),
+    /// Residual stream between attention and MLP, `[batch, position, d_model]`.
+    ResidMid(usize),
+    /// Divisor of a block's second norm, `[batch, position, 1]`.
+    Ln2Scale(usize),
+    /// Argument of the MLP's activation, `[batch, position, d_mlp]`.
+    MlpPre(usize),
+    /// What the MLP's output projection reads, `[batch, position, d_mlp]`.
+    MlpPost(usize),
+    /// Output of the MLP, `[batch, position, d_model]`.
+    MlpOut(usize),
+    /// Residual stream leaving a block, `[batch, position, d_model]`.
+    ResidPost(usize),
+    /// Divisor of the last norm, `[batch, position, 1]`.
+    LnFinalScale,
+    /// Logits, `[batch, position, vocab]`.
+    Logits,
+}
+
+/// An axis of a site's tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Axis {
+    /// Prompts.
+    Batch,
+    /// Positions in the sequence.
+    Position,
+    /// Positions that attend.
+    Query,
+    /// Positions attended to.
+    Key,
+    /// Query heads.
+    Head,
+    /// Key/value heads.
+    KvHead,
+    /// The residual stream.
+    DModel,
+    /// One head's space.
+    DHead,
+    /// The MLP's hidden units.
+    DMlp,
+    /// The vocabulary.
+    Vocab,
+    /// A kept axis of length 1.
+    One,
+}
+
+impl Axis {
+    /// The axis' name in docs and errors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Position => "position",
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Head => "head",
+            Self::KvHead => "kv_head",
+            Self::DModel => "d_model",
+            Self::DHead => "d_head",
+            Self::DMlp => "d_mlp",
+            Self::Vocab => "vocab",
+            Self::One => "1",
+        }
+    }
+}
+
+type PerLayer = (&'static str, fn(usize) -> Site);
+const PER_LAYER: [PerLayer; 16] = [
+    ("resid_pre", Site::ResidPre),
+    ("ln1_scale", Site::Ln1Scale),
+    ("q", Site::Q),
+    ("k", Site::K),
+    ("v", Site::V),
+    ("scores", Site::Scores),
+    ("pattern", Site::Pattern),
+    ("z", Site::Z),
+    ("result", Site::Result),
+    ("attn_out", Site::AttnOut),
+    ("resid_mid", Site::ResidMid),
+    ("ln2_scale", Site::Ln2Scale),
+    ("mlp_pre", Site::MlpPre),
+    ("mlp_post", Site::MlpPost),
+    ("mlp_out", Site::MlpOut),
+    ("resid_post", Site::ResidPost),
+];
+const GLOBAL: [(&str, Site); 6] = [
+    ("embed", Site::Embed),
+    ("pos_embed", Site::PosEmbed),
+    ("type_embed", Site::TypeEmbed),
+    ("ln_embed_scale", Site::LnEmbedScale),
+    ("ln_final_scale", Site::LnFinalScale),
+    ("logits", Site::Logits),
+];
+
+impl Site {
+    /// The site's name without its layer, such as `pattern`.
+    pub fn kind(self) -> &'static str {
+        let same = |site: &Site| std::mem::discriminant(site) == std::mem::discriminant(&self);
+        let layered = PER_LAYER.iter().find(|(_, make)| same(&make(0))).map(|(name, _)| *name);
+        layered.or_else(|| GLOBAL.iter().find(|(_, site)| same(site)).map(|(name, _)| *name)).unwrap_or("")
+    }
+
+    /// The site's layer, where it has one.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::ResidPre(l) | Self::Ln1Scale(l) | Self::Q(l) | Self::K(l) | Self::V(l) | Self::Scores(l) => Some(l),
+            Self::Pattern(l) | Self::Z(l) | Self::Result(l) | Self::AttnOut(l) | Self::ResidMid(l) => Some(l),
+            Self::Ln2Scale(l) | Self::MlpPre(l) | Self::MlpPost(l) | Self::MlpOut(l) | Self::ResidPost(l) => Some(l),
+            _ => None,
+        }
+    }
+
+    /// The axes of the site's tensor.
+    pub fn axes(self) -> Vec<Axis> {
+        use Axis::{Batch, DHead, DMlp, DModel, Head, Key, KvHead, One, Position, Query, Vocab};
+        match self {
+            Self::Q(_) | Self::Z(_) => vec![Batch, Position, Head, DHead],
+            Self::K(_) | Self::V(_) => vec![Batch, Position, KvHead, DHead],
+            Self::Scores(_) | Self::Pattern(_) => vec![Batch, Head, Query, Key],
+            Self::Result(_) => vec![Batch, Position, Head, DModel],
+            Self::MlpPre(_) | Self::MlpPost(_) => vec![Batch, Position, DMlp],
+            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => {
+                vec![Batch, Position, One]
+            }
+            Self::Logits => vec![Batch, Position, Vocab],
+            _ => vec![Batch, Position, DModel],
+        }
+    }
+
+    /// The shape of the site's tensor for `batch` prompts of `positions` tokens.
+    pub fn shape(self, config: &ModelConfig, batch: usize, positions: usize) -> Vec<i64> {
+        let length = |axis: Axis| match axis {
+            Axis::Batch => batch,
+            Axis::Position | Axis::Query | Axis::Key => positions,
+            Axis::Head => config.n_heads,
+            Axis::KvHead => config.n_kv_heads,
+            Axis::DModel => config.d_model,
+            Axis::DHead => config.d_head,
+            Axis::DMlp => config.d_mlp,
+            Axis::Vocab => config.vocab,
+            Axis::One => 1,
+        };
+        self.axes().into_iter().map(|axis| length(axis) as i64).collect()
+    }
+
+    /// Fails where a model of this config has no such site.
+    ///
+    /// # Errors
+    /// [`Error::SiteAbsent`] with the reason.
+    pub fn check(self, config: &ModelConfig) -> Result<()> {
+        let absent = |reason: String| Err(Error::SiteAbsent { site: self, reason });
+        if let Some(layer) = self.layer()
+            && layer >= config.n_layers
+        {
+            return absent(format!("it has layers 0 to {}", config.n_layers - 1));
+        }
+        match self {
+            Self::PosEmbed if config.position != Position::Learned => {
+                absent("its positions are not learned vectors".into())
+            }
+            Self::TypeEmbed if config.n_token_types == 0 => absent("it has no token types".into()),
+            Self::LnEmbedScale if !config.embed_norm => absent("its embeddings are not normalised".into()),
+            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale
+                if config.norm == NormKind::None =>
+            {
+                absent("it has no norms".into())
+            }
+            Self::LnFinalScale if config.norm_place == NormPlace::Post => absent("it is post-norm".into()),
+            Self::Ln2Scale(_) | Self::MlpPre(_) | Self::MlpPost(_) | Self::MlpOut(_) if !config.has_mlp() => {
+                absent("it has no MLP".into())
+            }
+            Self::Logits if config.unembed == Unembed::None => absent("it ends in the residual stream".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every site that a model of this config has, in the order of the forward pass.
+    pub fn all(config: &ModelConfig) -> Vec<Self> {
+        let before = [Self::Embed, Self::PosEmbed, Self::TypeEmbed, Self::LnEmbedScale];
+        let layered = (0..config.n_layers).flat_map(|layer| PER_LAYER.iter().map(move |(_, make)| make(layer)));
+        let all = before.into_iter().chain(layered).chain([Self::LnFinalScale, Self::Logits]);
+        all.filter(|site| site.check(config).is_ok()).collect()
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.layer() {
+            Some(layer) => write!(f, "{}.{layer}", self.kind()),
+            None => f.write_str(self.kind()),
+        }
+    }
+}
+
+impl FromStr for Site {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        if let Some((_, site)) = GLOBAL.iter().find(|(known, _)| *known == name) {
+            return Ok(*site);
+        }
+        let (kind, layer) = name.split_once('.').unwrap_or((name, ""));
+        let make = PER_LAYER.iter().find(|(known, _)| *known == kind);
+        match (make, layer.parse()) {
+            (Some((_, make)), Ok(layer)) => Ok(make(layer)),
+            _ => Err(Error::UnknownSite { found: name.to_owned(), near: near(kind, layer) }),
+        }
+    }
+}
+
+impl TryFrom<String> for Site {
+    type Error = Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+impl From<Site> for String {
+    fn from(site: Site) -> Self {
+        site.to_string()
+    }
+}
+
+/// Names within two edits of `kind`, as they would be written with `layer`.
+fn near(kind: &str, layer: &str) -> Vec<String> {
+    let layer = if layer.is_empty() { "0" } else { layer };
+    let close = |known: &str| strsim::levenshtein(kind, known) <= 2.min(kind.len().saturating_sub(1));
+    let layered = PER_LAYER.iter().filter(|(known, _)| close(known)).map(|(known, _)| format!("{known}.{layer}"));
+    layered.chain(GLOBAL.iter().filter(|(known, _)| close(known)).map(|(known, _)| (*known).to_owned())).collect()
+}
