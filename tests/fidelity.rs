@@ -36,7 +36,7 @@ fn compare(name: &str, kind: Kind, file: &str) {
             &format!("{name} {site}, fused"),
             run.get(site).unwrap(),
             &golden[&site.to_string()],
-            Tol::Model(kind),
+            Tol::Fused(kind),
         );
     }
 }

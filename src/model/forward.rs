@@ -63,7 +63,7 @@ impl<'a> Pass<'a> {
         let needed = (0..config.n_layers).find(|&layer| !self.program.goes_past(layer, config));
         let x = self.residual(Start::Ids(ids), needed.map_or(config.n_layers, |layer| layer + 1))?;
         if needed.is_none() {
-            self.logits(&x)?;
+            let _ = self.logits(&x)?;
         }
         Ok(self.taps)
     }
@@ -196,8 +196,28 @@ impl<'a> Pass<'a> {
 }
 
 impl Model {
+    /// The logits of rows of the residual stream behind the last block, `[.., d_model]` to `[.., vocab]`.
+    pub(crate) fn unembed(&self, x: &Tensor) -> Tensor {
+        match &self.weights.head {
+            Some(head) => head.unembed.forward(&self.before_unembed(&self.final_norm(x))),
+            None => x.shallow_clone(),
+        }
+    }
+
+    /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
+    pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Tensor {
+        let Some(head) = &self.weights.head else { return x.select(-1, 0) };
+        let columns = head.unembed.w.index_select(1, ids).tr();
+        let dots =
+            (self.before_unembed(&self.final_norm(x)) * columns).sum_dim_intlist([-1i64].as_slice(), false, None);
+        match &head.unembed.b {
+            Some(b) => dots + b.index_select(0, ids),
+            None => dots,
+        }
+    }
+
     /// What the unembedding reads: the normalised residual stream itself, or BERT's transform of it.
-    pub(crate) fn before_unembed(&self, x: &Tensor) -> Tensor {
+    fn before_unembed(&self, x: &Tensor) -> Tensor {
         match self.weights.head.as_ref().and_then(|head| head.transform.as_ref()) {
             Some((dense, ln)) => {
                 let hidden = activate(&dense.forward(x), self.config.activation);
@@ -207,8 +227,8 @@ impl Model {
         }
     }
 
-    /// The final norm of rows of the residual stream behind the last block.
-    pub(crate) fn final_norm(&self, x: &Tensor) -> Tensor {
+    /// The norm behind the last block, where there is one.
+    fn final_norm(&self, x: &Tensor) -> Tensor {
         match &self.weights.ln_final {
             Some(ln) => norm::fused(self.config.norm, ln, x, self.config.norm_eps),
             None => x.shallow_clone(),

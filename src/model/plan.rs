@@ -301,6 +301,19 @@ impl Bank {
         }
     }
 
+    /// Leaves only the first `positions` positions of every entry.
+    pub(crate) fn cut(&mut self, positions: usize) {
+        let positions = positions as i64;
+        for ((_, site), entry) in &mut self.entries {
+            for (i, axis) in site.axes().into_iter().enumerate() {
+                if matches!(axis, Axis::Position | Axis::Query | Axis::Key) {
+                    entry.tensor = entry.tensor.narrow(i as i64, 0, positions);
+                }
+            }
+            entry.valid = entry.valid.as_ref().map(|valid| valid.narrow(1, 0, positions));
+        }
+    }
+
     /// The entry of `key` at `site`.
     pub(crate) fn get(&self, key: &str, site: Site) -> Result<&Entry> {
         self.entries.get(&(key.to_owned(), site)).ok_or_else(|| {

@@ -1,0 +1,309 @@
+//! What is measured on a run.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::{Model, Tokens};
+
+/// A measurement: one number a prompt.
+#[derive(Clone)]
+pub enum Metric {
+    /// Mean of -ln p(next token) over a prompt's positions but the last, in nats. A bidirectional model with logits is
+    /// scored on the token at each position itself.
+    Loss,
+    /// Logit of the first answer minus that of the second, at the prompt's last token.
+    LogitDifference(Answer, Answer),
+    /// Mean over positions of KL(p without the intervention || p with it), in nats.
+    Kl,
+    /// Cosine distance of the mean-pooled last residual stream from that without the intervention: 0 is no change.
+    EmbeddingDistance,
+    /// A function of the logits `[batch, position, vocab]` to `[batch]`, under a name of your own.
+    Custom(String, Reading),
+}
+
+/// A user's function of the logits.
+pub type Reading = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
+
+/// A token that a metric asks about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A text that is one token, such as `" Mary"`.
+    Text(String),
+    /// An id.
+    Id(i64),
+    /// An id for each prompt.
+    PerPrompt(Vec<i64>),
+}
+
+impl From<&str> for Answer {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<i64> for Answer {
+    fn from(id: i64) -> Self {
+        Self::Id(id)
+    }
+}
+
+impl From<Vec<i64>> for Answer {
+    fn from(ids: Vec<i64>) -> Self {
+        Self::PerPrompt(ids)
+    }
+}
+
+impl fmt::Debug for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Metric {
+    /// [`Metric::LogitDifference`] from texts, ids, or one id for each prompt.
+    pub fn logit_difference(correct: impl Into<Answer>, wrong: impl Into<Answer>) -> Self {
+        Self::LogitDifference(correct.into(), wrong.into())
+    }
+
+    /// [`Metric::Custom`].
+    pub fn custom(name: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
+        Self::Custom(name.to_owned(), Arc::new(read))
+    }
+
+    /// The metric's name in tables.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Loss => "loss",
+            Self::LogitDifference(..) => "logit_difference",
+            Self::Kl => "kl",
+            Self::EmbeddingDistance => "embedding_distance",
+            Self::Custom(name, _) => name,
+        }
+    }
+
+    /// The unit of its values.
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Self::Loss | Self::Kl => "nats",
+            Self::LogitDifference(..) => "logits",
+            Self::EmbeddingDistance => "cosine distance",
+            Self::Custom(..) => "",
+        }
+    }
+
+    /// Whether the metric compares with the unchanged run.
+    pub(super) fn is_relative(&self) -> bool {
+        matches!(self, Self::Kl | Self::EmbeddingDistance)
+    }
+}
+
+/// The end of a pass over `n` stacked copies of the batch.
+pub(super) struct Output {
+    /// The residual stream behind the last block, `[n * batch, position, d_model]`.
+    pub resid: Tensor,
+    /// The logits `[n * batch, position, vocab]`, where an edit behind the residual stream made them differ from what
+    /// follows from it.
+    pub logits: Option<Tensor>,
+}
+
+/// Logits are computed this many values at a time.
+const BLOCK: i64 = 1 << 24;
+
+/// A metric bound to a model, a batch and its unchanged run.
+pub(super) struct Reader<'a> {
+    model: &'a Model,
+    metric: &'a Metric,
+    batch: i64,
+    positions: i64,
+    /// Lengths of the prompts, `[batch]`.
+    lengths: Tensor,
+    /// Real tokens, `[batch, position]`.
+    valid: Tensor,
+    /// Flat indices (prompt * positions + position) of where the metric reads logits.
+    places: Tensor,
+    /// The token whose logit each place is scored on; for the logit difference two a prompt.
+    targets: Vec<Tensor>,
+    /// What a relative metric compares with: ln p at the places, or pooled embeddings.
+    base: Option<Tensor>,
+}
+
+impl<'a> Reader<'a> {
+    /// Binds `metric`; `base` is the end of the unchanged run.
+    pub(super) fn new(model: &'a Model, metric: &'a Metric, tokens: &Tokens, base: &Output) -> Result<Self> {
+        if !model.config().has_logits() && !matches!(metric, Metric::EmbeddingDistance) {
+            let found = format!("`{}`; embedding_distance needs none", metric.name());
+            return Err(Error::argument("metric", "one that a model without logits has", found));
+        }
+        let device = model.device();
+        let lengths: Vec<i64> = tokens.lengths().iter().map(|&n| n as i64).collect();
+        let mut reader = Self {
+            model,
+            metric,
+            batch: tokens.batch() as i64,
+            positions: tokens.positions() as i64,
+            lengths: Tensor::from_slice(&lengths).to_device(device),
+            valid: tokens.valid(device),
+            places: Tensor::from_slice::<i64>(&[]),
+            targets: vec![],
+            base: None,
+        };
+        let (places, targets) = reader.places(tokens)?;
+        (reader.places, reader.targets) =
+            (places.to_device(device), targets.into_iter().map(|t| t.to_device(device)).collect());
+        reader.base = match metric {
+            Metric::Kl => Some(reader.logits_at(base, &reader.places).log_softmax(-1, None)),
+            Metric::EmbeddingDistance => Some(reader.pooled(&base.resid)),
+            _ => None,
+        };
+        Ok(reader)
+    }
+
+    /// Where the metric reads logits, and of which tokens.
+    fn places(&self, tokens: &Tokens) -> Result<(Tensor, Vec<Tensor>)> {
+        let (mut places, mut targets) = (vec![], vec![]);
+        let causal = self.model.config().causal;
+        match self.metric {
+            Metric::Loss | Metric::Kl => {
+                for prompt in 0..tokens.batch() {
+                    let row = tokens.row(prompt);
+                    let shift = usize::from(causal && matches!(self.metric, Metric::Loss));
+                    if row.len() <= shift {
+                        let found = format!("{} in prompt {prompt}", row.len());
+                        return Err(Error::argument(
+                            "tokens",
+                            "at least 2 tokens a prompt, for a next-token loss",
+                            found,
+                        ));
+                    }
+                    places.extend((0..row.len() - shift).map(|p| prompt as i64 * self.positions + p as i64));
+                    targets.extend_from_slice(&row[shift..]);
+                }
+                Ok((Tensor::from_slice(&places), vec![Tensor::from_slice(&targets)]))
+            }
+            Metric::LogitDifference(correct, wrong) => {
+                let last = |(prompt, length): (usize, usize)| prompt as i64 * self.positions + length as i64 - 1;
+                places.extend(tokens.lengths().into_iter().enumerate().map(last));
+                let ids = [self.ids(correct)?, self.ids(wrong)?];
+                Ok((Tensor::from_slice(&places), ids.iter().map(|ids| Tensor::from_slice(ids)).collect()))
+            }
+            Metric::EmbeddingDistance | Metric::Custom(..) => Ok((Tensor::from_slice::<i64>(&[]), vec![])),
+        }
+    }
+
+    /// An answer's id for each prompt.
+    fn ids(&self, answer: &Answer) -> Result<Vec<i64>> {
+        let (batch, vocab) = (self.batch as usize, self.model.config().vocab as i64);
+        let ids = match answer {
+            Answer::Text(text) => vec![self.model.token(text)?; batch],
+            Answer::Id(id) => vec![*id; batch],
+            Answer::PerPrompt(ids) => ids.clone(),
+        };
+        if ids.len() != batch {
+            return Err(Error::argument("answers", format!("one for each of {batch} prompts"), ids.len()));
+        }
+        match ids.iter().find(|id| !(0..vocab).contains(id)) {
+            Some(&found) => Err(Error::OutOfRange { at: "answers".into(), axis: "vocab", found, limit: vocab }),
+            None => Ok(ids),
+        }
+    }
+
+    /// The metric of each of the stacked copies on each prompt, `[n, batch]`, float64 on the CPU.
+    pub(super) fn read(&self, output: &Output) -> Result<Tensor> {
+        let n = output.resid.size()[0] / self.batch;
+        let per_prompt = match self.metric {
+            Metric::Loss => self.mean_by_prompt(output, n, |logits, block| {
+                let target = self.targets[0].index_select(0, block).unsqueeze(1);
+                let chosen = logits.gather(1, &target, false).squeeze_dim(1);
+                logits.logsumexp([1i64].as_slice(), false) - chosen
+            }),
+            Metric::Kl => self.mean_by_prompt(output, n, |logits, block| {
+                let base =
+                    self.base.as_ref().map_or_else(|| logits.shallow_clone(), |base| base.index_select(0, block));
+                (base.exp() * (&base - logits.log_softmax(-1, None))).sum_dim_intlist([1i64].as_slice(), false, None)
+            }),
+            Metric::LogitDifference(..) => self.logit_difference(output, n),
+            Metric::EmbeddingDistance => {
+                let pooled = self.pooled(&output.resid).view([n, self.batch, -1]);
+                let base = self.base.as_ref().map_or_else(|| pooled.shallow_clone(), |base| base.unsqueeze(0));
+                1.0 - Tensor::cosine_similarity(&pooled, &base.expand_as(&pooled), -1, 1e-12)
+            }
+            Metric::Custom(name, read) => {
+                let logits = self.all_logits(output);
+                let copies = logits.chunk(n, 0).into_iter().map(|logits| {
+                    let value = read(&logits)?;
+                    let expected = format!("[batch = {}] from metric `{name}`", self.batch);
+                    if value.size() == [self.batch] {
+                        Ok(value)
+                    } else {
+                        Err(Error::Shape { at: "metric".into(), expected, found: value.size() })
+                    }
+                });
+                Tensor::stack(&copies.collect::<Result<Vec<_>>>()?, 0)
+            }
+        };
+        Ok(per_prompt.to_kind(Kind::Double).to_device(tch::Device::Cpu))
+    }
+
+    fn logit_difference(&self, output: &Output, n: i64) -> Tensor {
+        let places = self.stacked(&self.places, n);
+        let of = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
+        (of(&self.targets[0]) - of(&self.targets[1])).view([n, self.batch])
+    }
+
+    /// The mean over each prompt's places of what `each` makes of their logits `[place, vocab]`, `[n, batch]`. `each` also
+    /// gets the places' numbers within the batch.
+    fn mean_by_prompt(&self, output: &Output, n: i64, each: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
+        let count = self.places.size()[0];
+        let places = self.stacked(&self.places, n);
+        let numbers = Tensor::arange(count, (Kind::Int64, self.model.device())).repeat([n]);
+        let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
+        let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
+        let values: Vec<Tensor> =
+            blocks.map(|(places, numbers)| each(&self.logits_at(output, &places), &numbers)).collect();
+        let prompt = places.divide_scalar_mode(self.positions, "floor");
+        let sums = Tensor::zeros([n * self.batch], (Kind::Double, self.model.device()));
+        let sums = sums.index_add(0, &prompt, &Tensor::cat(&values, 0).to_kind(Kind::Double));
+        let counts = Tensor::zeros_like(&sums).index_add(0, &prompt, &Tensor::ones_like(&prompt).to_kind(Kind::Double));
+        (sums / counts).view([n, self.batch])
+    }
+
+    /// `places` within one batch as places within `n` stacked ones.
+    fn stacked(&self, places: &Tensor, n: i64) -> Tensor {
+        let offsets = Tensor::arange(n, (Kind::Int64, self.model.device())) * (self.batch * self.positions);
+        (offsets.unsqueeze(1) + places.unsqueeze(0)).flatten(0, 1)
+    }
+
+    /// All logits at flat places, `[place, vocab]`.
+    fn logits_at(&self, output: &Output, places: &Tensor) -> Tensor {
+        match &output.logits {
+            Some(logits) => logits.flatten(0, 1).index_select(0, places),
+            None => self.model.unembed(&output.resid.flatten(0, 1).index_select(0, places)),
+        }
+    }
+
+    /// One logit at each flat place, `[place]`: a dot product, where the whole row is not needed.
+    fn logit_of(&self, output: &Output, places: &Tensor, ids: &Tensor) -> Tensor {
+        match &output.logits {
+            Some(logits) => {
+                logits.flatten(0, 1).index_select(0, places).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+            }
+            None => self.model.unembed_one(&output.resid.flatten(0, 1).index_select(0, places), ids),
+        }
+    }
+
+    /// The logits everywhere.
+    fn all_logits(&self, output: &Output) -> Tensor {
+        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), Tensor::shallow_clone)
+    }
+
+    /// The mean over real tokens, `[n * batch, d_model]`.
+    fn pooled(&self, resid: &Tensor) -> Tensor {
+        let n = resid.size()[0] / self.batch;
+        let valid = self.valid.repeat([n, 1]).unsqueeze(-1);
+        let sum = resid.where_self(&valid, &resid.zeros_like()).sum_dim_intlist([1i64].as_slice(), false, None);
+        sum / self.lengths.repeat([n]).unsqueeze(1)
+    }
+}

@@ -1,0 +1,9 @@
+//! What a notebook or a program usually needs: `use headscope::prelude::*;`.
+
+pub use crate::checkpoint::{LoadOptions, Tokenizer};
+pub use crate::error::{Error, Result};
+pub use crate::intervene::{Ablation, Answer, Every, Metric, Strategy, Sweep, Variant};
+pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
+pub use crate::table::{Keys, Observation, Table};
+pub use polars::prelude::DataFrame;
+pub use tch::{Device, Kind, Tensor};

@@ -1,0 +1,248 @@
+//! Every result is a tidy table: one observation a row, fixed column names and types, sorted, with its provenance.
+
+use std::fmt;
+use std::path::Path;
+
+use polars::prelude::{
+    Column, CsvWriter, DataFrame, DataType, JsonFormat, JsonWriter, NamedFrom, ParquetReader, ParquetWriter, SerReader,
+    SerWriter, Series,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::file;
+
+/// What one observation is about; a field that does not apply stays `None` and its column is left out.
+///
+/// The derived order is the order of rows in a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Keys {
+    /// The model.
+    pub model: Option<String>,
+    /// Number of the prompt in the batch.
+    pub prompt: Option<u32>,
+    /// Layer.
+    pub layer: Option<u32>,
+    /// Query head.
+    pub head: Option<u32>,
+    /// Key/value head.
+    pub kv_head: Option<u32>,
+    /// Position in the sequence.
+    pub position: Option<u32>,
+    /// Attending position.
+    pub query: Option<u32>,
+    /// Position attended to.
+    pub key: Option<u32>,
+    /// A token's text.
+    pub token: Option<String>,
+    /// A task or feature.
+    pub task: Option<String>,
+    /// Training step.
+    pub step: Option<u32>,
+    /// Seed.
+    pub seed: Option<u64>,
+}
+
+/// One observation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// What it is about.
+    pub keys: Keys,
+    /// What was measured.
+    pub metric: String,
+    /// The measurement.
+    pub value: f64,
+    /// The same measurement without the intervention, where there was one.
+    pub baseline: Option<f64>,
+}
+
+/// Where a table's numbers come from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// headscope's version.
+    pub headscope: String,
+    /// The model as it was asked for.
+    pub model: String,
+    /// SHA-256 of the weights; empty for a random model.
+    pub sha256: String,
+    /// What was computed, with all options.
+    pub options: serde_json::Value,
+    /// The seed, where chance took part.
+    pub seed: Option<u64>,
+}
+
+/// A tidy table and its provenance.
+///
+/// ```
+/// use headscope::table::{Keys, Observation, Provenance, Table};
+/// let keys = Keys { layer: Some(0), head: Some(3), ..Keys::default() };
+/// let row = Observation { keys, metric: "loss".into(), value: 2.5, baseline: Some(2.0) };
+/// let table = Table::new(vec![row], Provenance::default())?;
+/// assert_eq!(table.columns(), ["layer", "head", "metric", "value", "baseline"]);
+/// assert_eq!(table.f64("value")?, [2.5]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Table {
+    frame: DataFrame,
+    provenance: Provenance,
+}
+
+impl Table {
+    /// A table of `rows`, sorted by their keys and metric.
+    ///
+    /// # Errors
+    /// Where a value is NaN or infinite; a value that cannot be had is a row that is left out.
+    pub fn new(mut rows: Vec<Observation>, provenance: Provenance) -> Result<Self> {
+        if let Some((index, row)) = rows.iter().enumerate().find(|(_, row)| !row.value.is_finite()) {
+            return Err(Error::NotFinite {
+                at: format!("metric `{}` of {:?}", row.metric, row.keys),
+                index,
+                found: row.value,
+            });
+        }
+        rows.sort_by(|a, b| (&a.keys, &a.metric).cmp(&(&b.keys, &b.metric)));
+        let mut columns = vec![];
+        let mut add = |series: Series| {
+            if series.null_count() < series.len() || series.is_empty() {
+                columns.push(Column::from(series));
+            }
+        };
+        macro_rules! key {
+            ($($name:ident),*) => {$(
+                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.keys.$name.clone()).collect::<Vec<_>>()));
+            )*};
+        }
+        key!(model, prompt, layer, head, kv_head, position, query, key, token, task, step, seed);
+        add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
+        add(Series::new("value".into(), rows.iter().map(|row| row.value).collect::<Vec<_>>()));
+        add(Series::new("baseline".into(), rows.iter().map(|row| row.baseline).collect::<Vec<_>>()));
+        let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
+        Ok(Self { frame, provenance })
+    }
+
+    /// The table as polars has it.
+    pub fn frame(&self) -> &DataFrame {
+        &self.frame
+    }
+
+    /// Where the numbers come from.
+    pub fn provenance(&self) -> &Provenance {
+        &self.provenance
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.frame.height()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The names of the columns.
+    pub fn columns(&self) -> Vec<String> {
+        self.frame.get_column_names().into_iter().map(ToString::to_string).collect()
+    }
+
+    /// A column as numbers.
+    ///
+    /// # Errors
+    /// Where there is no such column, it holds texts, or a value is missing.
+    pub fn f64(&self, column: &str) -> Result<Vec<f64>> {
+        let doing = || Error::table(format!("reading column `{column}` as numbers"));
+        let series = self.frame.column(column).map_err(doing())?;
+        let series = series.cast(&DataType::Float64).map_err(doing())?;
+        let values: Option<Vec<f64>> = series.f64().map_err(doing())?.iter().collect();
+        values.ok_or_else(|| Error::argument("column", "a value in every row", format!("a missing one in `{column}`")))
+    }
+
+    /// What the intervention changed: `value - baseline`, row by row.
+    ///
+    /// # Errors
+    /// Where the table has no baseline.
+    pub fn effect(&self) -> Result<Vec<f64>> {
+        Ok(self
+            .f64("value")?
+            .into_iter()
+            .zip(self.f64("baseline")?)
+            .map(|(value, baseline)| value - baseline)
+            .collect())
+    }
+
+    /// The same table with the `n` rows whose effect is largest in magnitude, the largest first.
+    ///
+    /// # Errors
+    /// Where the table has no baseline.
+    pub fn top(&self, n: usize) -> Result<Self> {
+        let effect = self.effect()?;
+        let mut order: Vec<usize> = (0..effect.len()).collect();
+        order.sort_by(|&a, &b| effect[b].abs().total_cmp(&effect[a].abs()));
+        let rows: Vec<u32> = order.into_iter().take(n).filter_map(|row| u32::try_from(row).ok()).collect();
+        let rows = polars::prelude::IdxCa::new("row".into(), rows);
+        let frame = self.frame.take(&rows).map_err(Error::table("taking the top rows"))?;
+        Ok(Self { frame, provenance: self.provenance.clone() })
+    }
+
+    /// Writes the table by the ending of `path`: `.parquet`, `.csv` or `.json` (a list of objects). Beside Parquet goes
+    /// the provenance, as `<name>.provenance.json`.
+    ///
+    /// # Errors
+    /// Where the ending is another one, or the file cannot be written; nothing is left half-written.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let mut frame = self.frame.clone();
+        let doing = || Error::table(format!("writing {}", path.display()));
+        match path.extension().and_then(|ending| ending.to_str()) {
+            Some("parquet") => {
+                file::write_whole(path, |file| {
+                    ParquetWriter::new(file).finish(&mut frame).map(|_| ()).map_err(doing())
+                })?;
+                let mut beside = path.as_os_str().to_owned();
+                beside.push(".provenance.json");
+                let json =
+                    serde_json::to_vec_pretty(&self.provenance).map_err(|e| Error::io("write", path)(e.into()))?;
+                file::write_bytes(Path::new(&beside), &json)
+            }
+            Some("csv") => file::write_whole(path, |file| CsvWriter::new(file).finish(&mut frame).map_err(doing())),
+            Some("json") => file::write_whole(path, |file| {
+                JsonWriter::new(file).with_json_format(JsonFormat::Json).finish(&mut frame).map_err(doing())
+            }),
+            _ => Err(Error::argument("out", "a name ending in .parquet, .csv or .json", path.display())),
+        }
+    }
+
+    /// Reads a table that [`Table::write`] wrote as Parquet.
+    ///
+    /// # Errors
+    /// Where the file or its provenance is not there or is none.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+        let frame = ParquetReader::new(file).finish().map_err(Error::table(format!("reading {}", path.display())))?;
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".provenance.json");
+        let beside = Path::new(&beside);
+        let json = std::fs::read(beside).map_err(Error::io("read", beside))?;
+        let provenance = serde_json::from_slice(&json).map_err(|reason| Error::Format {
+            path: beside.to_owned(),
+            at: "the file".to_owned(),
+            expected: "a table's provenance".to_owned(),
+            found: reason.to_string(),
+        })?;
+        Ok(Self { frame, provenance })
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.frame.fmt(f)
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Table({} rows: {})", self.len(), self.columns().join(", "))
+    }
+}

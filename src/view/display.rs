@@ -1,0 +1,230 @@
+//! Finished pictures: owned, saved in one step, shown by the notebook as a cell's result.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::Path;
+
+use super::text::escape;
+use crate::error::{Error, Result};
+
+/// A finished vector picture.
+///
+/// As the last expression of a notebook cell it is shown in place.
+///
+/// ```
+/// # fn main() -> headscope::Result<()> {
+/// use headscope::view::Bars;
+/// let picture = Bars::new().bar("induction", 0.8).bar("previous token", 0.3).svg()?;
+/// assert!(picture.as_str().starts_with("<svg"));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Svg {
+    source: String,
+    width: u32,
+    height: u32,
+}
+
+/// A finished page fragment: markup, style and script in one piece, with nothing fetched from elsewhere.
+///
+/// As the last expression of a notebook cell it is shown in place.
+///
+/// ```
+/// # fn main() -> headscope::Result<()> {
+/// use headscope::view::Attention;
+/// use ndarray::Array3;
+/// let page = Attention::new(vec!["a".into(), "b".into()], Array3::from_elem((1, 2, 2), 0.5)).html()?;
+/// assert!(!page.as_str().contains("https://"));
+/// # Ok(()) }
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Html(String);
+
+/// The space between pictures that stand together, in pixels.
+const GAP: u32 = 12;
+
+impl Svg {
+    /// Wraps a body of SVG elements, in user units of `1 / units` pixel, into a document on a white ground.
+    pub(super) fn wrap(body: &str, width: u32, height: u32, units: u32, name: &str) -> Self {
+        let (across, down) = (width * units, height * units);
+        let name = escape(name);
+        let source = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {across} {down}\" \
+             role=\"img\" aria-label=\"{name}\"><rect width=\"{across}\" height=\"{down}\" fill=\"#fff\"/>{body}</svg>"
+        );
+        Self { source, width, height }
+    }
+
+    /// What is the document's source?
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+
+    /// How large is the picture, in pixels across and down?
+    #[must_use]
+    pub fn size(&self) -> (u32, u32) {
+        (self.width, self.height)
+    }
+
+    /// Sets pictures beside each other, their tops in line: a cell shows one result, and this makes one of several.
+    ///
+    /// ```
+    /// # fn main() -> headscope::Result<()> {
+    /// use headscope::view::{Bars, Svg};
+    /// let picture = Bars::new().bar("a", 1.0).svg()?;
+    /// let both = Svg::beside(&[picture.clone(), picture.clone()]);
+    /// assert!(both.size().0 > 2 * picture.size().0);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn beside(pictures: &[Self]) -> Self {
+        Self::grid(pictures, pictures.len())
+    }
+
+    /// Sets pictures in rows of `columns`, each column as wide as its widest picture and each row as high as its highest.
+    ///
+    /// No picture, or nought columns, gives an empty picture.
+    #[must_use]
+    pub fn grid(pictures: &[Self], columns: usize) -> Self {
+        let columns = columns.clamp(1, pictures.len().max(1));
+        let mut widths = vec![0; columns];
+        for (index, picture) in pictures.iter().enumerate() {
+            widths[index % columns] = picture.width.max(widths[index % columns]);
+        }
+        let (mut body, mut top) = (String::new(), 0);
+        for row in pictures.chunks(columns) {
+            let mut left = 0;
+            for (picture, width) in row.iter().zip(&widths) {
+                let inner = picture.source.replacen("<svg ", &format!("<svg x=\"{left}\" y=\"{top}\" "), 1);
+                body.push_str(&inner);
+                left += width + GAP;
+            }
+            top += row.iter().map(|picture| picture.height).max().unwrap_or(0) + GAP;
+        }
+        let across = widths.iter().map(|width| width + GAP).sum::<u32>().saturating_sub(GAP);
+        Self::wrap(&body, across, top.saturating_sub(GAP), 1, &format!("{} pictures", pictures.len()))
+    }
+
+    /// Writes the picture to `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder is missing or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        save(&self.source, path.as_ref())
+    }
+
+    /// Prints the block by which the notebook's kernel recognises a picture.
+    pub fn evcxr_display(&self) {
+        println!("{}", block("image/svg+xml", &self.source));
+    }
+}
+
+impl Html {
+    /// Wraps a finished fragment.
+    pub(super) fn new(source: String) -> Self {
+        Self(source)
+    }
+
+    /// What is the fragment's source?
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Writes the fragment to `path` as a page of its own, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folder is missing or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let head = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>headscope</title></head>\n<body>\n";
+        save(&format!("{head}{}\n</body></html>\n", self.0), path.as_ref())
+    }
+
+    /// Prints the block by which the notebook's kernel recognises a page fragment.
+    pub fn evcxr_display(&self) {
+        println!("{}", block("text/html", &self.0));
+    }
+}
+
+/// The kernel's block around one result.
+fn block(kind: &str, content: &str) -> String {
+    format!("EVCXR_BEGIN_CONTENT {kind}\n{content}\nEVCXR_END_CONTENT")
+}
+
+/// Writes under a temporary name in the same folder, then renames.
+fn save(content: &str, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
+    file.write_all(content.as_bytes()).map_err(Error::io("write", path))?;
+    open_to_readers(file.as_file()).map_err(Error::io("write", path))?;
+    file.persist(path).map(drop).map_err(|failed| Error::io("write", path)(failed.error))
+}
+
+/// A temporary file is its owner's alone; a picture is for everybody.
+#[cfg(unix)]
+fn open_to_readers(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn open_to_readers(_: &std::fs::File) -> std::io::Result<()> {
+    Ok(())
+}
+
+impl fmt::Debug for Svg {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Svg({} x {} px, {} bytes)", self.width, self.height, self.source.len())
+    }
+}
+
+impl fmt::Debug for Html {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Html({} bytes)", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_sees_one_block() {
+        let shown = block("image/svg+xml", "<svg/>");
+        assert_eq!(shown, "EVCXR_BEGIN_CONTENT image/svg+xml\n<svg/>\nEVCXR_END_CONTENT");
+    }
+
+    #[test]
+    fn pictures_stand_beside_each_other() {
+        let (wide, high) = (Svg::wrap("", 100, 40, 10, "a"), Svg::wrap("", 30, 90, 10, "b"));
+        assert_eq!(Svg::beside(&[wide.clone(), high.clone()]).size(), (142, 90));
+        assert_eq!(Svg::grid(&[wide.clone(), high.clone(), wide], 2).size(), (142, 90 + 12 + 40));
+        assert_eq!(Svg::beside(&[]).size(), (0, 0));
+        assert_eq!(Svg::beside(&[high]).as_str().matches("<svg ").count(), 2);
+    }
+
+    #[test]
+    fn saving_replaces_the_file_and_leaves_no_other() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("create", Path::new("temporary folder")))?;
+        let path = folder.path().join("picture.svg");
+        Svg::wrap("", 1, 1, 1, "first").save(&path)?;
+        Svg::wrap("", 1, 1, 1, "second").save(&path)?;
+        let read = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        assert!(read.contains("second"));
+        let files = std::fs::read_dir(folder.path()).map_err(Error::io("read", folder.path()))?.count();
+        assert_eq!(files, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_missing_folder_is_an_error_that_names_the_file() {
+        let failed = Svg::wrap("", 1, 1, 1, "x").save("/no/such/folder/picture.svg");
+        assert!(matches!(failed, Err(Error::Io { action: "write", .. })));
+    }
+
+    #[test]
+    fn debug_is_short() {
+        assert_eq!(format!("{:?}", Html::new("x".repeat(5000))), "Html(5000 bytes)");
+    }
+}

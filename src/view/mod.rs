@@ -1,0 +1,45 @@
+//! Pictures of results: drawn here, computed elsewhere.
+//!
+//! | module | question it answers | result |
+//! |---|---|---|
+//! | [`heatmap`] | where in a grid (layer by head, site by position) is a value large? | [`Svg`] |
+//! | [`mod@line`] | how does a value change with training, depth or size? | [`Svg`] |
+//! | [`bars`] | which of a few named things is larger? | [`Svg`] |
+//! | [`attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
+//! | [`display`] | how is a picture saved, shown in a notebook, or set beside another? | |
+//! | [`palette`] | which colours, and who can tell them apart? | |
+//!
+//! A picture is described by chained calls and drawn by `svg` or `html`, which say what they cannot draw. What comes back is
+//! owned text: a notebook shows it when it ends a cell, and `save` writes it. Pictures are on white paper; the attention view
+//! takes the page's own ground.
+//!
+//! ```
+//! # fn main() -> headscope::Result<()> {
+//! use headscope::view::{Heatmap, Lines, Svg};
+//! use ndarray::array;
+//! let heads = Heatmap::new(array![[0.0, 0.7], [-0.2, 0.1]]).x_label("head").y_label("layer").unit("nats");
+//! let growth = Lines::new().series("head 0.1", &[(1.0, 0.0), (10.0, 0.2), (100.0, 0.7)]).x_label("step").log_x();
+//! let both: Svg = Svg::beside(&[heads.svg()?, growth.svg()?]);
+//! # let path = std::env::temp_dir().join(format!("headscope-{}.svg", std::process::id()));
+//! both.save(&path)?;
+//! both.evcxr_display();
+//! # let _ = std::fs::remove_file(path);
+//! # Ok(()) }
+//! ```
+
+mod axis;
+mod canvas;
+mod text;
+
+pub mod attention;
+pub mod bars;
+pub mod display;
+pub mod heatmap;
+pub mod line;
+pub mod palette;
+
+pub use attention::Attention;
+pub use bars::Bars;
+pub use display::{Html, Svg};
+pub use heatmap::Heatmap;
+pub use line::Lines;

@@ -1,0 +1,359 @@
+//! What must hold of taps, edits, ablations and sweeps, on random models of every kind.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
+use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Selector, Site, Tokens};
+use headscope::prelude::{Ablation, Every, Metric, Strategy as How, Sweep, Table, Variant};
+use headscope::table::Keys;
+use proptest::prelude::*;
+use tch::{Kind, Tensor};
+
+const LAYER: Tol = Tol::Layer(Kind::Double);
+const MODEL: Tol = Tol::Model(Kind::Double);
+
+/// A random model, a batch for it, and one of its heads.
+fn cases() -> impl Strategy<Value = (Model, Tokens, usize, usize)> {
+    let configs = configs();
+    let pick = (0..configs.len(), 0u64..1000, 1usize..4, 2usize..9, 0usize..3, 0usize..4);
+    pick.prop_map(move |(config, seed, batch, positions, layer, head)| {
+        let config = &configs[config];
+        let (layer, head) = (layer % config.n_layers, head % config.n_heads);
+        (random(config, seed), some_tokens(batch, positions, config.vocab, seed as usize), layer, head)
+    })
+}
+
+fn run(model: &Model, tokens: &Tokens, plan: Plan, site: Site) -> Tensor {
+    model.run(tokens, &plan.tap(site)).unwrap().get(site).unwrap().shallow_clone()
+}
+
+/// The last site of a model: its logits, or its last residual stream.
+fn end(model: &Model) -> Site {
+    if model.config().has_logits() { Site::Logits } else { Site::ResidPost(model.config().n_layers - 1) }
+}
+
+fn row(table: &Table, layer: usize, head: usize) -> f64 {
+    let (layers, heads) = (table.f64("layer").unwrap(), table.f64("head").unwrap());
+    let at = (0..table.len()).find(|&i| layers[i] == layer as f64 && heads[i] == head as f64).unwrap();
+    table.f64("value").unwrap()[at]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Invariants 1 and 3: head results and the bias sum to attn_out; zeroing a head takes away exactly its result.
+    #[test]
+    fn heads_add_up((model, tokens, layer, head) in cases()) {
+        let sites = [Site::Result(layer), Site::AttnOut(layer)];
+        let whole = model.run(&tokens, &Plan::new().taps(sites)).unwrap();
+        let (results, out) = (whole.get(sites[0]).unwrap(), whole.get(sites[1]).unwrap());
+        let mut sum = results.sum_dim_intlist([2i64].as_slice(), false, None);
+        if let Some((_, b_o)) = model.parameters().iter().find(|(name, _)| *name == format!("blocks.{layer}.b_o")) {
+            sum += *b_o;
+        }
+        assert_close("sum of heads", &sum, out, LAYER);
+        let without = run(&model, &tokens, Plan::new().edit(Edit::new(Site::Z(layer), Action::Zero).head(head)), Site::AttnOut(layer));
+        assert_close("what is gone", &(out - without), &results.select(2, head as i64), LAYER);
+    }
+
+    /// Invariant 2: rows of a pattern sum to one, and a causal one has nothing above its diagonal.
+    #[test]
+    fn patterns_are_distributions((model, tokens, layer, _) in cases()) {
+        let pattern = run(&model, &tokens, Plan::new(), Site::Pattern(layer));
+        let sums = pattern.sum_dim_intlist([-1i64].as_slice(), false, None);
+        assert_close("row sums", &sums, &sums.ones_like(), LAYER);
+        if model.config().causal {
+            prop_assert_eq!(pattern.triu(1).abs().max().double_value(&[]), 0.0);
+        }
+    }
+
+    /// Invariants 4, 5 and 7: the mean over equal prompts, another prompt that is the same, and the run itself change nothing.
+    #[test]
+    fn replacing_by_the_same_is_the_identity((model, tokens, layer, head) in cases()) {
+        let same = Tokens::new(&vec![tokens.row(0).to_vec(); 3]).unwrap();
+        let z = Site::Z(layer);
+        let clean = model.run(&same, &Plan::new().taps([z, end(&model)])).unwrap();
+        for action in [Action::mean("self"), Action::replace("self")] {
+            let plan = Plan::new().with("self", &clean).edit(Edit::new(z, action).head(head));
+            assert_close("end", &run(&model, &same, plan, end(&model)), clean.get(end(&model)).unwrap(), MODEL);
+        }
+    }
+
+    /// Invariant 6: the whole residual stream of another run brings its whole end with it.
+    #[test]
+    fn the_residual_stream_is_all_there_is((model, tokens, layer, _) in cases()) {
+        let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 77);
+        let sites = [Site::ResidPre(layer), end(&model)];
+        let clean = model.run(&other, &Plan::new().taps(sites)).unwrap();
+        let plan = Plan::new().with("clean", &clean).edit(Edit::new(sites[0], Action::replace("clean")));
+        assert_close("end", &run(&model, &tokens, plan, end(&model)), clean.get(end(&model)).unwrap(), Tol::Exact);
+    }
+
+    /// Invariant 9: in a causal model, what changes at a position leaves everything before it as it was, bit for bit.
+    #[test]
+    fn causality((model, tokens, layer, head) in cases()) {
+        prop_assume!(model.config().causal);
+        let position = tokens.positions() - 1;
+        let edit = Edit::new(Site::Z(layer), Action::Zero).head(head).position(position);
+        let before = |t: Tensor| t.narrow(1, 0, position as i64);
+        let clean = before(run(&model, &tokens, Plan::new(), end(&model)));
+        assert_close("before", &before(run(&model, &tokens, Plan::new().edit(edit), end(&model))), &clean, Tol::Exact);
+    }
+
+    /// The engine and one whole pass a variant give the same table, whatever is edited, wherever, with padding too.
+    #[test]
+    fn engine_is_the_naive_loop((model, tokens, layer, head) in cases(), shorter in any::<bool>(), memory in 1usize..200_000) {
+        let mut rows: Vec<Vec<i64>> = (0..tokens.batch()).map(|p| tokens.row(p).to_vec()).collect();
+        if shorter && rows.len() > 1 && rows[0].len() > 2 {
+            rows[1].pop();
+        }
+        let tokens = Tokens::new(&rows).unwrap();
+        let variants: Vec<Variant> = Site::all(model.config()).into_iter().enumerate().map(|(i, site)| {
+            let heads = site.axes().iter().any(|axis| ["head", "kv_head"].contains(&axis.name())).then(|| vec![head % model.config().n_kv_heads]);
+            let positions = (i % 2 == 0).then(|| vec![0, tokens.positions() - 1]);
+            let at = Selector { heads, positions, ..Selector::default() };
+            let second = Edit::new(Site::Z(layer), Action::Scale { factor: 0.5 }).head(head);
+            let first = Edit { site, at, action: Action::Scale { factor: 1.3 } };
+            Variant { keys: Keys { step: Some(i as u32), ..Keys::default() }, edits: if i % 3 == 0 { vec![first, second] } else { vec![first] } }
+        }).collect();
+        for metric in [Metric::Loss, Metric::Kl, Metric::logit_difference(3, 5), Metric::EmbeddingDistance] {
+            let table = |how| Sweep::ablate(&model, &tokens, Ablation::Zero).variants(variants.clone()).metric(metric.clone())
+                .strategy(how).memory(memory).per_prompt().run().unwrap().f64("value").unwrap();
+            let (auto, naive) = (table(How::Auto), table(How::Naive));
+            assert_eq!(auto.len(), variants.len() * tokens.batch());
+            assert_close(metric.name(), &Tensor::from_slice(&auto), &Tensor::from_slice(&naive), MODEL);
+        }
+    }
+
+    /// Cutting an attention edge leaves its weight zero and the rest in proportion; a query without keys attends to nothing.
+    #[test]
+    fn knocked_out_edges((model, tokens, layer, head) in cases()) {
+        let last = tokens.positions() - 1;
+        let (scores, pattern) = (Site::Scores(layer), Site::Pattern(layer));
+        let clean = run(&model, &tokens, Plan::new(), pattern).select(1, head as i64).select(1, last as i64);
+        let cut = Edit::new(scores, Action::KnockOut).head(head).position(last);
+        let one = run(&model, &tokens, Plan::new().edit(cut.clone().keys([0])), pattern).select(1, head as i64).select(1, last as i64);
+        let kept = clean.narrow(1, 1, last as i64);
+        let expected = &kept / kept.sum_dim_intlist([1i64].as_slice(), true, None);
+        assert_close("renormalised", &one.narrow(1, 1, last as i64), &expected, LAYER);
+        prop_assert_eq!(one.select(1, 0).abs().max().double_value(&[]), 0.0);
+        let none = run(&model, &tokens, Plan::new().edit(cut), pattern).select(1, head as i64).select(1, last as i64);
+        prop_assert_eq!(none.abs().max().double_value(&[]), 0.0);
+    }
+
+    /// A subspace and its complement add up, and what is outside is orthogonal to it.
+    #[test]
+    fn projections_split((model, tokens, layer, _) in cases(), seed in 0u64..100) {
+        let site = Site::ResidPost(layer);
+        let basis = Model::random(&ModelConfig { vocab: 3, ..model.config().clone() }, seed).unwrap();
+        let basis = basis.parameters()[0].1.to_kind(Kind::Double);
+        let x = run(&model, &tokens, Plan::new(), site);
+        let part = |keep| {
+            let plan = Plan::new().with_tensor("basis", site, &basis).edit(Edit::new(site, Action::Project { key: "basis".into(), keep }));
+            run(&model, &tokens, plan, site)
+        };
+        assert_close("sum", &(part(true) + part(false)), &x, LAYER);
+        assert_close("orthogonal", &part(false).matmul(&basis.tr()), &Tensor::zeros_like(&x.matmul(&basis.tr())), LAYER);
+    }
+}
+
+/// Invariant 19: where the heads stand makes no difference; a table of ablations permutes with them.
+#[test]
+fn heads_may_change_places() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let tokens = some_tokens(3, 8, 97, 1);
+    let table = Sweep::ablate(&model, &tokens, Ablation::Zero).run().unwrap();
+    let permuted = permuted_copy("tiny-gpt2", &[2, 0, 3, 1]);
+    let model = Model::load_with(
+        permuted.path().to_str().unwrap(),
+        &headscope::checkpoint::LoadOptions { kind: Kind::Double, ..Default::default() },
+    )
+    .unwrap();
+    let other = Sweep::ablate(&model, &tokens, Ablation::Zero).run().unwrap();
+    for layer in 0..3 {
+        for (new, old) in [2, 0, 3, 1].into_iter().enumerate() {
+            assert_near(&format!("{layer}.{new}"), row(&other, layer, new), row(&table, layer, old), MODEL);
+        }
+    }
+}
+
+/// A copy of a GPT-2 checkpoint in which new head i is old head `order[i]`, in every layer.
+fn permuted_copy(name: &str, order: &[i64]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(fixture(name).join("config.json"), folder.path().join("config.json")).unwrap();
+    let width = 8;
+    let index: Vec<i64> = order.iter().flat_map(|head| head * width..(head + 1) * width).collect();
+    let all: Vec<i64> = (0..3).flat_map(|part| index.iter().map(move |i| part * 32 + i)).collect();
+    let (index, all) = (Tensor::from_slice(&index), Tensor::from_slice(&all));
+    let permute = |(name, tensor): (String, Tensor)| {
+        let tensor = match name.as_str() {
+            n if n.ends_with("c_attn.weight") => tensor.index_select(1, &all),
+            n if n.ends_with("c_attn.bias") => tensor.index_select(0, &all),
+            n if n.ends_with("attn.c_proj.weight") => tensor.index_select(0, &index),
+            _ => tensor,
+        };
+        (name, tensor)
+    };
+    let tensors: Vec<(String, Tensor)> =
+        Tensor::read_safetensors(fixture(name).join("model.safetensors")).unwrap().into_iter().map(permute).collect();
+    let named: Vec<(&str, Tensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shallow_clone())).collect();
+    Tensor::write_safetensors(&named, folder.path().join("model.safetensors")).unwrap();
+    folder
+}
+
+/// Zero and mean ablation of every head, as hooks on transformers' own models have it.
+#[test]
+fn ablations_are_those_of_transformers() {
+    for name in ["tiny-gpt2", "tiny-llama", "tiny-bert"] {
+        let model = load(name, Kind::Double);
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(fixture(name).join("golden-ablation.json")).unwrap())
+                .unwrap();
+        let rows: Vec<Vec<i64>> = serde_json::from_value(golden["tokens"].clone()).unwrap();
+        let tokens = Tokens::new(&rows).unwrap();
+        for (kind, ablation) in [("zero", Ablation::Zero), ("mean", Ablation::Mean)] {
+            for metric in [Metric::Loss, Metric::Kl, Metric::logit_difference(3, 5)] {
+                let table = Sweep::ablate(&model, &tokens, ablation).metric(metric.clone()).run().unwrap();
+                assert_eq!(table.len(), 12);
+                for layer in 0..3 {
+                    for head in 0..4 {
+                        let expected = golden[kind][layer][head][metric.name()].as_f64().unwrap();
+                        assert_near(
+                            &format!("{name} {kind} {} {layer}.{head}", metric.name()),
+                            row(&table, layer, head),
+                            expected,
+                            MODEL,
+                        );
+                    }
+                }
+                assert_near(
+                    "baseline",
+                    table.f64("baseline").unwrap()[0],
+                    golden["unablated"][metric.name()].as_f64().unwrap(),
+                    MODEL,
+                );
+            }
+        }
+    }
+}
+
+/// Resampling takes another prompt's activation, the same one for the same seed, and never the prompt's own.
+#[test]
+fn resampling_draws_another_prompt() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let two = some_tokens(2, 6, 97, 3);
+    let table = Sweep::ablate(&model, &two, Ablation::Resample { seed: 1 })
+        .per_prompt()
+        .metric(Metric::logit_difference(3, 5))
+        .run()
+        .unwrap();
+    // With two prompts each must take the other's: the same as replacing by the swapped batch.
+    let swapped = model.run(&two.select(&[1, 0]).unwrap(), &Plan::new().tap(Site::Z(1))).unwrap();
+    let plan = Plan::new().with("other", &swapped).edit(Edit::new(Site::Z(1), Action::replace("other")).head(2));
+    let logits = run(&model, &two, plan, Site::Logits).select(1, 5);
+    let difference = logits.select(1, 3) - logits.select(1, 5);
+    let (prompts, layers, heads) =
+        (table.f64("prompt").unwrap(), table.f64("layer").unwrap(), table.f64("head").unwrap());
+    for i in (0..table.len()).filter(|&i| (layers[i], heads[i]) == (1.0, 2.0)) {
+        assert_near("resampled", table.f64("value").unwrap()[i], difference.double_value(&[prompts[i] as i64]), MODEL);
+    }
+    let alone = some_tokens(1, 6, 97, 3);
+    assert!(Sweep::ablate(&model, &alone, Ablation::Resample { seed: 1 }).run().is_err(), "there is no other prompt");
+}
+
+/// Gradients flow through a differentiable run: the derivative along an edit is a finite difference.
+#[test]
+fn runs_are_differentiable_when_asked() {
+    let model = load("tiny-llama", Kind::Double);
+    let tokens = some_tokens(2, 6, 97, 5);
+    let site = Site::Z(1);
+    let run = model.run(&tokens, &Plan::new().taps([site, Site::Logits]).differentiable()).unwrap();
+    let score = |logits: &Tensor| logits.select(1, 5).select(1, 3).sum(Kind::Double);
+    let gradient = Tensor::run_backward(&[score(run.logits().unwrap())], &[run.get(site).unwrap()], false, false);
+    let direction = gradient[0].sign();
+    let at = |alpha: f64| {
+        let plan = Plan::new()
+            .with_tensor("d", site, &direction)
+            .edit(Edit::new(site, Action::Add { key: "d".into(), alpha }));
+        score(model.run(&tokens, &plan).unwrap().logits().unwrap()).double_value(&[])
+    };
+    let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+    let expected = (&gradient[0] * &direction).sum(Kind::Double).double_value(&[]);
+    assert!((slope - expected).abs() < 1e-6 * expected.abs(), "{slope} {expected}");
+}
+
+/// Nothing silently does nothing: what cannot fire is an error that says why.
+#[test]
+fn what_cannot_fire_is_an_error() {
+    let model = load("tiny-gpt2", Kind::Float);
+    let tokens = some_tokens(2, 5, 97, 0);
+    let fails = |plan: Plan| model.run(&tokens, &plan).unwrap_err().to_string();
+    let zero = |site| Edit::new(site, Action::Zero);
+    let says = |message: String, part: &str| assert!(message.contains(part), "`{message}` does not say `{part}`");
+    says(fails(Plan::new().tap(Site::Pattern(3))), "layers 0 to 2");
+    says(fails(Plan::new().tap(Site::TypeEmbed)), "no token types");
+    says(fails(Plan::new().edit(zero(Site::Z(0)).head(4))), "head 4 is out of range, expected less than 4");
+    says(fails(Plan::new().edit(zero(Site::Z(0)).position(5))), "position 5 is out of range");
+    says(fails(Plan::new().edit(zero(Site::ResidPre(0)).head(0))), "heads");
+    says(fails(Plan::new().edit(zero(Site::Z(0)).keys([0]))), "keys");
+    says(fails(Plan::new().edit(zero(Site::Z(0)).heads([]))), "empty list");
+    says(fails(Plan::new().edit(Edit::new(Site::Z(0), Action::KnockOut))), "scores");
+    says(fails(Plan::new().edit(Edit::new(Site::Z(0), Action::mean("nowhere")))), "nowhere");
+    says(fails(Plan::new().tap(Site::ResidPre(0)).edit(zero(Site::Z(0)))), "a tap at or after");
+    says(
+        model.run(&Tokens::new(&[vec![97]]).unwrap(), &Plan::new()).unwrap_err().to_string(),
+        "vocab 97 is out of range",
+    );
+    says(model.run(&some_tokens(1, 41, 97, 0), &Plan::new()).unwrap_err().to_string(), "at most 40 positions");
+    says("patern.3".parse::<Site>().unwrap_err().to_string(), "pattern.3");
+    let wrong = Tensor::zeros([3, 3], (Kind::Float, tch::Device::Cpu));
+    let plan =
+        Plan::new().with_tensor("wrong", Site::Z(0), &wrong).edit(Edit::new(Site::Z(0), Action::replace("wrong")));
+    says(fails(plan), "broadcasts to [2, 5, 4, 8]");
+}
+
+/// Every site can be tapped, has the shape it promises, and an edit of it is seen by its own tap.
+#[test]
+fn every_site_can_be_read_and_changed() {
+    for config in configs() {
+        let model = random(&config, 4);
+        let tokens = some_tokens(2, 5, config.vocab, 4);
+        let sites = Site::all(&config);
+        let whole = model.run(&tokens, &Plan::new().taps(sites.iter().copied())).unwrap();
+        for site in sites {
+            assert_eq!(whole.get(site).unwrap().size(), site.shape(&config, 2, 5), "{} {site}", config.family);
+            assert_eq!(site.to_string().parse::<Site>().unwrap(), site);
+            let plan = Plan::new().edit(Edit::new(site, Action::Scale { factor: 2.0 }));
+            let doubled = run(&model, &tokens, plan, site);
+            assert_close(
+                &format!("{} {site}", config.family),
+                &doubled,
+                &(whole.get(site).unwrap() * 2.0),
+                Tol::Fused(Kind::Double),
+            );
+        }
+    }
+}
+
+/// A sweep along positions, heads and layers has a row for each, in order.
+#[test]
+fn tables_are_tidy_and_sorted() {
+    let model = load("tiny-llama", Kind::Float);
+    let tokens = some_tokens(2, 5, 97, 2);
+    let table = Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::K, Every::HeadPosition).run().unwrap();
+    assert_eq!(table.columns(), ["layer", "kv_head", "position", "metric", "value", "baseline"]);
+    assert_eq!(table.len(), 3 * 2 * 5);
+    let folder = tempfile::tempdir().unwrap();
+    for ending in ["parquet", "csv", "json"] {
+        let path = folder.path().join(format!("table.{ending}"));
+        table.write(&path).unwrap();
+        assert!(path.metadata().unwrap().len() > 100);
+    }
+    let read = Table::read(folder.path().join("table.parquet")).unwrap();
+    assert_eq!(read.f64("value").unwrap(), table.f64("value").unwrap());
+    assert_eq!(read.provenance(), table.provenance());
+    assert_eq!(read.provenance().sha256.len(), 64);
+    assert!(table.write(folder.path().join("table.txt")).is_err());
+}
