@@ -1,0 +1,79 @@
+# Each target does all the set-up that it needs; what is done is kept in one cache folder and takes no time again.
+# `make help` says what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The cache folder is chosen once and handed to everything that is started here.
+export HEADSCOPE_CACHE := $(or $(HEADSCOPE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/headscope)
+# For shells that have not read rustup's profile yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# `make setup CUDA=1` as well as `CUDA=1 make setup`.
+ifdef CUDA
+export CUDA
+endif
+export LIBTORCH LIBTORCH_USE_PYTORCH
+ifeq ($(LIBTORCH),)
+unexport LIBTORCH
+endif
+ifeq ($(LIBTORCH_USE_PYTORCH),)
+unexport LIBTORCH_USE_PYTORCH
+endif
+
+PIECES := apt python target libtorch minilm shim
+SETUP := python3 .cargo/setup.py
+VENV := .venv/bin
+NAMES ?=
+
+.PHONY: help setup $(PIECES) evcxr kernel test notebooks lab bench lint ci clean
+
+help: ## this list
+	@echo "headscope: takes trained transformers apart, head by head"
+	@echo
+	@sed -nE 's/^([a-z]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
+	@echo
+	@echo "  make setup CUDA=1              the same with libtorch for NVIDIA GPUs (CUDA=0 goes back)"
+	@echo "  make notebooks NAMES=00-tour   only that one"
+	@echo
+	@echo "The first time takes about half an hour on two cores, most of it compiling; nothing is asked."
+	@echo "What is fetched and built is kept in $(HEADSCOPE_CACHE)"
+
+setup: ## everything that cargo needs: Debian packages, Python environment, libtorch, MiniLM, tch's shim
+	@$(SETUP) $(PIECES)
+
+$(PIECES):
+	@$(SETUP) $@
+
+evcxr: setup
+	@$(SETUP) evcxr
+
+kernel: evcxr ## the Jupyter kernel "Rust (headscope)", rebuilt if the library has changed
+	@python3 notebooks/kernel/kernel.py install
+
+test: setup ## tests, doctests, and notebook 00-tour
+	@echo "headscope: tests (first time ten minutes on two cores, then one)"
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast && cargo test --doc; else cargo test --no-fail-fast; fi
+	@$(MAKE) kernel
+	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
+
+notebooks: kernel ## executes every notebook, writes the results into them and as HTML to notebooks/html
+	@$(VENV)/python notebooks/run.py $(NAMES)
+
+lab: kernel ## opens JupyterLab
+	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks
+
+bench: setup ## benchmarks of the library and of the kernel's latency
+	@cargo bench
+	@$(MAKE) kernel
+	@$(VENV)/python benches/kernel_latency.py --runs 3
+
+lint: setup ## formatting, clippy and documentation, without a warning
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+clean: ## removes what was built in this clone (the cache folder stays)
+	rm -rf notebooks/html
+	cargo clean -p headscope -p headscope-kernel

@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+"""Executes the notebooks headless and fails when a cell does.
+
+    run.py [--check] [NAME...]
+
+All notebooks beside this file, or the named ones (`00-tour`), two at a time. Executed notebooks are written back, and as
+HTML to notebooks/html/, only if every cell succeeded; `--check` writes nothing. evcxr reports a panic, and an error that
+`?` hands on, as success: so the output is read for them. A cell tagged `raises-exception` may fail.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PYTHON = ROOT / ".venv" / "bin" / "python"
+try:
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
+    from nbconvert import HTMLExporter
+except ModuleNotFoundError as error:
+    if not PYTHON.exists() or os.environ.get("HEADSCOPE_RUN"):
+        sys.exit(f"headscope: {error.name} is not there; run `make python`, and this with .venv/bin/python")
+    os.environ["HEADSCOPE_RUN"] = "1"
+    os.execv(PYTHON, [str(PYTHON), *sys.argv])
+
+AT_A_TIME = 2
+CELL_SECONDS = 30 * 60
+START_SECONDS = 180
+PANIC = re.compile(r"^thread '.*?'.* panicked at ", re.MULTILINE)
+# The kernel's stand-in for cargo puts this word before an error that `?` handed on.
+FAILED = re.compile(r"^Error: .*", re.MULTILINE)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class CellFailed(Exception):
+    """A cell panicked or ended in an error."""
+
+
+def complaint(outputs):
+    """What went wrong in a cell, from what it printed, or None."""
+    printed = ""
+    for output in outputs:
+        if output.output_type == "error":
+            return COLOUR.sub("", "\n".join(output.traceback) or f"{output.ename}: {output.evalue}")
+        if output.output_type == "stream" and output.name == "stderr":
+            printed += output.text
+    for pattern in (PANIC, FAILED):
+        if found := pattern.search(printed):
+            return COLOUR.sub("", printed[found.start() :]).strip()
+    return None
+
+
+def shorten(text, lines=12):
+    kept = text.splitlines()
+    return "\n".join(kept[:lines] + (["..."] if len(kept) > lines else []))
+
+
+def indent(text):
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+async def execute(path):
+    """Executes one notebook. Returns it, and for each code cell (its number in the notebook, seconds)."""
+    book = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        book,
+        kernel_name="headscope",
+        timeout=CELL_SECONDS,
+        startup_timeout=START_SECONDS,
+        record_timing=False,
+        coalesce_streams=True,
+        allow_errors=True,
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    times = []
+    async with client.async_setup_kernel():
+        for index, cell in enumerate(book.cells):
+            if cell.cell_type != "code" or not cell.source.strip():
+                continue
+            start = time.monotonic()
+            where = f"{path.stem}, cell {index + 1}"
+            try:
+                await client.async_execute_cell(cell, index)
+            except DeadKernelError as error:
+                raise CellFailed(f"{where}: the kernel died\n{indent(shorten(cell.source))}") from error
+            except CellTimeoutError as error:
+                raise CellFailed(f"{where}: no end after {CELL_SECONDS} s\n{indent(shorten(cell.source))}") from error
+            except CellControlSignal as error:
+                raise CellFailed(f"{where}: {error}\n{indent(shorten(cell.source))}") from error
+            times.append((index + 1, time.monotonic() - start))
+            wrong = complaint(cell.outputs)
+            if wrong and "raises-exception" not in cell.metadata.get("tags", []):
+                raise CellFailed(f"{where} failed:\n{indent(shorten(cell.source))}\n  with\n{indent(shorten(wrong))}")
+    return book, times
+
+
+def tidy(book):
+    """Takes out what changes from run to run, so that diffs show results only."""
+    book.metadata = {
+        "kernelspec": {"display_name": "Rust (headscope)", "language": "rust", "name": "headscope"},
+        "language_info": {"file_extension": ".rs", "mimetype": "text/rust", "name": "Rust", "pygments_lexer": "rust"},
+    }
+    for cell in book.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output.metadata = {}
+    return book
+
+
+def write(path, text):
+    """Whole or not at all; not touched if it is the same already."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
+
+
+def save(path, book):
+    tidy(book)
+    write(path, nbformat.writes(book) + "\n")
+    exporter = HTMLExporter(embed_images=True)
+    exporter.require_js_url = ""
+    exporter.mathjax_url = ""
+    body, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": path.stem, "path": str(HERE)}})
+    write(HERE / "html" / f"{path.stem}.html", body)
+
+
+async def one(path, check, turns):
+    async with turns:
+        start = time.monotonic()
+        try:
+            book, times = await execute(path)
+        except Exception as error:  # one notebook's failure must not hide the others'
+            print(f"FAILED  {error if isinstance(error, CellFailed) else f'{path.stem}: {error!r}'}", flush=True)
+            return False
+        if not check:
+            save(path, book)
+        number, seconds = max(times, key=lambda pair: pair[1], default=(0, 0.0))
+        print(
+            f"ok      {path.stem}: {len(times)} cells in {time.monotonic() - start:.1f} s, slowest cell {number} with {seconds:.1f} s",
+            flush=True,
+        )
+        return True
+
+
+def choose(names):
+    if not names:
+        return sorted(path for path in HERE.glob("*.ipynb"))
+    paths = [HERE / f"{Path(name).name.removesuffix('.ipynb')}.ipynb" for name in names]
+    for path in paths:
+        if not path.exists():
+            known = ", ".join(sorted(other.stem for other in HERE.glob("*.ipynb"))) or "none"
+            sys.exit(f"headscope: there is no notebook {path.stem}; there are: {known}")
+    return paths
+
+
+async def everything(paths, check):
+    turns = asyncio.Semaphore(AT_A_TIME)
+    return await asyncio.gather(*(one(path, check, turns) for path in paths))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Executes the notebooks headless and fails when a cell does.")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("name", nargs="*", help="notebooks, e.g. 00-tour (default: all)")
+    options = parser.parse_args()
+    paths = choose(options.name)
+    os.environ["HEADSCOPE_ROOT"] = str(ROOT)
+    if sys.prefix != str(PYTHON.parent.parent.resolve()):
+        os.environ["JUPYTER_PATH"] = str(ROOT / ".venv" / "share" / "jupyter")
+    start = time.monotonic()
+    done = asyncio.run(everything(paths, options.check))
+    print(f"{len(paths)} notebooks in {time.monotonic() - start:.1f} s")
+    print(f"notebooks: {sum(done)} passed, {len(done) - sum(done)} failed")
+    return 0 if all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
