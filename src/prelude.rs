@@ -5,5 +5,6 @@ pub use crate::error::{Error, Result};
 pub use crate::intervene::{Ablation, Answer, Every, Metric, Strategy, Sweep, Variant};
 pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::table::{Keys, Observation, Table};
+pub use crate::view::{self, Attention, Bars, Heatmap, Html, Lines, Svg};
 pub use polars::prelude::DataFrame;
 pub use tch::{Device, Kind, Tensor};

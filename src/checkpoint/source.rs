@@ -120,11 +120,6 @@ impl Source {
         Ok(())
     }
 
-    /// The checkpoint's folder.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The files of weights.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.files.iter().map(|(path, _)| path.clone()).collect()

@@ -93,11 +93,6 @@ impl Metric {
             Self::Custom(..) => "",
         }
     }
-
-    /// Whether the metric compares with the unchanged run.
-    pub(super) fn is_relative(&self) -> bool {
-        matches!(self, Self::Kl | Self::EmbeddingDistance)
-    }
 }
 
 /// The end of a pass over `n` stacked copies of the batch.

@@ -110,11 +110,11 @@ impl<'a> Pass<'a> {
         }
         if let Some(w_type) = &weights.w_type {
             let types = w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(&x);
-            x = x + self.at(Site::TypeEmbed, types)?;
+            x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {
             let rows = w_pos.narrow(0, past, positions).unsqueeze(0).expand_as(&x);
-            x = x + self.at(Site::PosEmbed, rows)?;
+            x = &x + self.at(Site::PosEmbed, rows)?;
         }
         match &weights.ln_embed {
             Some(norm) => self.norm_with(norm, Site::LnEmbedScale, &x),
@@ -159,7 +159,7 @@ impl<'a> Pass<'a> {
         let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x))?;
         let mut post = activate(&pre, self.model.config().activation);
         if let Some(up) = &mlp.up {
-            post = post * up.forward(x);
+            post = &post * up.forward(x);
         }
         let post = self.at(Site::MlpPost(layer), post)?;
         self.at(Site::MlpOut(layer), mlp.out.forward(&post))

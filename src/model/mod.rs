@@ -211,10 +211,6 @@ impl Model {
         let none = Error::OutOfRange { at: "model".into(), axis: "layer", found: layer as i64, limit };
         self.weights.blocks.get(layer).ok_or(none)
     }
-
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.weights
-    }
 }
 
 /// `[in, heads * width]` as `[head, in, width]`.

@@ -1,11 +1,11 @@
 //! Finished pictures: owned, saved in one step, shown by the notebook as a cell's result.
 
 use std::fmt;
-use std::io::Write as _;
 use std::path::Path;
 
 use super::text::escape;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::file;
 
 /// A finished vector picture.
 ///
@@ -111,7 +111,7 @@ impl Svg {
     /// # Errors
     /// [`Error::Io`] when the folder is missing or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        save(&self.source, path.as_ref())
+        file::write_bytes(path.as_ref(), self.source.as_bytes())
     }
 
     /// Prints the block by which the notebook's kernel recognises a picture.
@@ -138,7 +138,7 @@ impl Html {
     /// [`Error::Io`] when the folder is missing or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let head = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>headscope</title></head>\n<body>\n";
-        save(&format!("{head}{}\n</body></html>\n", self.0), path.as_ref())
+        file::write_bytes(path.as_ref(), format!("{head}{}\n</body></html>\n", self.0).as_bytes())
     }
 
     /// Prints the block by which the notebook's kernel recognises a page fragment.
@@ -150,27 +150,6 @@ impl Html {
 /// The kernel's block around one result.
 fn block(kind: &str, content: &str) -> String {
     format!("EVCXR_BEGIN_CONTENT {kind}\n{content}\nEVCXR_END_CONTENT")
-}
-
-/// Writes under a temporary name in the same folder, then renames.
-fn save(content: &str, path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("write", path))?;
-    file.write_all(content.as_bytes()).map_err(Error::io("write", path))?;
-    open_to_readers(file.as_file()).map_err(Error::io("write", path))?;
-    file.persist(path).map(drop).map_err(|failed| Error::io("write", path)(failed.error))
-}
-
-/// A temporary file is its owner's alone; a picture is for everybody.
-#[cfg(unix)]
-fn open_to_readers(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn open_to_readers(_: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
 }
 
 impl fmt::Debug for Svg {
@@ -188,6 +167,7 @@ impl fmt::Debug for Html {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn the_kernel_sees_one_block() {

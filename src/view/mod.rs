@@ -5,8 +5,9 @@
 //! | [`heatmap`] | where in a grid (layer by head, site by position) is a value large? | [`Svg`] |
 //! | [`mod@line`] | how does a value change with training, depth or size? | [`Svg`] |
 //! | [`bars`] | which of a few named things is larger? | [`Svg`] |
-//! | [`attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
+//! | [`mod@attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
 //! | [`display`] | how is a picture saved, shown in a notebook, or set beside another? | |
+//! | [`results`] | tables, runs and models as pictures: [`Table::heatmap`](crate::table::Table::heatmap), [`attention()`] | |
 //! | [`palette`] | which colours, and who can tell them apart? | |
 //!
 //! A picture is described by chained calls and drawn by `svg` or `html`, which say what they cannot draw. What comes back is
@@ -37,9 +38,11 @@ pub mod display;
 pub mod heatmap;
 pub mod line;
 pub mod palette;
+pub mod results;
 
 pub use attention::Attention;
 pub use bars::Bars;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
 pub use line::Lines;
+pub use results::{attention, attention_of};

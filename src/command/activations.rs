@@ -1,0 +1,44 @@
+//! `headscope activations`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use headscope::model::{Plan, Site};
+
+use super::{ModelArguments, PromptArguments};
+
+/// Write activations of a run to a safetensors file, each tensor named by its site.
+///
+/// Example: headscope activations minilm --text "The cat sat." --sites pattern.3,z.3 --out a.safetensors
+///
+/// `headscope inspect MODEL` lists the sites. Shapes: pattern.L [batch, head, query, key]; z.L, q.L
+/// [batch, position, head, d_head]; resid_pre.L [batch, position, d_model]; logits [batch, position, vocab].
+#[derive(Args)]
+pub struct Activations {
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    prompts: PromptArguments,
+    /// Sites to record, separated by commas
+    #[arg(long, value_delimiter = ',', required = true)]
+    sites: Vec<String>,
+    /// The file to write
+    #[arg(long, value_name = "FILE.safetensors")]
+    out: PathBuf,
+}
+
+impl Activations {
+    pub fn run(&self) -> Result<()> {
+        let sites = self.sites.iter().map(|name| name.trim().parse()).collect::<Result<Vec<Site>, _>>()?;
+        let model = self.model.load()?;
+        let tokens = self.prompts.tokens(&model)?;
+        let run = model.run(&tokens, &Plan::new().taps(sites))?;
+        run.save(&self.out)?;
+        for (site, tensor) in run.taps() {
+            println!("{site:<16} {:?}", tensor.size());
+        }
+        println!("written to {}", self.out.display());
+        Ok(())
+    }
+}

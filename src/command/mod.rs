@@ -1,0 +1,126 @@
+//! The subcommands: parse, call the library, print.
+
+mod ablate;
+mod activations;
+mod generate;
+mod inspect;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use headscope::checkpoint::LoadOptions;
+use headscope::model::{Model, Tokens};
+use tch::Kind;
+
+/// Takes transformers apart, head by head.
+///
+/// MODEL is a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), the bundled name `minilm`,
+/// or a hub id such as openai-community/gpt2.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a model's architecture, its sites, and the devices there are
+    Inspect(inspect::Inspect),
+    /// Write activations of a run to a safetensors file, each tensor named by its site
+    Activations(activations::Activations),
+    /// Ablate every head in turn and tabulate what it does to a metric
+    Ablate(ablate::Ablate),
+    /// Continue a prompt
+    Generate(generate::Generate),
+    /// Print a completion script, to be sourced by your shell
+    Completions {
+        /// Your shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs what was asked for.
+pub fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Activations(activations) => activations.run(),
+        Command::Ablate(ablate) => ablate.run(),
+        Command::Generate(generate) => generate.run(),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+#[derive(Args)]
+struct ModelArguments {
+    /// A folder, a bundled name, or a hub id
+    model: String,
+    /// Type of weights and activations
+    #[arg(long, value_enum, default_value_t = Dtype::Float32)]
+    dtype: Dtype,
+    /// Where to compute: cpu, cuda, cuda:1
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Revision on the hub: a branch, a tag, a commit
+    #[arg(long)]
+    revision: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Dtype {
+    Float32,
+    Float64,
+}
+
+impl ModelArguments {
+    fn load(&self) -> Result<Model> {
+        let kind = match self.dtype {
+            Dtype::Float32 => Kind::Float,
+            Dtype::Float64 => Kind::Double,
+        };
+        let options =
+            LoadOptions { kind, device: headscope::device::parse(&self.device)?, revision: self.revision.clone() };
+        Ok(Model::load_with(&self.model, &options)?)
+    }
+}
+
+/// The prompts: texts, a file of texts, or token ids.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PromptArguments {
+    /// One or more prompts
+    #[arg(long, num_args = 1.., value_name = "TEXT")]
+    text: Vec<String>,
+    /// A file with one prompt a line
+    #[arg(long, value_name = "FILE")]
+    text_file: Option<PathBuf>,
+    /// Token ids: a JSON list of lists, or @FILE with one
+    #[arg(long, value_name = "JSON|@FILE")]
+    tokens: Option<String>,
+}
+
+impl PromptArguments {
+    fn tokens(&self, model: &Model) -> Result<Tokens> {
+        if let Some(tokens) = &self.tokens {
+            let rows: Vec<Vec<i64>> = json(tokens, "--tokens", "a list of lists of token ids")?;
+            return Ok(Tokens::new(&rows)?);
+        }
+        let Some(file) = &self.text_file else { return Ok(model.tokens(&self.text)?) };
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        Ok(model.tokens(&lines)?)
+    }
+}
+
+/// A JSON argument, given itself or as @FILE.
+fn json<T: serde::de::DeserializeOwned>(given: &str, name: &str, expected: &str) -> Result<T> {
+    let text = match given.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).with_context(|| format!("{name}: cannot read {file}"))?,
+        None => given.to_owned(),
+    };
+    serde_json::from_str(&text).with_context(|| format!("{name}: expected {expected}"))
+}

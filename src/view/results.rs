@@ -1,0 +1,173 @@
+//! Tables, runs and models as pictures, and how a notebook shows them.
+
+use ndarray::{Array2, Array3};
+use tch::{Kind, Tensor};
+
+use super::attention::Attention;
+use super::display::{Html, Svg};
+use super::heatmap::Heatmap;
+use super::text::escape;
+use crate::error::{Error, Result};
+use crate::model::{Model, Run, Site, Tokens};
+use crate::table::Table;
+
+/// What do the heads of a layer attend to, on the first prompt of a run?
+///
+/// The run must have tapped `pattern.<layer>`.
+///
+/// # Errors
+/// [`Error::NotTapped`] where it has not.
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let run = model.run(&Tokens::new(&[vec![5, 6, 7]])?, &Plan::new().tap(Site::Pattern(1)))?;
+/// assert!(view::attention(&run, 1)?.as_str().contains("layer 1"));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn attention(run: &Run, layer: usize) -> Result<Html> {
+    attention_of(run, layer, 0)?.html()
+}
+
+/// [`attention`] of any prompt of the batch, to be given another title or drawn as a still picture.
+///
+/// # Errors
+/// [`Error::NotTapped`] where the run has no `pattern.<layer>`, [`Error::OutOfRange`] where it has no such prompt.
+pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention> {
+    let pattern = run.get(Site::Pattern(layer))?;
+    let limit = run.tokens().batch();
+    if prompt >= limit {
+        return Err(Error::OutOfRange {
+            at: "attention view".into(),
+            axis: "batch",
+            found: prompt as i64,
+            limit: limit as i64,
+        });
+    }
+    // Padding is not shown: it is no part of the prompt.
+    let length = run.tokens().row(prompt).len() as i64;
+    let shown = pattern.get(prompt as i64).narrow(1, 0, length).narrow(2, 0, length);
+    Ok(Attention::new(run.tokens().pieces(prompt), array3(&shown)?)
+        .layer(layer)
+        .title(format!("Attention in layer {layer}")))
+}
+
+/// `[head, query, key]` as ndarray.
+fn array3(tensor: &Tensor) -> Result<Array3<f64>> {
+    let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
+    let values = Vec::<f64>::try_from(tensor.to_kind(Kind::Double).contiguous().flatten(0, -1));
+    let values = values.map_err(Error::torch("reading a pattern"))?;
+    let found = tensor.size();
+    let wrong = |_| Error::Shape { at: "pattern".into(), expected: "[head, query, key]".into(), found };
+    match *shape.as_slice() {
+        [heads, queries, keys] => Array3::from_shape_vec((heads, queries, keys), values).map_err(wrong),
+        _ => Err(Error::Shape { at: "pattern".into(), expected: "[head, query, key]".into(), found: tensor.size() }),
+    }
+}
+
+impl Table {
+    /// A heat map of the effect (value - baseline; the value where there is no baseline), one cell for each pair of two
+    /// whole-number columns such as `layer` and `head`; a cell with several rows shows their mean, one with none is grey.
+    ///
+    /// # Errors
+    /// Where there is no such column.
+    pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
+        let effects = self.columns().iter().any(|name| name == "baseline");
+        let values = if effects { self.effect()? } else { self.f64("value")? };
+        let place =
+            |column: &str| -> Result<Vec<usize>> { Ok(self.f64(column)?.iter().map(|&v| v as usize).collect()) };
+        let (y, x) = (place(rows)?, place(columns)?);
+        let size = |places: &[usize]| places.iter().max().map_or(0, |&last| last + 1);
+        let (mut sum, mut count) =
+            (Array2::<f64>::zeros((size(&y), size(&x))), Array2::<f64>::zeros((size(&y), size(&x))));
+        for ((&y, &x), value) in y.iter().zip(&x).zip(values) {
+            sum[[y, x]] += value;
+            count[[y, x]] += 1.0;
+        }
+        let metric = self.frame().column("metric").ok().and_then(|names| names.str().ok()?.get(0).map(str::to_owned));
+        let metric = metric.unwrap_or_default().replace('_', " ");
+        let title = if effects { format!("Change in {metric}") } else { metric };
+        Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows).svg()
+    }
+
+    /// Shows the table in a notebook.
+    pub fn evcxr_display(&self) {
+        Html::new(table_html(self)).evcxr_display();
+    }
+}
+
+/// Rows shown before a table is cut.
+const SHOWN: usize = 30;
+
+fn table_html(table: &Table) -> String {
+    let frame = table.frame();
+    let cell = |tag: &str, text: &str| format!("<{tag}>{}</{tag}>", escape(text));
+    let head: String = table.columns().iter().map(|name| cell("th", name)).collect();
+    let mut body = String::new();
+    for row in 0..frame.height().min(SHOWN) {
+        let cells = frame.columns().iter().map(|column| match column.get(row) {
+            Ok(polars::prelude::AnyValue::Float64(value)) => cell("td", &format!("{value:.5}")),
+            Ok(polars::prelude::AnyValue::String(text)) => cell("td", text),
+            Ok(value) => cell("td", &value.to_string()),
+            Err(_) => cell("td", ""),
+        });
+        body.push_str(&format!("<tr>{}</tr>", cells.collect::<String>()));
+    }
+    let more = match frame.height().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("<p>and {more} more rows</p>"),
+        _ => String::new(),
+    };
+    format!("<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}")
+}
+
+impl Model {
+    /// Shows the model in a notebook: its architecture in a line.
+    pub fn evcxr_display(&self) {
+        Html::new(format!("<p>{}</p>", escape(&self.summary()))).evcxr_display();
+    }
+
+    /// The architecture in a line.
+    pub fn summary(&self) -> String {
+        let config = self.config();
+        let shared = match config.n_kv_heads == config.n_heads {
+            true => String::new(),
+            false => format!(" ({} key/value heads)", config.n_kv_heads),
+        };
+        format!(
+            "{}: {}, {} layers of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
+            self.origin().name,
+            config.family,
+            config.n_layers,
+            config.n_heads,
+            config.d_head,
+            config.d_model,
+            self.n_parameters() as f64 / 1e6
+        )
+    }
+}
+
+impl Tokens {
+    /// Shows the prompts in a notebook, token by token.
+    pub fn evcxr_display(&self) {
+        let row = |prompt: usize| {
+            let piece = |text: &String| {
+                format!("<code style=\"margin-right:0.4em\">{}</code>", escape(&text.replace(' ', "·")))
+            };
+            format!("<p>{}: {}</p>", prompt, self.pieces(prompt).iter().map(piece).collect::<String>())
+        };
+        Html::new((0..self.batch()).map(row).collect()).evcxr_display();
+    }
+}
+
+impl Run {
+    /// Shows in a notebook what the run recorded.
+    pub fn evcxr_display(&self) {
+        let row = |(site, tensor): (Site, &Tensor)| {
+            let axes: Vec<&str> = site.axes().iter().map(|axis| axis.name()).collect();
+            format!("<tr><td>{site}</td><td>[{}]</td><td>{:?}</td></tr>", axes.join(", "), tensor.size())
+        };
+        let rows: String = self.taps().map(row).collect();
+        Html::new(format!("<table><thead><tr><th>site</th><th>axes</th><th>shape</th></tr></thead>{rows}</table>"))
+            .evcxr_display();
+    }
+}
