@@ -75,9 +75,8 @@ def execute(client, source):
         content = message["content"]
         if message["msg_type"] == "error":
             wrong.append(content["evalue"])
-        elif message["msg_type"] == "stream" and content["name"] == "stderr":
-            if " panicked at " in content["text"] or content["text"].startswith("Error: "):
-                wrong.append(content["text"])
+        elif message["msg_type"] == "stream" and content["text"].startswith("Error: "):
+            wrong.append(content["text"])
 
     start = time.monotonic()
     client.execute_interactive(source, timeout=600, output_hook=read)

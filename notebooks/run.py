@@ -33,9 +33,9 @@ except ModuleNotFoundError as error:
 AT_A_TIME = 2
 CELL_SECONDS = 30 * 60
 START_SECONDS = 180
-PANIC = re.compile(r"^thread '.*?'.* panicked at ", re.MULTILINE)
-# The kernel's stand-in for cargo puts this word before an error that `?` handed on.
+# The kernel puts this word before an error that `?` handed on, and after a panic, whose message is on the other stream.
 FAILED = re.compile(r"^Error: .*", re.MULTILINE)
+PANIC = re.compile(r"^thread '.*?'.* panicked at .*", re.MULTILINE | re.DOTALL)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -45,16 +45,14 @@ class CellFailed(Exception):
 
 def complaint(outputs):
     """What went wrong in a cell, from what it printed, or None."""
-    printed = ""
+    printed = {"stdout": "", "stderr": ""}
     for output in outputs:
         if output.output_type == "error":
             return COLOUR.sub("", "\n".join(output.traceback) or f"{output.ename}: {output.evalue}")
-        if output.output_type == "stream" and output.name == "stderr":
-            printed += output.text
-    for pattern in (PANIC, FAILED):
-        if found := pattern.search(printed):
-            return COLOUR.sub("", printed[found.start() :]).strip()
-    return None
+        if output.output_type == "stream":
+            printed[output.name] += output.text
+    found = [pattern.search(printed[name]) for pattern, name in ((PANIC, "stderr"), (FAILED, "stdout"))]
+    return COLOUR.sub("", "\n".join(one.group().strip() for one in found if one)) or None
 
 
 def shorten(text, lines=12):
@@ -107,10 +105,16 @@ def tidy(book):
         "kernelspec": {"display_name": "Rust (headscope)", "language": "rust", "name": "headscope"},
         "language_info": {"file_extension": ".rs", "mimetype": "text/rust", "name": "Rust", "pygments_lexer": "rust"},
     }
+    count = 0
     for cell in book.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
         for output in cell.get("outputs", []):
+            if "execution_count" in output:
+                output.execution_count = count
             if "metadata" in output:
                 output.metadata = {}
     return book

@@ -52,8 +52,12 @@ fi
 case $command in
     build)
         mkdir -p cells
-        # An error that `?` hands on is said to be one: evcxr only prints it, and reports success.
-        sed -i 's/eprintln!("{}", error);$/eprintln!("Error: {}", error);/' src/lib.rs
+        # evcxr prints an error that `?` handed on, or that the cell panicked, and reports success: say that it is an
+        # error, and on the stream that keeps its order. What went to the other stream gets a moment to arrive, or it
+        # would be shown under the next cell. No line is added, so that messages point at the right ones.
+        sed -i -e 's/eprintln!("{}", error);$/println!("Error: {}", error);/' \
+            -e 's/println!("EVCXR_PANIC_NOTIFICATION");$/println!("Error: this cell panicked"); &/' \
+            -e 's/^evcxr_variable_store$/::std::thread::sleep(::std::time::Duration::from_millis(15)); &/' src/lib.rs
         @RUSTC@ @FLAGS@ --emit=link --out-dir cells src/lib.rs || exit
         printf '{"reason":"compiler-artifact","target":{"name":"ctx"},"filenames":["%s/cells/libctx.so"]}\n' "$PWD"
         ;;

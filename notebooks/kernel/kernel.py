@@ -337,6 +337,8 @@ def launch(connection):
         os.set_inheritable(file, True)
     clean()
     evcxr = cache() / f"evcxr_jupyter-{setup.EVCXR}" / "bin" / "evcxr_jupyter"
+    # It tells there where its configuration lies; what goes wrong goes to stderr.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.execve(evcxr, [str(evcxr), "--control_file", connection], environment)
 
 
