@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary =
-        tempfile::Builder::new().prefix(".headscope-").tempfile_in(folder).map_err(Error::io("write in", folder))?;
+        tempfile::Builder::new().prefix(".headscope-").tempfile_in(folder).map_err(Error::io("write", path))?;
     let (file, temporary) = temporary.into_parts();
     let mut writer = BufWriter::new(file);
     write(&mut writer)?;

@@ -64,8 +64,14 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 pub fn load(name: &str, kind: Kind) -> Model {
+    one_thread();
     let options = LoadOptions { kind, ..LoadOptions::default() };
     Model::load_with(fixture(name).to_str().unwrap(), &options).unwrap()
+}
+
+/// Tests run side by side, and their models are too small to gain from threads of their own.
+fn one_thread() {
+    tch::set_num_threads(1);
 }
 
 /// The tensors of a safetensors file.
@@ -119,5 +125,6 @@ pub fn configs() -> Vec<ModelConfig> {
 
 /// A float64 random model.
 pub fn random(config: &ModelConfig, seed: u64) -> Model {
+    one_thread();
     Model::random_as(config, seed, Kind::Double, Device::Cpu).unwrap()
 }

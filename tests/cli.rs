@@ -1,0 +1,165 @@
+//! The command as a user runs it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::process::{Command, Output};
+
+use common::{Tol, assert_close, fixture, read_tensors};
+use headscope::table::Table;
+use tch::Kind;
+
+fn headscope(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_headscope")).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn done(arguments: &[&str]) -> String {
+    let output = headscope(arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The message of a run that must end with `code`.
+#[track_caller]
+fn fails(arguments: &[&str], code: i32) -> String {
+    let output = headscope(arguments);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+fn path(name: &str) -> String {
+    fixture(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn activations_are_the_golden_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, logits) in [("tiny-gpt2", true), ("tiny-llama", true), ("tiny-bert", true), ("tiny-bert-encoder", false)]
+    {
+        for (dtype, kind) in [("float32", Kind::Float), ("float64", Kind::Double)] {
+            let golden = read_tensors(&fixture(name).join(format!("golden-{dtype}.safetensors")));
+            let rows: Vec<Vec<i64>> =
+                golden["tokens"].unbind(0).into_iter().map(|row| Vec::try_from(row).unwrap()).collect();
+            let file = folder.path().join("tokens.json");
+            std::fs::write(&file, serde_json::to_string(&rows).unwrap()).unwrap();
+            let out = folder.path().join("out.safetensors");
+            let mut sites = vec!["resid_pre.0", "pattern.2", "z.1", "resid_post.2"];
+            sites.extend(logits.then_some("logits"));
+            let tokens = format!("@{}", file.display());
+            done(&[
+                "activations",
+                &path(name),
+                "--tokens",
+                &tokens,
+                "--sites",
+                &sites.join(","),
+                "--out",
+                out.to_str().unwrap(),
+                "--dtype",
+                dtype,
+            ]);
+            let found = read_tensors(&out);
+            assert_eq!(found.len(), sites.len());
+            for site in sites {
+                assert_eq!(found[site].kind(), kind);
+                assert_close(&format!("{name} {site}"), &found[site], &golden[site], Tol::Fused(kind));
+            }
+        }
+    }
+}
+
+#[test]
+fn ablate_writes_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = "[[5,6,7,8,9],[9,8,7,6,5],[10,11,12,13,14]]";
+    for (kind, metric) in [("zero", "loss"), ("mean", "kl"), ("resample", "logit-difference")] {
+        let out = folder.path().join(format!("{kind}.parquet"));
+        let mut arguments = vec![
+            "ablate",
+            "fixtures/checkpoints/tiny-gpt2",
+            "--tokens",
+            tokens,
+            "--kind",
+            kind,
+            "--metric",
+            metric,
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        if metric == "logit-difference" {
+            arguments.extend(["--answers", "[[1,2],[3,4],[5,6]]"]);
+        }
+        let shown = done(&arguments);
+        assert!(shown.contains("layer") && shown.contains("head"), "{shown}");
+        let table = Table::read(&out).unwrap();
+        assert_eq!(table.columns(), ["layer", "head", "metric", "value", "baseline"]);
+        assert_eq!(table.len(), 12);
+        assert_eq!(table.provenance().sha256.len(), 64);
+    }
+    for ending in ["csv", "json"] {
+        let out = folder.path().join(format!("table.{ending}"));
+        done(&["ablate", &path("tiny-bert"), "--text", "the cat sat", "a dog ran", "--out", out.to_str().unwrap()]);
+        assert!(std::fs::read_to_string(out).unwrap().contains("head"));
+    }
+    done(&[
+        "ablate",
+        &path("tiny-bert"),
+        "--text",
+        "the cat sat",
+        "a dog",
+        "--metric",
+        "embedding-distance",
+        "--per-prompt",
+    ]);
+}
+
+#[test]
+fn inspect_and_generate() {
+    let shown = done(&["inspect", &path("tiny-llama")]);
+    for part in ["llama", "2 key/value heads", "Cpu", "pattern.L", "sha256"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&done(&["inspect", &path("tiny-gpt2"), "--json"])).unwrap();
+    assert_eq!(json["config"]["n_layers"], 3);
+    let shown = done(&["generate", &path("tiny-gpt2"), "--prompt", "the cat", "--max-new", "5"]);
+    assert!(shown.starts_with("the cat") && shown.ends_with('\n'), "{shown}");
+    assert_eq!(
+        shown,
+        done(&["generate", &path("tiny-gpt2"), "--prompt", "the cat", "--max-new", "5", "--temperature", "0"])
+    );
+    assert!(done(&["completions", "bash"]).contains("activations"));
+    assert!(done(&["--help"]).contains("minilm"));
+}
+
+#[test]
+fn misuse_exits_with_2_and_failure_with_1() {
+    fails(&["frobnicate"], 2);
+    fails(&["ablate", &path("tiny-gpt2")], 2);
+    fails(
+        &["activations", &path("tiny-gpt2"), "--text", "a", "--tokens", "[[1]]", "--sites", "logits", "--out", "x"],
+        2,
+    );
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("x.safetensors");
+    let file = file.to_str().unwrap();
+    let run = |tokens: &str, sites: &str| {
+        fails(&["activations", &path("tiny-gpt2"), "--tokens", tokens, "--sites", sites, "--out", file], 1)
+    };
+    assert!(run("[[1,2]]", "patern.0").contains("did you mean pattern.0"));
+    assert!(run("[[1,2]]", "pattern.9").contains("layers 0 to 2"));
+    assert!(run("[[1,200]]", "logits").contains("200 is out of range"));
+    assert!(run("[[1,", "logits").contains("--tokens"));
+    assert!(run("@/no/such/file", "logits").contains("/no/such/file"));
+    assert!(run("[]", "logits").contains("at least one prompt"));
+    assert!(!std::path::Path::new(file).exists(), "a failed run left a file");
+    assert!(fails(&["inspect", "/no/such/model"], 1).contains("/no/such/model"));
+    assert!(fails(&["inspect", &path("tiny-gpt2"), "--device", "cuda:99"], 1).contains("device"));
+    let metric = fails(&["ablate", &path("tiny-bert-encoder"), "--tokens", "[[1,2]]", "--metric", "loss"], 1);
+    assert!(metric.contains("embedding_distance"), "{metric}");
+    let answers = fails(&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]", "--metric", "logit-difference"], 1);
+    assert!(answers.contains("--answers"), "{answers}");
+}
