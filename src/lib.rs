@@ -25,6 +25,7 @@
 //! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |
 //! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
 //! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
+//! | 1 | [`stats`] | ranks, random orders |
 //! | 1 | [`device`] | CPU and GPU from one build |
 //! | 0 | [`table`], [`Error`] | one tidy table, one error |
 //!
@@ -38,6 +39,7 @@ pub mod intervene;
 pub mod model;
 pub mod prelude;
 mod progress;
+pub mod stats;
 pub mod table;
 pub mod view;
 

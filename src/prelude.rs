@@ -4,6 +4,7 @@ pub use crate::checkpoint::{LoadOptions, Tokenizer};
 pub use crate::error::{Error, Result};
 pub use crate::intervene::{Ablation, Answer, Every, Metric, Strategy, Sweep, Variant};
 pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
+pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};
 pub use crate::view::{self, Attention, Bars, Heatmap, Html, Lines, Svg};
 pub use polars::prelude::DataFrame;

@@ -185,6 +185,26 @@ impl Table {
         Ok(Self { frame, provenance: self.provenance.clone() })
     }
 
+    /// The heads (layer, head) of a table with one row a head, those of largest effect in magnitude first.
+    ///
+    /// # Errors
+    /// Where the table has no baseline, or no columns `layer` and `head`.
+    pub fn heads_by_effect(&self) -> Result<Vec<(usize, usize)>> {
+        let sorted = self.top(self.len())?;
+        let (layers, heads) = (sorted.f64("layer")?, sorted.f64("head")?);
+        Ok(layers.into_iter().zip(heads).map(|(layer, head)| (layer as usize, head as usize)).collect())
+    }
+
+    /// The points (x, effect) of the table, sorted by column `x`, for a line plot.
+    ///
+    /// # Errors
+    /// Where the table has no baseline, or no such column.
+    pub fn curve(&self, x: &str) -> Result<Vec<(f64, f64)>> {
+        let mut points: Vec<(f64, f64)> = self.f64(x)?.into_iter().zip(self.effect()?).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(points)
+    }
+
     /// Writes the table by the ending of `path`: `.parquet`, `.csv` or `.json` (a list of objects). Beside Parquet goes
     /// the provenance, as `<name>.provenance.json`.
     ///

@@ -357,3 +357,21 @@ fn tables_are_tidy_and_sorted() {
     assert_eq!(read.provenance().sha256.len(), 64);
     assert!(table.write(folder.path().join("table.txt")).is_err());
 }
+
+/// Heads gone one after another: the first step is the single ablation, the last has none left.
+#[test]
+fn heads_may_go_one_after_another() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let tokens = some_tokens(2, 6, 97, 8);
+    let single = Sweep::ablate(&model, &tokens, Ablation::Zero).run().unwrap();
+    let order = single.heads_by_effect().unwrap();
+    assert_eq!(order.len(), 12);
+    let curve = Sweep::ablate(&model, &tokens, Ablation::Zero).one_after_another(&order).run().unwrap();
+    assert_eq!(curve.columns(), ["step", "metric", "value", "baseline"]);
+    assert_near("first", curve.f64("value").unwrap()[0], row(&single, order[0].0, order[0].1), MODEL);
+    let all = (0..3).fold(Plan::new(), |plan, layer| plan.edit(Edit::new(Site::Z(layer), Action::Zero)));
+    let logits = run(&model, &tokens, all, Site::Logits);
+    let targets = Tensor::from_slice(&[tokens.row(0), tokens.row(1)].concat()).view([2, 6]).narrow(1, 1, 5);
+    let chosen = logits.log_softmax(-1, None).narrow(1, 0, 5).gather(2, &targets.unsqueeze(2), false);
+    assert_near("last", curve.f64("value").unwrap()[11], -chosen.mean(Kind::Double).double_value(&[]), MODEL);
+}

@@ -1,5 +1,7 @@
 //! Many variants of one run, as one table.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, Result};
 use crate::intervene::ablation::{self, Ablation, REFERENCE};
 use crate::intervene::engine::{self, Job};
@@ -84,6 +86,20 @@ impl<'a> Sweep<'a> {
     pub fn each(mut self, site: impl Fn(usize) -> Site, every: Every) -> Self {
         let sites = (0..self.model.config().n_layers).map(site);
         self.variants = sites.flat_map(|site| self.along(site, every)).collect();
+        self
+    }
+
+    /// One variant for each length of `order`: the first head of it ablated, the first two, and so on to all of them.
+    /// Heads are (layer, head); the column `step` says how many are gone. Replaces the variants there were.
+    pub fn one_after_another(mut self, order: &[(usize, usize)]) -> Self {
+        let variant = |n: usize| {
+            let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            order[..n].iter().for_each(|&(layer, head)| layers.entry(layer).or_default().push(head));
+            let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.ablation.action()).heads(heads);
+            let edits = layers.into_iter().map(edit).collect();
+            Variant { keys: Keys { step: u32::try_from(n).ok(), ..Keys::default() }, edits }
+        };
+        self.variants = (1..=order.len()).map(variant).collect();
         self
     }
 

@@ -1,0 +1,5 @@
+//! Statistics on plain numbers.
+
+mod rank;
+
+pub use rank::{shuffled, spearman};
