@@ -54,7 +54,9 @@ kernel: evcxr ## the Jupyter kernel "Rust (headscope)", rebuilt if the library h
 
 test: setup ## tests, doctests, and notebook 00-tour
 	@echo "headscope: tests (first time ten minutes on two cores, then one)"
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast && cargo test --doc; else cargo test --no-fail-fast; fi
+	@# One thread for each test, as many tests as cores: else their threads wait for each other.
+	@export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; \
+	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast && cargo test --doc; else cargo test --no-fail-fast; fi
 	@$(MAKE) kernel
 	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
 

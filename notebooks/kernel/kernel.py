@@ -141,11 +141,7 @@ def snapshot(made, folder, artifacts):
         "CARGO": shell(tool("cargo")),
         "RUSTC": shell(f"{sysroot()}/bin/rustc"),
         "FLAGS": " ".join(shell(flag) for flag in flags),
-        "LOCK": shell(ROOT / "Cargo.lock"),
-        "TARGET": shell((ROOT / "target").resolve()),
-        "PROFILE": " ".join(PROFILE),
         "METADATA": shell(folder / "metadata.json"),
-        "DEPENDENCY": f"headscope = {dependency()}".replace("'", "'\\''"),
     }.items():
         text = text.replace(f"@{name}@", value)
     write(bin_ / "cargo", text)
@@ -324,7 +320,6 @@ def launch(connection):
         raise Missing(f"this clone has no kernel yet. Try: make -C {ROOT} kernel")
     folder = current.resolve()
     environment = {**os.environ, **json.loads((folder / "environment.json").read_text(encoding="utf-8"))}
-    environment["HEADSCOPE_TOOLCHAIN"] = os.environ.get("RUSTUP_TOOLCHAIN", "")
     environment["PATH"] = f"{folder}/home/bin:{os.environ['PATH']}"
     for name in ("RUSTFLAGS", "RUSTC_WRAPPER", "CARGO_TARGET_DIR", "CARGO"):
         environment.pop(name, None)
