@@ -64,7 +64,8 @@ notebooks: kernel ## executes every notebook, writes the results into them and a
 	@$(VENV)/python notebooks/run.py $(NAMES)
 
 lab: kernel ## opens JupyterLab
-	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks
+	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks \
+		--MultiKernelManager.default_kernel_name=headscope $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: setup ## benchmarks of the library and of the kernel's latency
 	@cargo bench
