@@ -43,7 +43,9 @@ impl Progress {
                 let left = started
                     .elapsed()
                     .mul_f64((self.total - self.done.min(self.total)) as f64 / self.done.max(1) as f64);
-                println!("{}: {} of {}, about {} s left", self.what, self.done, self.total, left.as_secs());
+                if left.as_secs() > 0 {
+                    println!("{}: {} of {}, about {} s left", self.what, self.done, self.total, left.as_secs());
+                }
                 *last = Instant::now();
             }
             _ => {}

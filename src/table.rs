@@ -205,6 +205,43 @@ impl Table {
         Ok(points)
     }
 
+    /// How the effects, in magnitude, are shared out among the values of column `by`: (value, its share of the sum over all
+    /// rows), sorted.
+    ///
+    /// # Errors
+    /// Where the table has no baseline, no such column, or no effect at all.
+    pub fn share(&self, by: &str) -> Result<Vec<(f64, f64)>> {
+        let groups = self.effects_by(by)?;
+        let all: f64 = groups.iter().flat_map(|(_, effects)| effects).sum();
+        Ok(groups.iter().map(|(value, effects)| (*value, effects.iter().sum::<f64>() / all)).collect())
+    }
+
+    /// How much of the effects, in magnitude, of each value of column `by` is its strongest row's: (value, share), sorted.
+    ///
+    /// # Errors
+    /// As [`Table::share`].
+    pub fn strongest_share(&self, by: &str) -> Result<Vec<(f64, f64)>> {
+        let strongest = |effects: &[f64]| effects.iter().copied().fold(0.0, f64::max) / effects.iter().sum::<f64>();
+        Ok(self.effects_by(by)?.iter().map(|(value, effects)| (*value, strongest(effects))).collect())
+    }
+
+    /// The magnitudes of the effects, grouped by a column of numbers, sorted.
+    fn effects_by(&self, by: &str) -> Result<Vec<(f64, Vec<f64>)>> {
+        let mut rows: Vec<(f64, f64)> =
+            self.curve(by)?.into_iter().map(|(value, effect)| (value, effect.abs())).collect();
+        rows.retain(|(value, _)| value.is_finite());
+        let groups = rows
+            .chunk_by(|a, b| a.0 == b.0)
+            .map(|group| (group[0].0, group.iter().map(|row| row.1).collect::<Vec<f64>>()));
+        let groups: Vec<(f64, Vec<f64>)> = groups.collect();
+        match groups.iter().find(|(_, effects)| effects.iter().sum::<f64>() == 0.0) {
+            Some((value, _)) => {
+                Err(Error::argument("table", "an effect in every group", format!("none for {by} = {value}")))
+            }
+            None => Ok(groups),
+        }
+    }
+
     /// Writes the table by the ending of `path`: `.parquet`, `.csv` or `.json` (a list of objects). Beside Parquet goes
     /// the provenance, as `<name>.provenance.json`.
     ///

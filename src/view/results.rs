@@ -86,7 +86,12 @@ impl Table {
         }
         let metric = self.frame().column("metric").ok().and_then(|names| names.str().ok()?.get(0).map(str::to_owned));
         let metric = metric.unwrap_or_default().replace('_', " ");
-        let title = if effects { format!("Change in {metric}") } else { metric };
+        let how = match self.provenance().options.get("ablation") {
+            Some(serde_json::Value::String(kind)) => format!(", {kind} ablation"),
+            Some(serde_json::Value::Object(kind)) => kind.keys().map(|kind| format!(", {kind} ablation")).collect(),
+            _ => String::new(),
+        };
+        let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
         Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows).svg()
     }
 
