@@ -67,8 +67,12 @@ lab: kernel ## opens JupyterLab
 	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks \
 		--MultiKernelManager.default_kernel_name=headscope $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# The library as `--release` would build it, over the dependencies that are built already: they are optimised in every
+# profile. A plain `cargo bench` works too, and first compiles all of them again.
+OPTIMISED := --config profile.dev.opt-level=3 --config profile.dev.debug-assertions=false --config profile.dev.overflow-checks=false
+
 bench: setup ## benchmarks of the library and of the kernel's latency
-	@cargo bench
+	@cargo bench --profile dev $(OPTIMISED)
 	@$(MAKE) kernel
 	@$(VENV)/python benches/kernel_latency.py --runs 3
 
