@@ -92,7 +92,9 @@ def install():
                 snapshot(made, folder, artifacts)
             say(f"the kernel is ready ({folder.name})")
         link(home() / "current", folder)
+        write(home() / "clone", f"{ROOT}\n")
         clean()
+        forget()
     announce()
 
 
@@ -277,6 +279,13 @@ def clean():
         with contextlib.suppress(OSError), open(folder / "lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget():
+    """Removes the kernels of clones that are no longer there."""
+    for note in home().parent.glob("*/clone"):
+        if not Path(note.read_text(encoding="utf-8").strip()).exists():
+            shutil.rmtree(note.parent, ignore_errors=True)
 
 
 def announce():
