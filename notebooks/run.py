@@ -36,6 +36,8 @@ START_SECONDS = 180
 # The kernel puts this word before an error that `?` handed on, and after a panic, whose message is on the other stream.
 FAILED = re.compile(r"^Error: .*", re.MULTILINE)
 PANIC = re.compile(r"^thread '.*?'.* panicked at .*", re.MULTILINE | re.DOTALL)
+# What long work says every few seconds: true for one moment of one run.
+PROGRESS = re.compile(r"^.*: \d+ of \d+(, about .* left)?\n", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -113,10 +115,14 @@ def tidy(book):
             count += 1
             cell.execution_count = count
         for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = PROGRESS.sub("", output.text)
             if "execution_count" in output:
                 output.execution_count = count
             if "metadata" in output:
                 output.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("text", "something")]
     return book
 
 
