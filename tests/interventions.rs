@@ -109,16 +109,24 @@ proptest! {
             rows[1].pop();
         }
         let tokens = Tokens::new(&rows).unwrap();
-        let variants: Vec<Variant> = Site::all(model.config()).into_iter().enumerate().map(|(i, site)| {
-            let heads = site.axes().iter().any(|axis| ["head", "kv_head"].contains(&axis.name())).then(|| vec![head % model.config().n_kv_heads]);
-            let positions = (i % 2 == 0).then(|| vec![0, tokens.positions() - 1]);
-            let at = Selector { heads, positions, ..Selector::default() };
-            let second = Edit::new(Site::Z(layer), Action::Scale { factor: 0.5 }).head(head);
-            let first = Edit { site, at, action: Action::Scale { factor: 1.3 } };
-            Variant { keys: Keys { step: Some(i as u32), ..Keys::default() }, edits: if i % 3 == 0 { vec![first, second] } else { vec![first] } }
-        }).collect();
+        let length = tokens.positions();
+        let variant = |(i, site): (usize, Site)| {
+            let headed = site.axes().iter().any(|axis| ["head", "kv_head"].contains(&axis.name()));
+            let heads = headed.then(|| vec![head % model.config().n_kv_heads]);
+            let positions = [None, Some(vec![length - 1]), Some(vec![(i + head) % length]), Some(vec![length / 2, length - 1])];
+            let at = Selector { heads, positions: positions[(i + layer) % 4].clone(), ..Selector::default() };
+            let actions = [Action::Scale { factor: 1.3 }, Action::Zero, Action::replace("reference"), Action::mean("reference")];
+            // A scale of zero, or another prompt's, would divide by nothing or read the padding's.
+            let action = if site.kind().ends_with("scale") { 0 } else { (i + tokens.batch()) % 4 };
+            let first = Edit { site, at, action: actions[action].clone() };
+            let second = Edit::new(Site::Z(layer), Action::Scale { factor: 0.5 }).head(head).position((i * 7) % length);
+            let edits = if i % 3 == 0 { vec![first, second] } else { vec![first] };
+            Variant { keys: Keys { step: Some(i as u32), ..Keys::default() }, edits }
+        };
+        let variants: Vec<Variant> = Site::all(model.config()).into_iter().enumerate().map(variant).collect();
+        let reference = some_tokens(tokens.batch(), length, model.config().vocab, 12);
         for metric in [Metric::Loss, Metric::Kl, Metric::logit_difference(3, 5), Metric::EmbeddingDistance] {
-            let table = |how| Sweep::ablate(&model, &tokens, Ablation::Zero).variants(variants.clone()).metric(metric.clone())
+            let table = |how| Sweep::ablate(&model, &tokens, Ablation::Zero).reference(&reference).variants(variants.clone()).metric(metric.clone())
                 .strategy(how).memory(memory).per_prompt().run().unwrap().f64("value").unwrap();
             let (auto, naive) = (table(How::Auto), table(How::Naive));
             assert_eq!(auto.len(), variants.len() * tokens.batch());

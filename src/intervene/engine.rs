@@ -1,7 +1,9 @@
 //! How a sweep is computed.
 //!
-//! Variants are grouped by where they first depart from the unchanged run. A group resumes there from that run's
-//! residual stream (behind the heads, where only z changes), its variants stacked below each other in the batch.
+//! A variant joins the pass where it first departs from the unchanged run: at a step of a block, with that run's
+//! activations, and from the first position that it changes, with that run's keys and values before it. Variants that
+//! start at the same position go through the layers together, stacked on the batch axis. Where the metric reads one
+//! position of each prompt, the last block computes no other, and only the logits that it reads are computed.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use tch::Tensor;
 use super::metric::{Metric, Output, Reader};
 use super::sweep::{Strategy, Variant};
 use crate::error::{Error, Result};
-use crate::model::{Bank, Edit, Model, Pass, Program, Site, Start, Tokens};
+use crate::model::{Bank, Edit, Entry, Joins, KvCache, Model, Pass, Past, Program, Site, Step, Tokens};
 use crate::progress::Progress;
 
 /// A sweep with everything at hand.
@@ -25,162 +27,152 @@ pub(super) struct Job<'a> {
     pub memory: Option<usize>,
 }
 
-/// Where a variant first departs from the unchanged run, as (layer, step): the order is that of the forward pass.
+/// What variants must have in common to go through the layers together; the order is that of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry(usize, Step);
+struct Group {
+    /// The pass computes the logits itself: they are edited, or the whole loop is asked for.
+    whole: bool,
+    /// The first position that is computed.
+    first: usize,
+    /// Something is edited behind the last block's input, so that its positions can't all be left out.
+    late: bool,
+}
 
-/// What a group of variants resumes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Step {
-    /// The token ids.
-    Ids,
-    /// The residual stream entering the block.
-    ResidPre,
-    /// That, and the block's z.
-    Z,
-    /// The token ids, and the pass computes all logits itself: they are edited, or the whole loop is asked for.
-    Whole,
+/// The unchanged run.
+struct Base {
+    /// Its values where variants join.
+    taps: BTreeMap<Site, Tensor>,
+    /// Its keys and values, where variants leave out positions.
+    past: KvCache,
 }
 
 /// The metric of the unchanged run, `[batch]`, and of every variant, `[variant, batch]`.
 pub(super) fn run(job: &Job<'_>) -> Result<(Vec<f64>, Array2<f64>)> {
     job.tokens.check(job.model.config())?;
-    let mut groups: BTreeMap<Entry, Vec<usize>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, Vec<(Entry, usize)>> = BTreeMap::new();
     for (number, variant) in job.variants.iter().enumerate() {
-        groups.entry(job.entry(variant)?).or_default().push(number);
+        let (group, entry) = job.place(variant)?;
+        groups.entry(group).or_default().push((entry, number));
     }
-    let (base, starts) = job.base(groups.keys().copied())?;
-    let reader = Reader::new(job.model, job.metric, job.tokens, &base)?;
-    let baseline = to_array(&reader.read(&base)?)?.row(0).to_vec();
+    let (base, end) = job.base(&groups)?;
+    let reader = Reader::new(job.model, job.metric, job.tokens, &end)?;
+    let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
     let mut values = Array2::zeros((job.variants.len(), job.tokens.batch()));
     let mut progress = Progress::new("variants", job.variants.len());
-    for (entry, numbers) in groups {
-        for chunk in numbers.chunks(job.at_once(entry)) {
-            let output = job.compute(entry, &starts, chunk)?;
+    for (group, mut members) in groups {
+        members.sort_unstable();
+        for chunk in members.chunks(job.at_once(group)) {
+            let output = job.compute(group, chunk, &base, &reader)?;
             let read = to_array(&reader.read(&output)?)?;
-            chunk.iter().zip(read.axis_iter(NdAxis(0))).for_each(|(&number, row)| values.row_mut(number).assign(&row));
+            chunk.iter().zip(read.axis_iter(NdAxis(0))).for_each(|((_, n), row)| values.row_mut(*n).assign(&row));
             progress.add(chunk.len());
         }
     }
     Ok((baseline, values))
 }
 
-/// The residual stream where groups start: entering a block, and with it the block's z where that is needed.
-type Starts = BTreeMap<Site, Tensor>;
-
 impl Job<'_> {
-    fn entry(&self, variant: &Variant) -> Result<Entry> {
+    /// With which others a variant is computed, and where it joins them.
+    fn place(&self, variant: &Variant) -> Result<(Group, Entry)> {
+        let config = self.model.config();
         if variant.edits.is_empty() {
             return Err(Error::argument("variant", "at least one edit", "none"));
         }
-        let of = |edit: &Edit| match (edit.site, edit.site.layer()) {
-            (Site::Logits | Site::LnFinalScale, _) => Entry(self.model.config().n_layers, Step::Whole),
-            (_, None) => Entry(0, Step::Ids),
-            (site, Some(layer)) if behind_heads(site, self.model) => Entry(layer, Step::Z),
-            (_, Some(layer)) => Entry(layer, Step::ResidPre),
+        variant.edits.iter().try_for_each(|edit| edit.site.check(config))?;
+        let entries: Option<Vec<Entry>> = variant.edits.iter().map(|edit| Entry::of(edit.site, config)).collect();
+        let entries = entries.filter(|_| self.strategy == Strategy::Auto).unwrap_or_default();
+        let (Some(&entry), Some(&last)) = (entries.iter().min(), entries.iter().max()) else {
+            return Ok((Group { whole: true, first: 0, late: true }, Entry(0, Step::Ids)));
         };
-        let whole = Entry(self.model.config().n_layers, Step::Whole);
-        let last = variant.edits.iter().map(of).max();
-        match self.strategy {
-            Strategy::Auto if last != Some(whole) => Ok(variant.edits.iter().map(of).min().unwrap_or(whole)),
-            _ => Ok(whole),
-        }
+        let first = variant.edits.iter().map(first_position).min().unwrap_or(0);
+        let late = last > Entry(config.n_layers - 1, Step::ResidPre);
+        Ok((Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late }, entry))
     }
 
-    /// The unchanged run: its end, and what groups start from.
-    fn base(&self, entries: impl Iterator<Item = Entry>) -> Result<(Output, Starts)> {
-        let sites = entries.flat_map(|entry| match entry {
-            Entry(layer, Step::ResidPre) => vec![Site::ResidPre(layer)],
-            Entry(layer, Step::Z) => vec![Site::ResidPre(layer), Site::Z(layer)],
-            Entry(_, Step::Ids | Step::Whole) => vec![],
-        });
+    /// The unchanged run, and its end.
+    fn base(&self, groups: &BTreeMap<Group, Vec<(Entry, usize)>>) -> Result<(Base, Output)> {
+        let sites = groups.values().flatten().flat_map(|(entry, _)| entry.needs());
         let last = Site::ResidPost(self.model.config().n_layers - 1);
         let program = Program::taps(sites.chain([last]));
-        let mut starts = Pass::new(self.model, &program, self.tokens).taps(self.ids(1))?;
-        let not_tapped = Error::NotTapped { site: last, tapped: vec![] };
-        let resid = starts.remove(&last).ok_or(not_tapped)?;
-        Ok((Output { resid, logits: None }, starts))
+        let mut past = KvCache::default();
+        let leaves_out = groups.keys().any(|group| group.first > 0);
+        let before = if leaves_out { Past::Growing(&mut past) } else { Past::None };
+        let pass = Pass::over(self.model, &program, self.tokens.positions(), self.valid(), before);
+        let taps = pass.taps(self.tokens.ids(self.model.device()))?;
+        let missing = || Error::NotTapped { site: last, tapped: vec![] };
+        let resid = taps.get(&last).ok_or_else(missing)?.shallow_clone();
+        Ok((Base { taps, past }, Output { resid, logits: None, first: 0, picked: false }))
+    }
+
+    /// True at real tokens, where padding must be hidden from attention.
+    fn valid(&self) -> Option<Tensor> {
+        let hide = self.tokens.is_padded() && !self.model.config().causal;
+        hide.then(|| self.tokens.valid(self.model.device()))
     }
 
     /// How many variants are computed together.
-    fn at_once(&self, entry: Entry) -> usize {
+    fn at_once(&self, group: Group) -> usize {
         if self.strategy == Strategy::Naive {
             return 1;
         }
         let config = self.model.config();
-        let tokens = self.tokens.batch() * self.tokens.positions();
+        let positions = self.tokens.positions();
+        let tokens = self.tokens.batch() * (positions - group.first);
         let width = 8 * config.d_model + 3 * config.d_mlp + 4 * config.n_heads * config.d_head;
-        let pattern = self.tokens.batch() * config.n_heads * self.tokens.positions().pow(2);
-        let logits = if entry.1 == Step::Whole { tokens * config.vocab } else { 0 };
-        let bytes = (tokens * width + 3 * pattern + logits) * self.model.kind().elt_size_in_bytes();
+        let pattern = 3 * tokens * positions * config.n_heads;
+        let before = 2 * self.tokens.batch() * group.first * config.n_heads * config.d_head;
+        let logits = if group.whole { tokens * config.vocab } else { 0 };
+        let bytes = (tokens * width + pattern + before + logits) * self.model.kind().elt_size_in_bytes();
         let budget = self.memory.unwrap_or_else(|| free_memory() / 4);
         (budget / bytes.max(1)).clamp(1, MOST_TOKENS.div_ceil(tokens))
     }
 
-    /// The end of the runs of some variants that share an entry.
-    fn compute(&self, entry: Entry, starts: &Starts, numbers: &[usize]) -> Result<Output> {
-        let (model, n) = (self.model, numbers.len());
-        let program = self.program(numbers)?;
-        let hide = self.tokens.is_padded() && !model.config().causal;
-        let valid = hide.then(|| self.tokens.valid(model.device()).repeat([n as i64, 1]));
-        let stack = |site: Site| {
-            let missing = || Error::NotTapped { site, tapped: starts.keys().map(Site::to_string).collect() };
-            let one = starts.get(&site).ok_or_else(missing)?;
-            let mut times = vec![1i64; one.dim()];
-            times[0] = n as i64;
-            Ok::<Tensor, Error>(one.repeat(times.as_slice()))
-        };
-        let start = match entry {
-            Entry(_, Step::Ids | Step::Whole) => Start::Ids(self.ids(n as i64)),
-            Entry(layer, Step::ResidPre) => Start::ResidPre(layer, stack(Site::ResidPre(layer))?),
-            Entry(layer, Step::Z) => Start::Z(layer, stack(Site::ResidPre(layer))?, stack(Site::Z(layer))?),
-        };
-        let mut pass = Pass::over(model, &program, self.tokens.positions(), valid);
-        let resid = pass.residual(start, model.config().n_layers)?;
-        let whole = entry.1 == Step::Whole && model.config().has_logits();
+    /// The end of the runs of some variants of a group, sorted by where they join.
+    fn compute(&self, group: Group, chunk: &[(Entry, usize)], base: &Base, reader: &Reader<'_>) -> Result<Output> {
+        let (model, first) = (self.model, group.first as i64);
+        let program = self.program(group, chunk)?;
+        let mut copies: BTreeMap<Entry, i64> = BTreeMap::new();
+        chunk.iter().for_each(|(entry, _)| *copies.entry(*entry).or_default() += 1);
+        let joins = Joins { ids: self.tokens.ids(model.device()), copies, base: Some(&base.taps), first };
+        let past = if first > 0 { Past::Fixed(&base.past, first) } else { Past::None };
+        let positions = self.tokens.positions() - group.first;
+        let wanted = if group.whole { None } else { reader.wanted(first) };
+        let mut pass = Pass::over(model, &program, positions, self.valid(), past).only(wanted);
+        let resid = pass.residual(&joins, model.config().n_layers)?;
+        let picked = resid.size()[1] != positions as i64;
+        let whole = group.whole && model.config().has_logits();
         let logits = whole.then(|| pass.logits(&resid)).transpose()?;
-        Ok(Output { resid, logits })
+        Ok(Output { resid, logits, first, picked })
     }
 
     /// The edits of the variants, each for its own rows of the stack.
-    fn program(&self, numbers: &[usize]) -> Result<Program> {
+    fn program(&self, group: Group, chunk: &[(Entry, usize)]) -> Result<Program> {
         let mut program = Program::taps([]);
         let (batch, positions) = (self.tokens.batch(), self.tokens.positions());
-        for (place, &number) in numbers.iter().enumerate() {
+        for (place, &(_, number)) in chunk.iter().enumerate() {
             for edit in &self.variants[number].edits {
                 let entry = edit.action.key().map(|key| self.bank.get(key, edit.site)).transpose()?;
                 let rows = Some((place * batch, batch));
-                program.push(edit.clone(), entry, rows, self.model.config(), (batch, positions))?;
+                program.push(edit.clone(), entry, rows, self.model.config(), (batch, positions), group.first)?;
             }
         }
         Ok(program)
-    }
-
-    /// The token ids of `n` stacked copies of the batch.
-    fn ids(&self, n: i64) -> Tensor {
-        self.tokens.ids(self.model.device()).repeat([n, 1])
     }
 }
 
 /// More tokens at once gain nothing: the matrix products are long enough.
 const MOST_TOKENS: usize = 8192;
 
-/// Whether `site` stands at or behind its block's z in the forward pass.
-fn behind_heads(site: Site, model: &Model) -> bool {
-    let post = model.config().norm_place == crate::model::NormPlace::Post;
-    match site {
-        Site::Ln1Scale(_) => post,
-        Site::ResidPre(_) | Site::Q(_) | Site::K(_) | Site::V(_) | Site::Scores(_) | Site::Pattern(_) => false,
-        _ => true,
-    }
+/// The first position that an edit changes.
+fn first_position(edit: &Edit) -> usize {
+    edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0)
 }
 
 /// Bytes of memory that are free, by the system's own estimate; 1 GiB where it gives none.
 fn free_memory() -> usize {
     let from = |text: String| {
-        let line =
-            text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?.trim().strip_suffix(" kB")?.parse().ok();
-        line.map(|kib: usize| kib * 1024)
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: usize| kib * 1024)
     };
     std::fs::read_to_string("/proc/meminfo").ok().and_then(from).unwrap_or(1 << 30)
 }

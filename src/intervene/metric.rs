@@ -95,6 +95,21 @@ impl Metric {
     }
 }
 
+impl Metric {
+    /// The first position that need be computed where `first` is the first that changes: what it reads before is as in the
+    /// unchanged run, and known.
+    pub(super) fn first(&self, first: usize, model: &Model, tokens: &Tokens) -> usize {
+        let most = match self {
+            _ if !model.config().causal => 0,
+            Self::Loss | Self::Kl => tokens.positions() - 1,
+            // Every prompt's last token is read.
+            Self::LogitDifference(..) => tokens.lengths().into_iter().min().unwrap_or(1) - 1,
+            Self::EmbeddingDistance | Self::Custom(..) => 0,
+        };
+        first.min(most)
+    }
+}
+
 /// The end of a pass over `n` stacked copies of the batch.
 pub(super) struct Output {
     /// The residual stream behind the last block, `[n * batch, position, d_model]`.
@@ -102,6 +117,10 @@ pub(super) struct Output {
     /// The logits `[n * batch, position, vocab]`, where an edit behind the residual stream made them differ from what
     /// follows from it.
     pub logits: Option<Tensor>,
+    /// The first position that was computed.
+    pub first: i64,
+    /// Only the wanted position of each prompt is there.
+    pub picked: bool,
 }
 
 /// Logits are computed this many values at a time.
@@ -123,6 +142,8 @@ pub(super) struct Reader<'a> {
     targets: Vec<Tensor>,
     /// What a relative metric compares with: ln p at the places, or pooled embeddings.
     base: Option<Tensor>,
+    /// The metric of the unchanged run at each place, where it is a mean over places.
+    unchanged: Option<Tensor>,
 }
 
 impl<'a> Reader<'a> {
@@ -144,6 +165,7 @@ impl<'a> Reader<'a> {
             places: Tensor::from_slice::<i64>(&[]),
             targets: vec![],
             base: None,
+            unchanged: None,
         };
         let (places, targets) = reader.places(tokens)?;
         (reader.places, reader.targets) =
@@ -153,7 +175,15 @@ impl<'a> Reader<'a> {
             Metric::EmbeddingDistance => Some(reader.pooled(&base.resid)),
             _ => None,
         };
+        if matches!(metric, Metric::Loss | Metric::Kl) {
+            reader.unchanged = Some(reader.values_at(base, &reader.places, &reader.all_numbers()));
+        }
         Ok(reader)
+    }
+
+    /// The one position of each prompt that the metric reads, `[batch]`, counted from `first`; nothing where it reads more.
+    pub(super) fn wanted(&self, first: i64) -> Option<Tensor> {
+        matches!(self.metric, Metric::LogitDifference(..)).then(|| &self.lengths - (1 + first))
     }
 
     /// Where the metric reads logits, and of which tokens.
@@ -209,16 +239,7 @@ impl<'a> Reader<'a> {
     pub(super) fn read(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         let per_prompt = match self.metric {
-            Metric::Loss => self.mean_by_prompt(output, n, |logits, block| {
-                let target = self.targets[0].index_select(0, block).unsqueeze(1);
-                let chosen = logits.gather(1, &target, false).squeeze_dim(1);
-                logits.logsumexp([1i64].as_slice(), false) - chosen
-            }),
-            Metric::Kl => self.mean_by_prompt(output, n, |logits, block| {
-                let base =
-                    self.base.as_ref().map_or_else(|| logits.shallow_clone(), |base| base.index_select(0, block));
-                (base.exp() * (&base - logits.log_softmax(-1, None))).sum_dim_intlist([1i64].as_slice(), false, None)
-            }),
+            Metric::Loss | Metric::Kl => self.mean_by_prompt(output, n),
             Metric::LogitDifference(..) => self.logit_difference(output, n),
             Metric::EmbeddingDistance => {
                 let pooled = self.pooled(&output.resid).view([n, self.batch, -1]);
@@ -243,31 +264,69 @@ impl<'a> Reader<'a> {
     }
 
     fn logit_difference(&self, output: &Output, n: i64) -> Tensor {
-        let places = self.stacked(&self.places, n);
+        let places = match output.picked {
+            true => Tensor::arange(n * self.batch, (Kind::Int64, self.model.device())),
+            false => self.stacked(&self.places, output, n),
+        };
         let of = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
         (of(&self.targets[0]) - of(&self.targets[1])).view([n, self.batch])
     }
 
-    /// The mean over each prompt's places of what `each` makes of their logits `[place, vocab]`, `[n, batch]`. `each` also
-    /// gets the places' numbers within the batch.
-    fn mean_by_prompt(&self, output: &Output, n: i64, each: impl Fn(&Tensor, &Tensor) -> Tensor) -> Tensor {
-        let count = self.places.size()[0];
-        let places = self.stacked(&self.places, n);
-        let numbers = Tensor::arange(count, (Kind::Int64, self.model.device())).repeat([n]);
-        let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
-        let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
-        let values: Vec<Tensor> =
-            blocks.map(|(places, numbers)| each(&self.logits_at(output, &places), &numbers)).collect();
-        let prompt = places.divide_scalar_mode(self.positions, "floor");
-        let sums = Tensor::zeros([n * self.batch], (Kind::Double, self.model.device()));
-        let sums = sums.index_add(0, &prompt, &Tensor::cat(&values, 0).to_kind(Kind::Double));
-        let counts = Tensor::zeros_like(&sums).index_add(0, &prompt, &Tensor::ones_like(&prompt).to_kind(Kind::Double));
-        (sums / counts).view([n, self.batch])
+    /// The mean over each prompt's places, `[n, batch]`: computed from the first position on, known before it.
+    fn mean_by_prompt(&self, output: &Output, n: i64) -> Tensor {
+        let device = self.model.device();
+        let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, device));
+        let prompt = self.places.divide_scalar_mode(self.positions, "floor");
+        let counts = zeros(self.batch).index_add(0, &prompt, &self.places.ones_like().to_kind(Kind::Double));
+        let known = self.places.remainder(self.positions).lt(output.first);
+        let unchanged =
+            self.unchanged.as_ref().map_or_else(|| zeros(self.places.size()[0]), |u| u.to_kind(Kind::Double));
+        let before = zeros(self.batch).index_add(0, &prompt, &(unchanged * known.to_kind(Kind::Double)));
+        let numbers = self.all_numbers().masked_select(&known.logical_not());
+        let mut sums = before.repeat([n]);
+        if numbers.numel() > 0 {
+            let places = self.places.index_select(0, &numbers);
+            let values = self.values_at(output, &self.stacked(&places, output, n), &numbers.repeat([n]));
+            let copy = Tensor::arange(n, (Kind::Int64, device)).unsqueeze(1) * self.batch;
+            let row = (copy + prompt.index_select(0, &numbers).unsqueeze(0)).flatten(0, 1);
+            sums = sums.index_add(0, &row, &values.to_kind(Kind::Double));
+        }
+        sums.view([n, self.batch]) / counts
     }
 
-    /// `places` within one batch as places within `n` stacked ones.
-    fn stacked(&self, places: &Tensor, n: i64) -> Tensor {
-        let offsets = Tensor::arange(n, (Kind::Int64, self.model.device())) * (self.batch * self.positions);
+    /// The metric at flat places of an output, which are the batch's places with these numbers, `[place]`.
+    fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Tensor {
+        let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
+        let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
+        let values: Vec<Tensor> = blocks.map(|(places, numbers)| self.block(output, &places, &numbers)).collect();
+        Tensor::cat(&values, 0)
+    }
+
+    /// [`Reader::values_at`] for as many places as fit.
+    fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Tensor {
+        let logits = self.logits_at(output, places);
+        match &self.base {
+            Some(base) => {
+                let base = base.index_select(0, numbers);
+                (base.exp() * (&base - logits.log_softmax(-1, None))).sum_dim_intlist([1i64].as_slice(), false, None)
+            }
+            None => {
+                let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
+                logits.logsumexp([1i64].as_slice(), false) - logits.gather(1, &target, false).squeeze_dim(1)
+            }
+        }
+    }
+
+    fn all_numbers(&self) -> Tensor {
+        Tensor::arange(self.places.size()[0], (Kind::Int64, self.model.device()))
+    }
+
+    /// `places` of the batch as flat places of `n` stacked copies, of which only positions from the first on are there.
+    fn stacked(&self, places: &Tensor, output: &Output, n: i64) -> Tensor {
+        let there = self.positions - output.first;
+        let prompt = places.divide_scalar_mode(self.positions, "floor");
+        let places = prompt * there + places.remainder(self.positions) - output.first;
+        let offsets = Tensor::arange(n, (Kind::Int64, self.model.device())) * (self.batch * there);
         (offsets.unsqueeze(1) + places.unsqueeze(0)).flatten(0, 1)
     }
 

@@ -1,6 +1,6 @@
 //! What the heads of one layer gather.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::forward::{Pass, causal_mask};
 use super::position::rotate;
@@ -8,10 +8,21 @@ use super::site::Site;
 use super::weights::Attention;
 use crate::error::Result;
 
-/// Keys and values of the positions already read, per layer: `[batch, kv_head, position, d_head]`, keys rotated.
+/// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
 #[derive(Debug, Default)]
 pub(crate) struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+}
+
+/// What stands before the positions that a pass computes.
+#[derive(Debug)]
+pub(crate) enum Past<'a> {
+    /// Nothing.
+    None,
+    /// What earlier passes left, and this one will add to.
+    Growing(&'a mut KvCache),
+    /// The first positions of a run, the same for every copy of its batch.
+    Fixed(&'a KvCache, i64),
 }
 
 impl KvCache {
@@ -35,33 +46,75 @@ impl KvCache {
     }
 }
 
-/// z of every head, `[batch, position, head, d_head]`, from the block's input `x`, `[batch, position, d_model]`.
-pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<Tensor> {
-    let config = pass.model.config();
-    let (n, n_kv, width) = (config.n_heads as i64, config.n_kv_heads as i64, config.d_head as i64);
-    let split = |x: Tensor, heads: i64| x.unflatten(-1, [heads, width]);
-    let q = pass.at(Site::Q(layer), split(weights.q.forward(x), n))?;
-    let k = pass.at(Site::K(layer), split(weights.k.forward(x), n_kv))?;
-    let v = pass.at(Site::V(layer), split(weights.v.forward(x), n_kv))?;
-    let (q, k) = match &pass.rotary {
-        Some(table) => (rotate(&q, table), rotate(&k, table)),
-        None => (q, k),
-    };
-    let (q, mut k, mut v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
-    if let Some(cache) = &mut pass.cache {
-        // The layers below have been extended already: what is old is known only before the first.
-        (k, v) = cache.extend(layer, k, v);
+impl Past<'_> {
+    /// How many positions stand before.
+    pub(super) fn positions(&self) -> i64 {
+        match self {
+            Self::None => 0,
+            Self::Growing(cache) => cache.positions(),
+            Self::Fixed(_, positions) => *positions,
+        }
     }
+
+    /// A layer's new keys and values behind those that stand before.
+    fn with(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
+        match self {
+            Self::None => (k, v),
+            Self::Growing(cache) => cache.extend(layer, k, v),
+            Self::Fixed(cache, positions) => {
+                let Some((old_k, old_v)) = cache.layers.get(layer).filter(|_| *positions > 0) else { return (k, v) };
+                let behind = |old: &Tensor, new: &Tensor| {
+                    let copies = new.size()[0] / old.size()[0];
+                    Tensor::cat(&[&old.narrow(2, 0, *positions).repeat([copies, 1, 1, 1]), new], 2)
+                };
+                (behind(old_k, &k), behind(old_v, &v))
+            }
+        }
+    }
+}
+
+/// q, k and v of a block's input `x`, `[batch, position, d_model]`, to `[batch, position, head, d_head]`; q only of the
+/// wanted positions where nothing else is needed.
+pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> [Tensor; 3] {
+    let config = pass.model.config();
+    let split = |x: Tensor, heads: usize| x.unflatten(-1, [heads as i64, config.d_head as i64]);
+    let asking = if pass.trims_heads(layer) { pass.pick(x) } else { x.shallow_clone() };
+    let q = split(weights.q.forward(&asking), config.n_heads);
+    [q, split(weights.k.forward(x), config.n_kv_heads), split(weights.v.forward(x), config.n_kv_heads)]
+}
+
+/// z of every head, `[batch, position, head, d_head]`, from q, k and v.
+pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Result<Tensor> {
+    let config = pass.model.config();
+    let (n, n_kv) = (config.n_heads as i64, config.n_kv_heads as i64);
+    let (mut q, mut k, v) = (pass.at(Site::Q(layer), q)?, pass.at(Site::K(layer), k)?, pass.at(Site::V(layer), v)?);
+    let wanted = pass.trims_heads(layer).then(|| pass.wanted_of(q.size()[0])).flatten();
+    if let Some((cos, sin)) = &pass.rotary {
+        let of = |table: &Tensor| {
+            wanted.as_ref().map_or_else(|| table.shallow_clone(), |w| table.index_select(0, w).unsqueeze(1))
+        };
+        q = rotate(&q, &of(cos), &of(sin));
+        k = rotate(&k, cos, sin);
+    }
+    let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
+    let (k, v) = pass.past.with(layer, k, v);
+    let mask = mask(pass, wanted.as_ref(), q.size()[2], k.size()[2], k.size()[0]);
     let shared = |x: Tensor| if n == n_kv { x } else { x.repeat_interleave_self_int(n / n_kv, 1, None) };
-    let z = attend(pass, layer, &q, &shared(k), &shared(v))?;
+    let z = attend(pass, layer, &q, &shared(k), &shared(v), mask)?;
     Ok(z.transpose(1, 2))
 }
 
 /// Attention of `q` over `k`, `[batch, head, position, d_head]`: fused where nothing asks for the pattern.
-fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+fn attend(
+    pass: &mut Pass<'_>,
+    layer: usize,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<Tensor>,
+) -> Result<Tensor> {
     let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
     let scale = (q.size()[3] as f64).powf(-0.5);
-    let mask = mask(pass, q.size()[2], k.size()[2]);
     if !pass.program.touches(scores_site) && !pass.program.touches(pattern_site) {
         let whole = mask.is_some() && pass.valid.is_none() && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };
@@ -82,10 +135,20 @@ fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor)
 }
 
 /// True where a query sees a key, broadcast against `[batch, head, query, key]`; nothing where every query sees all.
-fn mask(pass: &Pass<'_>, query: i64, key: i64) -> Option<Tensor> {
-    let causal = (pass.model.config().causal && query > 1).then(|| causal_mask(query, key, pass.model.device()));
-    let valid = pass.valid.as_ref().map(|valid| valid.unsqueeze(1).unsqueeze(1));
-    match (causal, valid) {
+/// `wanted` are the queries' own positions where there is one a row.
+fn mask(pass: &Pass<'_>, wanted: Option<&Tensor>, query: i64, key: i64, rows: i64) -> Option<Tensor> {
+    let device = pass.model.device();
+    let causal = match wanted {
+        _ if !pass.model.config().causal => None,
+        Some(wanted) => {
+            let place = (wanted + pass.past.positions()).view([-1, 1, 1, 1]);
+            Some(Tensor::arange(key, (Kind::Int64, device)).view([1, 1, 1, -1]).le_tensor(&place))
+        }
+        None => (query > 1).then(|| causal_mask(query, key, device)),
+    };
+    // Rows are copies of the batch, one below the other.
+    let copies = |valid: &Tensor| valid.repeat([rows / valid.size()[0], 1]).unsqueeze(1).unsqueeze(1);
+    match (causal, pass.valid.as_ref().map(copies)) {
         (Some(causal), Some(valid)) => Some(causal.logical_and(&valid)),
         (causal, valid) => causal.or(valid),
     }

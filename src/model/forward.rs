@@ -4,34 +4,28 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::attention::{self, KvCache};
+use super::attention::{self, Past};
 use super::config::{Activation, NormKind, NormPlace};
+use super::join::{Entry, Joins, Step};
 use super::program::Program;
 use super::site::Site;
 use super::tokens::Tokens;
-use super::weights::{Block, Mlp, Norm};
+use super::weights::{Block, Linear, Mlp, Norm};
 use super::{Model, norm, position};
-use crate::error::Result;
-
-/// Where a pass begins.
-pub(crate) enum Start {
-    /// With token ids, `[batch, position]`.
-    Ids(Tensor),
-    /// With the residual stream entering a block.
-    ResidPre(usize, Tensor),
-    /// Behind a block's heads: the residual stream that entered it, and z.
-    Z(usize, Tensor, Tensor),
-}
+use crate::error::{Error, Result};
 
 /// One pass through the blocks: a program fires in it, taps gather.
 pub(crate) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) program: &'a Program,
-    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention.
+    /// True at real tokens, `[row, position]`, where padding must be hidden from attention.
     pub(super) valid: Option<Tensor>,
-    pub(super) cache: Option<&'a mut KvCache>,
+    /// Keys and values of positions before those that this pass computes.
+    pub(super) past: Past<'a>,
     /// Cosines and sines of this pass' positions.
     pub(super) rotary: Option<(Tensor, Tensor)>,
+    /// The one position of each prompt that is asked for behind the last block, `[batch]`, counted from the first computed.
+    pub(super) wanted: Option<Tensor>,
     taps: BTreeMap<Site, Tensor>,
 }
 
@@ -41,48 +35,106 @@ impl<'a> Pass<'a> {
         // A causal model's real tokens never see the padding on their right.
         let hide = tokens.is_padded() && !model.config().causal;
         let valid = hide.then(|| tokens.valid(model.device()));
-        Self::over(model, program, tokens.positions(), valid)
+        Self::over(model, program, tokens.positions(), valid, Past::None)
     }
 
-    /// A pass over `positions` positions, of which `valid` are real.
-    pub(crate) fn over(model: &'a Model, program: &'a Program, positions: usize, valid: Option<Tensor>) -> Self {
-        let rotary = position::rotary(model.config(), 0, positions as i64, model.kind(), model.device());
-        Self { model, program, valid, cache: None, rotary, taps: BTreeMap::new() }
+    /// A pass over the `positions` positions behind `past`, of which `valid` are real.
+    pub(crate) fn over(
+        model: &'a Model,
+        program: &'a Program,
+        positions: usize,
+        valid: Option<Tensor>,
+        past: Past<'a>,
+    ) -> Self {
+        let rotary = position::rotary(model.config(), past.positions(), positions as i64, model.kind(), model.device());
+        Self { model, program, valid, past, rotary, wanted: None, taps: BTreeMap::new() }
     }
 
-    /// A pass over the next `positions` positions behind those in `cache`.
-    pub(crate) fn behind(model: &'a Model, program: &'a Program, cache: &'a mut KvCache, positions: usize) -> Self {
-        let past = cache.positions();
-        let rotary = position::rotary(model.config(), past, positions as i64, model.kind(), model.device());
-        Self { model, program, valid: None, cache: Some(cache), rotary, taps: BTreeMap::new() }
+    /// Asks for one position of each prompt only, `[batch]`: the last block then computes no other.
+    pub(crate) fn only(mut self, wanted: Option<Tensor>) -> Self {
+        self.wanted = wanted;
+        self
     }
 
     /// Runs as far as the program's taps need and returns them.
     pub(crate) fn taps(mut self, ids: Tensor) -> Result<BTreeMap<Site, Tensor>> {
         let config = self.model.config();
         let needed = (0..config.n_layers).find(|&layer| !self.program.goes_past(layer, config));
-        let x = self.residual(Start::Ids(ids), needed.map_or(config.n_layers, |layer| layer + 1))?;
+        let x = self.residual(&Joins::whole(ids), needed.map_or(config.n_layers, |layer| layer + 1))?;
         if needed.is_none() {
             let _ = self.logits(&x)?;
         }
         Ok(self.taps)
     }
 
-    /// The residual stream entering block `end` (leaving the last block for `end = n_layers`).
-    pub(crate) fn residual(&mut self, start: Start, end: usize) -> Result<Tensor> {
-        let blocks = &self.model.weights.blocks;
-        let (mut x, from) = match start {
-            Start::Ids(ids) => (self.embed(&ids)?, 0),
-            Start::ResidPre(layer, x) => (x, layer),
-            Start::Z(layer, x, z) => (self.after_heads(layer, &blocks[layer], &x, z)?, layer + 1),
-        };
-        for (layer, block) in blocks.iter().enumerate().take(end).skip(from) {
-            x = self.at(Site::ResidPre(layer), x)?;
-            let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &x, NormPlace::Pre)?;
-            let z = attention::heads(self, layer, &block.attn, &normed)?;
-            x = self.after_heads(layer, block, &x, z)?;
+    /// The residual stream entering block `end` (leaving the last block for `end = n_layers`), of all rows that join on the
+    /// way, in the order in which they do.
+    pub(crate) fn residual(&mut self, joins: &Joins<'_>, end: usize) -> Result<Tensor> {
+        let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
+        for (layer, block) in self.model.weights.blocks.iter().enumerate().take(end) {
+            x = self.block(layer, block, x, joins)?;
         }
-        Ok(x)
+        x.ok_or_else(|| Error::argument("pass", "rows that join before its end", "none"))
+    }
+
+    /// One block. At each step rows may join; a step without rows is skipped.
+    fn block(&mut self, layer: usize, block: &Block, x: Option<Tensor>, joins: &Joins<'_>) -> Result<Option<Tensor>> {
+        let join = |step, site, x| joins.join(Entry(layer, step), site, x);
+        let (pre, z_site) = (Site::ResidPre(layer), Site::Z(layer));
+        let mut x = join(Step::ResidPre, pre, x);
+        let mut qkv = [None, None, None];
+        if let Some(resid) = x {
+            let resid = self.at(pre, resid)?;
+            let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
+            qkv = attention::project(self, layer, &block.attn, &normed).map(Some);
+            x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
+        }
+        x = join(Step::Qkv, pre, x);
+        let [q, k, v] = qkv;
+        let qkv = (
+            join(Step::Qkv, Site::Q(layer), q),
+            join(Step::Qkv, Site::K(layer), k),
+            join(Step::Qkv, Site::V(layer), v),
+        );
+        let mut z = match qkv {
+            (Some(q), Some(k), Some(v)) => Some(attention::heads(self, layer, q, k, v)?),
+            _ => None,
+        };
+        (x, z) = (join(Step::Z, pre, x), join(Step::Z, z_site, z));
+        let mut mid = match (x, z) {
+            (Some(x), Some(z)) => Some(self.attention_out(layer, block, &x, z)?),
+            _ => None,
+        };
+        mid = join(Step::ResidMid, Site::ResidMid(layer), mid);
+        let mut post = mid.map(|mid| self.behind_attention(layer, block, mid)).transpose()?;
+        post = join(Step::ResidPost, Site::ResidPost(layer), post);
+        post.map(|post| self.at(Site::ResidPost(layer), post)).transpose()
+    }
+
+    /// Whether the heads of `layer` need only look from the wanted positions: nothing behind it reads another, and nothing
+    /// in it is changed.
+    pub(super) fn trims_heads(&self, layer: usize) -> bool {
+        let last = layer + 1 == self.model.config().n_layers;
+        last && self.wanted.is_some() && !self.program.edits_within(layer, self.model.config(), Site::Q(layer))
+    }
+
+    /// Whether behind the heads of `layer` only the wanted positions are needed.
+    fn trims_tail(&self, layer: usize) -> bool {
+        let last = layer + 1 == self.model.config().n_layers;
+        last && self.wanted.is_some() && !self.program.edits_within(layer, self.model.config(), Site::AttnOut(layer))
+    }
+
+    /// The wanted position of each row, `[row, position, ..]` to `[row, 1, ..]`; all where none is asked for.
+    pub(super) fn pick(&self, x: &Tensor) -> Tensor {
+        let Some(wanted) = self.wanted_of(x.size()[0]) else { return x.shallow_clone() };
+        let rows = Tensor::arange(x.size()[0], (Kind::Int64, x.device()));
+        let flat = x.flatten(0, 1).index_select(0, &(rows * x.size()[1] + wanted));
+        flat.unsqueeze(1)
+    }
+
+    /// The wanted position of each of `rows` rows, which are copies of the batch.
+    pub(super) fn wanted_of(&self, rows: i64) -> Option<Tensor> {
+        self.wanted.as_ref().map(|wanted| wanted.repeat([rows / wanted.size()[0]]))
     }
 
     /// The logits of the residual stream behind the last block.
@@ -102,8 +154,6 @@ impl<'a> Pass<'a> {
     /// Token, position and type embeddings, summed and, in some models, normalised.
     fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let weights = &self.model.weights;
-        let positions = ids.size()[1];
-        let past = self.cache.as_ref().map_or(0, |cache| cache.positions());
         let mut x = self.at(Site::Embed, Tensor::embedding(&weights.w_e, ids, -1, false, false))?;
         if self.program.differentiable && !x.requires_grad() {
             x = x.set_requires_grad(true);
@@ -113,7 +163,7 @@ impl<'a> Pass<'a> {
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {
-            let rows = w_pos.narrow(0, past, positions).unsqueeze(0).expand_as(&x);
+            let rows = w_pos.narrow(0, self.past.positions(), ids.size()[1]).unsqueeze(0).expand_as(&x);
             x = &x + self.at(Site::PosEmbed, rows)?;
         }
         match &weights.ln_embed {
@@ -122,22 +172,28 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The rest of a block behind its heads: what they write, and the MLP.
-    fn after_heads(&mut self, layer: usize, block: &Block, x: &Tensor, z: Tensor) -> Result<Tensor> {
+    /// The residual stream behind the heads: with what they write, and the norm of a post-norm model.
+    fn attention_out(&mut self, layer: usize, block: &Block, x: &Tensor, z: Tensor) -> Result<Tensor> {
         let z = self.at(Site::Z(layer), z)?;
+        let (x, z) = match self.trims_tail(layer) && z.size()[1] > 1 {
+            true => (if x.size()[1] > 1 { self.pick(x) } else { x.shallow_clone() }, self.pick(&z)),
+            false => (x.shallow_clone(), z),
+        };
         let attn_out = self.write(layer, &block.attn.o, &z)?;
-        let x = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)?;
-        let mut x = self.at(Site::ResidMid(layer), x)?;
-        if let Some(mlp) = &block.mlp {
-            let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;
-            let mlp_out = self.mlp(layer, mlp, &normed)?;
-            x = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)?;
-        }
-        self.at(Site::ResidPost(layer), x)
+        self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)
+    }
+
+    /// The rest of a block behind its attention.
+    fn behind_attention(&mut self, layer: usize, block: &Block, mid: Tensor) -> Result<Tensor> {
+        let x = self.at(Site::ResidMid(layer), mid)?;
+        let Some(mlp) = &block.mlp else { return Ok(x) };
+        let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;
+        let mlp_out = self.mlp(layer, mlp, &normed)?;
+        self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)
     }
 
     /// What the heads write into the residual stream.
-    fn write(&mut self, layer: usize, o: &super::weights::Linear, z: &Tensor) -> Result<Tensor> {
+    fn write(&mut self, layer: usize, o: &Linear, z: &Tensor) -> Result<Tensor> {
         let site = Site::Result(layer);
         let (mut sum, config) = (None, self.model.config());
         if self.program.touches(site) {

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::Model;
-use super::attention::KvCache;
-use super::forward::{Pass, Start};
+use super::attention::{KvCache, Past};
+use super::forward::Pass;
+use super::join::Joins;
 use super::program::Program;
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -91,8 +92,8 @@ impl Model {
 
     /// Logits behind the last of the ids `next`, `[vocab]`, which join the cache.
     fn step(&self, program: &Program, cache: &mut KvCache, next: &Tensor) -> Result<Tensor> {
-        let mut pass = Pass::behind(self, program, cache, next.size()[1] as usize);
-        let x = pass.residual(Start::Ids(next.shallow_clone()), self.config().n_layers)?;
+        let mut pass = Pass::over(self, program, next.size()[1] as usize, None, Past::Growing(cache));
+        let x = pass.residual(&Joins::whole(next.shallow_clone()), self.config().n_layers)?;
         let last = x.narrow(1, x.size()[1] - 1, 1);
         Ok(pass.logits(&last)?.flatten(0, -1))
     }

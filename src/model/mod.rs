@@ -13,6 +13,7 @@ mod attention;
 mod config;
 mod forward;
 mod generate;
+mod join;
 mod norm;
 mod plan;
 mod position;
@@ -26,9 +27,11 @@ use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use attention::{KvCache, Past};
 pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
-pub(crate) use forward::{Pass, Start};
+pub(crate) use forward::Pass;
 pub use generate::Generation;
+pub(crate) use join::{Entry, Joins, Step};
 pub(crate) use plan::Bank;
 pub use plan::{Action, Edit, Plan, Selector};
 pub(crate) use program::Program;

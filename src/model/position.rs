@@ -19,7 +19,7 @@ pub(super) fn rotary(config: &ModelConfig, past: i64, n: i64, kind: Kind, device
 }
 
 /// Rotates `x`, `[batch, position, head, d_head]`; coordinate i turns with coordinate i + d_head / 2.
-pub(super) fn rotate(x: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Tensor {
+pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     let halves = x.chunk(2, -1);
     let turned = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);
     x * cos + turned * sin

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
 use super::plan::{Action, Edit, Entry, Plan};
-use super::site::Site;
+use super::site::{Axis, Site};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
 
@@ -91,25 +91,30 @@ impl Program {
         }
         for edit in plan.edits() {
             let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
-            program.push(edit.clone(), entry, None, config, (tokens.batch(), tokens.positions()))?;
+            program.push(edit.clone(), entry, None, config, (tokens.batch(), tokens.positions()), 0)?;
         }
         program.check(config)?;
         Ok(program)
     }
 
-    /// Adds an edit for `rows` of the batch (first, number), or all of it.
+    /// Adds an edit for `rows` of the batch (first, number), or all of it, in a pass that computes positions from `first` on.
     pub(crate) fn push(
         &mut self,
-        edit: Edit,
+        mut edit: Edit,
         entry: Option<&Entry>,
         rows: Option<(usize, usize)>,
         config: &ModelConfig,
         (batch, positions): (usize, usize),
+        first: usize,
     ) -> Result<()> {
         edit.site.check(config)?;
         let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
         edit.at.check(edit.site, &shape)?;
-        let value = value_of(&edit, entry, &shape)?;
+        let mut value = value_of(&edit, entry, &shape)?;
+        if first > 0 {
+            value = value.map(|value| from_position(edit.site, &value, first, positions));
+            edit.at.positions = edit.at.positions.map(|all| all.into_iter().map(|p| p - first.min(p)).collect());
+        }
         let rows = rows.map(|(first, n)| (first as i64, n as i64));
         self.ops.entry(edit.site).or_default().push(Op { edit, rows, value });
         Ok(())
@@ -146,6 +151,12 @@ impl Program {
     /// Whether attention edges are cut at `site`, so that a query may be left without keys.
     pub(crate) fn knocks_out(&self, site: Site) -> bool {
         self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.edit.action == Action::KnockOut))
+    }
+
+    /// Whether something within block `layer` is changed at or behind `from`.
+    pub(crate) fn edits_within(&self, layer: usize, config: &ModelConfig, from: Site) -> bool {
+        let behind = |site: &Site| site.layer() == Some(layer) && moment(*site, config) >= moment(from, config);
+        self.ops.keys().any(behind)
     }
 
     /// Whether anything is recorded after block `layer`'s last site.
@@ -211,6 +222,20 @@ fn value_of(edit: &Edit, entry: Option<&Entry>, shape: &[i64]) -> Result<Option<
         }
         Action::Zero | Action::Scale { .. } | Action::KnockOut => Ok(None),
     }
+}
+
+/// What a value holds for positions from `first` on; its axes may be fewer than the site's, counted from the last.
+fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> Tensor {
+    let axes = site.axes();
+    let missing = axes.len() - value.dim().min(axes.len());
+    let mut value = value.shallow_clone();
+    for (i, axis) in axes.iter().enumerate().skip(missing) {
+        let here = (i - missing) as i64;
+        if matches!(axis, Axis::Position | Axis::Query) && value.size()[i - missing] == positions as i64 {
+            value = value.narrow(here, first as i64, (positions - first) as i64);
+        }
+    }
+    value
 }
 
 /// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
