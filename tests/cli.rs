@@ -118,6 +118,30 @@ fn ablate_writes_a_table() {
 }
 
 #[test]
+fn patch_writes_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("patch.parquet");
+    let model = path("tiny-llama");
+    let common = ["patch", &model, "--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]"];
+    let metric = ["--metric", "logit-difference", "--answers", "[[1,2],[3,4]]", "--out", out.to_str().unwrap()];
+    for (site, each, columns, rows) in [
+        ("z", "head", vec!["layer", "head"], 12),
+        ("resid_pre", "position", vec!["layer", "position"], 12),
+        ("v", "head,position", vec!["layer", "kv_head", "position"], 24),
+    ] {
+        for direction in ["denoise", "noise"] {
+            let more = ["--site", site, "--each", each, "--direction", direction, "--normalised"];
+            done(&[&common[..], &more[..], &metric[..]].concat());
+            let table = Table::read(&out).unwrap();
+            assert_eq!(table.columns()[..columns.len()], columns);
+            assert_eq!(table.len(), rows);
+        }
+    }
+    let wrong = fails(&[&common[..], &["--site", "zz"], &metric[..]].concat(), 1);
+    assert!(wrong.contains("zz"), "{wrong}");
+}
+
+#[test]
 fn inspect_and_generate() {
     let shown = done(&["inspect", &path("tiny-llama")]);
     for part in ["llama", "2 key/value heads", "Cpu", "pattern.L", "sha256"] {

@@ -134,6 +134,22 @@ proptest! {
         }
     }
 
+    /// Invariants 6, 7 and 8: patching the whole residual stream restores the clean run, patching from itself changes
+    /// nothing, and noise from a to b is denoising with the runs swapped.
+    #[test]
+    fn patching((model, tokens, layer, _) in cases(), seed in 1usize..50) {
+        prop_assume!(model.config().has_logits());
+        let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 500 + seed);
+        let metric = || Metric::logit_difference(3, 5);
+        let whole = Sweep::patch(&model, &other, &tokens).each(Site::ResidPre, Every::Layer).metric(metric()).normalised().run().unwrap();
+        assert_near("restored", whole.f64("value").unwrap()[layer], 1.0, Tol::Fused(Kind::Float));
+        let own = Sweep::patch(&model, &tokens, &tokens).each(Site::K, Every::HeadPosition).metric(metric()).run().unwrap();
+        assert_close("itself", &Tensor::from_slice(&own.effect().unwrap()), &Tensor::zeros([own.len() as i64], (Kind::Double, tch::Device::Cpu)), MODEL);
+        let noise = Sweep::noise(&model, &tokens, &other).each(Site::V, Every::Position).metric(metric()).run().unwrap();
+        let swapped = Sweep::patch(&model, &other, &tokens).each(Site::V, Every::Position).metric(metric()).run().unwrap();
+        prop_assert_eq!(noise.f64("value").unwrap(), swapped.f64("value").unwrap());
+    }
+
     /// Cutting an attention edge leaves its weight zero and the rest in proportion; a query without keys attends to nothing.
     #[test]
     fn knocked_out_edges((model, tokens, layer, head) in cases()) {
@@ -382,4 +398,26 @@ fn heads_may_go_one_after_another() {
     let targets = Tensor::from_slice(&[tokens.row(0), tokens.row(1)].concat()).view([2, 6]).narrow(1, 1, 5);
     let chosen = logits.log_softmax(-1, None).narrow(1, 0, 5).gather(2, &targets.unsqueeze(2), false);
     assert_near("last", curve.f64("value").unwrap()[11], -chosen.mean(Kind::Double).double_value(&[]), MODEL);
+}
+
+/// What a patch needs is said before anything is computed.
+#[test]
+fn patches_that_do_not_fit() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let (clean, longer) = (some_tokens(2, 5, 97, 1), some_tokens(2, 6, 97, 1));
+    let says = |sweep: Sweep<'_>, part: &str| {
+        let message = sweep.run().unwrap_err().to_string();
+        assert!(message.contains(part), "`{message}` does not say `{part}`");
+    };
+    let metric = || Metric::logit_difference(3, 5);
+    says(Sweep::patch(&model, &clean, &longer).metric(metric()), "same lengths");
+    says(Sweep::patch(&model, &clean, &clean).metric(metric()).normalised(), "differs between");
+    says(Sweep::patch(&model, &clean, &clean).metric(Metric::Kl).normalised(), "a metric of one run");
+    says(Sweep::ablate(&model, &clean, Ablation::Zero).normalised(), "a patch");
+    let pattern = Sweep::patch(&model, &clean, &some_tokens(2, 5, 97, 2))
+        .each(Site::Pattern, Every::HeadPosition)
+        .metric(metric())
+        .run()
+        .unwrap();
+    assert_eq!(pattern.columns(), ["layer", "head", "query", "metric", "value", "baseline"]);
 }

@@ -4,13 +4,16 @@ mod ablate;
 mod activations;
 mod generate;
 mod inspect;
+mod metric;
+mod patch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use headscope::checkpoint::LoadOptions;
 use headscope::model::{Model, Tokens};
+use headscope::table::Table;
 use tch::Kind;
 
 /// Takes transformers apart, head by head.
@@ -32,6 +35,8 @@ enum Command {
     Activations(activations::Activations),
     /// Ablate every head in turn and tabulate what it does to a metric
     Ablate(ablate::Ablate),
+    /// Patch activations of one run into another and tabulate what becomes of a metric
+    Patch(patch::Patch),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Print a completion script, to be sourced by your shell
@@ -47,6 +52,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Inspect(inspect) => inspect.run(),
         Command::Activations(activations) => activations.run(),
         Command::Ablate(ablate) => ablate.run(),
+        Command::Patch(patch) => patch.run(),
         Command::Generate(generate) => generate.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());
@@ -123,4 +129,17 @@ fn json<T: serde::de::DeserializeOwned>(given: &str, name: &str, expected: &str)
         None => given.to_owned(),
     };
     serde_json::from_str(&text).with_context(|| format!("{name}: expected {expected}"))
+}
+
+/// Writes a sweep's table and prints its strongest rows.
+fn show(table: &Table, top: usize, out: Option<&Path>) -> Result<()> {
+    if let Some(out) = out {
+        table.write(out)?;
+    }
+    println!("{}", table.top(top)?);
+    println!("the {} of {} rows with the largest effect (value - baseline)", top.min(table.len()), table.len());
+    if let Some(out) = out {
+        println!("all of them written to {}", out.display());
+    }
+    Ok(())
 }

@@ -71,6 +71,13 @@ pub(super) fn run(job: &Job<'_>) -> Result<(Vec<f64>, Array2<f64>)> {
     Ok((baseline, values))
 }
 
+/// The metric of the unchanged run, `[batch]`.
+pub(super) fn unchanged(job: &Job<'_>) -> Result<Vec<f64>> {
+    job.tokens.check(job.model.config())?;
+    let (_, end) = job.base(&BTreeMap::new())?;
+    Ok(to_array(&Reader::new(job.model, job.metric, job.tokens, &end)?.read(&end)?)?.row(0).to_vec())
+}
+
 impl Job<'_> {
     /// With which others a variant is computed, and where it joins them.
     fn place(&self, variant: &Variant) -> Result<(Group, Entry)> {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::error::{Error, Result};
 use crate::intervene::ablation::{self, Ablation, REFERENCE};
 use crate::intervene::engine::{self, Job};
@@ -23,13 +25,31 @@ use crate::table::{Keys, Observation, Provenance, Table};
 pub struct Sweep<'a> {
     model: &'a Model,
     tokens: &'a Tokens,
+    /// The prompts from which replacements come, where they are others than `tokens`.
     reference: Option<&'a Tokens>,
-    ablation: Ablation,
+    change: Change,
     variants: Vec<Variant>,
     metric: Metric,
     strategy: Strategy,
     memory: Option<usize>,
     per_prompt: bool,
+    normalised: bool,
+}
+
+/// What happens to an activation in a sweep made by [`Sweep::each`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Change {
+    Ablation(Ablation),
+    Patch(Direction),
+}
+
+/// Which run is patched, and from which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Direction {
+    Denoise,
+    Noise,
 }
 
 /// One variant of a run: what is changed, and what its row in the table is about.
@@ -68,18 +88,57 @@ pub enum Strategy {
 impl<'a> Sweep<'a> {
     /// An ablation of every head of every layer; narrow or change it with [`Sweep::each`] or [`Sweep::variants`].
     pub fn ablate(model: &'a Model, tokens: &'a Tokens, ablation: Ablation) -> Self {
+        Self::new(model, tokens, None, Change::Ablation(ablation))
+    }
+
+    /// Activation patching that denoises: the corrupted run receives clean activations, at first z of every head of every
+    /// layer; choose sites and indices with [`Sweep::each`]. What suffices to restore the behaviour?
+    ///
+    /// The prompts of the two batches must have the same lengths: positions stand for each other.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let clean = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let corrupt = Tokens::new(&[vec![5, 6, 70, 8, 9]])?;
+    /// let table = Sweep::patch(&model, &clean, &corrupt)
+    ///     .each(Site::ResidPre, Every::Position)
+    ///     .metric(Metric::logit_difference(3, 4))
+    ///     .normalised()
+    ///     .run()?;
+    /// assert_eq!(table.len(), 3 * 5);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn patch(model: &'a Model, clean: &'a Tokens, corrupt: &'a Tokens) -> Self {
+        Self::new(model, corrupt, Some(clean), Change::Patch(Direction::Denoise))
+    }
+
+    /// Activation patching that adds noise: the clean run receives corrupted activations. What does the behaviour need? Not
+    /// the mirror image of [`Sweep::patch`] (Heimersheim & Nanda 2024).
+    pub fn noise(model: &'a Model, clean: &'a Tokens, corrupt: &'a Tokens) -> Self {
+        Self::new(model, clean, Some(corrupt), Change::Patch(Direction::Noise))
+    }
+
+    fn new(model: &'a Model, tokens: &'a Tokens, reference: Option<&'a Tokens>, change: Change) -> Self {
         let sweep = Self {
             model,
             tokens,
-            reference: None,
-            ablation,
+            reference,
+            change,
             variants: vec![],
             metric: Metric::Loss,
             strategy: Strategy::Auto,
             memory: None,
             per_prompt: false,
+            normalised: false,
         };
         sweep.each(Site::Z, Every::Head)
+    }
+
+    /// Puts the metric on the scale from the corrupted run (0) to the clean one (1); for patching only.
+    pub fn normalised(mut self) -> Self {
+        self.normalised = true;
+        self
     }
 
     /// One variant for each index: `each(Site::Z, Every::Head)`. Replaces the variants there were.
@@ -95,7 +154,7 @@ impl<'a> Sweep<'a> {
         let variant = |n: usize| {
             let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
             order[..n].iter().for_each(|&(layer, head)| layers.entry(layer).or_default().push(head));
-            let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.ablation.action()).heads(heads);
+            let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.change.action()).heads(heads);
             let edits = layers.into_iter().map(edit).collect();
             Variant { keys: Keys { step: u32::try_from(n).ok(), ..Keys::default() }, edits }
         };
@@ -147,20 +206,62 @@ impl<'a> Sweep<'a> {
         if self.variants.is_empty() {
             return Err(Error::argument("variants", "at least one", "none"));
         }
+        self.check()?;
         let bank = self.bank()?;
-        let (model, tokens, metric, strategy, memory) =
-            (self.model, self.tokens, &self.metric, self.strategy, self.memory);
-        let job = Job { model, tokens, variants: &self.variants, bank: &bank, metric, strategy, memory };
-        let (baseline, values) = tch::no_grad(|| engine::run(&job))?;
+        let (baseline, values) = tch::no_grad(|| engine::run(&self.job(self.tokens, &bank)))?;
+        let scale = self.scale(&baseline)?;
         let rows = self.variants.iter().zip(values.outer_iter());
-        let rows = rows.flat_map(|(variant, values)| self.rows(variant, &values.to_vec(), &baseline));
+        let rows = rows.flat_map(|(variant, values)| self.rows(variant, &values.to_vec(), &baseline, scale.as_deref()));
         Table::new(rows.collect(), self.provenance()?)
+    }
+
+    fn job<'b>(&'b self, tokens: &'b Tokens, bank: &'b Bank) -> Job<'b> {
+        let (model, metric, strategy, memory) = (self.model, &self.metric, self.strategy, self.memory);
+        Job { model, tokens, variants: &self.variants, bank, metric, strategy, memory }
+    }
+
+    /// Fails where the options do not go together.
+    fn check(&self) -> Result<()> {
+        let Change::Patch(_) = self.change else {
+            let found = "an ablation";
+            return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
+        };
+        if self.normalised && matches!(self.metric, Metric::Kl | Metric::EmbeddingDistance) {
+            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
+        }
+        let (lengths, others) = (self.tokens.lengths(), self.reference.unwrap_or(self.tokens).lengths());
+        if lengths != others {
+            return Err(Error::argument(
+                "clean, corrupt",
+                format!("prompts of the same lengths, {lengths:?}"),
+                format!("{others:?}"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The metric of the run from which patches come, on each prompt, where values are to be normalised.
+    fn scale(&self, baseline: &[f64]) -> Result<Option<Vec<f64>>> {
+        let (true, Some(other)) = (self.normalised, self.reference) else { return Ok(None) };
+        let other = tch::no_grad(|| engine::unchanged(&self.job(other, &Bank::default())))?;
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
+        let pairs = || baseline.iter().zip(&other);
+        let none = match self.per_prompt {
+            true => pairs().any(|(a, b)| same(*a, *b)),
+            false => same(mean(baseline), mean(&other)),
+        };
+        let found = || format!("{} in both", mean(baseline));
+        if none {
+            Err(Error::argument("normalised", "a metric that differs between the clean and the corrupted run", found()))
+        } else {
+            Ok(Some(other))
+        }
     }
 
     /// One variant for each index of `site` along `every`.
     fn along(&self, site: Site, every: Every) -> Vec<Variant> {
         let config = self.model.config();
-        let kv = site.axes().contains(&Axis::KvHead);
+        let (kv, attends) = (site.axes().contains(&Axis::KvHead), site.axes().contains(&Axis::Query));
         let n_heads = if kv { config.n_kv_heads } else { config.n_heads };
         let heads = matches!(every, Every::Head | Every::HeadPosition).then_some(n_heads);
         let positions = matches!(every, Every::Position | Every::HeadPosition).then_some(self.tokens.positions());
@@ -169,11 +270,11 @@ impl<'a> Sweep<'a> {
         let mut variants = vec![];
         for head in all(heads) {
             for position in all(positions) {
-                let mut edit = Edit::new(site, self.ablation.action());
+                let mut edit = Edit::new(site, self.change.action());
                 edit.at.heads = head.map(|head| vec![head]);
                 edit.at.positions = position.map(|position| vec![position]);
                 let mut keys = Keys { layer: site.layer().and_then(number), ..Keys::default() };
-                keys.position = position.and_then(number);
+                *(if attends { &mut keys.query } else { &mut keys.position }) = position.and_then(number);
                 *(if kv { &mut keys.kv_head } else { &mut keys.head }) = head.and_then(number);
                 variants.push(Variant { keys, edits: vec![edit] });
             }
@@ -190,8 +291,10 @@ impl<'a> Sweep<'a> {
             return Ok(bank);
         }
         let reference = self.reference.unwrap_or(self.tokens);
-        let drawn = match self.ablation {
-            Ablation::Resample { seed } => reference.select(&ablation::draw(self.tokens, reference, seed)?)?,
+        let drawn = match self.change {
+            Change::Ablation(Ablation::Resample { seed }) => {
+                reference.select(&ablation::draw(self.tokens, reference, seed)?)?
+            }
             _ => reference.clone(),
         };
         if drawn.positions() < self.tokens.positions() {
@@ -206,23 +309,29 @@ impl<'a> Sweep<'a> {
         Ok(bank)
     }
 
-    fn rows(&self, variant: &Variant, values: &[f64], baseline: &[f64]) -> Vec<Observation> {
-        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
-        let row = |prompt: Option<usize>, value: f64, baseline: f64| Observation {
-            keys: Keys { prompt: prompt.and_then(|p| u32::try_from(p).ok()), ..variant.keys.clone() },
-            metric: self.metric.name().to_owned(),
-            value,
-            baseline: Some(baseline),
+    /// The rows of one variant: of the mean over prompts, or one a prompt. `other` is the metric of the other end of the
+    /// scale where values are normalised.
+    fn rows(&self, variant: &Variant, values: &[f64], baseline: &[f64], other: Option<&[f64]>) -> Vec<Observation> {
+        let row = |prompt: Option<usize>, value: f64, baseline: f64, other: Option<f64>| {
+            let (value, baseline) = match (other, self.change) {
+                (Some(clean), Change::Patch(Direction::Denoise)) => ((value - baseline) / (clean - baseline), 0.0),
+                (Some(corrupt), _) => ((value - corrupt) / (baseline - corrupt), 1.0),
+                (None, _) => (value, baseline),
+            };
+            let keys = Keys { prompt: prompt.and_then(|p| u32::try_from(p).ok()), ..variant.keys.clone() };
+            Observation { keys, metric: self.metric.name().to_owned(), value, baseline: Some(baseline) }
         };
         if !self.per_prompt {
-            return vec![row(None, mean(values), mean(baseline))];
+            return vec![row(None, mean(values), mean(baseline), other.map(mean))];
         }
-        values.iter().zip(baseline).enumerate().map(|(prompt, (v, b))| row(Some(prompt), *v, *b)).collect()
+        let each = values.iter().zip(baseline).enumerate();
+        each.map(|(prompt, (v, b))| row(Some(prompt), *v, *b, other.map(|other| other[prompt]))).collect()
     }
 
     fn provenance(&self) -> Result<Provenance> {
         let options = serde_json::json!({
-            "ablation": self.ablation,
+            "change": self.change,
+            "normalised": self.normalised,
             "metric": self.metric.name(),
             "strategy": format!("{:?}", self.strategy),
             "prompts": self.tokens.batch(),
@@ -233,9 +342,30 @@ impl<'a> Sweep<'a> {
             model: self.model.origin().name.clone(),
             sha256: if self.model.origin().files.is_empty() { String::new() } else { self.model.sha256()? },
             options,
-            seed: self.ablation.seed(),
+            seed: self.change.seed(),
         })
     }
+}
+
+impl Change {
+    fn action(self) -> Action {
+        match self {
+            Self::Ablation(ablation) => ablation.action(),
+            Self::Patch(_) => Action::replace(REFERENCE),
+        }
+    }
+
+    /// The seed, where chance takes part.
+    fn seed(self) -> Option<u64> {
+        match self {
+            Self::Ablation(ablation) => ablation.seed(),
+            Self::Patch(_) => None,
+        }
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
 }
 
 fn reads_reference(action: &Action) -> bool {

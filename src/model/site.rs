@@ -167,6 +167,12 @@ impl Site {
         }
     }
 
+    /// The same site of another layer; a site without a layer is itself.
+    pub fn at_layer(self, layer: usize) -> Self {
+        let same = |site: &Self| std::mem::discriminant(site) == std::mem::discriminant(&self);
+        PER_LAYER.iter().map(|(_, make)| make(layer)).find(same).unwrap_or(self)
+    }
+
     /// The axes of the site's tensor.
     pub fn axes(self) -> Vec<Axis> {
         use Axis::{Batch, DHead, DMlp, DModel, Head, Key, KvHead, One, Position, Query, Vocab};

@@ -86,11 +86,7 @@ impl Table {
         }
         let metric = self.frame().column("metric").ok().and_then(|names| names.str().ok()?.get(0).map(str::to_owned));
         let metric = metric.unwrap_or_default().replace('_', " ");
-        let how = match self.provenance().options.get("ablation") {
-            Some(serde_json::Value::String(kind)) => format!(", {kind} ablation"),
-            Some(serde_json::Value::Object(kind)) => kind.keys().map(|kind| format!(", {kind} ablation")).collect(),
-            _ => String::new(),
-        };
+        let how = self.provenance().options.get("change").map(how).unwrap_or_default();
         let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
         Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows).svg()
     }
@@ -99,6 +95,17 @@ impl Table {
     pub fn evcxr_display(&self) {
         Html::new(table_html(self)).evcxr_display();
     }
+}
+
+/// `, mean ablation` from how a sweep's change is written in its provenance: `{"ablation": "mean"}`.
+fn how(change: &serde_json::Value) -> String {
+    let Some((what, kind)) = change.as_object().and_then(|change| change.iter().next()) else { return String::new() };
+    let kind = match kind {
+        serde_json::Value::String(kind) => Some(kind),
+        serde_json::Value::Object(kind) => kind.keys().next(),
+        _ => None,
+    };
+    kind.map_or_else(String::new, |kind| format!(", {kind} {what}"))
 }
 
 /// Rows shown before a table is cut.
