@@ -83,7 +83,7 @@ def install():
     with locked(f"kernel-{home().name}"):
         artifacts = build()
         stamp = hashlib.sha256(repr(FLAGS).encode() + PRELUDE.encode())
-        for file in [HERE / "cargo.sh", HERE / "kernel.py", ROOT / ".cargo" / "local.toml", *artifacts]:
+        for file in sorted([HERE / "cargo.sh", HERE / "kernel.py", ROOT / ".cargo" / "local.toml", *artifacts]):
             seen = os.stat(file)
             stamp.update(f"{file} {seen.st_size} {seen.st_mtime_ns}\n".encode())
         folder = home() / stamp.hexdigest()[:16]
