@@ -28,8 +28,6 @@ CELLS = [
     "pattern.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float).double_value(&[0])",
     'let table: DataFrame = df!("layer" => [0i64, 0, 1, 1], "head" => [0i64, 1, 0, 1], "value" => [0.5, 0.25, 0.75, 1.0])?;',
     "table",
-    "let heights = (table.height(), table.width());",
-    'println!("{heights:?}");',
     "fn entropy(p: &[f64]) -> f64 { p.iter().filter(|&&v| v > 0.0).map(|v| -v * v.ln()).sum() }",
     "entropy(&[0.5, 0.25, 0.25])",
     "let row: Vec<f64> = (0..64).map(|k| pattern.double_value(&[0, k])).collect();",
@@ -44,9 +42,10 @@ CELLS = [
     'let scores: DataFrame = df!("layer" => heads.iter().map(|h| h.layer as i64).collect::<Vec<_>>(), "score" => heads.iter().map(|h| h.score).collect::<Vec<_>>())?;',
     'let sorted = scores.sort(["score"], SortMultipleOptions::default())?;',
     "sorted.head(Some(3))",
-    "let z = Tensor::stack(&[&x, &y], 0);",
-    "let parts = z.split(1, 0);",
-    'for part in &parts { println!("{:?} {:.3}", part.size(), part.mean(Kind::Float).double_value(&[])); }',
+    "run.get(Site::Pattern(2))?.size()",
+    'let model = Model::load("minilm")?;',
+    'let tokens = model.tokens(&["The cat sat on the mat.", "The dogs ran."])?;',
+    "let run = model.run(&tokens, &Plan::new().tap(Site::Pattern(2)))?;",
     'println!("{} heads, {} rows, mean entropy {:.2}", heads.len(), sorted.height(), mean);',
 ]
 

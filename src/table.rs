@@ -23,6 +23,8 @@ pub struct Keys {
     pub prompt: Option<u32>,
     /// Layer.
     pub layer: Option<u32>,
+    /// A site without its layer, or another part of the model.
+    pub site: Option<String>,
     /// Query head.
     pub head: Option<u32>,
     /// Key/value head.
@@ -113,7 +115,7 @@ impl Table {
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.keys.$name.clone()).collect::<Vec<_>>()));
             )*};
         }
-        key!(model, prompt, layer, head, kv_head, position, query, key, token, task, step, seed);
+        key!(model, prompt, layer, site, head, kv_head, position, query, key, token, task, step, seed);
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         add(Series::new("value".into(), rows.iter().map(|row| row.value).collect::<Vec<_>>()));
         add(Series::new("baseline".into(), rows.iter().map(|row| row.baseline).collect::<Vec<_>>()));

@@ -5,8 +5,11 @@ mod common;
 
 use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
 use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Selector, Site, Tokens};
-use headscope::prelude::{Ablation, Every, Metric, Strategy as How, Sweep, Table, Variant};
+use headscope::prelude::{
+    Ablation, Every, Metric, Strategy as How, Sweep, Table, Variant, direct_attribution, logit_lens,
+};
 use headscope::table::Keys;
+use polars::prelude::ChunkCompareEq;
 use proptest::prelude::*;
 use tch::{Kind, Tensor};
 
@@ -420,4 +423,39 @@ fn patches_that_do_not_fit() {
         .run()
         .unwrap();
     assert_eq!(pattern.columns(), ["layer", "head", "query", "metric", "value", "baseline"]);
+}
+
+/// Invariants 11 and 12: the terms sum to the logit difference, and without norms ablating a last-layer head takes away
+/// exactly what it wrote. The lens at the last depth is the model itself.
+#[test]
+fn direct_attribution_is_exact() {
+    for config in configs().into_iter().filter(|config| config.causal) {
+        let model = random(&config, 9);
+        let tokens = Tokens::new(&[vec![1, 2, 3, 4, 5], vec![6, 7, 8]]).unwrap();
+        let metric = Metric::logit_difference(vec![3, 4], vec![5, 6]);
+        let terms = direct_attribution(&model, &tokens, &metric).unwrap();
+        let ablated = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(metric.clone()).run().unwrap();
+        let whole = ablated.f64("baseline").unwrap()[0];
+        assert_near(&config.family, terms.f64("value").unwrap().iter().sum(), whole, MODEL);
+        let lens = logit_lens(&model, &tokens, &metric).unwrap();
+        let last = lens.len() - 1;
+        assert_near("lens", lens.f64("value").unwrap()[last], whole, MODEL);
+        if config.family == "no norms" {
+            let no_mlp = random(&ModelConfig { d_mlp: 0, ..config.clone() }, 9);
+            let terms = direct_attribution(&no_mlp, &tokens, &metric).unwrap();
+            let ablated = Sweep::ablate(&no_mlp, &tokens, Ablation::Zero).metric(metric.clone()).run().unwrap();
+            let heads =
+                terms.frame().filter(&terms.frame().column("site").unwrap().str().unwrap().equal("result")).unwrap();
+            let heads = heads.column("value").unwrap().f64().unwrap().to_vec();
+            let effects = ablated.effect().unwrap();
+            for head in 0..config.n_heads {
+                let at = (config.n_layers - 1) * config.n_heads + head;
+                assert_near("head", effects[at], -heads[at].unwrap(), MODEL);
+            }
+        }
+    }
+    let bert = load("tiny-bert", Kind::Double);
+    let tokens = some_tokens(1, 5, 97, 0);
+    assert!(direct_attribution(&bert, &tokens, &Metric::logit_difference(3, 4)).is_err());
+    assert!(direct_attribution(&load("tiny-gpt2", Kind::Double), &tokens, &Metric::Loss).is_err());
 }

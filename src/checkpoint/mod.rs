@@ -21,6 +21,7 @@ use self::source::Source;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Origin};
+use crate::table::Provenance;
 
 /// How to load a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,5 +90,19 @@ impl Model {
             std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
         }
         Ok(format!("{:x}", hash.finalize()))
+    }
+
+    /// Where a result computed with this model comes from: the model and its weights' hash, and what was computed.
+    ///
+    /// # Errors
+    /// Where a file of weights cannot be read.
+    pub fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Result<Provenance> {
+        Ok(Provenance {
+            headscope: env!("CARGO_PKG_VERSION").to_owned(),
+            model: self.origin().name.clone(),
+            sha256: if self.origin().files.is_empty() { String::new() } else { self.sha256()? },
+            options,
+            seed,
+        })
     }
 }

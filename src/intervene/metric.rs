@@ -181,6 +181,24 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
+    /// For a logit difference: what the unembedding of one answer has more than that of the other, `[batch, d_model]`, and
+    /// the same of its bias, `[batch]`.
+    pub(super) fn direction(&self) -> (Tensor, Tensor) {
+        let of = |ids: &Tensor| self.model.unembedding(ids);
+        match self.targets.as_slice() {
+            [correct, wrong] => {
+                let ((w, b), (w_wrong, b_wrong)) = (of(correct), of(wrong));
+                (w - w_wrong, b - b_wrong)
+            }
+            _ => of(&self.lengths.zeros_like()),
+        }
+    }
+
+    /// The last real position of each prompt, `[batch, position, ..]` to `[batch, ..]`.
+    pub(super) fn last(&self, x: &Tensor) -> Tensor {
+        x.flatten(0, 1).index_select(0, &self.places)
+    }
+
     /// The one position of each prompt that the metric reads, `[batch]`, counted from `first`; nothing where it reads more.
     pub(super) fn wanted(&self, first: i64) -> Option<Tensor> {
         matches!(self.metric, Metric::LogitDifference(..)).then(|| &self.lengths - (1 + first))

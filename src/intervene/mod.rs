@@ -4,13 +4,16 @@
 //! |---|---|
 //! | [`Sweep`] | many variants of one run, computed together, as one table |
 //! | [`Ablation`] | what a head is replaced with |
+//! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod ablation;
+mod direct;
 mod engine;
 mod metric;
 mod sweep;
 
 pub use ablation::Ablation;
+pub use direct::{direct_attribution, logit_lens};
 pub use metric::{Answer, Metric};
 pub use sweep::{Every, Strategy, Sweep, Variant};

@@ -337,13 +337,7 @@ impl<'a> Sweep<'a> {
             "prompts": self.tokens.batch(),
             "positions": self.tokens.positions(),
         });
-        Ok(Provenance {
-            headscope: env!("CARGO_PKG_VERSION").to_owned(),
-            model: self.model.origin().name.clone(),
-            sha256: if self.model.origin().files.is_empty() { String::new() } else { self.model.sha256()? },
-            options,
-            seed: self.change.seed(),
-        })
+        self.model.provenance(options, self.change.seed())
     }
 }
 

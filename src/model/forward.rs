@@ -262,14 +262,22 @@ impl Model {
 
     /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
     pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Tensor {
-        let Some(head) = &self.weights.head else { return x.select(-1, 0) };
-        let columns = head.unembed.w.index_select(1, ids).tr();
-        let dots =
-            (self.before_unembed(&self.final_norm(x)) * columns).sum_dim_intlist([-1i64].as_slice(), false, None);
-        match &head.unembed.b {
-            Some(b) => dots + b.index_select(0, ids),
-            None => dots,
-        }
+        let (columns, b) = self.unembedding(ids);
+        (self.before_unembed(&self.final_norm(x)) * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b
+    }
+
+    /// The unembedding's columns for ids `[n]`, `[n, d_model]`, and their biases, `[n]`.
+    pub(crate) fn unembedding(&self, ids: &Tensor) -> (Tensor, Tensor) {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (self.kind, self.device));
+        let n = ids.size()[0];
+        let Some(head) = &self.weights.head else { return (zeros(&[n, self.config.d_model as i64]), zeros(&[n])) };
+        let b = head.unembed.b.as_ref().map_or_else(|| zeros(&[n]), |b| b.index_select(0, ids));
+        (head.unembed.w.index_select(1, ids).tr(), b)
+    }
+
+    /// Weight and bias of the norm behind the last block, where there is one.
+    pub(crate) fn final_norm_weights(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        self.weights.ln_final.as_ref().map(|ln| (&ln.w, ln.b.as_ref()))
     }
 
     /// What the unembedding reads: the normalised residual stream itself, or BERT's transform of it.

@@ -171,6 +171,14 @@ impl Model {
         Ok(w.unflatten(0, [self.config.n_heads as i64, self.config.d_head as i64]))
     }
 
+    /// Bias of a layer's attention output, `[d_model]`, where there is one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a layer that is not there.
+    pub fn b_o(&self, layer: usize) -> Result<Option<&Tensor>> {
+        Ok(self.block(layer)?.attn.o.b.as_ref())
+    }
+
     /// The tokens of `texts`, with the special tokens that the tokenizer adds.
     ///
     /// # Errors

@@ -1,0 +1,147 @@
+//! What each part of the model writes towards an answer, and what the model would answer at each depth.
+
+use tch::{Kind, Tensor};
+
+use super::metric::{Metric, Output, Reader};
+use crate::error::{Error, Result};
+use crate::model::{Model, NormKind, NormPlace, Plan, Run, Site, Tokens};
+use crate::table::{Keys, Observation, Provenance, Table};
+
+/// Which parts of the model write the answer? Direct logit attribution of a logit difference at each prompt's last token.
+///
+/// The residual stream is a sum of terms t: embeddings, what each head writes, biases, what each MLP writes. With the final
+/// norm's scale s frozen, each contributes (t / s) . (gamma * (W_U[:, correct] - W_U[:, wrong])), t centred where the norm
+/// is a LayerNorm. The rows, with those of the biases of norm and unembedding, sum to the logit difference exactly
+/// (Elhage et al. 2021). It counts only what a part writes directly, not what later parts make of it.
+///
+/// One row a term, mean over prompts; the column `site` says which: `embed`, `pos_embed`, `result` (with `layer` and
+/// `head`), `attn_bias`, `mlp_out` (with `layer`), `ln_final_bias`, `unembed_bias`. Values are logits.
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+/// let metric = Metric::logit_difference(3, 4);
+/// let terms = direct_attribution(&model, &tokens, &metric)?;
+/// let logits = model.run(&tokens, &Plan::new())?.logits()?.select(1, 4);
+/// let difference = logits.double_value(&[0, 3]) - logits.double_value(&[0, 4]);
+/// assert!((terms.f64("value")?.iter().sum::<f64>() - difference).abs() < 1e-4);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// Where the metric is no logit difference, or the model is not pre-norm: behind a post-norm there is no such sum.
+pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
+    let config = model.config();
+    if !matches!(metric, Metric::LogitDifference(..)) {
+        return Err(Error::argument("metric", "a logit difference", metric.name()));
+    }
+    if config.norm_place == NormPlace::Post {
+        return Err(Error::argument("model", "a pre-norm model, whose last residual stream is a sum", &config.family));
+    }
+    let mut sites = vec![Site::Embed, Site::PosEmbed, Site::TypeEmbed, Site::LnFinalScale];
+    sites.extend((0..config.n_layers).flat_map(|layer| [Site::Z(layer), Site::MlpOut(layer)]));
+    sites.push(Site::ResidPost(config.n_layers - 1));
+    sites.retain(|site| site.check(config).is_ok());
+    let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
+    let last = run.get(Site::ResidPost(config.n_layers - 1))?.shallow_clone();
+    let reader = Reader::new(model, metric, tokens, &Output { resid: last, logits: None, first: 0, picked: false })?;
+    let mut terms = Terms { rows: vec![], metric: metric.name() };
+    tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
+    Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
+}
+
+/// The rows gathered so far.
+struct Terms<'a> {
+    rows: Vec<Observation>,
+    metric: &'a str,
+}
+
+impl Terms<'_> {
+    fn push(&mut self, site: &str, layer: Option<usize>, head: Option<usize>, value: f64) {
+        let number = |n: Option<usize>| n.and_then(|n| u32::try_from(n).ok());
+        let keys = Keys { site: Some(site.to_owned()), layer: number(layer), head: number(head), ..Keys::default() };
+        self.rows.push(Observation { keys, metric: self.metric.to_owned(), value, baseline: None });
+    }
+}
+
+fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) -> Result<()> {
+    let config = model.config();
+    let (direction, unembed_bias) = reader.direction();
+    let at = |site: Site| -> Result<Tensor> { Ok(reader.last(run.get(site)?)) };
+    let mut through = direction.shallow_clone();
+    if let Some((gamma, beta)) = model.final_norm_weights() {
+        if let Some(beta) = beta {
+            terms.push("ln_final_bias", None, None, mean(&direction.matmul(beta)));
+        }
+        through = &through * gamma;
+        if config.norm == NormKind::Layer {
+            // t - mean(t) against g is t against g - mean(g).
+            through = &through - through.mean_dim([-1i64].as_slice(), true, None);
+        }
+        through = through / at(Site::LnFinalScale)?;
+    }
+    let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
+    terms.push("unembed_bias", None, None, mean(&unembed_bias));
+    for site in [Site::Embed, Site::PosEmbed, Site::TypeEmbed].into_iter().filter(|site| site.check(config).is_ok()) {
+        terms.push(site.kind(), None, None, dot(&at(site)?));
+    }
+    for layer in 0..config.n_layers {
+        // z_h (W_O^h g), in the space of the head: nothing of the size of the heads' results is made.
+        let readers = model.w_o(layer)?.matmul(&through.tr()).permute([2, 0, 1]);
+        let heads = (at(Site::Z(layer))? * readers).sum_dim_intlist([2i64].as_slice(), false, None);
+        for (head, value) in heads.unbind(1).iter().enumerate() {
+            terms.push("result", Some(layer), Some(head), mean(value));
+        }
+        if let Some(b_o) = model.b_o(layer)? {
+            terms.push("attn_bias", Some(layer), None, dot(b_o));
+        }
+        if config.has_mlp() {
+            terms.push("mlp_out", Some(layer), None, dot(&at(Site::MlpOut(layer))?));
+        }
+    }
+    Ok(())
+}
+
+fn mean(values: &Tensor) -> f64 {
+    values.to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
+}
+
+fn provenance(model: &Model, what: &str, metric: &Metric, tokens: &Tokens) -> Result<Provenance> {
+    let (metric, prompts, positions) = (metric.name(), tokens.batch(), tokens.positions());
+    model.provenance(
+        serde_json::json!({"what": what, "metric": metric, "prompts": prompts, "positions": positions}),
+        None,
+    )
+}
+
+/// What would the model answer if it stopped here? The logit lens: the metric of the residual stream at each depth, read
+/// through the final norm and the unembedding (nostalgebraist 2020).
+///
+/// One row for the stream entering each layer (`resid_pre`), between attention and MLP (`resid_mid`) and leaving the last
+/// layer (`resid_post`), mean over prompts. Early layers need not speak the unembedding's language: a low value there does
+/// not show that the answer is not known.
+///
+/// # Errors
+/// Where the metric does not fit the model.
+pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
+    let config = model.config();
+    let last = Site::ResidPost(config.n_layers - 1);
+    let depths = (0..config.n_layers).flat_map(|layer| [Site::ResidPre(layer), Site::ResidMid(layer)]).chain([last]);
+    let depths: Vec<Site> = depths.collect();
+    let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
+    let end = |site: Site| -> Result<Output> {
+        Ok(Output { resid: run.get(site)?.shallow_clone(), logits: None, first: 0, picked: false })
+    };
+    let rows = tch::no_grad(|| {
+        let reader = Reader::new(model, metric, tokens, &end(last)?)?;
+        let row = |site: Site| {
+            let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
+            let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };
+            let value = mean(&reader.read(&end(site)?)?);
+            Ok(Observation { keys, metric: metric.name().to_owned(), value, baseline: None })
+        };
+        depths.iter().map(|&site| row(site)).collect::<Result<Vec<_>>>()
+    })?;
+    Table::new(rows, provenance(model, "logit lens", metric, tokens)?)
+}
