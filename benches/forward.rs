@@ -25,7 +25,8 @@ fn forward(c: &mut Criterion) {
     let model = Model::random(&gpt2_small(), 0).unwrap();
     let rows: Vec<Vec<i64>> = (0..8).map(|b| (0..16).map(|p| (b * 6007 + p * 911) % 50_257).collect()).collect();
     let tokens = Tokens::new(&rows).unwrap();
-    let plans: [(&str, fn() -> Plan); 4] = [
+    type Make = fn() -> Plan;
+    let plans: [(&str, Make); 4] = [
         ("logits", || Plan::new()),
         ("last residual only", || Plan::new().tap(Site::ResidPost(11))),
         ("all patterns", || Plan::new().taps((0..12).map(Site::Pattern)).tap(Site::Logits)),

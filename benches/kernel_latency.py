@@ -42,10 +42,11 @@ CELLS = [
     'let scores: DataFrame = df!("layer" => heads.iter().map(|h| h.layer as i64).collect::<Vec<_>>(), "score" => heads.iter().map(|h| h.score).collect::<Vec<_>>())?;',
     'let sorted = scores.sort(["score"], SortMultipleOptions::default())?;',
     "sorted.head(Some(3))",
-    "run.get(Site::Pattern(2))?.size()",
     'let model = Model::load("minilm")?;',
     'let tokens = model.tokens(&["The cat sat on the mat.", "The dogs ran."])?;',
     "let run = model.run(&tokens, &Plan::new().tap(Site::Pattern(2)))?;",
+    "let looks: Tensor = run.get(Site::Pattern(2))?.select(0, 0);",
+    'println!("{:?}", looks.size());',
     'println!("{} heads, {} rows, mean entropy {:.2}", heads.len(), sorted.height(), mean);',
 ]
 

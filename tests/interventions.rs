@@ -438,15 +438,17 @@ fn direct_attribution_is_exact() {
         let whole = ablated.f64("baseline").unwrap()[0];
         assert_near(&config.family, terms.f64("value").unwrap().iter().sum(), whole, MODEL);
         let lens = logit_lens(&model, &tokens, &metric).unwrap();
-        let last = lens.len() - 1;
-        assert_near("lens", lens.f64("value").unwrap()[last], whole, MODEL);
+        assert_eq!(lens.len(), 2 * config.n_layers + 1);
+        let value_at = |table: &Table, site: &str| {
+            let rows = table.frame().filter(&table.frame().column("site").unwrap().str().unwrap().equal(site)).unwrap();
+            rows.column("value").unwrap().f64().unwrap().to_vec()
+        };
+        assert_near("lens", value_at(&lens, "resid_post")[0].unwrap(), whole, MODEL);
         if config.family == "no norms" {
             let no_mlp = random(&ModelConfig { d_mlp: 0, ..config.clone() }, 9);
             let terms = direct_attribution(&no_mlp, &tokens, &metric).unwrap();
             let ablated = Sweep::ablate(&no_mlp, &tokens, Ablation::Zero).metric(metric.clone()).run().unwrap();
-            let heads =
-                terms.frame().filter(&terms.frame().column("site").unwrap().str().unwrap().equal("result")).unwrap();
-            let heads = heads.column("value").unwrap().f64().unwrap().to_vec();
+            let heads = value_at(&terms, "result");
             let effects = ablated.effect().unwrap();
             for head in 0..config.n_heads {
                 let at = (config.n_layers - 1) * config.n_heads + head;

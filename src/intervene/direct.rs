@@ -79,7 +79,7 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) ->
             // t - mean(t) against g is t against g - mean(g).
             through = &through - through.mean_dim([-1i64].as_slice(), true, None);
         }
-        through = through / at(Site::LnFinalScale)?;
+        through = &through / at(Site::LnFinalScale)?;
     }
     let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
     terms.push("unembed_bias", None, None, mean(&unembed_bias));
