@@ -58,6 +58,7 @@ test: setup ## tests, doctests, and notebook 00-tour
 	@export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; \
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast && cargo test --doc; else cargo test --no-fail-fast; fi
 	@$(MAKE) kernel
+	@$(SETUP) keep
 	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
 
 notebooks: kernel ## executes every notebook, writes the results into them and as HTML to notebooks/html

@@ -445,15 +445,51 @@ def minilm():
             (made / "SOURCE").write_text(LICENCE_OF_MINILM, encoding="utf-8")
 
 
+def dependencies():
+    """Where compiled dependencies are kept, for each compiler."""
+    return cache() / f"dependencies-{rustc()[1]}"
+
+
 def target():
-    """A build folder that clones share, so that the dependencies are built once for each compiler."""
+    """A new clone starts with the dependencies as an earlier one left them. They are copied: clones that share a build
+    folder take each other's crates of the same name for their own."""
     place = ROOT / "target"
-    if os.environ.get("CARGO_TARGET_DIR") or (place.exists() and not place.is_symlink()):
+    if place.is_symlink() and not place.exists():
+        place.unlink()
+    if os.environ.get("CARGO_TARGET_DIR") or place.exists() or not dependencies().exists():
         return
-    _, release = rustc()
-    folder = cache() / f"target-{release}"
-    folder.mkdir(exist_ok=True)
-    link(place, folder)
+    say("copying the compiled dependencies of an earlier clone (usually a few seconds)")
+    with locked("dependencies"), whole(place) as made:
+        copy(dependencies() / "debug", made / "debug")
+
+
+def keep():
+    """Keeps this clone's compiled dependencies for the next one, unless they are kept already."""
+    built, kept = ROOT / "target" / "debug", dependencies()
+    lock = hashlib.sha256((ROOT / "Cargo.lock").read_bytes()).hexdigest()
+    stamp = kept / "Cargo.lock.sha256"
+    if not built.is_dir() or (stamp.exists() and stamp.read_text(encoding="utf-8") == lock):
+        return
+    with locked("dependencies"), whole(kept) as made:
+        copy(built, made / "debug")
+        # What is the clone's own is left out: its crates, its tests, what was linked.
+        for folder in ("incremental", "examples"):
+            shutil.rmtree(made / "debug" / folder, ignore_errors=True)
+        for one in (made / "debug").glob("*"):
+            if one.is_file():
+                one.unlink()
+        for folder in ("deps", ".fingerprint", "build"):
+            for one in (made / "debug" / folder).glob("*"):
+                program = folder == "deps" and "." not in one.name
+                if "headscope" in one.name or program:
+                    shutil.rmtree(one) if one.is_dir() else one.unlink()
+        (made / stamp.name).write_text(lock, encoding="utf-8")
+
+
+def copy(source, target):
+    """Copies a folder with its times, which cargo compares; without copying blocks where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run(["cp", "-a", "--reflink=auto", source, target], "to copy compiled dependencies", "Is the disk full? See `df -h`")
 
 
 def evcxr():
@@ -479,7 +515,7 @@ def evcxr():
             say("they could not be had (rustup component add rust-src): in notebooks, give every `let` its type")
 
 
-PIECES = {piece.__name__: piece for piece in (apt, python, target, libtorch, minilm, shim, evcxr)}
+PIECES = {piece.__name__: piece for piece in (apt, python, target, libtorch, minilm, shim, evcxr, keep)}
 
 
 def main():

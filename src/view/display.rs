@@ -109,7 +109,7 @@ impl Svg {
     /// Writes the picture to `path`, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`] when the folder is missing or the file cannot be written.
+    /// [`Error::Io`](crate::Error::Io) when the folder is missing or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         file::write_bytes(path.as_ref(), self.source.as_bytes())
     }
@@ -135,7 +135,7 @@ impl Html {
     /// Writes the fragment to `path` as a page of its own, whole or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`] when the folder is missing or the file cannot be written.
+    /// [`Error::Io`](crate::Error::Io) when the folder is missing or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let head = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>headscope</title></head>\n<body>\n";
         file::write_bytes(path.as_ref(), format!("{head}{}\n</body></html>\n", self.0).as_bytes())
