@@ -189,6 +189,10 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
+    def git(*words):
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+    commit = git("rev-parse", "--short", "HEAD") + (", with changes" if git("status", "--porcelain", "src") else "")
     rng = numpy.random.default_rng(SEED)
     clean = rng.integers(0, VOCAB, (PROMPTS, LENGTH))
     corrupt = (clean + rng.integers(1, VOCAB, clean.shape)) % VOCAB
@@ -232,9 +236,6 @@ def main():
 
     product = f"a large float32 matrix product reaches {rate:.0f} GFLOP/s"
 
-    def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
     lines = [
         "| sweep | cells | TransformerLens (s) | headscope (s) | ratio | ratio of processor seconds "
         "| start and load, taken off (s) | largest difference of values | their spread |",
@@ -258,8 +259,7 @@ def main():
         *lines,
         "",
         f"- TransformerLens {version('transformer_lens')} on PyTorch {torch.__version__}, one forward pass "
-        f"{forward:.2f} s; {described} ({git('rev-parse', '--short', 'HEAD')}"
-        f"{', with changes' if git('status', '--porcelain', 'src') else ''}).",
+        f"{forward:.2f} s; {described} ({commit}).",
         f"- Threads: {arguments.threads}, on {CORES} cores of {processor()}; {product}. "
         f"Load average of the last minute, this included: {min(loads):.1f} to {max(loads):.1f}.",
         "- Timed on both sides: the run that patches come from, the sweep, the metric. headscope's start and loading "
