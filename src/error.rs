@@ -33,6 +33,14 @@ pub enum Error {
         /// What stands there.
         found: String,
     },
+    /// The config's numbers do not fit together.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The config file.
+        path: PathBuf,
+        /// Which one, what was expected and what was found.
+        reason: Box<Error>,
+    },
     /// A tensor that the architecture needs is not in the checkpoint.
     #[error("{}: tensor `{tensor}` is missing (expected shape {expected:?})", path.display())]
     MissingTensor {
@@ -160,7 +168,7 @@ pub enum Error {
         found: String,
     },
     /// libtorch refused an operation.
-    #[error("{action}: {source}")]
+    #[error("{action}: {}", first_line(source))]
     Torch {
         /// What was being computed.
         action: String,
@@ -183,6 +191,11 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+}
+
+/// libtorch's message without its stack.
+fn first_line(source: &tch::TchError) -> String {
+    source.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl Error {

@@ -1,7 +1,7 @@
 //! Every result is a tidy table: one observation a row, fixed column names and types, sorted, with its provenance.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use polars::prelude::{
     Column, CsvWriter, DataFrame, DataType, JsonFormat, JsonWriter, NamedFrom, ParquetReader, ParquetWriter, SerReader,
@@ -91,18 +91,12 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table of `rows`, sorted by their keys and metric.
+    /// A table of `rows`, sorted by their keys and metric. A value that is not finite is missing (`null`): the rest of a long
+    /// computation is not lost for one of them.
     ///
     /// # Errors
-    /// Where a value is NaN or infinite; a value that cannot be had is a row that is left out.
+    /// Where polars refuses the columns.
     pub fn new(mut rows: Vec<Observation>, provenance: Provenance) -> Result<Self> {
-        if let Some((index, row)) = rows.iter().enumerate().find(|(_, row)| !row.value.is_finite()) {
-            return Err(Error::NotFinite {
-                at: format!("metric `{}` of {:?}", row.metric, row.keys),
-                index,
-                found: row.value,
-            });
-        }
         rows.sort_by(|a, b| (&a.keys, &a.metric).cmp(&(&b.keys, &b.metric)));
         let mut columns = vec![];
         let mut add = |series: Series| {
@@ -117,7 +111,10 @@ impl Table {
         }
         key!(model, prompt, layer, site, head, kv_head, position, query, key, token, task, step, seed);
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
-        add(Series::new("value".into(), rows.iter().map(|row| row.value).collect::<Vec<_>>()));
+        add(Series::new(
+            "value".into(),
+            rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>(),
+        ));
         add(Series::new("baseline".into(), rows.iter().map(|row| row.baseline).collect::<Vec<_>>()));
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
@@ -148,16 +145,15 @@ impl Table {
         self.frame.get_column_names().into_iter().map(ToString::to_string).collect()
     }
 
-    /// A column as numbers.
+    /// A column as numbers; a missing value is NaN.
     ///
     /// # Errors
-    /// Where there is no such column, it holds texts, or a value is missing.
+    /// Where there is no such column, or it holds texts.
     pub fn f64(&self, column: &str) -> Result<Vec<f64>> {
         let doing = || Error::table(format!("reading column `{column}` as numbers"));
         let series = self.frame.column(column).map_err(doing())?;
         let series = series.cast(&DataType::Float64).map_err(doing())?;
-        let values: Option<Vec<f64>> = series.f64().map_err(doing())?.iter().collect();
-        values.ok_or_else(|| Error::argument("column", "a value in every row", format!("a missing one in `{column}`")))
+        Ok(series.f64().map_err(doing())?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
     }
 
     /// What the intervention changed: `value - baseline`, row by row.
@@ -173,14 +169,15 @@ impl Table {
             .collect())
     }
 
-    /// The same table with the `n` rows whose effect is largest in magnitude, the largest first.
+    /// The same table with the `n` rows whose effect is largest in magnitude, the largest first, missing ones last.
     ///
     /// # Errors
     /// Where the table has no baseline.
     pub fn top(&self, n: usize) -> Result<Self> {
         let effect = self.effect()?;
         let mut order: Vec<usize> = (0..effect.len()).collect();
-        order.sort_by(|&a, &b| effect[b].abs().total_cmp(&effect[a].abs()));
+        let size = |row: usize| if effect[row].is_nan() { -1.0 } else { effect[row].abs() };
+        order.sort_by(|&a, &b| size(b).total_cmp(&size(a)));
         let rows: Vec<u32> = order.into_iter().take(n).filter_map(|row| u32::try_from(row).ok()).collect();
         let rows = polars::prelude::IdxCa::new("row".into(), rows);
         let frame = self.frame.take(&rows).map_err(Error::table("taking the top rows"))?;
@@ -231,7 +228,7 @@ impl Table {
     fn effects_by(&self, by: &str) -> Result<Vec<(f64, Vec<f64>)>> {
         let mut rows: Vec<(f64, f64)> =
             self.curve(by)?.into_iter().map(|(value, effect)| (value, effect.abs())).collect();
-        rows.retain(|(value, _)| value.is_finite());
+        rows.retain(|(value, effect)| value.is_finite() && effect.is_finite());
         let groups = rows
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| (group[0].0, group.iter().map(|row| row.1).collect::<Vec<f64>>()));
@@ -255,21 +252,33 @@ impl Table {
         let doing = || Error::table(format!("writing {}", path.display()));
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => {
-                file::write_whole(path, |file| {
-                    ParquetWriter::new(file).finish(&mut frame).map(|_| ()).map_err(doing())
-                })?;
-                let mut beside = path.as_os_str().to_owned();
-                beside.push(".provenance.json");
                 let json =
                     serde_json::to_vec_pretty(&self.provenance).map_err(|e| Error::io("write", path)(e.into()))?;
-                file::write_bytes(Path::new(&beside), &json)
+                file::write_bytes(&beside(path), &json)?;
+                file::write_whole(path, |file| ParquetWriter::new(file).finish(&mut frame).map(|_| ()).map_err(doing()))
             }
             Some("csv") => file::write_whole(path, |file| CsvWriter::new(file).finish(&mut frame).map_err(doing())),
             Some("json") => file::write_whole(path, |file| {
                 JsonWriter::new(file).with_json_format(JsonFormat::Json).finish(&mut frame).map_err(doing())
             }),
-            _ => Err(Error::argument("out", "a name ending in .parquet, .csv or .json", path.display())),
+            _ => Self::check_path(path),
         }
+    }
+
+    /// Fails where a table could not be written to `path`: to be asked before long work.
+    ///
+    /// # Errors
+    /// Where the ending is none of a table's, or the folder is not there.
+    pub fn check_path(path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if !path
+            .extension()
+            .and_then(|ending| ending.to_str())
+            .is_some_and(|ending| ["parquet", "csv", "json"].contains(&ending))
+        {
+            return Err(Error::argument("out", "a name ending in .parquet, .csv or .json", path.display()));
+        }
+        file::check_folder(path)
     }
 
     /// Reads a table that [`Table::write`] wrote as Parquet.
@@ -280,10 +289,8 @@ impl Table {
         let path = path.as_ref();
         let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
         let frame = ParquetReader::new(file).finish().map_err(Error::table(format!("reading {}", path.display())))?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".provenance.json");
-        let beside = Path::new(&beside);
-        let json = std::fs::read(beside).map_err(Error::io("read", beside))?;
+        let beside = &beside(path);
+        let json = file::read(beside)?;
         let provenance = serde_json::from_slice(&json).map_err(|reason| Error::Format {
             path: beside.to_owned(),
             at: "the file".to_owned(),
@@ -292,6 +299,13 @@ impl Table {
         })?;
         Ok(Self { frame, provenance })
     }
+}
+
+/// Where the provenance of the table at `path` stands.
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".provenance.json");
+    beside.into()
 }
 
 impl fmt::Display for Table {

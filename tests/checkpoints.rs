@@ -89,9 +89,10 @@ fn names_as_the_hub_has_them() {
             extra("bert.pooler.dense.bias", &[32]),
             extra("cls.seq_relationship.weight", &[2, 32]),
             extra("cls.seq_relationship.bias", &[2]),
-            extra("cls.predictions.decoder.bias", &[97]),
         ];
-        tensors.into_iter().chain(more).collect()
+        let bias = tensors.iter().find(|(name, _)| name == "cls.predictions.bias").unwrap().1.shallow_clone();
+        let repeated = ("cls.predictions.decoder.bias".to_owned(), bias);
+        tensors.into_iter().chain(more).chain([repeated]).collect()
     });
     same_as(bert.path(), "tiny-bert");
 
@@ -308,4 +309,81 @@ fn every_tensor_arrives_at_its_place() {
     let w_o = &file["bert.encoder.layer.1.attention.output.dense.weight"];
     assert_close("w_o", &model.w_o(1).unwrap().get(2), &w_o.tr().narrow(0, 16, 8), Tol::Exact);
     assert!(model.w_v(3).is_err());
+}
+
+/// A file that says tied and holds another head means what it holds; one that repeats the embedding is tied.
+#[test]
+fn tied_and_untied_heads() {
+    for (name, head) in [
+        ("tiny-gpt2", "lm_head.weight"),
+        ("tiny-llama", "lm_head.weight"),
+        ("tiny-bert", "cls.predictions.decoder.weight"),
+    ] {
+        let (tied, untied, same) = (copy(name), copy(name), copy(name));
+        let other = Tensor::randn([97, 32], (Kind::Float, tch::Device::Cpu));
+        let with = |folder: &TempDir, tensor: Option<Tensor>, says_tied: bool| {
+            configure(folder.path(), |config| drop(config.insert("tie_word_embeddings".into(), json!(says_tied))));
+            rewrite(folder.path(), |tensors| {
+                let rest = tensors.into_iter().filter(|(name, _)| name != head);
+                rest.chain(tensor.map(|tensor| (head.to_owned(), tensor))).collect()
+            });
+        };
+        with(&tied, Some(other.shallow_clone()), true);
+        with(&untied, Some(other), false);
+        assert_close(name, &logits(&load(tied.path()).unwrap()), &logits(&load(untied.path()).unwrap()), Tol::Exact);
+        assert!(!load(tied.path()).unwrap().config().tied_unembed);
+        let embedding = load(same.path()).unwrap().parameters()[0].1.to_kind(Kind::Float);
+        with(&same, Some(embedding), true);
+        assert!(load(same.path()).unwrap().config().tied_unembed, "{name}");
+        let none = copy(name);
+        with(&none, None, false);
+        says(none.path(), &[head, "missing"]);
+    }
+    let twice = copy("tiny-bert");
+    rewrite(twice.path(), |mut tensors| {
+        let gamma = Tensor::ones([32], (Kind::Float, tch::Device::Cpu));
+        tensors.push(("bert.embeddings.LayerNorm.gamma".into(), gamma));
+        tensors
+    });
+    says(twice.path(), &["bert.embeddings.LayerNorm.", "two"]);
+}
+
+/// A padding token that only the tokenizer knows is hidden; broken tokenizer files are errors, not panics.
+#[test]
+fn tokenizers_that_do_not_fit() {
+    let folder = copy("tiny-bert");
+    let path = folder.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["added_tokens"]
+        .as_array_mut()
+        .unwrap()
+        .iter_mut()
+        .filter(|token| token["content"] == "[PAD]")
+        .for_each(|token| token["id"] = json!(500));
+    json["model"]["vocab"]["[PAD]"] = json!(500);
+    fs::write(&path, json.to_string()).unwrap();
+    let model = load(folder.path()).unwrap();
+    let tokens = model.tokens(&["the cat", "a dog ran"]).unwrap();
+    model.run(&tokens, &Plan::new()).unwrap();
+    let text = fs::read_to_string(fixture("tiny-llama").join("tokenizer.json")).unwrap();
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+    for _ in 0..150 {
+        let mut bytes = text.clone().into_bytes();
+        let at = rng.random_range(0..bytes.len());
+        bytes[at] = b"0123456789[]{},:\"x"[rng.random_range(0..18)];
+        fs::write(&path, &bytes).unwrap();
+        let _ = load(folder.path()).map(|model| {
+            model.tokens(&["once upon a time"]).map(|tokens| model.tokenizer().unwrap().decode(tokens.row(0)))
+        });
+    }
+}
+
+/// Devices, pipes and giants in the place of small files are refused before they are read.
+#[test]
+fn special_files_are_refused() {
+    let folder = copy("tiny-gpt2");
+    let path = folder.path().join("config.json");
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    says(folder.path(), &["config.json", "no file"]);
 }

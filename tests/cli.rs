@@ -66,7 +66,7 @@ fn activations_are_the_golden_ones() {
             assert_eq!(found.len(), sites.len());
             for site in sites {
                 assert_eq!(found[site].kind(), kind);
-                assert_close(&format!("{name} {site}"), &found[site], &golden[site], Tol::Fused(kind));
+                assert_close(&format!("{name} {site}"), &found[site], &golden[site], Tol::Model(kind));
             }
         }
     }
@@ -184,6 +184,15 @@ fn misuse_exits_with_2_and_failure_with_1() {
     assert!(fails(&["inspect", &path("tiny-gpt2"), "--device", "cuda:99"], 1).contains("device"));
     let metric = fails(&["ablate", &path("tiny-bert-encoder"), "--tokens", "[[1,2]]", "--metric", "loss"], 1);
     assert!(metric.contains("embedding_distance"), "{metric}");
+    for unused in [
+        ["--seed", "1"],
+        ["--reference", "a"],
+        ["--answers", "[[1,2]]"],
+        ["--out", "x.txt"],
+        ["--out", "/no/such/folder/x.csv"],
+    ] {
+        fails(&[&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]"][..], &unused[..]].concat(), 1);
+    }
     let answers = fails(&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]", "--metric", "logit-difference"], 1);
     assert!(answers.contains("--answers"), "{answers}");
 }

@@ -31,6 +31,12 @@ fn serve(stream: TcpStream, served: &AtomicUsize) {
     }
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let body = match parts.as_slice() {
+        ["owner", "evil", "resolve", "main", "model.safetensors.index.json"] => {
+            Some(br#"{"weight_map": {"a": "../../../../evil/planted"}}"#.to_vec())
+        }
+        ["owner", "evil", "resolve", "main", "config.json"] => {
+            std::fs::read(fixture("tiny-gpt2").join("config.json")).ok()
+        }
         ["owner", name, "resolve", "main", file] => std::fs::read(fixture(name).join(file)).ok(),
         _ => None,
     };
@@ -74,6 +80,9 @@ fn hub_ids_load_through_the_cache() {
     assert!(Model::load("owner/tiny-gpt2-sharded").unwrap().tokenizer().is_none());
     let missing = Model::load("owner/no-such-model").unwrap_err().to_string();
     assert!(missing.contains("owner/no-such-model") && missing.contains("config.json"), "{missing}");
+
+    let traversal = Model::load("owner/evil").unwrap_err().to_string();
+    assert!(traversal.contains("plain file names"), "{traversal}");
 
     let before = served.load(Ordering::SeqCst);
     // SAFETY: as above.

@@ -161,6 +161,7 @@ def snapshot(made, folder, artifacts):
     paths = [f"{sysroot()}/lib/rustlib/{rustc()[0]}/lib", folder / "deps", torch, libtch]
     environment = {
         "LIBTORCH": torch.parent,
+        "OMP_WAIT_POLICY": "passive",  # two notebooks at once share the cores
         "LD_LIBRARY_PATH": ":".join(str(path) for path in paths),
         "EVCXR_CONFIG_DIR": folder / "config",
         "CARGO_HOME": folder / "home",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::file;
 
 /// A parsed `config.json`, or an object within it.
 pub(crate) struct ConfigJson {
@@ -15,7 +16,7 @@ pub(crate) struct ConfigJson {
 impl ConfigJson {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+        let text = file::read(&path)?;
         let wrong = |found: String| Error::Format {
             path: path.clone(),
             at: "the file".to_owned(),

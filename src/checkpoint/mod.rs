@@ -69,9 +69,10 @@ impl Model {
         let json = ConfigJson::read(&folder)?;
         let family = families::of(&json)?;
         let source = Source::open(&folder, options.kind, options.device)?;
-        let config = (family.config)(&json, &source)?;
-        config.validate()?;
+        let mut config = (family.config)(&json, &source)?;
+        config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
         let weights = (family.weights)(&config, &source)?;
+        config.tied_unembed = weights.is_tied();
         source.finish(family.name, family.superfluous)?;
         let tokenizer = folder.join("tokenizer.json");
         let tokenizer = tokenizer.exists().then(|| Tokenizer::read(&tokenizer)).transpose()?;
@@ -79,17 +80,20 @@ impl Model {
         Ok(Self::new(config, weights, origin, tokenizer))
     }
 
-    /// SHA-256 over the files of weights, in hexadecimal; read anew at each call.
+    /// SHA-256 over the files of weights, in hexadecimal; read once.
     ///
     /// # Errors
     /// Where a file cannot be read.
     pub fn sha256(&self) -> Result<String> {
+        if let Some(known) = self.hash().get() {
+            return Ok(known.clone());
+        }
         let mut hash = Sha256::new();
         for path in &self.origin().files {
             let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
             std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
         }
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(self.hash().get_or_init(|| format!("{:x}", hash.finalize())).clone())
     }
 
     /// Where a result computed with this model comes from: the model and its weights' hash, and what was computed.
@@ -101,7 +105,12 @@ impl Model {
             headscope: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.origin().name.clone(),
             sha256: if self.origin().files.is_empty() { String::new() } else { self.sha256()? },
-            options,
+            options: serde_json::json!({
+                "what": options,
+                "dtype": format!("{:?}", self.kind()),
+                "device": format!("{:?}", self.device()),
+                "tch": "0.24.0 with libtorch 2.11.0",
+            }),
             seed,
         })
     }

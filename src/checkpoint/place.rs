@@ -1,10 +1,12 @@
 //! From a model's name to a folder on disk: a folder itself, a bundled name, or a hub id.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
+use super::source::read_index;
 use crate::error::{Error, Result};
 
 /// Models that `make setup` installs, by name.
@@ -34,7 +36,11 @@ pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
         return Err(not_found(name, "there is no such folder, and it is no hub id".to_owned()));
     }
     let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.unwrap_or("main").to_owned());
-    let repo = if offline() { Hub::Cached(Cache::from_env().repo(repo)) } else { Hub::online(name, repo)? };
+    let repo = if offline() {
+        Hub::Cached(hub_cache().map_or_else(Cache::from_env, Cache::new).repo(repo))
+    } else {
+        Hub::online(name, repo)?
+    };
     repo.fetch(name)
 }
 
@@ -46,6 +52,11 @@ fn is_hub_id(name: &str) -> bool {
     };
     let parts: Vec<&str> = name.split('/').collect();
     parts.len() <= 2 && parts.into_iter().all(word)
+}
+
+/// The hub's cache folder where `HF_HUB_CACHE` names one; else `HF_HOME` decides.
+fn hub_cache() -> Option<PathBuf> {
+    std::env::var_os("HF_HUB_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// Whether the user asked for no network, by the hub's own variables.
@@ -63,8 +74,14 @@ enum Hub {
 
 impl Hub {
     fn online(name: &str, repo: Repo) -> Result<Self> {
-        let api = ApiBuilder::from_env().with_progress(std::io::IsTerminal::is_terminal(&std::io::stderr())).build();
-        Ok(Self::Online(Box::new(api.map_err(|reason| not_found(name, reason.to_string()))?.repo(repo))))
+        let mut api = ApiBuilder::from_env().with_progress(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        if let Some(folder) = hub_cache() {
+            api = api.with_cache_dir(folder);
+        }
+        if let Ok(token) = std::env::var("HF_TOKEN") {
+            api = api.with_token(Some(token));
+        }
+        Ok(Self::Online(Box::new(api.build().map_err(|reason| not_found(name, reason.to_string()))?.repo(repo))))
     }
 
     fn file(&self, file: &str) -> Result<PathBuf, String> {
@@ -76,37 +93,31 @@ impl Hub {
         }
     }
 
+    /// Whether a failure means that there is no such file, rather than that it could not be had.
+    fn is_absent(&self, reason: &str) -> bool {
+        matches!(self, Self::Cached(_)) || reason.contains("404")
+    }
+
     /// Fetches what a checkpoint consists of and returns its folder.
     fn fetch(&self, name: &str) -> Result<PathBuf> {
         let need = |file: &str| self.file(file).map_err(|reason| not_found(name, reason));
         let config = need("config.json")?;
-        // A checkpoint may have no tokenizer; one that is there but cannot be fetched shows when texts are encoded.
-        let _ = self.file("tokenizer.json");
-        if self.file("model.safetensors").is_err() {
-            let index = need("model.safetensors.index.json")?;
-            for shard in shards(&index)? {
-                need(&shard)?;
+        // A checkpoint may have no tokenizer.
+        match self.file("tokenizer.json") {
+            Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
+            _ => {}
+        }
+        match self.file("model.safetensors") {
+            Ok(_) => {}
+            Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
+            Err(_) => {
+                let index = need("model.safetensors.index.json")?;
+                let shards: BTreeSet<String> = read_index(&index)?.into_values().collect();
+                shards.iter().try_for_each(|shard| need(shard).map(drop))?;
             }
         }
         Ok(config.parent().map(Path::to_owned).unwrap_or_default())
     }
-}
-
-/// The files that an index names, each once.
-fn shards(index: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read(index).map_err(Error::io("read", index))?;
-    let wrong = |found: String| Error::Format {
-        path: index.to_owned(),
-        at: "weight_map".to_owned(),
-        expected: "an object of file names".to_owned(),
-        found,
-    };
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|reason| wrong(reason.to_string()))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| wrong("none".to_owned()))?;
-    let mut files: Vec<String> = map.values().filter_map(|file| file.as_str().map(str::to_owned)).collect();
-    files.sort();
-    files.dedup();
-    Ok(files)
 }
 
 fn not_found(name: &str, reason: String) -> Error {

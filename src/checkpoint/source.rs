@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::file;
 
 /// The tensors of a checkpoint folder, by name.
 pub(crate) struct Source {
@@ -57,41 +58,38 @@ impl Source {
         } else {
             source.add_shards(&index)?;
         }
-        // Old checkpoints write gamma and beta for a norm's weight and bias.
-        let rename = |name: String| {
-            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        };
-        source.tensors =
-            std::mem::take(&mut source.tensors).into_iter().map(|(name, place)| (rename(name), place)).collect();
+        for (name, place) in std::mem::take(&mut source.tensors) {
+            // Old checkpoints write gamma and beta for a norm's weight and bias.
+            let new = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+            let path = source.files[place.file].0.clone();
+            if source.tensors.insert(new.clone(), place).is_some() {
+                let (expected, found) = (format!("one tensor for `{new}`"), "two".to_owned());
+                return Err(Error::Format { path, at: format!("tensor `{name}`"), expected, found });
+            }
+        }
         Ok(source)
     }
 
     fn add_shards(&mut self, index: &Path) -> Result<()> {
-        let text = std::fs::read(index).map_err(Error::io("read", index))?;
-        let wrong = |at: &str, expected: &str, found: String| Error::Format {
-            path: index.to_owned(),
-            at: at.to_owned(),
-            expected: expected.to_owned(),
-            found,
-        };
-        let Index { weight_map } = serde_json::from_slice(&text)
-            .map_err(|e| wrong("the file", "an index with a weight_map", e.to_string()))?;
+        let weight_map = read_index(index)?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
         for shard in shards {
-            // The index is not trusted to name files elsewhere.
-            if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
-                return Err(wrong("weight_map", "plain file names", format!("`{shard}`")));
-            }
             self.add_file(&self.folder.join(shard))?;
         }
+        let wrong = |at: &str, expected: String, found: &str| Error::Format {
+            path: index.to_owned(),
+            at: at.to_owned(),
+            expected,
+            found: found.to_owned(),
+        };
         for (tensor, shard) in &weight_map {
             let place = self.tensors.get(tensor).map(|place| &self.files[place.file].0);
             if place != Some(&self.folder.join(shard)) {
-                return Err(wrong(tensor, &format!("the tensor in {shard}"), "none there".to_owned()));
+                return Err(wrong(tensor, format!("the tensor in {shard}"), "none there"));
             }
         }
         match self.tensors.keys().find(|name| !weight_map.contains_key(*name)) {
-            Some(name) => Err(wrong(name, "every tensor of the shards in the weight_map", "not listed".to_owned())),
+            Some(name) => Err(wrong(name, "every tensor of the shards in the weight_map".to_owned(), "not listed")),
             None => Ok(()),
         }
     }
@@ -118,6 +116,11 @@ impl Source {
         }
         self.files.push((path.to_owned(), map));
         Ok(())
+    }
+
+    /// The checkpoint's folder.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The files of weights.
@@ -171,6 +174,24 @@ impl Source {
             return Ok(());
         }
         Err(Error::SurplusTensors { path: self.folder.clone(), family, tensors })
+    }
+}
+
+/// The tensors that an index lists, and the file of each. The index is not trusted to name files elsewhere.
+pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
+    let text = file::read(index)?;
+    let wrong = |at: &str, expected: &str, found: String| Error::Format {
+        path: index.to_owned(),
+        at: at.to_owned(),
+        expected: expected.to_owned(),
+        found,
+    };
+    let Index { weight_map } =
+        serde_json::from_slice(&text).map_err(|e| wrong("the file", "an index with a weight_map", e.to_string()))?;
+    let elsewhere = |shard: &&String| Path::new(shard).file_name().is_none_or(|name| name != shard.as_str());
+    match weight_map.values().find(elsewhere) {
+        Some(shard) => Err(wrong("weight_map", "plain file names", format!("`{shard}`"))),
+        None => Ok(weight_map),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Texts to token ids and back, through `tokenizer.json`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::file;
 use crate::model::Tokens;
 
 /// A checkpoint's tokenizer.
@@ -17,9 +19,12 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] where the file is none.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = file::read(path)?;
         let at = || path.display().to_string();
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|reason| failed(at(), reason))?;
+        // The crate panics on some files that are no JSON, and on some that are no tokenizer.
+        let _: serde_json::Value = serde_json::from_slice(&bytes).map_err(|reason| failed(at(), reason))?;
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let mut inner = read.map_err(|reason| failed(at(), reason))?;
         inner.with_truncation(None).map_err(|reason| failed(at(), reason))?;
         inner.with_padding(None);
         Ok(Self { inner })
@@ -36,7 +41,7 @@ impl Tokenizer {
         }
         let pieces = rows.iter().map(|row| row.iter().map(|&id| self.piece(id)).collect()).collect();
         let pad = ["[PAD]", "<pad>", "<|endoftext|>"].iter().find_map(|token| self.inner.token_to_id(token));
-        Ok(Tokens::new(&rows)?.with_pieces(pieces).with_pad(pad.map_or(0, i64::from)))
+        Ok(Tokens::new(&rows)?.with_pieces(pieces)?.with_pad(pad.map_or(0, i64::from)))
     }
 
     /// The id of a text that is a single token.
@@ -64,21 +69,29 @@ impl Tokenizer {
             .map(|&id| u32::try_from(id))
             .collect::<Result<_, _>>()
             .map_err(|_| failed("decoding".to_owned(), format!("expected token ids, found {ids:?}")))?;
-        self.inner.decode(&ids, true).map_err(|reason| failed("decoding".to_owned(), reason))
+        guarded(|| self.inner.decode(&ids, true)).map_err(|reason| failed("decoding".to_owned(), reason))
     }
 
     /// One token as a person would read it.
     pub fn piece(&self, id: i64) -> String {
         let Ok(id) = u32::try_from(id) else { return id.to_string() };
-        match self.inner.decode(&[id], false) {
+        match guarded(|| self.inner.decode(&[id], false)) {
             Ok(text) if !text.is_empty() => text,
             _ => self.inner.id_to_token(id).map_or_else(|| id.to_string(), |token| token.replace('▁', " ")),
         }
     }
 
     fn ids(&self, text: &str, special: bool, at: &str) -> Result<Vec<i64>> {
-        let encoded = self.inner.encode(text, special).map_err(|reason| failed(at.to_owned(), reason))?;
+        let encoded = guarded(|| self.inner.encode(text, special)).map_err(|reason| failed(at.to_owned(), reason))?;
         Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+}
+
+/// What `work` gives, a panic inside the tokenizers crate turned into its message.
+fn guarded<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done.map_err(|reason| reason.to_string()),
+        Err(_) => Err("the file is not what the tokenizers crate expects".to_owned()),
     }
 }
 

@@ -33,7 +33,7 @@ impl Activations {
         let sites = self.sites.iter().map(|name| name.trim().parse()).collect::<Result<Vec<Site>, _>>()?;
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
-        let run = model.run(&tokens, &Plan::new().taps(sites))?;
+        let run = model.run(&tokens, &Plan::new().taps(sites).explicit())?;
         run.save(&self.out)?;
         for (site, tensor) in run.taps() {
             println!("{site:<16} {:?}", tensor.size());

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use headscope::model::Generation;
 
@@ -39,21 +39,32 @@ impl Generate {
         let tokens = model.tokens(&[&self.prompt])?;
         let options =
             Generation { max_new: self.max_new, temperature: self.temperature, top_k: self.top_k, seed: self.seed };
-        let (mut ids, mut shown) = (vec![], String::new());
-        print!("{}", self.prompt);
+        if self.top_k.is_some() && self.temperature == 0.0 {
+            bail!("--top-k: expected a --temperature above 0 with it, found 0, which takes the likeliest token");
+        }
+        // New tokens are decoded behind the prompt's: by themselves they may lose a leading space.
+        let mut ids = tokens.row(0).to_vec();
+        let mut shown = tokenizer.decode(&ids)?;
+        let mut out = std::io::stdout();
+        write!(out, "{}", self.prompt)?;
         model.generate(&tokens, &options, |id| {
             ids.push(id);
             // A token may be half a character: text is printed once it decodes to something that stays.
-            if let Ok(text) = tokenizer.decode(&ids)
-                && !text.ends_with('\u{fffd}')
-                && let Some(new) = text.strip_prefix(&shown)
-            {
-                print!("{new}");
-                let _ = std::io::stdout().flush();
-                shown = text.clone();
+            match tokenizer.decode(&ids) {
+                Ok(text) if !text.ends_with('\u{fffd}') => shown = print_new(&mut out, &shown, text),
+                _ => {}
             }
         })?;
+        print_new(&mut out, &shown, tokenizer.decode(&ids)?);
         println!();
         Ok(())
     }
+}
+
+/// Prints what `text` has behind `shown`, and returns what is shown now.
+fn print_new(out: &mut impl Write, shown: &str, text: String) -> String {
+    let Some(new) = text.strip_prefix(shown) else { return shown.to_owned() };
+    // A closed pipe ends the process by its signal; nothing else is to be done about a terminal that is gone.
+    let _ = write!(out, "{new}").and_then(|()| out.flush());
+    text
 }

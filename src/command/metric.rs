@@ -34,6 +34,10 @@ enum Measure {
 impl MetricArguments {
     pub fn metric(&self, model: &Model) -> Result<Metric> {
         let usual = if model.config().has_logits() { Measure::Loss } else { Measure::EmbeddingDistance };
+        let answered = self.answers.is_some() || self.correct.is_some();
+        if answered && !matches!(self.metric, Some(Measure::LogitDifference)) {
+            bail!("--answers, --correct, --wrong: expected --metric logit-difference with them");
+        }
         Ok(match self.metric.unwrap_or(usual) {
             Measure::Loss => Metric::Loss,
             Measure::Kl => Metric::Kl,

@@ -131,14 +131,17 @@ fn json<T: serde::de::DeserializeOwned>(given: &str, name: &str, expected: &str)
     serde_json::from_str(&text).with_context(|| format!("{name}: expected {expected}"))
 }
 
-/// Writes a sweep's table and prints its strongest rows.
+/// Fails before long work where its table could not be written.
+fn check_out(out: Option<&Path>) -> Result<()> {
+    Ok(out.map_or(Ok(()), Table::check_path)?)
+}
+
+/// Prints a sweep's strongest rows and writes its table.
 fn show(table: &Table, top: usize, out: Option<&Path>) -> Result<()> {
-    if let Some(out) = out {
-        table.write(out)?;
-    }
     println!("{}", table.top(top)?);
     println!("the {} of {} rows with the largest effect (value - baseline)", top.min(table.len()), table.len());
     if let Some(out) = out {
+        table.write(out)?;
         println!("all of them written to {}", out.display());
     }
     Ok(())

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Every, Sweep};
-use headscope::model::{Model, Site, Tokens};
+use headscope::model::{Axis, Model, Site, Tokens};
 
 use super::metric::MetricArguments;
-use super::{ModelArguments, json, show};
+use super::{ModelArguments, check_out, json, show};
 
 /// Patch activations of one run into another and tabulate what becomes of a metric.
 ///
@@ -27,8 +27,8 @@ pub struct Patch {
     /// The site to patch in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern, ...
     #[arg(long, default_value = "z")]
     site: String,
-    /// One row for each: layer, head, position, or head,position
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "head")]
+    /// One row for each: layer, head, position, or head,position; head where the site has heads, unless said otherwise
+    #[arg(long, value_enum, value_delimiter = ',')]
     each: Vec<Each>,
     /// Clean activations into the corrupted run (denoise), or the other way round (noise)
     #[arg(long, value_enum, default_value_t = Direction::Denoise)]
@@ -65,14 +65,15 @@ enum Direction {
 impl Patch {
     pub fn run(&self) -> Result<()> {
         // The site's name, without a layer, decides the sites of all layers.
-        let site: Site = format!("{}.0", self.site).parse()?;
+        let site: Site = self.site.parse().or_else(|_| format!("{}.0", self.site).parse())?;
+        check_out(self.out.as_deref())?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let sweep = match self.direction {
             Direction::Denoise => Sweep::patch(&model, &clean, &corrupt),
             Direction::Noise => Sweep::noise(&model, &clean, &corrupt),
         };
-        let mut sweep = sweep.each(|layer| site.at_layer(layer), self.every()?).metric(self.metric.metric(&model)?);
+        let mut sweep = sweep.each(|layer| site.at_layer(layer), self.every(site)?).metric(self.metric.metric(&model)?);
         if self.normalised {
             sweep = sweep.normalised();
         }
@@ -82,7 +83,11 @@ impl Patch {
         show(&sweep.run()?, self.top, self.out.as_deref())
     }
 
-    fn every(&self) -> Result<Every> {
+    fn every(&self, site: Site) -> Result<Every> {
+        if self.each.is_empty() {
+            let headed = site.axes().iter().any(|axis| matches!(axis, Axis::Head | Axis::KvHead));
+            return Ok(if headed { Every::Head } else { Every::Layer });
+        }
         let has = |each| self.each.contains(&each);
         Ok(match (has(Each::Layer), has(Each::Head), has(Each::Position)) {
             (_, true, true) => Every::HeadPosition,

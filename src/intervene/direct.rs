@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::metric::{Metric, Output, Reader};
 use crate::error::{Error, Result};
-use crate::model::{Model, NormKind, NormPlace, Plan, Run, Site, Tokens};
+use crate::model::{Model, NormKind, NormPlace, Plan, Run, Site, Tokens, Unembed};
 use crate::table::{Keys, Observation, Provenance, Table};
 
 /// Which parts of the model write the answer? Direct logit attribution of a logit difference at each prompt's last token.
@@ -38,6 +38,10 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     }
     if config.norm_place == NormPlace::Post {
         return Err(Error::argument("model", "a pre-norm model, whose last residual stream is a sum", &config.family));
+    }
+    if config.embed_norm || config.unembed == Unembed::MaskedLm {
+        let found = "a norm or a layer between them";
+        return Err(Error::argument("model", "one whose embeddings and unembedding are plain matrices", found));
     }
     let mut sites = vec![Site::Embed, Site::PosEmbed, Site::TypeEmbed, Site::LnFinalScale];
     sites.extend((0..config.n_layers).flat_map(|layer| [Site::Z(layer), Site::MlpOut(layer)]));

@@ -86,6 +86,11 @@ impl Job<'_> {
             return Err(Error::argument("variant", "at least one edit", "none"));
         }
         variant.edits.iter().try_for_each(|edit| edit.site.check(config))?;
+        let unseen = variant.edits.iter().find(|edit| Entry::of(edit.site, config).is_none());
+        if let (Some(edit), Metric::EmbeddingDistance) = (unseen, self.metric) {
+            let (expected, found) = ("a metric that reads the logits".to_owned(), self.metric.name().to_owned());
+            return Err(Error::Edit { site: edit.site, expected, found });
+        }
         let entries: Option<Vec<Entry>> = variant.edits.iter().map(|edit| Entry::of(edit.site, config)).collect();
         let entries = entries.filter(|_| self.strategy == Strategy::Auto).unwrap_or_default();
         let (Some(&entry), Some(&last)) = (entries.iter().min(), entries.iter().max()) else {
@@ -104,11 +109,16 @@ impl Job<'_> {
         let mut past = KvCache::default();
         let leaves_out = groups.keys().any(|group| group.first > 0);
         let before = if leaves_out { Past::Growing(&mut past) } else { Past::None };
-        let pass = Pass::over(self.model, &program, self.tokens.positions(), self.valid(), before);
+        let pass =
+            Pass::over(self.model, &program, self.tokens.positions(), self.valid(), before).with_types(self.types());
         let taps = pass.taps(self.tokens.ids(self.model.device()))?;
         let missing = || Error::NotTapped { site: last, tapped: vec![] };
         let resid = taps.get(&last).ok_or_else(missing)?.shallow_clone();
         Ok((Base { taps, past }, Output { resid, logits: None, first: 0, picked: false }))
+    }
+
+    fn types(&self) -> Option<Tensor> {
+        self.tokens.types(self.model.device())
     }
 
     /// True at real tokens, where padding must be hidden from attention.
@@ -144,7 +154,7 @@ impl Job<'_> {
         let past = if first > 0 { Past::Fixed(&base.past, first) } else { Past::None };
         let positions = self.tokens.positions() - group.first;
         let wanted = if group.whole { None } else { reader.wanted(first) };
-        let mut pass = Pass::over(model, &program, positions, self.valid(), past).only(wanted);
+        let mut pass = Pass::over(model, &program, positions, self.valid(), past).with_types(self.types()).only(wanted);
         let resid = pass.residual(&joins, model.config().n_layers)?;
         let picked = resid.size()[1] != positions as i64;
         let whole = group.whole && model.config().has_logits();
@@ -155,12 +165,12 @@ impl Job<'_> {
     /// The edits of the variants, each for its own rows of the stack.
     fn program(&self, group: Group, chunk: &[(Entry, usize)]) -> Result<Program> {
         let mut program = Program::taps([]);
-        let (batch, positions) = (self.tokens.batch(), self.tokens.positions());
+        let batch = self.tokens.batch();
         for (place, &(_, number)) in chunk.iter().enumerate() {
             for edit in &self.variants[number].edits {
                 let entry = edit.action.key().map(|key| self.bank.get(key, edit.site)).transpose()?;
                 let rows = Some((place * batch, batch));
-                program.push(edit.clone(), entry, rows, self.model.config(), (batch, positions), group.first)?;
+                program.push(edit.clone(), entry, rows, self.model.config(), self.tokens, group.first)?;
             }
         }
         Ok(program)

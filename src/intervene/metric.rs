@@ -58,7 +58,10 @@ impl From<Vec<i64>> for Answer {
 
 impl fmt::Debug for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::LogitDifference(correct, wrong) => write!(f, "logit_difference({correct:?}, {wrong:?})"),
+            _ => f.write_str(self.name()),
+        }
     }
 }
 
@@ -330,7 +333,7 @@ impl<'a> Reader<'a> {
             }
             None => {
                 let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
-                logits.logsumexp([1i64].as_slice(), false) - logits.gather(1, &target, false).squeeze_dim(1)
+                logits.log_softmax(-1, None).gather(1, &target, false).squeeze_dim(1).neg()
             }
         }
     }

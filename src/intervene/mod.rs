@@ -15,5 +15,5 @@ mod sweep;
 
 pub use ablation::Ablation;
 pub use direct::{direct_attribution, logit_lens};
-pub use metric::{Answer, Metric};
+pub use metric::{Answer, Metric, Reading};
 pub use sweep::{Every, Strategy, Sweep, Variant};

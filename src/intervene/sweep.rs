@@ -1,6 +1,6 @@
 //! Many variants of one run, as one table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -25,8 +25,10 @@ use crate::table::{Keys, Observation, Provenance, Table};
 pub struct Sweep<'a> {
     model: &'a Model,
     tokens: &'a Tokens,
-    /// The prompts from which replacements come, where they are others than `tokens`.
-    reference: Option<&'a Tokens>,
+    /// The prompts from which patches come.
+    other: Option<&'a Tokens>,
+    /// The prompts of an ablation's means and draws, where they are others than `tokens`.
+    references: Option<&'a Tokens>,
     change: Change,
     variants: Vec<Variant>,
     metric: Metric,
@@ -77,8 +79,8 @@ pub enum Every {
 /// How to compute a sweep. The results are the same to float tolerance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// Resume each variant from the unchanged run at its first changed layer, many variants stacked on the batch axis,
-    /// and compute only the logits that the metric reads.
+    /// Variants join the pass where they depart from the unchanged run, stacked on the batch axis, from their first changed
+    /// position on; only the positions and logits that the metric reads are computed at the end.
     #[default]
     Auto,
     /// One whole forward pass a variant: what every peer does, kept to check the other by.
@@ -119,11 +121,12 @@ impl<'a> Sweep<'a> {
         Self::new(model, clean, Some(corrupt), Change::Patch(Direction::Noise))
     }
 
-    fn new(model: &'a Model, tokens: &'a Tokens, reference: Option<&'a Tokens>, change: Change) -> Self {
+    fn new(model: &'a Model, tokens: &'a Tokens, other: Option<&'a Tokens>, change: Change) -> Self {
         let sweep = Self {
             model,
             tokens,
-            reference,
+            other,
+            references: None,
             change,
             variants: vec![],
             metric: Metric::Loss,
@@ -143,8 +146,9 @@ impl<'a> Sweep<'a> {
 
     /// One variant for each index: `each(Site::Z, Every::Head)`. Replaces the variants there were.
     pub fn each(mut self, site: impl Fn(usize) -> Site, every: Every) -> Self {
-        let sites = (0..self.model.config().n_layers).map(site);
-        self.variants = sites.flat_map(|site| self.along(site, every)).collect();
+        let mut sites: Vec<Site> = (0..self.model.config().n_layers).map(site).collect();
+        sites.dedup(); // a site without layers is one site
+        self.variants = sites.into_iter().flat_map(|site| self.along(site, every)).collect();
         self
     }
 
@@ -174,9 +178,10 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// The prompts over which means are taken and from which others are drawn; the batch itself, unless said otherwise.
+    /// The prompts over which means are taken and from which others are drawn; the batch itself, unless said otherwise. For
+    /// ablations that read them only: with others the run is an error.
     pub fn reference(mut self, tokens: &'a Tokens) -> Self {
-        self.reference = Some(tokens);
+        self.references = Some(tokens);
         self
     }
 
@@ -222,6 +227,11 @@ impl<'a> Sweep<'a> {
 
     /// Fails where the options do not go together.
     fn check(&self) -> Result<()> {
+        let reads = self.variants.iter().flat_map(|variant| &variant.edits).any(|edit| reads_reference(&edit.action));
+        if self.references.is_some() && (self.other.is_some() || !reads) {
+            let found = if self.other.is_some() { "a patch, which has its own" } else { "edits that read none" };
+            return Err(Error::argument("reference", "an ablation by means or resampling", found));
+        }
         let Change::Patch(_) = self.change else {
             let found = "an ablation";
             return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
@@ -229,7 +239,7 @@ impl<'a> Sweep<'a> {
         if self.normalised && matches!(self.metric, Metric::Kl | Metric::EmbeddingDistance) {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
-        let (lengths, others) = (self.tokens.lengths(), self.reference.unwrap_or(self.tokens).lengths());
+        let (lengths, others) = (self.tokens.lengths(), self.other.unwrap_or(self.tokens).lengths());
         if lengths != others {
             return Err(Error::argument(
                 "clean, corrupt",
@@ -242,7 +252,7 @@ impl<'a> Sweep<'a> {
 
     /// The metric of the run from which patches come, on each prompt, where values are to be normalised.
     fn scale(&self, baseline: &[f64]) -> Result<Option<Vec<f64>>> {
-        let (true, Some(other)) = (self.normalised, self.reference) else { return Ok(None) };
+        let (true, Some(other)) = (self.normalised, self.other) else { return Ok(None) };
         let other = tch::no_grad(|| engine::unchanged(&self.job(other, &Bank::default())))?;
         let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
         let pairs = || baseline.iter().zip(&other);
@@ -290,7 +300,7 @@ impl<'a> Sweep<'a> {
         if sites.is_empty() {
             return Ok(bank);
         }
-        let reference = self.reference.unwrap_or(self.tokens);
+        let reference = self.other.or(self.references).unwrap_or(self.tokens);
         let drawn = match self.change {
             Change::Ablation(Ablation::Resample { seed }) => {
                 reference.select(&ablation::draw(self.tokens, reference, seed)?)?
@@ -329,13 +339,18 @@ impl<'a> Sweep<'a> {
     }
 
     fn provenance(&self) -> Result<Provenance> {
+        let edits = self.variants.iter().flat_map(|variant| &variant.edits);
+        let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
         let options = serde_json::json!({
             "change": self.change,
+            "sites": sites,
+            "variants": self.variants.len(),
+            "metric": format!("{:?}", self.metric),
             "normalised": self.normalised,
-            "metric": self.metric.name(),
+            "per_prompt": self.per_prompt,
             "strategy": format!("{:?}", self.strategy),
-            "prompts": self.tokens.batch(),
-            "positions": self.tokens.positions(),
+            "tokens": self.tokens.rows(),
+            "reference": self.other.or(self.references).map(Tokens::rows),
         });
         self.model.provenance(options, self.change.seed())
     }

@@ -115,16 +115,21 @@ fn attend(
 ) -> Result<Tensor> {
     let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
     let scale = (q.size()[3] as f64).powf(-0.5);
-    if !pass.program.touches(scores_site) && !pass.program.touches(pattern_site) {
+    if !pass.program.explicit && !pass.program.touches(scores_site) && !pass.program.touches(pattern_site) {
         let whole = mask.is_some() && pass.valid.is_none() && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };
         return Ok(Tensor::scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false));
     }
     let mut scores = q.matmul(&k.transpose(2, 3)) * scale;
-    if let Some(mask) = mask {
-        scores = scores.masked_fill(&mask.logical_not(), f64::NEG_INFINITY);
+    let hidden = mask.map(|mask| mask.logical_not());
+    if let Some(hidden) = &hidden {
+        scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
     }
-    let scores = pass.at(scores_site, scores)?;
+    let mut scores = pass.at(scores_site, scores)?;
+    if let (Some(hidden), true) = (&hidden, pass.program.edits(scores_site)) {
+        // No edit opens an edge into the future or to padding.
+        scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
+    }
     let mut pattern = scores.softmax(-1, None);
     if pass.program.knocks_out(scores_site) {
         let (top, _) = scores.max_dim(-1, true);

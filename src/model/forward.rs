@@ -20,6 +20,8 @@ pub(crate) struct Pass<'a> {
     pub(super) program: &'a Program,
     /// True at real tokens, `[row, position]`, where padding must be hidden from attention.
     pub(super) valid: Option<Tensor>,
+    /// Types of the batch's tokens, `[batch, position]`; all 0 where absent.
+    types: Option<Tensor>,
     /// Keys and values of positions before those that this pass computes.
     pub(super) past: Past<'a>,
     /// Cosines and sines of this pass' positions.
@@ -35,7 +37,7 @@ impl<'a> Pass<'a> {
         // A causal model's real tokens never see the padding on their right.
         let hide = tokens.is_padded() && !model.config().causal;
         let valid = hide.then(|| tokens.valid(model.device()));
-        Self::over(model, program, tokens.positions(), valid, Past::None)
+        Self::over(model, program, tokens.positions(), valid, Past::None).with_types(tokens.types(model.device()))
     }
 
     /// A pass over the `positions` positions behind `past`, of which `valid` are real.
@@ -47,7 +49,13 @@ impl<'a> Pass<'a> {
         past: Past<'a>,
     ) -> Self {
         let rotary = position::rotary(model.config(), past.positions(), positions as i64, model.kind(), model.device());
-        Self { model, program, valid, past, rotary, wanted: None, taps: BTreeMap::new() }
+        Self { model, program, valid, types: None, past, rotary, wanted: None, taps: BTreeMap::new() }
+    }
+
+    /// Gives the batch's tokens types.
+    pub(crate) fn with_types(mut self, types: Option<Tensor>) -> Self {
+        self.types = types;
+        self
     }
 
     /// Asks for one position of each prompt only, `[batch]`: the last block then computes no other.
@@ -159,7 +167,15 @@ impl<'a> Pass<'a> {
             x = x.set_requires_grad(true);
         }
         if let Some(w_type) = &weights.w_type {
-            let types = w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(&x);
+            let types = match &self.types {
+                // Rows are copies of the batch.
+                Some(types) => {
+                    let types = types.narrow(1, self.past.positions(), ids.size()[1]);
+                    let types = types.repeat([ids.size()[0] / types.size()[0], 1]);
+                    Tensor::embedding(w_type, &types, -1, false, false)
+                }
+                None => w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(&x),
+            };
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {

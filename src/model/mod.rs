@@ -24,6 +24,7 @@ mod tokens;
 mod weights;
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
@@ -61,6 +62,8 @@ pub struct Model {
     device: Device,
     origin: Origin,
     tokenizer: Option<Tokenizer>,
+    /// Of the weights' files, once it has been asked for.
+    hash: OnceLock<String>,
 }
 
 /// Where a model came from.
@@ -77,7 +80,7 @@ pub struct Origin {
 impl Model {
     pub(crate) fn new(config: ModelConfig, weights: Weights, origin: Origin, tokenizer: Option<Tokenizer>) -> Self {
         let (kind, device) = (weights.w_e.kind(), weights.w_e.device());
-        Self { config, weights, kind, device, origin, tokenizer }
+        Self { config, weights, kind, device, origin, tokenizer, hash: OnceLock::new() }
     }
 
     /// A model with random float32 weights on the CPU; the same seed gives the same weights.
@@ -94,12 +97,17 @@ impl Model {
     /// Where the config does not [validate](ModelConfig::validate), or the type is another one.
     pub fn random_as(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
+        crate::device::check(device)?;
         if !matches!(kind, Kind::Float | Kind::Double) {
             return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
         }
         let weights = Weights::random(config, seed, kind, device);
         let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
         Ok(Self::new(config.clone(), weights, origin, None))
+    }
+
+    pub(crate) fn hash(&self) -> &OnceLock<String> {
+        &self.hash
     }
 
     /// The architecture.
@@ -184,7 +192,10 @@ impl Model {
     /// # Errors
     /// Where the checkpoint has no tokenizer, a text gives no token, or one is longer than the model's context.
     pub fn tokens(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
-        let tokens = self.need_tokenizer()?.encode(texts)?;
+        let mut tokens = self.need_tokenizer()?.encode(texts)?;
+        if tokens.pad() >= self.config.vocab as i64 {
+            tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
+        }
         tokens.check(&self.config)?;
         Ok(tokens)
     }

@@ -27,6 +27,7 @@ pub struct Plan {
     edits: Vec<Edit>,
     bank: Bank,
     differentiable: bool,
+    explicit: bool,
 }
 
 impl Plan {
@@ -72,6 +73,13 @@ impl Plan {
         self
     }
 
+    /// Computes attention step by step in every layer, as where a pattern is asked for: the last bits then don't depend on
+    /// what is tapped, and are those of transformers' `eager` attention.
+    pub fn explicit(mut self) -> Self {
+        self.explicit = true;
+        self
+    }
+
     /// The sites recorded.
     pub fn tapped(&self) -> &BTreeSet<Site> {
         &self.taps
@@ -84,6 +92,10 @@ impl Plan {
 
     pub(crate) fn bank(&self) -> &Bank {
         &self.bank
+    }
+
+    pub(crate) fn is_explicit(&self) -> bool {
+        self.explicit
     }
 
     pub(crate) fn is_differentiable(&self) -> bool {
@@ -276,27 +288,29 @@ impl Selector {
 /// Activations that edits refer to, by key and site.
 #[derive(Debug, Default)]
 pub(crate) struct Bank {
-    entries: BTreeMap<(String, Site), Entry>,
+    entries: BTreeMap<(String, Site), Stored>,
 }
 
 /// A stored activation and which of its positions are real tokens.
 #[derive(Debug)]
-pub(crate) struct Entry {
+pub(crate) struct Stored {
     pub(crate) tensor: Tensor,
     /// `[batch, position]`, absent where nothing is padded.
     pub(crate) valid: Option<Tensor>,
+    /// Lengths of the prompts of the run that it comes from, where it comes from one.
+    pub(crate) lengths: Option<Vec<usize>>,
 }
 
 impl Bank {
     pub(crate) fn insert(&mut self, key: &str, site: Site, tensor: Tensor) {
-        self.entries.insert((key.to_owned(), site), Entry { tensor: tensor.detach(), valid: None });
+        self.entries.insert((key.to_owned(), site), Stored { tensor: tensor.detach(), valid: None, lengths: None });
     }
 
     pub(crate) fn insert_run(&mut self, key: &str, run: &Run) {
         let tokens = run.tokens();
         for (site, tensor) in run.taps() {
             let valid = tokens.is_padded().then(|| tokens.valid(tensor.device()));
-            let entry = Entry { tensor: tensor.detach(), valid };
+            let entry = Stored { tensor: tensor.detach(), valid, lengths: Some(tokens.lengths()) };
             self.entries.insert((key.to_owned(), site), entry);
         }
     }
@@ -311,11 +325,13 @@ impl Bank {
                 }
             }
             entry.valid = entry.valid.as_ref().map(|valid| valid.narrow(1, 0, positions));
+            let cut = |lengths: Vec<usize>| lengths.into_iter().map(|n| n.min(positions as usize)).collect();
+            entry.lengths = entry.lengths.take().map(cut);
         }
     }
 
     /// The entry of `key` at `site`.
-    pub(crate) fn get(&self, key: &str, site: Site) -> Result<&Entry> {
+    pub(crate) fn get(&self, key: &str, site: Site) -> Result<&Stored> {
         self.entries.get(&(key.to_owned(), site)).ok_or_else(|| {
             let there: Vec<String> = self.entries.keys().map(|(key, site)| format!("{key}@{site}")).collect();
             Error::Edit {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
-use super::plan::{Action, Edit, Entry, Plan};
+use super::plan::{Action, Edit, Plan, Stored};
 use super::site::{Axis, Site};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -16,6 +16,8 @@ pub(crate) struct Program {
     taps: BTreeSet<Site>,
     ops: BTreeMap<Site, Vec<Op>>,
     pub(crate) differentiable: bool,
+    /// Attention is computed step by step, without the fused kernel.
+    pub(crate) explicit: bool,
 }
 
 /// One edit with its value at hand, for some rows of the batch.
@@ -75,23 +77,36 @@ fn moment(site: Site, config: &ModelConfig) -> Moment {
     (layer, step)
 }
 
+/// Whether a change at `site` can be seen at `tap`.
+fn reaches(site: Site, tap: Site, config: &ModelConfig) -> bool {
+    // Of one layer, q, k and v do not depend on each other, nor patterns on v, nor the heads' results on their sum.
+    let apart = match (site, tap) {
+        (Site::Q(a), Site::K(b) | Site::V(b)) | (Site::K(a), Site::V(b)) => a == b,
+        (Site::V(a), Site::Scores(b) | Site::Pattern(b)) | (Site::AttnOut(a), Site::Result(b)) => a == b,
+        (Site::Embed, Site::PosEmbed | Site::TypeEmbed) | (Site::PosEmbed, Site::TypeEmbed) => true,
+        _ => false,
+    };
+    !apart && moment(site, config) <= moment(tap, config)
+}
+
 impl Program {
     /// A program that records `taps` and changes nothing.
     pub(crate) fn taps(taps: impl IntoIterator<Item = Site>) -> Self {
-        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false }
+        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false, explicit: false }
     }
 
     /// Checks `plan` against a model and a batch.
     pub(crate) fn new(plan: &Plan, config: &ModelConfig, tokens: &Tokens) -> Result<Self> {
         let mut program = Self::taps(plan.tapped().iter().copied());
         program.differentiable = plan.is_differentiable();
+        program.explicit = plan.is_explicit();
         if program.taps.is_empty() {
             let last = Site::ResidPost(config.n_layers.saturating_sub(1));
             program.taps.insert(if config.has_logits() { Site::Logits } else { last });
         }
         for edit in plan.edits() {
             let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
-            program.push(edit.clone(), entry, None, config, (tokens.batch(), tokens.positions()), 0)?;
+            program.push(edit.clone(), entry, None, config, tokens, 0)?;
         }
         program.check(config)?;
         Ok(program)
@@ -101,16 +116,17 @@ impl Program {
     pub(crate) fn push(
         &mut self,
         mut edit: Edit,
-        entry: Option<&Entry>,
+        entry: Option<&Stored>,
         rows: Option<(usize, usize)>,
         config: &ModelConfig,
-        (batch, positions): (usize, usize),
+        tokens: &Tokens,
         first: usize,
     ) -> Result<()> {
         edit.site.check(config)?;
+        let (batch, positions) = (tokens.batch(), tokens.positions());
         let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
         edit.at.check(edit.site, &shape)?;
-        let mut value = value_of(&edit, entry, &shape)?;
+        let mut value = value_of(&edit, entry, &shape, tokens)?;
         if first > 0 {
             value = value.map(|value| from_position(edit.site, &value, first, positions));
             edit.at.positions = edit.at.positions.map(|all| all.into_iter().map(|p| p - first.min(p)).collect());
@@ -123,11 +139,11 @@ impl Program {
     /// Fails where a tap does not exist, or an edit fires after the last tap.
     fn check(&self, config: &ModelConfig) -> Result<()> {
         self.taps.iter().try_for_each(|site| site.check(config))?;
-        let last = self.taps.iter().map(|site| moment(*site, config)).max();
-        match self.ops.keys().find(|site| Some(moment(**site, config)) > last) {
+        let seen = |site: &Site| self.taps.iter().any(|tap| reaches(*site, *tap, config));
+        match self.ops.keys().find(|site| !seen(site)) {
             Some(&site) => Err(Error::Edit {
                 site,
-                expected: "a tap at or after it".into(),
+                expected: "a tap that it can reach: at its site or one computed from it".into(),
                 found: format!("taps {:?}", self.taps.iter().map(Site::to_string).collect::<Vec<_>>()),
             }),
             None => Ok(()),
@@ -188,7 +204,7 @@ impl Program {
 }
 
 /// The tensor an action needs, brought to a form that broadcasts against the site's `shape`.
-fn value_of(edit: &Edit, entry: Option<&Entry>, shape: &[i64]) -> Result<Option<Tensor>> {
+fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens) -> Result<Option<Tensor>> {
     let site = edit.site;
     if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_)) {
         return Err(Error::Edit { site, expected: "a `scores` site for a knock-out".into(), found: site.to_string() });
@@ -204,6 +220,7 @@ fn value_of(edit: &Edit, entry: Option<&Entry>, shape: &[i64]) -> Result<Option<
             mean_over_prompts(edit, entry, shape).map(Some)
         }
         Action::Replace { .. } | Action::Add { .. } => {
+            covers(edit, entry, tokens)?;
             let fits = found.len() <= shape.len()
                 && found.iter().rev().zip(shape.iter().rev()).all(|(f, s)| f == s || *f == 1);
             if !fits {
@@ -216,12 +233,45 @@ fn value_of(edit: &Edit, entry: Option<&Entry>, shape: &[i64]) -> Result<Option<
             if found.len() != 2 || found[1] != width || found[0] > width || found[0] == 0 {
                 return wrong(format!("a basis of shape [k, {width}] with 1 <= k <= {width}"));
             }
-            let (q, _) =
-                Tensor::f_linalg_qr(&entry.tensor.tr(), "reduced").map_err(Error::torch("orthonormalising a basis"))?;
-            Ok(Some(q))
+            orthonormal(site, &entry.tensor).map(Some)
         }
         Action::Zero | Action::Scale { .. } | Action::KnockOut => Ok(None),
     }
+}
+
+/// Fails where another run's activation would put padding in the place of a real token. Only prompts are broadcast.
+fn covers(edit: &Edit, entry: &Stored, tokens: &Tokens) -> Result<()> {
+    let Some(lengths) = &entry.lengths else { return Ok(()) };
+    let site = edit.site;
+    if lengths.len() != 1 && lengths.len() != tokens.batch() {
+        let expected = format!("a run of 1 or {} prompts", tokens.batch());
+        return Err(Error::Edit { site, expected, found: format!("{}", lengths.len()) });
+    }
+    for (prompt, length) in tokens.lengths().into_iter().enumerate() {
+        let there = lengths[if lengths.len() == 1 { 0 } else { prompt }];
+        let needed = match &edit.at.positions {
+            Some(positions) => positions.iter().filter(|&&p| p < length).max().map_or(0, |&p| p + 1),
+            None => length,
+        };
+        if edit.at.prompts.as_ref().is_none_or(|prompts| prompts.contains(&prompt)) && there < needed {
+            let expected = format!("a run that reaches position {} for prompt {prompt}", needed - 1);
+            return Err(Error::Edit { site, expected, found: format!("a prompt of {there} tokens") });
+        }
+    }
+    Ok(())
+}
+
+/// An orthonormal basis `[d, rank]` of what the rows of `basis` span.
+fn orthonormal(site: Site, basis: &Tensor) -> Result<Tensor> {
+    let svd = basis.to_kind(Kind::Double).f_svd(true, true);
+    let (_, values, columns) = svd.map_err(Error::torch("orthonormalising a basis"))?;
+    let largest = values.max().double_value(&[]);
+    if !(largest.is_finite() && largest > 0.0) {
+        let expected = "a basis of finite rows, not all zero".to_owned();
+        return Err(Error::Edit { site, expected, found: format!("a largest singular value of {largest}") });
+    }
+    let rank = values.gt(largest * 1e-10).sum(Kind::Int64).int64_value(&[]);
+    Ok(columns.narrow(1, 0, rank))
 }
 
 /// What a value holds for positions from `first` on; its axes may be fewer than the site's, counted from the last.
@@ -239,7 +289,7 @@ fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> 
 }
 
 /// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
-fn mean_over_prompts(edit: &Edit, entry: &Entry, shape: &[i64]) -> Result<Tensor> {
+fn mean_over_prompts(edit: &Edit, entry: &Stored, shape: &[i64]) -> Result<Tensor> {
     let Some(valid) = &entry.valid else { return Ok(entry.tensor.mean_dim([0i64].as_slice(), true, None)) };
     let attention = matches!(edit.site, Site::Scores(_) | Site::Pattern(_));
     let mut weight_shape = vec![1i64; shape.len()];

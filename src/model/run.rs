@@ -59,7 +59,9 @@ impl Run {
         let path = path.as_ref();
         let stored = self.taps().map(|(site, tensor)| Ok((site.to_string(), Stored::of(site, tensor)?)));
         let stored = stored.collect::<Result<Vec<(String, Stored)>>>()?;
-        let metadata = HashMap::from([("headscope".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
+        let lengths = format!("{:?}", self.tokens.lengths());
+        let metadata = [("headscope", env!("CARGO_PKG_VERSION").to_owned()), ("lengths", lengths)];
+        let metadata = HashMap::from(metadata.map(|(name, value)| (name.to_owned(), value)));
         let wrong = |reason: safetensors::SafeTensorError| Error::Format {
             path: path.to_owned(),
             at: "tensors".to_owned(),

@@ -1,6 +1,5 @@
 //! A batch of prompts as token ids.
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelConfig;
@@ -17,7 +16,7 @@ use crate::error::{Error, Result};
 /// assert_eq!(tokens.row(1), [8, 9]);
 /// # Ok::<(), headscope::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
     /// Without padding.
     rows: Vec<Vec<i64>>,
@@ -25,6 +24,8 @@ pub struct Tokens {
     pad: i64,
     /// The tokens as text, where a tokenizer made them.
     pieces: Option<Vec<Vec<String>>>,
+    /// The type of each token; 0 where absent.
+    types: Option<Vec<Vec<i64>>>,
 }
 
 impl Tokens {
@@ -40,19 +41,47 @@ impl Tokens {
         if positions == 0 {
             return Err(Error::argument("tokens", "at least one prompt", "none"));
         }
-        Ok(Self { rows: rows.to_vec(), positions, pad: 0, pieces: None })
+        Ok(Self { rows: rows.to_vec(), positions, pad: 0, pieces: None, types: None })
     }
 
     /// The same batch with each token's text, for pictures and tables.
-    pub fn with_pieces(mut self, pieces: Vec<Vec<String>>) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there are not as many texts as tokens.
+    pub fn with_pieces(mut self, pieces: Vec<Vec<String>>) -> Result<Self> {
+        self.same_lengths("pieces", &pieces)?;
         self.pieces = Some(pieces);
-        self
+        Ok(self)
+    }
+
+    /// The same batch with the type of each token (BERT's segments: 0 for the first text, 1 for the second).
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there are not as many types as tokens.
+    pub fn with_types(mut self, types: Vec<Vec<i64>>) -> Result<Self> {
+        self.same_lengths("types", &types)?;
+        self.types = Some(types);
+        Ok(self)
     }
 
     /// The same batch with another id in the padding.
     pub fn with_pad(mut self, pad: i64) -> Self {
         self.pad = pad;
         self
+    }
+
+    /// The id in the padding.
+    pub(crate) fn pad(&self) -> i64 {
+        self.pad
+    }
+
+    fn same_lengths<T>(&self, name: &'static str, rows: &[Vec<T>]) -> Result<()> {
+        let found: Vec<usize> = rows.iter().map(Vec::len).collect();
+        if found == self.lengths() {
+            Ok(())
+        } else {
+            Err(Error::argument(name, format!("rows of lengths {:?}", self.lengths()), format!("{found:?}")))
+        }
     }
 
     /// Number of prompts.
@@ -80,6 +109,11 @@ impl Tokens {
         self.rows.get(prompt).map_or(&[], Vec::as_slice)
     }
 
+    /// The ids of all prompts, without padding.
+    pub fn rows(&self) -> &[Vec<i64>] {
+        &self.rows
+    }
+
     /// The tokens of one prompt as text; ids in decimal where no tokenizer made them.
     pub fn pieces(&self, prompt: usize) -> Vec<String> {
         match self.pieces.as_ref().and_then(|pieces| pieces.get(prompt)) {
@@ -98,18 +132,28 @@ impl Tokens {
             return Err(Error::OutOfRange { at: "tokens".into(), axis: "batch", found: bad as i64, limit });
         }
         let pieces = self.pieces.as_ref().map(|all| prompts.iter().map(|&p| all[p].clone()).collect());
+        let types = self.types.as_ref().map(|all| prompts.iter().map(|&p| all[p].clone()).collect());
         let rows = prompts.iter().map(|&p| self.rows[p].clone()).collect();
-        Ok(Self { rows, positions: self.positions, pad: self.pad, pieces })
+        Ok(Self { rows, positions: self.positions, pad: self.pad, pieces, types })
     }
 
     /// The ids, `[batch, position]`, padded.
     pub(crate) fn ids(&self, device: Device) -> Tensor {
-        let padded = |row: &Vec<i64>| {
+        self.padded(&self.rows, self.pad, device)
+    }
+
+    /// The types, `[batch, position]`, where any were given.
+    pub(crate) fn types(&self, device: Device) -> Option<Tensor> {
+        self.types.as_ref().map(|types| self.padded(types, 0, device))
+    }
+
+    fn padded(&self, rows: &[Vec<i64>], pad: i64, device: Device) -> Tensor {
+        let whole = |row: &Vec<i64>| {
             let mut row = row.clone();
-            row.resize(self.positions, self.pad);
+            row.resize(self.positions, pad);
             row
         };
-        let flat: Vec<i64> = self.rows.iter().flat_map(padded).collect();
+        let flat: Vec<i64> = rows.iter().flat_map(whole).collect();
         Tensor::from_slice(&flat).view([self.batch() as i64, self.positions as i64]).to_device(device)
     }
 
@@ -128,6 +172,15 @@ impl Tokens {
                 format!("at most {} positions, the model's context", config.n_positions),
                 self.positions,
             ));
+        }
+        if self.is_padded() && !(0..config.vocab as i64).contains(&self.pad) {
+            let at = "padding of the prompts".to_owned();
+            return Err(Error::OutOfRange { at, axis: "vocab", found: self.pad, limit: config.vocab as i64 });
+        }
+        let types = self.types.iter().flatten().flatten();
+        if let Some(&found) = types.clone().find(|kind| !(0..config.n_token_types as i64).contains(kind)) {
+            let limit = config.n_token_types as i64;
+            return Err(Error::OutOfRange { at: "token types".into(), axis: "type", found, limit });
         }
         for (prompt, row) in self.rows.iter().enumerate() {
             if let Some(bad) = row.iter().find(|id| !(0..config.vocab as i64).contains(id)) {

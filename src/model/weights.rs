@@ -122,6 +122,11 @@ impl Weights {
         all
     }
 
+    /// Whether the unembedding is the token embedding itself.
+    pub(crate) fn is_tied(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.unembed.w.data_ptr() == self.w_e.data_ptr())
+    }
+
     /// Random parameters: normal, with the attention logits' variance independent of d_head, and norms near identity.
     pub(crate) fn random(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Self {
         let mut init = Init { rng: ChaCha8Rng::seed_from_u64(seed), kind, device };

@@ -86,7 +86,7 @@ impl Table {
         }
         let metric = self.frame().column("metric").ok().and_then(|names| names.str().ok()?.get(0).map(str::to_owned));
         let metric = metric.unwrap_or_default().replace('_', " ");
-        let how = self.provenance().options.get("change").map(how).unwrap_or_default();
+        let how = self.provenance().options["what"].get("change").map(how).unwrap_or_default();
         let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
         Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows).svg()
     }

@@ -1,11 +1,12 @@
 //! BERT: post-norm, bidirectional, learned positions and token types, optionally the masked-language-model head.
 
 use serde_json::json;
+use tch::Tensor;
 
-use super::{Family, Reader, activation};
+use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Weights};
 
 pub(super) const FAMILY: Family = Family { name: "bert", config, weights, superfluous };
@@ -69,16 +70,32 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
     })
 }
 
-fn head(config: &ModelConfig, source: &Source, w_e: &tch::Tensor) -> Result<Head> {
+fn head(config: &ModelConfig, source: &Source, w_e: &Tensor) -> Result<Head> {
     let reader = Reader { source, prefix: "cls.predictions.".to_owned() };
-    let (d, vocab) = (config.d_model, config.vocab);
-    let w = match config.tied_unembed {
-        true => w_e.tr(),
-        false => reader.take("decoder.weight", &[vocab, d])?.tr(),
-    };
-    let b = Some(reader.take("bias", &[vocab])?);
+    let d = config.d_model;
+    let w = unembedding(source, "cls.predictions.decoder.weight", w_e, config.tied_unembed)?;
+    let b = Some(bias(config, &reader)?);
     let transform = (reader.linear("transform.dense", d, d, true)?, reader.norm("transform.LayerNorm", d, true)?);
     Ok(Head { transform: Some(transform), unembed: Linear { w, b } })
+}
+
+/// The decoder's bias, which a tied head has as its own; an untied one keeps the two apart and uses the decoder's.
+fn bias(config: &ModelConfig, reader: &Reader<'_>) -> Result<Tensor> {
+    let shape = [config.vocab];
+    let own = reader.take("bias", &shape)?;
+    if !reader.source.has("cls.predictions.decoder.bias") {
+        return Ok(own);
+    }
+    let decoder = reader.take("decoder.bias", &shape)?;
+    if config.tied_unembed && !decoder.equal(&own) {
+        return Err(Error::Format {
+            path: reader.source.folder().to_owned(),
+            at: "tensor `cls.predictions.decoder.bias`".to_owned(),
+            expected: "the same values as in `cls.predictions.bias`, to which it is tied".to_owned(),
+            found: "others".to_owned(),
+        });
+    }
+    Ok(decoder)
 }
 
 fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
@@ -101,10 +118,7 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // A pooler and the next-sentence head stand beside the residual stream; the decoder may repeat tied tensors.
+    // A pooler and the next-sentence head stand beside the residual stream.
     let name = name.strip_prefix("bert.").unwrap_or(name);
-    name.starts_with("pooler.")
-        || name.starts_with("cls.seq_relationship.")
-        || name.starts_with("cls.predictions.decoder.")
-        || name == "embeddings.position_ids"
+    name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.") || name == "embeddings.position_ids"
 }

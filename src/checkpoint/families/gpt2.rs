@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Family, Reader, activation};
+use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
@@ -22,6 +22,9 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
     if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
         return Err(json.wrong("n_head", &format!("a divisor of n_embd = {d_model}"), n_heads.to_string()));
     }
+    let tied = json.bool_or("tie_word_embeddings", true)?;
+    // Names without `transformer.` and no head: saved from a GPT2Model, which ends in the residual stream.
+    let bare = source.has("wte.weight") && !source.has("lm_head.weight") && !tied;
     Ok(ModelConfig {
         family: "gpt2".to_owned(),
         n_layers: json.usize("n_layer")?,
@@ -37,8 +40,8 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         norm_place: NormPlace::Pre,
         position: Position::Learned,
         activation: activation(json, "activation_function", "gelu_new")?,
-        unembed: Unembed::Linear { bias: false },
-        tied_unembed: json.bool_or("tie_word_embeddings", true)? || !source.has("lm_head.weight"),
+        unembed: if bare { Unembed::None } else { Unembed::Linear { bias: false } },
+        tied_unembed: tied,
         ..ModelConfig::default()
     })
 }
@@ -47,9 +50,9 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
     let reader = Reader::new(source, "transformer.", "wte.weight");
     let d = config.d_model;
     let w_e = reader.take("wte.weight", &[config.vocab, d])?;
-    let w_u = match config.tied_unembed {
-        true => w_e.tr(),
-        false => source.take("lm_head.weight", &[config.vocab, d])?.tr(),
+    let head = match config.unembed {
+        Unembed::None => None,
+        _ => Some(unembedding(source, "lm_head.weight", &w_e, config.tied_unembed)?),
     };
     Ok(Weights {
         w_pos: Some(reader.take("wpe.weight", &[config.n_positions, d])?),
@@ -59,7 +62,7 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
             .map(|layer| block(config, &reader.under(&format!("h.{layer}"))))
             .collect::<Result<_>>()?,
         ln_final: Some(reader.norm("ln_f", d, true)?),
-        head: Some(Head { transform: None, unembed: Linear { w: w_u, b: None } }),
+        head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
         w_e,
     })
 }
@@ -83,6 +86,6 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // The causal mask used to be saved as a buffer; a tied unembedding may be saved twice.
-    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") || name == "lm_head.weight"
+    // The causal mask used to be saved as a buffer.
+    name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
 }

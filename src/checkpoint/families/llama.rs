@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Family, Reader, activation};
+use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
@@ -88,8 +88,7 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
     let w_e = reader.take("embed_tokens.weight", &[config.vocab, d])?;
     let head = match config.unembed {
         Unembed::None => None,
-        _ if config.tied_unembed => Some(w_e.tr()),
-        _ => Some(source.take("lm_head.weight", &[config.vocab, d])?.tr()),
+        _ => Some(unembedding(source, "lm_head.weight", &w_e, config.tied_unembed)?),
     };
     let blocks = (0..config.n_layers).map(|layer| block(config, &reader.under(&format!("layers.{layer}"))));
     Ok(Weights {
@@ -126,6 +125,6 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // Rotary frequencies used to be saved as a buffer; a tied unembedding may be saved twice.
-    name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight"
+    // Rotary frequencies used to be saved as a buffer.
+    name.ends_with(".rotary_emb.inv_freq")
 }

@@ -52,6 +52,17 @@ fn activation(config: &ConfigJson, key: &str, default: &str) -> Result<Activatio
     }
 }
 
+/// The unembedding, `[d_model, vocab]`: the tensor `name` where the file has it, unless it only repeats a tied embedding.
+fn unembedding(source: &Source, name: &str, w_e: &Tensor, tied: bool) -> Result<Tensor> {
+    if tied && !source.has(name) {
+        return Ok(w_e.tr());
+    }
+    let shape: Vec<usize> = w_e.size().iter().map(|&n| n as usize).collect();
+    let own = source.take(name, &shape)?;
+    // A file that says tied and holds another matrix was trained untied: what it holds counts, as in transformers.
+    Ok(if tied && own.equal(w_e) { w_e.tr() } else { own.tr() })
+}
+
 /// Reads tensors whose names share a prefix.
 struct Reader<'a> {
     source: &'a Source,
