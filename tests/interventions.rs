@@ -331,7 +331,7 @@ fn what_cannot_fire_is_an_error() {
     says(fails(Plan::new().edit(zero(Site::Z(0)).heads([]))), "empty list");
     says(fails(Plan::new().edit(Edit::new(Site::Z(0), Action::KnockOut))), "scores");
     says(fails(Plan::new().edit(Edit::new(Site::Z(0), Action::mean("nowhere")))), "nowhere");
-    says(fails(Plan::new().tap(Site::ResidPre(0)).edit(zero(Site::Z(0)))), "a tap at or after");
+    says(fails(Plan::new().tap(Site::ResidPre(0)).edit(zero(Site::Z(0)))), "a tap that it can reach");
     says(
         model.run(&Tokens::new(&[vec![97]]).unwrap(), &Plan::new()).unwrap_err().to_string(),
         "vocab 97 is out of range",
@@ -531,4 +531,60 @@ fn token_types_count() {
     assert!(plain.clone().with_types(vec![vec![0; 5]]).is_err());
     let unknown = plain.with_types(vec![vec![2; 5]; 2]).unwrap();
     assert!(model.run(&unknown, &Plan::new()).is_err());
+}
+
+/// Activation patching at every site, both ways, raw and normalised, as TransformerLens and hooks on transformers have it.
+#[test]
+fn patches_are_those_of_transformer_lens() {
+    for name in ["tiny-gpt2", "tiny-llama"] {
+        let model = load(name, Kind::Double);
+        let golden: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(fixture(name).join("golden-patching.json")).unwrap())
+                .unwrap();
+        let rows = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let (clean, corrupt) = (Tokens::new(&rows("clean")).unwrap(), Tokens::new(&rows("corrupt")).unwrap());
+        let side = |i: usize| rows("answers").iter().map(|pair| pair[i]).collect::<Vec<i64>>();
+        type Make = fn(usize) -> Site;
+        let sites: [(&str, Make, Every); 10] = [
+            ("resid_pre", Site::ResidPre, Every::Position),
+            ("resid_mid", Site::ResidMid, Every::Position),
+            ("attn_out", Site::AttnOut, Every::Position),
+            ("mlp_out", Site::MlpOut, Every::Position),
+            ("z", Site::Z, Every::Head),
+            ("q", Site::Q, Every::Head),
+            ("k", Site::K, Every::Head),
+            ("v", Site::V, Every::Head),
+            ("pattern", Site::Pattern, Every::Head),
+            ("z_by_position", Site::Z, Every::HeadPosition),
+        ];
+        for (key, site, every) in sites {
+            for (direction, normalised) in
+                [("denoise", false), ("noise", false), ("denoise_normalised", true), ("noise_normalised", true)]
+            {
+                let expected = flat(&golden[direction][key]);
+                let sweep = if direction.starts_with("noise") {
+                    Sweep::noise(&model, &clean, &corrupt)
+                } else {
+                    Sweep::patch(&model, &clean, &corrupt)
+                };
+                let sweep = sweep.each(site, every).metric(Metric::logit_difference(side(0), side(1)));
+                let table = if normalised { sweep.normalised() } else { sweep }.run().unwrap();
+                let found = table.f64("value").unwrap();
+                assert_close(
+                    &format!("{name} {key} {direction}"),
+                    &Tensor::from_slice(&found),
+                    &Tensor::from_slice(&expected),
+                    MODEL,
+                );
+            }
+        }
+    }
+}
+
+/// The numbers of nested lists, in order.
+fn flat(value: &serde_json::Value) -> Vec<f64> {
+    match value {
+        serde_json::Value::Array(all) => all.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
 }
