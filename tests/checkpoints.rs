@@ -378,6 +378,19 @@ fn tokenizers_that_do_not_fit() {
     }
 }
 
+/// Generation ends at the tokens of generation_config.json, else at config.json's.
+#[test]
+fn end_tokens() {
+    let folder = copy("tiny-gpt2");
+    let ends = |folder: &TempDir| load(folder.path()).unwrap().origin().end_tokens.clone();
+    fs::write(folder.path().join("generation_config.json"), r#"{"eos_token_id": [7, 8]}"#).unwrap();
+    assert_eq!(ends(&folder), [7, 8]);
+    fs::write(folder.path().join("generation_config.json"), "{}").unwrap();
+    assert_eq!(ends(&folder), [0]);
+    configure(folder.path(), |config| drop(config.insert("eos_token_id".into(), json!("end"))));
+    says(folder.path(), &["eos_token_id", "a token id"]);
+}
+
 /// Devices, pipes and giants in the place of small files are refused before they are read.
 #[test]
 fn special_files_are_refused() {

@@ -14,8 +14,9 @@ pub(crate) struct ConfigJson {
 }
 
 impl ConfigJson {
-    pub(crate) fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
+    /// Reads a file of a checkpoint's folder that holds a JSON object.
+    pub(crate) fn read(folder: &Path, name: &str) -> Result<Self> {
+        let path = folder.join(name);
         let text = file::read(&path)?;
         let wrong = |found: String| Error::Format {
             path: path.clone(),
@@ -98,12 +99,12 @@ impl ConfigJson {
         }
     }
 
-    /// A token id, or a list of them.
-    pub(crate) fn ids(&self, key: &str) -> Vec<i64> {
-        match self.value(key) {
-            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
-            Some(id) => id.as_i64().into_iter().collect(),
-            None => vec![],
-        }
+    /// A token id, or a list of them; none where the key is not there.
+    pub(crate) fn ids(&self, key: &str) -> Result<Vec<i64>> {
+        let ids = |value: &Value| match value {
+            Value::Array(ids) => ids.iter().map(Value::as_i64).collect(),
+            id => Some(vec![id.as_i64()?]),
+        };
+        Ok(self.read_as(key, "a token id or a list of them", ids)?.unwrap_or_default())
     }
 }

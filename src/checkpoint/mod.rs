@@ -10,6 +10,8 @@ mod place;
 mod source;
 mod tokenizer;
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
@@ -66,7 +68,7 @@ impl Model {
         }
         device::check(options.device)?;
         let folder = place::find(name, options.revision.as_deref())?;
-        let json = ConfigJson::read(&folder)?;
+        let json = ConfigJson::read(&folder, "config.json")?;
         let family = families::of(&json)?;
         let source = Source::open(&folder, options.kind, options.device)?;
         let mut config = (family.config)(&json, &source)?;
@@ -76,7 +78,7 @@ impl Model {
         source.finish(family.name, family.superfluous)?;
         let tokenizer = folder.join("tokenizer.json");
         let tokenizer = tokenizer.exists().then(|| Tokenizer::read(&tokenizer)).transpose()?;
-        let origin = Origin { name: name.to_owned(), files: source.paths(), end_tokens: json.ids("eos_token_id") };
+        let origin = Origin { name: name.to_owned(), files: source.paths(), end_tokens: end_tokens(&folder, &json)? };
         Ok(Self::new(config, weights, origin, tokenizer))
     }
 
@@ -113,5 +115,15 @@ impl Model {
             }),
             seed,
         })
+    }
+}
+
+/// The tokens that end a generation: of generation_config.json, where there is one that names some, else of config.json.
+fn end_tokens(folder: &Path, json: &ConfigJson) -> Result<Vec<i64>> {
+    const GENERATION: &str = "generation_config.json";
+    let generation = folder.join(GENERATION).exists().then(|| ConfigJson::read(folder, GENERATION)).transpose()?;
+    match generation.map(|json| json.ids("eos_token_id")).transpose()? {
+        Some(ids) if !ids.is_empty() => Ok(ids),
+        _ => json.ids("eos_token_id"),
     }
 }

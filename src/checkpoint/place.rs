@@ -102,10 +102,12 @@ impl Hub {
     fn fetch(&self, name: &str) -> Result<PathBuf> {
         let need = |file: &str| self.file(file).map_err(|reason| not_found(name, reason));
         let config = need("config.json")?;
-        // A checkpoint may have no tokenizer.
-        match self.file("tokenizer.json") {
-            Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
-            _ => {}
+        // A checkpoint may do without these.
+        for file in ["tokenizer.json", "generation_config.json"] {
+            match self.file(file) {
+                Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
+                _ => {}
+            }
         }
         match self.file("model.safetensors") {
             Ok(_) => {}
