@@ -1,15 +1,12 @@
 //! `headscope ablate`
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Ablation, Sweep};
-use headscope::model::{Model, Tokens};
-use headscope::table::Table;
 
 use super::metric::MetricArguments;
-use super::{ModelArguments, PromptArguments, check_out, show};
+use super::output::OutputArguments;
+use super::{ModelArguments, PromptArguments};
 
 /// Ablate every head in turn and tabulate what it does to a metric.
 ///
@@ -33,15 +30,8 @@ pub struct Ablate {
     /// Seed of the drawing; 0 unless said otherwise
     #[arg(long)]
     seed: Option<u64>,
-    /// One row a head and prompt, in place of the mean over prompts
-    #[arg(long)]
-    per_prompt: bool,
-    /// Rows to print, those of largest effect first
-    #[arg(long, default_value_t = 10)]
-    top: usize,
-    /// The file to write: .parquet, .csv or .json
-    #[arg(long, value_name = "TABLE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArguments,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -57,7 +47,11 @@ impl Ablate {
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
         let reference = (!self.reference.is_empty()).then(|| model.tokens(&self.reference)).transpose()?;
-        show(&self.table(&model, &tokens, reference.as_ref())?, self.top, self.out.as_deref())
+        let mut sweep = Sweep::ablate(&model, &tokens, self.ablation()).metric(self.metric.metric(&model)?);
+        if let Some(reference) = &reference {
+            sweep = sweep.reference(reference);
+        }
+        self.output.finish(sweep)
     }
 
     /// Refuses options that would be of no use.
@@ -68,22 +62,14 @@ impl Ablate {
         if !self.reference.is_empty() && matches!(self.kind, Kind::Zero) {
             bail!("--reference: expected --kind mean or resample with it");
         }
-        check_out(self.out.as_deref())
+        self.output.check()
     }
 
-    fn table(&self, model: &Model, tokens: &Tokens, reference: Option<&Tokens>) -> Result<Table> {
-        let ablation = match self.kind {
+    fn ablation(&self) -> Ablation {
+        match self.kind {
             Kind::Zero => Ablation::Zero,
             Kind::Mean => Ablation::Mean,
             Kind::Resample => Ablation::Resample { seed: self.seed.unwrap_or(0) },
-        };
-        let mut sweep = Sweep::ablate(model, tokens, ablation).metric(self.metric.metric(model)?);
-        if let Some(reference) = reference {
-            sweep = sweep.reference(reference);
         }
-        if self.per_prompt {
-            sweep = sweep.per_prompt();
-        }
-        Ok(sweep.run()?)
     }
 }

@@ -5,15 +5,15 @@ mod activations;
 mod generate;
 mod inspect;
 mod metric;
+mod output;
 mod patch;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use headscope::checkpoint::LoadOptions;
 use headscope::model::{Model, Tokens};
-use headscope::table::Table;
 use tch::Kind;
 
 /// Takes transformers apart, head by head.
@@ -129,20 +129,4 @@ fn json<T: serde::de::DeserializeOwned>(given: &str, name: &str, expected: &str)
         None => given.to_owned(),
     };
     serde_json::from_str(&text).with_context(|| format!("{name}: expected {expected}"))
-}
-
-/// Fails before long work where its table could not be written.
-fn check_out(out: Option<&Path>) -> Result<()> {
-    Ok(out.map_or(Ok(()), Table::check_path)?)
-}
-
-/// Prints a sweep's strongest rows and writes its table.
-fn show(table: &Table, top: usize, out: Option<&Path>) -> Result<()> {
-    println!("{}", table.top(top)?);
-    println!("the {} of {} rows with the largest effect (value - baseline)", top.min(table.len()), table.len());
-    if let Some(out) = out {
-        table.write(out)?;
-        println!("all of them written to {}", out.display());
-    }
-    Ok(())
 }

@@ -1,14 +1,13 @@
 //! `headscope patch`
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Every, Sweep};
 use headscope::model::{Axis, Model, Site, Tokens};
 
 use super::metric::MetricArguments;
-use super::{ModelArguments, check_out, json, show};
+use super::output::OutputArguments;
+use super::{ModelArguments, json};
 
 /// Patch activations of one run into another and tabulate what becomes of a metric.
 ///
@@ -38,15 +37,8 @@ pub struct Patch {
     /// Put the metric on the scale from the corrupted run (0) to the clean one (1)
     #[arg(long)]
     normalised: bool,
-    /// One row a variant and prompt, in place of the mean over prompts
-    #[arg(long)]
-    per_prompt: bool,
-    /// Rows to print, those of largest effect first
-    #[arg(long, default_value_t = 10)]
-    top: usize,
-    /// The file to write: .parquet, .csv or .json
-    #[arg(long, value_name = "TABLE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArguments,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -66,7 +58,7 @@ impl Patch {
     pub fn run(&self) -> Result<()> {
         // The site's name, without a layer, decides the sites of all layers.
         let site: Site = self.site.parse().or_else(|_| format!("{}.0", self.site).parse())?;
-        check_out(self.out.as_deref())?;
+        self.output.check()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let sweep = match self.direction {
@@ -77,10 +69,7 @@ impl Patch {
         if self.normalised {
             sweep = sweep.normalised();
         }
-        if self.per_prompt {
-            sweep = sweep.per_prompt();
-        }
-        show(&sweep.run()?, self.top, self.out.as_deref())
+        self.output.finish(sweep)
     }
 
     fn every(&self, site: Site) -> Result<Every> {

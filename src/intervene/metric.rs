@@ -174,12 +174,12 @@ impl<'a> Reader<'a> {
         (reader.places, reader.targets) =
             (places.to_device(device), targets.into_iter().map(|t| t.to_device(device)).collect());
         reader.base = match metric {
-            Metric::Kl => Some(reader.logits_at(base, &reader.places).log_softmax(-1, None)),
+            Metric::Kl => Some(log_softmax(&reader.logits_at(base, &reader.places)?)?),
             Metric::EmbeddingDistance => Some(reader.pooled(&base.resid)),
             _ => None,
         };
         if matches!(metric, Metric::Loss | Metric::Kl) {
-            reader.unchanged = Some(reader.values_at(base, &reader.places, &reader.all_numbers()));
+            reader.unchanged = Some(reader.values_at(base, &reader.places, &reader.all_numbers())?);
         }
         Ok(reader)
     }
@@ -260,15 +260,15 @@ impl<'a> Reader<'a> {
     pub(super) fn read(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         let per_prompt = match self.metric {
-            Metric::Loss | Metric::Kl => self.mean_by_prompt(output, n),
-            Metric::LogitDifference(..) => self.logit_difference(output, n),
+            Metric::Loss | Metric::Kl => self.mean_by_prompt(output, n)?,
+            Metric::LogitDifference(..) => self.logit_difference(output, n)?,
             Metric::EmbeddingDistance => {
                 let pooled = self.pooled(&output.resid).view([n, self.batch, -1]);
                 let base = self.base.as_ref().map_or_else(|| pooled.shallow_clone(), |base| base.unsqueeze(0));
                 1.0 - Tensor::cosine_similarity(&pooled, &base.expand_as(&pooled), -1, 1e-12)
             }
             Metric::Custom(name, read) => {
-                let logits = self.all_logits(output);
+                let logits = self.all_logits(output)?;
                 let copies = logits.chunk(n, 0).into_iter().map(|logits| {
                     let value = read(&logits)?;
                     let expected = format!("[batch = {}] from metric `{name}`", self.batch);
@@ -284,17 +284,17 @@ impl<'a> Reader<'a> {
         Ok(per_prompt.to_kind(Kind::Double).to_device(tch::Device::Cpu))
     }
 
-    fn logit_difference(&self, output: &Output, n: i64) -> Tensor {
+    fn logit_difference(&self, output: &Output, n: i64) -> Result<Tensor> {
         let places = match output.picked {
             true => Tensor::arange(n * self.batch, (Kind::Int64, self.model.device())),
             false => self.stacked(&self.places, output, n),
         };
         let of = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
-        (of(&self.targets[0]) - of(&self.targets[1])).view([n, self.batch])
+        Ok((of(&self.targets[0])? - of(&self.targets[1])?).view([n, self.batch]))
     }
 
     /// The mean over each prompt's places, `[n, batch]`: computed from the first position on, known before it.
-    fn mean_by_prompt(&self, output: &Output, n: i64) -> Tensor {
+    fn mean_by_prompt(&self, output: &Output, n: i64) -> Result<Tensor> {
         let device = self.model.device();
         let zeros = |n: i64| Tensor::zeros([n], (Kind::Double, device));
         let prompt = self.places.divide_scalar_mode(self.positions, "floor");
@@ -307,35 +307,35 @@ impl<'a> Reader<'a> {
         let mut sums = before.repeat([n]);
         if numbers.numel() > 0 {
             let places = self.places.index_select(0, &numbers);
-            let values = self.values_at(output, &self.stacked(&places, output, n), &numbers.repeat([n]));
+            let values = self.values_at(output, &self.stacked(&places, output, n), &numbers.repeat([n]))?;
             let copy = Tensor::arange(n, (Kind::Int64, device)).unsqueeze(1) * self.batch;
             let row = (copy + prompt.index_select(0, &numbers).unsqueeze(0)).flatten(0, 1);
             sums = sums.index_add(0, &row, &values.to_kind(Kind::Double));
         }
-        sums.view([n, self.batch]) / counts
+        Ok(sums.view([n, self.batch]) / counts)
     }
 
     /// The metric at flat places of an output, which are the batch's places with these numbers, `[place]`.
-    fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Tensor {
+    fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
         let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
         let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
-        let values: Vec<Tensor> = blocks.map(|(places, numbers)| self.block(output, &places, &numbers)).collect();
-        Tensor::cat(&values, 0)
+        let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
+        Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
     }
 
     /// [`Reader::values_at`] for as many places as fit.
-    fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Tensor {
-        let logits = self.logits_at(output, places);
-        match &self.base {
+    fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+        let log_p = log_softmax(&self.logits_at(output, places)?)?;
+        Ok(match &self.base {
             Some(base) => {
                 let base = base.index_select(0, numbers);
-                (base.exp() * (&base - logits.log_softmax(-1, None))).sum_dim_intlist([1i64].as_slice(), false, None)
+                (base.exp() * (&base - log_p)).sum_dim_intlist([1i64].as_slice(), false, None)
             }
             None => {
                 let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
-                logits.log_softmax(-1, None).gather(1, &target, false).squeeze_dim(1).neg()
+                log_p.gather(1, &target, false).squeeze_dim(1).neg()
             }
-        }
+        })
     }
 
     fn all_numbers(&self) -> Tensor {
@@ -352,26 +352,27 @@ impl<'a> Reader<'a> {
     }
 
     /// All logits at flat places, `[place, vocab]`.
-    fn logits_at(&self, output: &Output, places: &Tensor) -> Tensor {
+    fn logits_at(&self, output: &Output, places: &Tensor) -> Result<Tensor> {
         match &output.logits {
-            Some(logits) => logits.flatten(0, 1).index_select(0, places),
+            Some(logits) => Ok(logits.flatten(0, 1).index_select(0, places)),
             None => self.model.unembed(&output.resid.flatten(0, 1).index_select(0, places)),
         }
     }
 
     /// One logit at each flat place, `[place]`: a dot product, where the whole row is not needed.
-    fn logit_of(&self, output: &Output, places: &Tensor, ids: &Tensor) -> Tensor {
+    fn logit_of(&self, output: &Output, places: &Tensor, ids: &Tensor) -> Result<Tensor> {
         match &output.logits {
             Some(logits) => {
-                logits.flatten(0, 1).index_select(0, places).gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)
+                let rows = logits.flatten(0, 1).index_select(0, places);
+                Ok(rows.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1))
             }
             None => self.model.unembed_one(&output.resid.flatten(0, 1).index_select(0, places), ids),
         }
     }
 
     /// The logits everywhere.
-    fn all_logits(&self, output: &Output) -> Tensor {
-        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), Tensor::shallow_clone)
+    fn all_logits(&self, output: &Output) -> Result<Tensor> {
+        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), |logits| Ok(logits.shallow_clone()))
     }
 
     /// The mean over real tokens, `[n * batch, d_model]`.
@@ -381,4 +382,9 @@ impl<'a> Reader<'a> {
         let sum = resid.where_self(&valid, &resid.zeros_like()).sum_dim_intlist([1i64].as_slice(), false, None);
         sum / self.lengths.repeat([n]).unsqueeze(1)
     }
+}
+
+/// ln p of each row of logits.
+fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    logits.f_log_softmax(-1, None).map_err(Error::torch("the probabilities of a metric"))
 }

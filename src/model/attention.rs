@@ -6,7 +6,7 @@ use super::forward::{Pass, causal_mask};
 use super::position::rotate;
 use super::site::Site;
 use super::weights::Attention;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
 #[derive(Debug, Default)]
@@ -75,12 +75,12 @@ impl Past<'_> {
 
 /// q, k and v of a block's input `x`, `[batch, position, d_model]`, to `[batch, position, head, d_head]`; q only of the
 /// wanted positions where nothing else is needed.
-pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> [Tensor; 3] {
+pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<[Tensor; 3]> {
     let config = pass.model.config();
     let split = |x: Tensor, heads: usize| x.unflatten(-1, [heads as i64, config.d_head as i64]);
     let asking = if pass.trims_heads(layer) { pass.pick(x) } else { x.shallow_clone() };
-    let q = split(weights.q.forward(&asking), config.n_heads);
-    [q, split(weights.k.forward(x), config.n_kv_heads), split(weights.v.forward(x), config.n_kv_heads)]
+    let q = split(weights.q.forward(&asking)?, config.n_heads);
+    Ok([q, split(weights.k.forward(x)?, config.n_kv_heads), split(weights.v.forward(x)?, config.n_kv_heads)])
 }
 
 /// z of every head, `[batch, position, head, d_head]`, from q, k and v.
@@ -118,9 +118,9 @@ fn attend(
     if !pass.program.explicit && !pass.program.touches(scores_site) && !pass.program.touches(pattern_site) {
         let whole = mask.is_some() && pass.valid.is_none() && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };
-        return Ok(Tensor::scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false));
+        return Tensor::f_scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false).map_err(failed(q, k));
     }
-    let mut scores = q.matmul(&k.transpose(2, 3)) * scale;
+    let mut scores = q.f_matmul(&k.transpose(2, 3)).map_err(failed(q, k))? * scale;
     let hidden = mask.map(|mask| mask.logical_not());
     if let Some(hidden) = &hidden {
         scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
@@ -130,13 +130,18 @@ fn attend(
         // No edit opens an edge into the future or to padding.
         scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
     }
-    let mut pattern = scores.softmax(-1, None);
+    let mut pattern = scores.f_softmax(-1, None).map_err(failed(q, k))?;
     if pass.program.knocks_out(scores_site) {
         let (top, _) = scores.max_dim(-1, true);
         pattern = pattern.masked_fill(&top.eq(f64::NEG_INFINITY), 0.0);
     }
     let pattern = pass.at(pattern_site, pattern)?;
-    Ok(pattern.matmul(v))
+    pattern.f_matmul(v).map_err(failed(q, k))
+}
+
+/// An error of attention that says how large it was: memory may not hold a long prompt's pattern.
+fn failed(q: &Tensor, k: &Tensor) -> impl FnOnce(tch::TchError) -> Error {
+    Error::torch(format!("attention of {:?} over {:?}", q.size(), k.size()))
 }
 
 /// True where a query sees a key, broadcast against `[batch, head, query, key]`; nothing where every query sees all.

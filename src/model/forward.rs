@@ -94,7 +94,7 @@ impl<'a> Pass<'a> {
         if let Some(resid) = x {
             let resid = self.at(pre, resid)?;
             let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
-            qkv = attention::project(self, layer, &block.attn, &normed).map(Some);
+            qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
             x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
         }
         x = join(Step::Qkv, pre, x);
@@ -153,7 +153,7 @@ impl<'a> Pass<'a> {
             _ => x.shallow_clone(),
         };
         let logits = match &weights.head {
-            Some(head) => head.unembed.forward(&self.model.before_unembed(&x)),
+            Some(head) => head.unembed.forward(&self.model.before_unembed(&x)?)?,
             None => return Ok(x),
         };
         self.at(Site::Logits, logits)
@@ -222,19 +222,19 @@ impl<'a> Pass<'a> {
         let out = match (sum, &o.b) {
             (Some(sum), Some(b)) => sum + b,
             (Some(sum), None) => sum,
-            (None, _) => o.forward(&z.flatten(2, 3)),
+            (None, _) => o.forward(&z.flatten(2, 3))?,
         };
         self.at(Site::AttnOut(layer), out)
     }
 
     fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-        let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x))?;
+        let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x)?)?;
         let mut post = activate(&pre, self.model.config().activation);
         if let Some(up) = &mlp.up {
-            post = &post * up.forward(x);
+            post = &post * up.forward(x)?;
         }
         let post = self.at(Site::MlpPost(layer), post)?;
-        self.at(Site::MlpOut(layer), mlp.out.forward(&post))
+        self.at(Site::MlpOut(layer), mlp.out.forward(&post)?)
     }
 
     /// `x` through `norm` where the model has its norms at `place`, else `x`.
@@ -269,17 +269,18 @@ impl<'a> Pass<'a> {
 
 impl Model {
     /// The logits of rows of the residual stream behind the last block, `[.., d_model]` to `[.., vocab]`.
-    pub(crate) fn unembed(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weights.head {
-            Some(head) => head.unembed.forward(&self.before_unembed(&self.final_norm(x))),
-            None => x.shallow_clone(),
+            Some(head) => head.unembed.forward(&self.before_unembed(&self.final_norm(x))?),
+            None => Ok(x.shallow_clone()),
         }
     }
 
     /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
-    pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Tensor {
+    pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (columns, b) = self.unembedding(ids);
-        (self.before_unembed(&self.final_norm(x)) * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b
+        let read = self.before_unembed(&self.final_norm(x))?;
+        Ok((read * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b)
     }
 
     /// The unembedding's columns for ids `[n]`, `[n, d_model]`, and their biases, `[n]`.
@@ -297,13 +298,13 @@ impl Model {
     }
 
     /// What the unembedding reads: the normalised residual stream itself, or BERT's transform of it.
-    fn before_unembed(&self, x: &Tensor) -> Tensor {
+    fn before_unembed(&self, x: &Tensor) -> Result<Tensor> {
         match self.weights.head.as_ref().and_then(|head| head.transform.as_ref()) {
             Some((dense, ln)) => {
-                let hidden = activate(&dense.forward(x), self.config.activation);
-                norm::fused(NormKind::Layer, ln, &hidden, self.config.norm_eps)
+                let hidden = activate(&dense.forward(x)?, self.config.activation);
+                Ok(norm::fused(NormKind::Layer, ln, &hidden, self.config.norm_eps))
             }
-            None => x.shallow_clone(),
+            None => Ok(x.shallow_clone()),
         }
     }
 

@@ -5,6 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
+use crate::error::{Error, Result};
+
 use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
 
 /// All parameters of a model.
@@ -78,8 +80,9 @@ pub(crate) struct Head {
 
 impl Linear {
     /// `x w + b`, with `x` of any leading shape.
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.w.tr(), self.b.as_ref())
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
+        x.f_linear(&self.w.tr(), self.b.as_ref()).map_err(|source| Error::torch(product())(source))
     }
 
     fn names<'a>(&'a self, name: &str, all: &mut Vec<(String, &'a Tensor)>) {
