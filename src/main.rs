@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match command::run(command::Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            eprintln!("error: {reason:#}");
+            eprintln!("error: {}", told(&reason));
             ExitCode::FAILURE
         }
     }
@@ -26,4 +26,17 @@ fn end_with_closed_pipes() {
     }
     // SAFETY: sets the default action of a signal before any thread is started.
     unsafe { signal(SIGPIPE, DEFAULT) };
+}
+
+/// An error and its causes, each once and in a line.
+fn told(reason: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in reason.chain() {
+        let cause = cause.to_string();
+        let line = cause.lines().next().unwrap_or_default();
+        if !text.contains(line) {
+            text = if text.is_empty() { line.to_owned() } else { format!("{text}: {line}") };
+        }
+    }
+    text
 }

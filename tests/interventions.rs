@@ -43,7 +43,7 @@ fn row(table: &Table, layer: usize, head: usize) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(17), ..ProptestConfig::default() })]
 
     /// Invariants 1 and 3: head results and the bias sum to attn_out; zeroing a head takes away exactly its result.
     #[test]
@@ -146,6 +146,7 @@ proptest! {
     fn patching((model, tokens, layer, _) in cases(), seed in 1usize..50) {
         prop_assume!(model.config().has_logits());
         let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 500 + seed);
+        prop_assume!(other != tokens);
         let metric = || Metric::logit_difference(3, 5);
         let whole = Sweep::patch(&model, &other, &tokens).each(Site::ResidPre, Every::Layer).metric(metric()).normalised().run().unwrap();
         assert_near("restored", whole.f64("value").unwrap()[layer], 1.0, Tol::Fused(Kind::Float));

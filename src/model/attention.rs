@@ -120,15 +120,19 @@ fn attend(
         let given = if whole { None } else { mask };
         return Tensor::f_scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false).map_err(failed(q, k));
     }
-    let mut scores = q.f_matmul(&k.transpose(2, 3)).map_err(failed(q, k))? * scale;
     let hidden = mask.map(|mask| mask.logical_not());
-    if let Some(hidden) = &hidden {
-        scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
-    }
-    let mut scores = pass.at(scores_site, scores)?;
-    if let (Some(hidden), true) = (&hidden, pass.program.edits(scores_site)) {
-        // No edit opens an edge into the future or to padding.
-        scores = scores.masked_fill(hidden, f64::NEG_INFINITY);
+    // As tensors: where an operation with a plain number fails, tch panics while it drops that number.
+    let number = |value: f64| Tensor::from(value).to_kind(q.kind()).to_device(q.device());
+    // No edit of the scores opens an edge into the future or to padding: the mask is laid on before and after.
+    let masked = |scores: Tensor| match &hidden {
+        Some(hidden) => scores.f_masked_fill_tensor(hidden, &number(f64::NEG_INFINITY)).map_err(failed(q, k)),
+        None => Ok(scores),
+    };
+    let scores =
+        q.f_matmul(&k.transpose(2, 3)).and_then(|scores| scores.f_mul(&number(scale))).map_err(failed(q, k))?;
+    let mut scores = pass.at(scores_site, masked(scores)?)?;
+    if pass.program.edits(scores_site) {
+        scores = masked(scores)?;
     }
     let mut pattern = scores.f_softmax(-1, None).map_err(failed(q, k))?;
     if pass.program.knocks_out(scores_site) {
