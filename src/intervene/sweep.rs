@@ -70,7 +70,8 @@ pub enum Every {
     Layer,
     /// One a layer and head (key/value head at `k` and `v`).
     Head,
-    /// One a layer and position.
+    /// One a layer and position. A prompt that is too short to have a position is not changed there, and counts in the mean
+    /// as it is.
     Position,
     /// One a layer, head and position.
     HeadPosition,
