@@ -1,4 +1,4 @@
-//! Sweeps at GPT-2 small's shape (random weights, 8 prompts of 16 tokens): the engine against one whole forward pass a
+//! Sweeps at GPT-2 small's width and a third of its depth (random weights, 8 prompts of 16 tokens): the engine against one whole forward pass a
 //! variant.
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use headscope::model::{Model, ModelConfig, Site, Tokens};
 
 fn sweep(c: &mut Criterion) {
     let config = ModelConfig {
-        n_layers: 12,
+        n_layers: 4,
         d_model: 768,
         n_heads: 12,
         n_kv_heads: 12,
@@ -21,7 +21,7 @@ fn sweep(c: &mut Criterion) {
     let model = Model::random(&config, 0).unwrap();
     let rows: Vec<Vec<i64>> = (0..8).map(|b| (0..16).map(|p| (b * 6007 + p * 911) % 50_257).collect()).collect();
     let tokens = Tokens::new(&rows).unwrap();
-    let mut group = c.benchmark_group("gpt2_small_8x16");
+    let mut group = c.benchmark_group("gpt2_small_4_layers_8x16");
     group.sample_size(10);
     let difference = || Metric::logit_difference(3, 5);
     let ablate = || Sweep::ablate(&model, &tokens, Ablation::Zero);
