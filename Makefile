@@ -27,7 +27,7 @@ SETUP := python3 .cargo/setup.py
 VENV := .venv/bin
 NAMES ?=
 
-.PHONY: help setup $(PIECES) evcxr kernel test notebooks lab bench lint ci clean
+.PHONY: help setup $(PIECES) evcxr kernel test notebooks lab bench lint clean
 
 help: ## this list
 	@echo "headscope: takes trained transformers apart, head by head"

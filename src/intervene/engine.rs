@@ -109,8 +109,8 @@ impl Job<'_> {
         let mut past = KvCache::default();
         let leaves_out = groups.keys().any(|group| group.first > 0);
         let before = if leaves_out { Past::Growing(&mut past) } else { Past::None };
-        let pass =
-            Pass::over(self.model, &program, self.tokens.positions(), self.valid(), before).with_types(self.types());
+        let hidden = self.model.hidden_padding(self.tokens);
+        let pass = Pass::over(self.model, &program, self.tokens.positions(), hidden, before).with_types(self.types());
         let taps = pass.taps(self.tokens.ids(self.model.device()))?;
         let missing = || Error::NotTapped { site: last, tapped: vec![] };
         let resid = taps.get(&last).ok_or_else(missing)?.shallow_clone();
@@ -119,12 +119,6 @@ impl Job<'_> {
 
     fn types(&self) -> Option<Tensor> {
         self.tokens.types(self.model.device())
-    }
-
-    /// True at real tokens, where padding must be hidden from attention.
-    fn valid(&self) -> Option<Tensor> {
-        let hide = self.tokens.is_padded() && !self.model.config().causal;
-        hide.then(|| self.tokens.valid(self.model.device()))
     }
 
     /// How many variants are computed together.
@@ -154,7 +148,8 @@ impl Job<'_> {
         let past = if first > 0 { Past::Fixed(&base.past, first) } else { Past::None };
         let positions = self.tokens.positions() - group.first;
         let wanted = if group.whole { None } else { reader.wanted(first) };
-        let mut pass = Pass::over(model, &program, positions, self.valid(), past).with_types(self.types()).only(wanted);
+        let hidden = model.hidden_padding(self.tokens);
+        let mut pass = Pass::over(model, &program, positions, hidden, past).with_types(self.types()).only(wanted);
         let resid = pass.residual(&joins, model.config().n_layers)?;
         let picked = resid.size()[1] != positions as i64;
         let whole = group.whole && model.config().has_logits();

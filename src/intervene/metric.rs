@@ -96,9 +96,7 @@ impl Metric {
             Self::Custom(..) => "",
         }
     }
-}
 
-impl Metric {
     /// The first position that need be computed where `first` is the first that changes: what it reads before is as in the
     /// unchanged run, and known.
     pub(super) fn first(&self, first: usize, model: &Model, tokens: &Tokens) -> usize {

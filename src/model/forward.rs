@@ -34,10 +34,8 @@ pub(crate) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass over `tokens`.
     pub(crate) fn new(model: &'a Model, program: &'a Program, tokens: &Tokens) -> Self {
-        // A causal model's real tokens never see the padding on their right.
-        let hide = tokens.is_padded() && !model.config().causal;
-        let valid = hide.then(|| tokens.valid(model.device()));
-        Self::over(model, program, tokens.positions(), valid, Past::None).with_types(tokens.types(model.device()))
+        Self::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None)
+            .with_types(tokens.types(model.device()))
     }
 
     /// A pass over the `positions` positions behind `past`, of which `valid` are real.
@@ -268,6 +266,12 @@ impl<'a> Pass<'a> {
 }
 
 impl Model {
+    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
+    /// the model is causal: its real tokens never see the padding on their right.
+    pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
+        (tokens.is_padded() && !self.config.causal).then(|| tokens.valid(self.device))
+    }
+
     /// The logits of rows of the residual stream behind the last block, `[.., d_model]` to `[.., vocab]`.
     pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weights.head {
