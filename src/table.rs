@@ -21,7 +21,15 @@ pub struct Keys {
     pub model: Option<String>,
     /// Number of the prompt in the batch.
     pub prompt: Option<u32>,
-    /// Layer.
+    /// How the value was found, where there are several ways: `exact`, `attribution`, ...
+    pub method: Option<String>,
+    /// Layer of the sender, where rows are about two parts of the model.
+    pub from_layer: Option<u32>,
+    /// The sender's site, without its layer.
+    pub from_site: Option<String>,
+    /// The sender's head.
+    pub from_head: Option<u32>,
+    /// Layer; that of the receiver where rows are about two parts of the model.
     pub layer: Option<u32>,
     /// A site without its layer, or another part of the model.
     pub site: Option<String>,
@@ -45,8 +53,8 @@ pub struct Keys {
     pub seed: Option<u64>,
 }
 
-/// One observation.
-#[derive(Debug, Clone, PartialEq)]
+/// One observation; fields that do not apply stay `None` and their columns are left out.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observation {
     /// What it is about.
     pub keys: Keys,
@@ -56,6 +64,12 @@ pub struct Observation {
     pub value: f64,
     /// The same measurement without the intervention, where there was one.
     pub baseline: Option<f64>,
+    /// Lower end of the value's interval.
+    pub low: Option<f64>,
+    /// Upper end of the value's interval.
+    pub high: Option<f64>,
+    /// The value in standard deviations from its null distribution's mean.
+    pub z_score: Option<f64>,
 }
 
 /// Where a table's numbers come from.
@@ -78,7 +92,7 @@ pub struct Provenance {
 /// ```
 /// use headscope::table::{Keys, Observation, Provenance, Table};
 /// let keys = Keys { layer: Some(0), head: Some(3), ..Keys::default() };
-/// let row = Observation { keys, metric: "loss".into(), value: 2.5, baseline: Some(2.0) };
+/// let row = Observation { keys, metric: "loss".into(), value: 2.5, baseline: Some(2.0), ..Observation::default() };
 /// let table = Table::new(vec![row], Provenance::default())?;
 /// assert_eq!(table.columns(), ["layer", "head", "metric", "value", "baseline"]);
 /// assert_eq!(table.f64("value")?, [2.5]);
@@ -109,13 +123,18 @@ impl Table {
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.keys.$name.clone()).collect::<Vec<_>>()));
             )*};
         }
-        key!(model, prompt, layer, site, head, kv_head, position, query, key, token, task, step, seed);
+        key!(model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, position, query, key, token, task, step, seed);
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         add(Series::new(
             "value".into(),
             rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>(),
         ));
-        add(Series::new("baseline".into(), rows.iter().map(|row| row.baseline).collect::<Vec<_>>()));
+        macro_rules! number {
+            ($($name:ident),*) => {$(
+                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name).collect::<Vec<_>>()));
+            )*};
+        }
+        number!(baseline, low, high, z_score);
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
     }

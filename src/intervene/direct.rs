@@ -65,7 +65,7 @@ impl Terms<'_> {
     fn push(&mut self, site: &str, layer: Option<usize>, head: Option<usize>, value: f64) {
         let number = |n: Option<usize>| n.and_then(|n| u32::try_from(n).ok());
         let keys = Keys { site: Some(site.to_owned()), layer: number(layer), head: number(head), ..Keys::default() };
-        self.rows.push(Observation { keys, metric: self.metric.to_owned(), value, baseline: None });
+        self.rows.push(Observation { keys, metric: self.metric.to_owned(), value, ..Observation::default() });
     }
 }
 
@@ -143,7 +143,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
             let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
             let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };
             let value = mean(&reader.read(&end(site)?)?);
-            Ok(Observation { keys, metric: metric.name().to_owned(), value, baseline: None })
+            Ok(Observation { keys, metric: metric.name().to_owned(), value, ..Observation::default() })
         };
         depths.iter().map(|&site| row(site)).collect::<Result<Vec<_>>>()
     })?;

@@ -330,7 +330,7 @@ impl<'a> Sweep<'a> {
                 (None, _) => (value, baseline),
             };
             let keys = Keys { prompt: prompt.and_then(|p| u32::try_from(p).ok()), ..variant.keys.clone() };
-            Observation { keys, metric: self.metric.name().to_owned(), value, baseline: Some(baseline) }
+            Observation { keys, metric: self.metric.name().to_owned(), value, baseline: Some(baseline), ..Observation::default() }
         };
         if !self.per_prompt {
             return vec![row(None, mean(values), mean(baseline), other.map(mean))];
