@@ -1,0 +1,80 @@
+//! Equivalence: evidence that an effect is too small to matter.
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+use super::{Interval, check_probability, check_sample, mean, variance};
+use crate::error::{Error, Result};
+
+/// What an equivalence test found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Equivalence {
+    /// The larger of the two one-sided p-values: below alpha, the effect lies within the bounds.
+    pub p: f64,
+    /// The p-value against an effect at or below the lower bound.
+    pub p_low: f64,
+    /// The p-value against an effect at or above the upper bound.
+    pub p_high: f64,
+    /// The mean and its t-interval of level 1 - 2 alpha, which lies within the bounds exactly where `equivalent`.
+    pub interval: Interval,
+    /// Whether `p` is below alpha.
+    pub equivalent: bool,
+}
+
+/// Is the mean as good as zero, that is, within the smallest effect of interest? Two one-sided t-tests (Schuirmann 1987).
+///
+/// `bounds` are the smallest effects of interest, fixed before looking, for instance (-0.1, 0.1);
+/// `t_low = (mean - low) / (s / sqrt n)`, `t_high = (mean - high) / (s / sqrt n)` with n - 1 degrees of freedom. Where all
+/// values are equal there is no spread to doubt, and p is 0 within the bounds and 1 elsewhere.
+///
+/// # Errors
+/// Where there are fewer than two values, one is not finite, the bounds are not in order, or alpha is not between 0 and 0.5.
+///
+/// ```
+/// use headscope::stats::tost;
+/// let effects = [0.01, -0.02, 0.015, 0.0, -0.01, 0.02, -0.005, 0.01];
+/// assert!(tost(&effects, (-0.1, 0.1), 0.05)?.equivalent);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn tost(values: &[f64], bounds: (f64, f64), alpha: f64) -> Result<Equivalence> {
+    check_sample("values", values, 2)?;
+    let n = values.len() as f64;
+    decide(mean(values), (variance(values) / n).sqrt(), n - 1.0, bounds, alpha)
+}
+
+/// Is the difference mean(x) - mean(y) of two independent samples as good as zero? As [`tost`], with Welch's standard error
+/// and degrees of freedom, so that the spreads may differ.
+///
+/// # Errors
+/// As [`tost`].
+pub fn tost_two_sample(x: &[f64], y: &[f64], bounds: (f64, f64), alpha: f64) -> Result<Equivalence> {
+    check_sample("x", x, 2)?;
+    check_sample("y", y, 2)?;
+    let (n, m) = (x.len() as f64, y.len() as f64);
+    let (a, b) = (variance(x) / n, variance(y) / m);
+    let freedom = if a + b > 0.0 { (a + b).powi(2) / (a * a / (n - 1.0) + b * b / (m - 1.0)) } else { n + m - 2.0 };
+    decide(mean(x) - mean(y), (a + b).sqrt(), freedom, bounds, alpha)
+}
+
+fn decide(estimate: f64, error: f64, freedom: f64, bounds: (f64, f64), alpha: f64) -> Result<Equivalence> {
+    let (low, high) = bounds;
+    check_sample("bounds", &[low, high], 2)?;
+    check_probability("alpha", alpha)?;
+    if low >= high {
+        return Err(Error::argument("bounds", "the lower one below the upper one", format!("{low} and {high}")));
+    }
+    if alpha >= 0.5 {
+        return Err(Error::argument("alpha", "less than 0.5", alpha));
+    }
+    let student = StudentsT::new(0.0, 1.0, freedom)
+        .map_err(|reason| Error::argument("values", "a spread that a t-test can use", reason))?;
+    let one_sided = |distance: f64| match error > 0.0 {
+        true => student.sf(distance / error),
+        false => f64::from(u8::from(distance <= 0.0)),
+    };
+    let (p_low, p_high) = (one_sided(estimate - low), one_sided(high - estimate));
+    let half = error * student.inverse_cdf(1.0 - alpha);
+    let p = f64::max(p_low, p_high);
+    let interval = Interval { estimate, low: estimate - half, high: estimate + half, level: 1.0 - 2.0 * alpha };
+    Ok(Equivalence { p, p_low, p_high, interval, equivalent: p < alpha })
+}
