@@ -167,6 +167,16 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// Long work was stopped from outside.
+    #[error("stopped after {done} of {total} {what}")]
+    Stopped {
+        /// What was being counted.
+        what: &'static str,
+        /// How many were done.
+        done: u64,
+        /// How many there are.
+        total: u64,
+    },
     /// libtorch refused an operation.
     #[error("{action}: {}", first_line(source))]
     Torch {

@@ -34,6 +34,21 @@ impl Progress {
         Self { what, total: total as u64, done: 0, shown }
     }
 
+    /// What is counted.
+    pub(crate) fn what(&self) -> &'static str {
+        self.what
+    }
+
+    /// How many steps are done.
+    pub(crate) fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// How many steps there are.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
     /// `n` more steps are done.
     pub(crate) fn add(&mut self, n: usize) {
         self.done += n as u64;

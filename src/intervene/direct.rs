@@ -2,16 +2,18 @@
 
 use tch::{Kind, Tensor};
 
-use super::metric::{Metric, Output, Reader};
+use super::metric::Metric;
+use super::reader::{Output, Reader};
 use crate::error::{Error, Result};
 use crate::model::{Model, NormKind, NormPlace, Plan, Run, Site, Tokens, Unembed};
 use crate::table::{Keys, Observation, Provenance, Table};
 
-/// Which parts of the model write the answer? Direct logit attribution of a logit difference at each prompt's last token.
+/// Which parts of the model write the answer? Direct logit attribution of a logit, or a logit difference, at each prompt's
+/// last token.
 ///
 /// The residual stream is a sum of terms t: embeddings, what each head writes, biases, what each MLP writes. With the final
 /// norm's scale s frozen, each contributes (t / s) . (gamma * (W_U[:, correct] - W_U[:, wrong])), t centred where the norm
-/// is a LayerNorm. The rows, with those of the biases of norm and unembedding, sum to the logit difference exactly
+/// is a LayerNorm. The rows, with those of the biases of norm and unembedding, sum to it exactly
 /// (Elhage et al. 2021). It counts only what a part writes directly, not what later parts make of it.
 ///
 /// One row a term, mean over prompts; the column `site` says which: `embed`, `pos_embed`, `result` (with `layer` and
@@ -30,11 +32,11 @@ use crate::table::{Keys, Observation, Provenance, Table};
 /// ```
 ///
 /// # Errors
-/// Where the metric is no logit difference, or the model is not pre-norm: behind a post-norm there is no such sum.
+/// Where the metric is no logit nor a difference of two, or the model is not pre-norm: behind a post-norm there is no such sum.
 pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
     let config = model.config();
-    if !matches!(metric, Metric::LogitDifference(..)) {
-        return Err(Error::argument("metric", "a logit difference", metric.name()));
+    if !matches!(metric, Metric::Logit(_) | Metric::LogitDifference(..)) {
+        return Err(Error::argument("metric", "a logit or a logit difference", metric.name()));
     }
     if config.norm_place == NormPlace::Post {
         return Err(Error::argument("model", "a pre-norm model, whose last residual stream is a sum", &config.family));
@@ -48,8 +50,8 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     sites.push(Site::ResidPost(config.n_layers - 1));
     sites.retain(|site| site.check(config).is_ok());
     let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
-    let last = run.get(Site::ResidPost(config.n_layers - 1))?.shallow_clone();
-    let reader = Reader::new(model, metric, tokens, &Output { resid: last, logits: None, first: 0, picked: false })?;
+    let last = run.get(Site::ResidPost(config.n_layers - 1))?;
+    let reader = Reader::new(model, metric, tokens, &Output::whole(last))?;
     let mut terms = Terms { rows: vec![], metric: metric.name() };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
@@ -134,9 +136,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
     let depths = (0..config.n_layers).flat_map(|layer| [Site::ResidPre(layer), Site::ResidMid(layer)]).chain([last]);
     let depths: Vec<Site> = depths.collect();
     let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
-    let end = |site: Site| -> Result<Output> {
-        Ok(Output { resid: run.get(site)?.shallow_clone(), logits: None, first: 0, picked: false })
-    };
+    let end = |site: Site| -> Result<Output> { Ok(Output::whole(run.get(site)?)) };
     let rows = tch::no_grad(|| {
         let reader = Reader::new(model, metric, tokens, &end(last)?)?;
         let row = |site: Site| {

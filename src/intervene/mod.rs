@@ -11,9 +11,12 @@ mod ablation;
 mod direct;
 mod engine;
 mod metric;
+mod outcome;
+mod reader;
 mod sweep;
 
 pub use ablation::Ablation;
 pub use direct::{direct_attribution, logit_lens};
+pub use engine::{Explanation, PlannedGroup};
 pub use metric::{Answer, Metric, Reading};
 pub use sweep::{Every, Strategy, Sweep, Variant};

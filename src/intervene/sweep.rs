@@ -1,15 +1,20 @@
 //! Many variants of one run, as one table.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::intervene::ablation::{self, Ablation, REFERENCE};
-use crate::intervene::engine::{self, Job};
+use crate::intervene::engine::{Engine, Explanation, Journal, Setup};
 use crate::intervene::metric::Metric;
+use crate::intervene::outcome::Outcome;
 use crate::model::{Action, Axis, Bank, Edit, Model, Plan, Site, Tokens};
-use crate::table::{Keys, Observation, Provenance, Table};
+use crate::progress::Progress;
+use crate::table::{Keys, Provenance, Table};
 
 /// A sweep: (a batch, variants of its run, a metric) -> a table. It says what is wanted; the engine decides how to
 /// compute it.
@@ -35,7 +40,11 @@ pub struct Sweep<'a> {
     strategy: Strategy,
     memory: Option<usize>,
     per_prompt: bool,
+    per_token: bool,
     normalised: bool,
+    interval: Option<u64>,
+    journal: Option<PathBuf>,
+    stop: Option<&'a AtomicBool>,
 }
 
 /// What happens to an activation in a sweep made by [`Sweep::each`].
@@ -134,7 +143,11 @@ impl<'a> Sweep<'a> {
             strategy: Strategy::Auto,
             memory: None,
             per_prompt: false,
+            per_token: false,
             normalised: false,
+            interval: None,
+            journal: None,
+            stop: None,
         };
         sweep.each(Site::Z, Every::Head)
     }
@@ -204,30 +217,104 @@ impl<'a> Sweep<'a> {
         self
     }
 
+    /// One row a variant, prompt and token that is predicted (`target`, its position), for a metric that is a mean over a
+    /// prompt's tokens: the per-token loss.
+    pub fn per_token(mut self) -> Self {
+        self.per_token = true;
+        self
+    }
+
+    /// Adds an interval of the mean over prompts (`low`, `high`): prompts are drawn anew with this seed (percentile
+    /// bootstrap, 95 %). It says how far the value depends on which prompts were taken, if they are independent.
+    pub fn interval(mut self, seed: u64) -> Self {
+        self.interval = Some(seed);
+        self
+    }
+
+    /// Writes finished rows to this file as they come, and goes on from those that an earlier, interrupted run of the same
+    /// sweep left there. The file stays; delete it when the table is written.
+    pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
+        self.journal = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Ends the run with [`Error::Stopped`] soon after `stop` is set.
+    pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
     /// Computes the table: the metric of each variant, and as `baseline` that of the unchanged run.
     ///
     /// # Errors
     /// Where a token, an edit or the metric does not fit the model, or the reference does not fit the batch.
     pub fn run(&self) -> Result<Table> {
-        if self.variants.is_empty() {
-            return Err(Error::argument("variants", "at least one", "none"));
-        }
         self.check()?;
         let bank = self.bank()?;
-        let (baseline, values) = tch::no_grad(|| engine::run(&self.job(self.tokens, &bank)))?;
-        let scale = self.scale(&baseline)?;
-        let rows = self.variants.iter().zip(values.outer_iter());
-        let rows = rows.flat_map(|(variant, values)| self.rows(variant, &values.to_vec(), &baseline, scale.as_deref()));
-        Table::new(rows.collect(), self.provenance()?)
+        let provenance = self.provenance()?;
+        tch::no_grad(|| {
+            let engine = Engine::new(self.setup(self.tokens), &self.variants, &[])?;
+            let outcome = self.outcome(&engine)?;
+            let mut journal = self.open_journal(&provenance, outcome.cells.len())?;
+            let mut progress = Progress::new("variants", self.variants.len());
+            let values = engine.values(&self.variants, &bank, journal.as_mut(), &mut progress)?;
+            let rows = self.variants.iter().zip(values.outer_iter());
+            let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
+            Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
+        })
     }
 
-    fn job<'b>(&'b self, tokens: &'b Tokens, bank: &'b Bank) -> Job<'b> {
-        let (model, metric, strategy, memory) = (self.model, &self.metric, self.strategy, self.memory);
-        Job { model, tokens, variants: &self.variants, bank, metric, strategy, memory }
+    /// How the sweep would be computed: what goes through the layers together and from where, how many multiplications that
+    /// takes beside one whole pass a variant, and how much memory. Computes the unchanged run only.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`].
+    pub fn explain(&self) -> Result<Explanation> {
+        self.check()?;
+        tch::no_grad(|| Engine::new(self.setup(self.tokens), &self.variants, &[])?.explain(&self.variants))
+    }
+
+    fn setup<'b>(&'b self, tokens: &'b Tokens) -> Setup<'b> {
+        let (model, metric, per_token, strategy) = (self.model, &self.metric, self.per_token, self.strategy);
+        Setup { model, tokens, metric, per_token, strategy, memory: self.memory, stop: self.stop }
+    }
+
+    fn outcome(&self, engine: &Engine<'_>) -> Result<Outcome<'_>> {
+        let cells = engine.reader.cells()?;
+        let baseline = engine.baseline.clone();
+        let other = self.other.filter(|_| self.normalised);
+        let other = other.map(|other| Ok(Engine::new(self.setup(other), &[], &[])?.baseline)).transpose()?;
+        let outcome = Outcome {
+            metric: &self.metric,
+            cells,
+            baseline,
+            other,
+            denoises: self.change == Change::Patch(Direction::Denoise),
+            per_prompt: self.per_prompt,
+            interval: self.interval,
+        };
+        outcome.check()?;
+        Ok(outcome)
+    }
+
+    /// The journal of this very sweep, where one was asked for.
+    fn open_journal(&self, provenance: &Provenance, cells: usize) -> Result<Option<Journal>> {
+        let Some(path) = &self.journal else { return Ok(None) };
+        let all = serde_json::json!({
+            "model": [&provenance.model, &provenance.sha256],
+            "options": provenance.options,
+            "variants": self.variants.iter().map(|variant| &variant.edits).collect::<Vec<_>>(),
+        });
+        let digest = Sha256::digest(all.to_string());
+        let sweep: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Journal::open(path, &sweep, cells).map(Some)
     }
 
     /// Fails where the options do not go together.
     fn check(&self) -> Result<()> {
+        if self.variants.is_empty() {
+            return Err(Error::argument("variants", "at least one", "none"));
+        }
         let reads = self.variants.iter().flat_map(|variant| &variant.edits).any(|edit| reads_reference(&edit.action));
         if self.references.is_some() && (self.other.is_some() || !reads) {
             let found = if self.other.is_some() { "a patch, which has its own" } else { "edits that read none" };
@@ -237,7 +324,7 @@ impl<'a> Sweep<'a> {
             let found = "an ablation";
             return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
         };
-        if self.normalised && matches!(self.metric, Metric::Kl | Metric::EmbeddingDistance) {
+        if self.normalised && self.metric.is_relative() {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
         let (lengths, others) = (self.tokens.lengths(), self.other.unwrap_or(self.tokens).lengths());
@@ -249,24 +336,6 @@ impl<'a> Sweep<'a> {
             ));
         }
         Ok(())
-    }
-
-    /// The metric of the run from which patches come, on each prompt, where values are to be normalised.
-    fn scale(&self, baseline: &[f64]) -> Result<Option<Vec<f64>>> {
-        let (true, Some(other)) = (self.normalised, self.other) else { return Ok(None) };
-        let other = tch::no_grad(|| engine::unchanged(&self.job(other, &Bank::default())))?;
-        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
-        let pairs = || baseline.iter().zip(&other);
-        let none = match self.per_prompt {
-            true => pairs().any(|(a, b)| same(*a, *b)),
-            false => same(mean(baseline), mean(&other)),
-        };
-        let found = || format!("{} in both", mean(baseline));
-        if none {
-            Err(Error::argument("normalised", "a metric that differs between the clean and the corrupted run", found()))
-        } else {
-            Ok(Some(other))
-        }
     }
 
     /// One variant for each index of `site` along `every`.
@@ -320,25 +389,6 @@ impl<'a> Sweep<'a> {
         Ok(bank)
     }
 
-    /// The rows of one variant: of the mean over prompts, or one a prompt. `other` is the metric of the other end of the
-    /// scale where values are normalised.
-    fn rows(&self, variant: &Variant, values: &[f64], baseline: &[f64], other: Option<&[f64]>) -> Vec<Observation> {
-        let row = |prompt: Option<usize>, value: f64, baseline: f64, other: Option<f64>| {
-            let (value, baseline) = match (other, self.change) {
-                (Some(clean), Change::Patch(Direction::Denoise)) => ((value - baseline) / (clean - baseline), 0.0),
-                (Some(corrupt), _) => ((value - corrupt) / (baseline - corrupt), 1.0),
-                (None, _) => (value, baseline),
-            };
-            let keys = Keys { prompt: prompt.and_then(|p| u32::try_from(p).ok()), ..variant.keys.clone() };
-            Observation { keys, metric: self.metric.name().to_owned(), value, baseline: Some(baseline), ..Observation::default() }
-        };
-        if !self.per_prompt {
-            return vec![row(None, mean(values), mean(baseline), other.map(mean))];
-        }
-        let each = values.iter().zip(baseline).enumerate();
-        each.map(|(prompt, (v, b))| row(Some(prompt), *v, *b, other.map(|other| other[prompt]))).collect()
-    }
-
     fn provenance(&self) -> Result<Provenance> {
         let edits = self.variants.iter().flat_map(|variant| &variant.edits);
         let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
@@ -349,6 +399,8 @@ impl<'a> Sweep<'a> {
             "metric": format!("{:?}", self.metric),
             "normalised": self.normalised,
             "per_prompt": self.per_prompt,
+            "per_token": self.per_token,
+            "interval": self.interval,
             "strategy": format!("{:?}", self.strategy),
             "tokens": self.tokens.rows(),
             "reference": self.other.or(self.references).map(Tokens::rows),
@@ -372,10 +424,6 @@ impl Change {
             Self::Patch(_) => None,
         }
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
 }
 
 fn reads_reference(action: &Action) -> bool {

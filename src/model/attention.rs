@@ -2,10 +2,11 @@
 
 use tch::{Kind, Tensor};
 
+use super::Model;
 use super::forward::{Pass, causal_mask};
 use super::position::rotate;
 use super::site::Site;
-use super::weights::Attention;
+use super::weights::{Attention, Linear};
 use crate::error::{Error, Result};
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
@@ -56,16 +57,20 @@ impl Past<'_> {
         }
     }
 
-    /// A layer's new keys and values behind those that stand before.
-    fn with(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
+    /// A layer's new keys and values behind those that stand before; of some heads, where the new ones are.
+    fn with(&mut self, layer: usize, k: Tensor, v: Tensor, some: Option<&SomeHeads>) -> (Tensor, Tensor) {
         match self {
             Self::None => (k, v),
             Self::Growing(cache) => cache.extend(layer, k, v),
             Self::Fixed(cache, positions) => {
                 let Some((old_k, old_v)) = cache.layers.get(layer).filter(|_| *positions > 0) else { return (k, v) };
                 let behind = |old: &Tensor, new: &Tensor| {
-                    let copies = new.size()[0] / old.size()[0];
-                    Tensor::cat(&[&old.narrow(2, 0, *positions).repeat([copies, 1, 1, 1]), new], 2)
+                    let old = old.narrow(2, 0, *positions);
+                    let old = match some {
+                        Some(some) => some.of_kv(&old, 1),
+                        None => old.repeat([new.size()[0] / old.size()[0], 1, 1, 1]),
+                    };
+                    Tensor::cat(&[&old, new], 2)
                 };
                 (behind(old_k, &k), behind(old_v, &v))
             }
@@ -73,20 +78,72 @@ impl Past<'_> {
     }
 }
 
+/// The heads that each of some copies of the batch has, as many in each.
+pub(super) struct SomeHeads {
+    /// Copies and heads in each.
+    shape: [i64; 2],
+    /// Query heads, `[copy * head]`.
+    query: Tensor,
+    /// The key/value heads that they share.
+    kv: Tensor,
+}
+
+impl SomeHeads {
+    /// `heads[copy]` are a copy's query heads.
+    pub(super) fn new(model: &Model, heads: &[Vec<usize>]) -> Self {
+        let config = model.config();
+        let each = heads.first().map_or(0, Vec::len);
+        let query: Vec<i64> = heads.iter().flatten().map(|&head| head as i64).collect();
+        let query = Tensor::from_slice(&query).to_device(model.device());
+        let group = (config.n_heads / config.n_kv_heads) as i64;
+        let kv = query.divide_scalar_mode(group, "floor");
+        Self { shape: [heads.len() as i64, each as i64], query, kv }
+    }
+
+    /// Their parts of `x`, whose `axis` is the head: `[batch, ..]` to `[copy * batch, ..]`.
+    pub(super) fn of(&self, x: &Tensor, axis: i64) -> Tensor {
+        self.pick(&self.query, x, axis)
+    }
+
+    /// The parts of `x`, whose `axis` is the key/value head, that they read.
+    pub(super) fn of_kv(&self, x: &Tensor, axis: i64) -> Tensor {
+        self.pick(&self.kv, x, axis)
+    }
+
+    fn pick(&self, heads: &Tensor, x: &Tensor, axis: i64) -> Tensor {
+        x.index_select(axis, heads).unflatten(axis, self.shape).movedim_int(axis, 0).flatten(0, 1)
+    }
+
+    /// What they write of a change `z`, `[copy * batch, position, head, d_head]` to `[copy * batch, position, d_model]`.
+    pub(super) fn write(&self, z: &Tensor, w_o: &Tensor) -> Tensor {
+        let (rows, positions) = (z.size()[0], z.size()[1]);
+        let [copies, each] = self.shape;
+        let w = w_o.index_select(0, &self.query).view([copies, each * z.size()[3], -1]);
+        z.reshape([copies, rows / copies * positions, -1]).bmm(&w).view([rows, positions, -1])
+    }
+}
+
+/// One projection of a block's normalised input, `[batch, position, d_model]` to `[batch, position, head, d_head]`.
+pub(super) fn project_one(linear: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {
+    Ok(linear.forward(x)?.unflatten(-1, [heads as i64, -1]))
+}
+
 /// q, k and v of a block's input `x`, `[batch, position, d_model]`, to `[batch, position, head, d_head]`; q only of the
 /// wanted positions where nothing else is needed.
 pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<[Tensor; 3]> {
     let config = pass.model.config();
-    let split = |x: Tensor, heads: usize| x.unflatten(-1, [heads as i64, config.d_head as i64]);
     let asking = if pass.trims_heads(layer) { pass.pick(x) } else { x.shallow_clone() };
-    let q = split(weights.q.forward(&asking)?, config.n_heads);
-    Ok([q, split(weights.k.forward(x)?, config.n_kv_heads), split(weights.v.forward(x)?, config.n_kv_heads)])
+    let kv = |linear| project_one(linear, x, config.n_kv_heads);
+    Ok([project_one(&weights.q, &asking, config.n_heads)?, kv(&weights.k)?, kv(&weights.v)?])
 }
 
-/// z of every head, `[batch, position, head, d_head]`, from q, k and v.
-pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, q: Tensor, k: Tensor, v: Tensor) -> Result<Tensor> {
-    let config = pass.model.config();
-    let (n, n_kv) = (config.n_heads as i64, config.n_kv_heads as i64);
+/// z of every head, `[batch, position, head, d_head]`, from q, k and v; or of some heads, where q, k and v are theirs.
+pub(super) fn heads(
+    pass: &mut Pass<'_>,
+    layer: usize,
+    [q, k, v]: [Tensor; 3],
+    some: Option<&SomeHeads>,
+) -> Result<Tensor> {
     let (mut q, mut k, v) = (pass.at(Site::Q(layer), q)?, pass.at(Site::K(layer), k)?, pass.at(Site::V(layer), v)?);
     let wanted = pass.trims_heads(layer).then(|| pass.wanted_of(q.size()[0])).flatten();
     if let Some((cos, sin)) = &pass.rotary {
@@ -97,9 +154,10 @@ pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, q: Tensor, k: Tensor, v: 
         k = rotate(&k, cos, sin);
     }
     let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
-    let (k, v) = pass.past.with(layer, k, v);
+    let (k, v) = pass.past.with(layer, k, v, some);
     let mask = mask(pass, wanted.as_ref(), q.size()[2], k.size()[2], k.size()[0]);
-    let shared = |x: Tensor| if n == n_kv { x } else { x.repeat_interleave_self_int(n / n_kv, 1, None) };
+    let group = q.size()[1] / k.size()[1];
+    let shared = |x: Tensor| if group == 1 { x } else { x.repeat_interleave_self_int(group, 1, None) };
     let z = attend(pass, layer, &q, &shared(k), &shared(v), mask)?;
     Ok(z.transpose(1, 2))
 }

@@ -6,7 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::attention::{self, Past};
 use super::config::{Activation, NormKind, NormPlace};
-use super::join::{Entry, Joins, Step};
+use super::inject::Frozen;
+use super::join::{Entry, Joins, Step, below};
 use super::program::Program;
 use super::site::Site;
 use super::tokens::Tokens;
@@ -28,7 +29,11 @@ pub(crate) struct Pass<'a> {
     pub(super) rotary: Option<(Tensor, Tensor)>,
     /// The one position of each prompt that is asked for behind the last block, `[batch]`, counted from the first computed.
     pub(super) wanted: Option<Tensor>,
-    taps: BTreeMap<Site, Tensor>,
+    /// What stays as in the unchanged run, whatever the rows change.
+    pub(super) frozen: Option<Frozen>,
+    /// The first of the rows that are computed, where it is not the first of all; nothing is recorded of them.
+    pub(super) start: Option<i64>,
+    pub(super) taps: BTreeMap<Site, Tensor>,
 }
 
 impl<'a> Pass<'a> {
@@ -47,7 +52,7 @@ impl<'a> Pass<'a> {
         past: Past<'a>,
     ) -> Self {
         let rotary = position::rotary(model.config(), past.positions(), positions as i64, model.kind(), model.device());
-        Self { model, program, valid, types: None, past, rotary, wanted: None, taps: BTreeMap::new() }
+        Self { model, program, valid, types: None, past, rotary, wanted: None, frozen: None, start: None, taps: BTreeMap::new() }
     }
 
     /// Gives the batch's tokens types.
@@ -60,6 +65,17 @@ impl<'a> Pass<'a> {
     pub(crate) fn only(mut self, wanted: Option<Tensor>) -> Self {
         self.wanted = wanted;
         self
+    }
+
+    /// Keeps parts of the model as in the unchanged run.
+    pub(crate) fn frozen(mut self, frozen: Option<Frozen>) -> Self {
+        self.frozen = frozen;
+        self
+    }
+
+    /// Gives what was recorded so far.
+    pub(crate) fn into_taps(self) -> BTreeMap<Site, Tensor> {
+        self.taps
     }
 
     /// Runs as far as the program's taps need and returns them.
@@ -85,6 +101,9 @@ impl<'a> Pass<'a> {
 
     /// One block. At each step rows may join; a step without rows is skipped.
     fn block(&mut self, layer: usize, block: &Block, x: Option<Tensor>, joins: &Joins<'_>) -> Result<Option<Tensor>> {
+        if let Some(frozen) = self.frozen {
+            return self.frozen_block(layer, block, x, joins, frozen);
+        }
         let join = |step, site, x| joins.join(Entry(layer, step), site, x);
         let (pre, z_site) = (Site::ResidPre(layer), Site::Z(layer));
         let mut x = join(Step::ResidPre, pre, x);
@@ -103,7 +122,7 @@ impl<'a> Pass<'a> {
             join(Step::Qkv, Site::V(layer), v),
         );
         let mut z = match qkv {
-            (Some(q), Some(k), Some(v)) => Some(attention::heads(self, layer, q, k, v)?),
+            (Some(q), Some(k), Some(v)) => Some(attention::heads(self, layer, [q, k, v], None)?),
             _ => None,
         };
         (x, z) = (join(Step::Z, pre, x), join(Step::Z, z_site, z));
@@ -111,6 +130,7 @@ impl<'a> Pass<'a> {
             (Some(x), Some(z)) => Some(self.attention_out(layer, block, &x, z)?),
             _ => None,
         };
+        mid = below(mid, self.some_heads(layer, block, joins)?);
         mid = join(Step::ResidMid, Site::ResidMid(layer), mid);
         let mut post = mid.map(|mid| self.behind_attention(layer, block, mid)).transpose()?;
         post = join(Step::ResidPost, Site::ResidPost(layer), post);
@@ -125,7 +145,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Whether behind the heads of `layer` only the wanted positions are needed.
-    fn trims_tail(&self, layer: usize) -> bool {
+    pub(super) fn trims_tail(&self, layer: usize) -> bool {
         let last = layer + 1 == self.model.config().n_layers;
         last && self.wanted.is_some() && !self.program.edits_within(layer, self.model.config(), Site::AttnOut(layer))
     }
@@ -198,7 +218,7 @@ impl<'a> Pass<'a> {
     }
 
     /// The rest of a block behind its attention.
-    fn behind_attention(&mut self, layer: usize, block: &Block, mid: Tensor) -> Result<Tensor> {
+    pub(super) fn behind_attention(&mut self, layer: usize, block: &Block, mid: Tensor) -> Result<Tensor> {
         let x = self.at(Site::ResidMid(layer), mid)?;
         let Some(mlp) = &block.mlp else { return Ok(x) };
         let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;
@@ -225,7 +245,7 @@ impl<'a> Pass<'a> {
         self.at(Site::AttnOut(layer), out)
     }
 
-    fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
         let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x)?)?;
         let mut post = activate(&pre, self.model.config().activation);
         if let Some(up) = &mlp.up {
@@ -236,7 +256,7 @@ impl<'a> Pass<'a> {
     }
 
     /// `x` through `norm` where the model has its norms at `place`, else `x`.
-    fn norm(&mut self, norm: Option<&Norm>, site: Site, x: &Tensor, place: NormPlace) -> Result<Tensor> {
+    pub(super) fn norm(&mut self, norm: Option<&Norm>, site: Site, x: &Tensor, place: NormPlace) -> Result<Tensor> {
         match norm {
             Some(norm) if self.model.config().norm_place == place => self.norm_with(norm, site, x),
             _ => Ok(x.shallow_clone()),
@@ -256,8 +276,8 @@ impl<'a> Pass<'a> {
 
     /// What `site` holds after its edits; recorded where the program asks for it.
     pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
-        let x = self.program.apply(site, x)?;
-        if self.program.records(site) {
+        let x = self.program.apply(site, x, self.start.unwrap_or(0))?;
+        if self.start.is_none() && self.program.records(site) {
             let kept = if self.program.differentiable { x.shallow_clone() } else { x.detach() };
             self.taps.insert(site, kept);
         }

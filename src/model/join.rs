@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use super::config::{ModelConfig, NormPlace};
 use super::site::{Axis, Site};
+use crate::error::{Error, Result};
 
 /// A place in the forward pass where rows join: a layer and a step within its block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,11 @@ pub(crate) enum Step {
     Qkv,
     /// The residual stream entering the block, with the block's z.
     Z,
+    /// The residual stream behind the block's heads, to which is added what so many of them now write: q, k and v of those
+    /// heads, whose attention is computed anew.
+    Heads(usize),
+    /// The same, where only their z changes.
+    HeadsOut(usize),
     /// The residual stream between attention and MLP.
     ResidMid,
     /// The residual stream leaving the block.
@@ -48,13 +54,22 @@ impl Entry {
     }
 
     /// The sites whose unchanged values rows join with.
-    pub(crate) fn needs(self) -> Vec<Site> {
+    pub(crate) fn needs(self, config: &ModelConfig) -> Vec<Site> {
         let Self(layer, step) = self;
+        // A post-norm's argument is no site; it is the sum of two.
+        let behind_heads = match config.norm_place {
+            NormPlace::Post => vec![Site::ResidPre(layer), Site::AttnOut(layer)],
+            NormPlace::Pre => vec![Site::ResidMid(layer)],
+        };
         match step {
             Step::Ids => vec![],
             Step::ResidPre => vec![Site::ResidPre(layer)],
             Step::Qkv => vec![Site::ResidPre(layer), Site::Q(layer), Site::K(layer), Site::V(layer)],
             Step::Z => vec![Site::ResidPre(layer), Site::Z(layer)],
+            Step::Heads(_) => {
+                [behind_heads, vec![Site::Q(layer), Site::K(layer), Site::V(layer), Site::Z(layer)]].concat()
+            }
+            Step::HeadsOut(_) => [behind_heads, vec![Site::Z(layer)]].concat(),
             Step::ResidMid => vec![Site::ResidMid(layer)],
             Step::ResidPost => vec![Site::ResidPost(layer)],
         }
@@ -67,6 +82,8 @@ pub(crate) struct Joins<'a> {
     pub ids: Tensor,
     /// How many copies of the batch join at each entry.
     pub copies: BTreeMap<Entry, i64>,
+    /// The heads that change in each of the copies that join with some heads only.
+    pub heads: BTreeMap<Entry, Vec<Vec<usize>>>,
     /// The unchanged run's values at the sites that the entries need, at all positions.
     pub base: Option<&'a BTreeMap<Site, Tensor>>,
     /// The first position that the pass computes; those before are as in the unchanged run.
@@ -76,7 +93,7 @@ pub(crate) struct Joins<'a> {
 impl Joins<'_> {
     /// The batch itself from its token ids.
     pub(crate) fn whole(ids: Tensor) -> Self {
-        Self { ids, copies: BTreeMap::from([(Entry(0, Step::Ids), 1)]), base: None, first: 0 }
+        Self { ids, copies: BTreeMap::from([(Entry(0, Step::Ids), 1)]), heads: BTreeMap::new(), base: None, first: 0 }
     }
 
     /// The token ids of the rows that join at the start, if any do.
@@ -90,16 +107,36 @@ impl Joins<'_> {
     pub(super) fn join(&self, entry: Entry, site: Site, x: Option<Tensor>) -> Option<Tensor> {
         let new = self.copies.get(&entry).zip(self.base.and_then(|base| base.get(&site)));
         let Some((&n, base)) = new else { return x };
-        let mut base = base.shallow_clone();
-        if let Some(axis) = site.axes().iter().position(|axis| *axis == Axis::Position) {
-            base = base.narrow(axis as i64, self.first, base.size()[axis] - self.first);
-        }
-        let mut times = vec![1i64; base.dim()];
-        times[0] = n;
-        let new = base.repeat(times.as_slice());
-        Some(match x {
-            Some(x) => Tensor::cat(&[x, new], 0),
-            None => new,
-        })
+        below(x, Some(copies(&from_position(site, base, self.first), n)))
+    }
+
+    /// The unchanged run's value at `site`, at the positions that the pass computes.
+    pub(super) fn unchanged(&self, site: Site) -> Result<Tensor> {
+        let base = self.base.and_then(|base| base.get(&site));
+        let missing = || Error::NotTapped { site, tapped: vec![] };
+        Ok(from_position(site, base.ok_or_else(missing)?, self.first))
+    }
+}
+
+/// `[batch, ..]` below itself `n` times, `[n * batch, ..]`.
+pub(super) fn copies(x: &Tensor, n: i64) -> Tensor {
+    let mut times = vec![1i64; x.dim()];
+    times[0] = n;
+    x.repeat(times.as_slice())
+}
+
+/// The rows of `new` below those of `x`.
+pub(super) fn below(x: Option<Tensor>, new: Option<Tensor>) -> Option<Tensor> {
+    match (x, new) {
+        (Some(x), Some(new)) => Some(Tensor::cat(&[x, new], 0)),
+        (x, new) => x.or(new),
+    }
+}
+
+/// `x` without the positions before `first`.
+fn from_position(site: Site, x: &Tensor, first: i64) -> Tensor {
+    match site.axes().iter().position(|axis| *axis == Axis::Position) {
+        Some(axis) => x.narrow(axis as i64, first, x.size()[axis] - first),
+        None => x.shallow_clone(),
     }
 }

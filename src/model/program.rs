@@ -29,6 +29,17 @@ struct Op {
     value: Option<Tensor>,
 }
 
+/// The part of a pass in which an edit fires.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Window<'a> {
+    /// First row and number of rows; the whole batch where absent.
+    pub rows: Option<(usize, usize)>,
+    /// The first position that the pass computes.
+    pub first: usize,
+    /// The query heads that the rows have, where they have not all of them.
+    pub heads: Option<&'a [usize]>,
+}
+
 /// A place in the order of the forward pass: (layer, step); the embeddings have layer 0, the logits the last layer + 1.
 type Moment = (usize, usize);
 
@@ -106,23 +117,23 @@ impl Program {
         }
         for edit in plan.edits() {
             let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
-            program.push(edit.clone(), entry, None, config, tokens, 0)?;
+            program.push(edit.clone(), entry, &Window::default(), config, tokens)?;
         }
         program.check(config)?;
         Ok(program)
     }
 
-    /// Adds an edit for `rows` of the batch (first, number), or all of it, in a pass that computes positions from `first` on.
+    /// Adds an edit for the part of the pass that `window` says.
     pub(crate) fn push(
         &mut self,
         mut edit: Edit,
         entry: Option<&Stored>,
-        rows: Option<(usize, usize)>,
+        window: &Window<'_>,
         config: &ModelConfig,
         tokens: &Tokens,
-        first: usize,
     ) -> Result<()> {
         edit.site.check(config)?;
+        let Window { rows, first, heads } = *window;
         let (batch, positions) = (tokens.batch(), tokens.positions());
         let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
         edit.at.check(edit.site, &shape)?;
@@ -130,6 +141,12 @@ impl Program {
         if first > 0 {
             value = value.map(|value| from_position(edit.site, &value, first, positions));
             edit.at.positions = edit.at.positions.map(|all| all.into_iter().map(|p| p - first.min(p)).collect());
+        }
+        if let Some(heads) = heads {
+            let of_site: Vec<usize> = heads.iter().map(|&head| head_at(edit.site, head, config)).collect();
+            value = value.map(|value| of_heads(edit.site, &value, &of_site));
+            let there = |asked: Vec<usize>| (0..heads.len()).filter(|&i| asked.contains(&of_site[i])).collect();
+            edit.at.heads = edit.at.heads.map(there);
         }
         let rows = rows.map(|(first, n)| (first as i64, n as i64));
         self.ops.entry(edit.site).or_default().push(Op { edit, rows, value });
@@ -180,8 +197,13 @@ impl Program {
         self.taps.iter().any(|site| moment(*site, config) > moment(Site::ResidPost(layer), config))
     }
 
-    /// What `site` holds after its edits.
-    pub(crate) fn apply(&self, site: Site, x: Tensor) -> Result<Tensor> {
+    /// Whether one of the first `n` rows is changed at `site`.
+    pub(crate) fn edits_rows(&self, site: Site, n: i64) -> bool {
+        self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.rows.is_none_or(|(first, _)| first < n)))
+    }
+
+    /// What `site` holds after its edits; `x` are the rows from `start` on.
+    pub(crate) fn apply(&self, site: Site, x: Tensor, start: i64) -> Result<Tensor> {
         let Some(ops) = self.ops.get(&site) else { return Ok(x) };
         if ops.iter().all(|op| op.rows.is_none()) {
             return ops.iter().try_fold(x, |x, op| op.apply(&x));
@@ -189,7 +211,10 @@ impl Program {
         // Variants of a sweep stand below each other in the batch; each sees its own edits only.
         let (mut pieces, mut done) = (vec![], 0);
         for group in ops.chunk_by(|a, b| a.rows == b.rows) {
-            let (first, n) = group[0].rows.unwrap_or((0, x.size()[0]));
+            let (first, n) = group[0].rows.map_or((0, x.size()[0]), |(first, n)| (first - start, n));
+            if first < 0 || first >= x.size()[0] {
+                continue; // a row that is computed apart, or joins later
+            }
             if first > done {
                 pieces.push(x.narrow(0, done, first - done));
             }
@@ -286,6 +311,25 @@ fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> 
         }
     }
     value
+}
+
+/// The head of a site that query head `head` reads: at `k` and `v` the key/value head that it shares.
+fn head_at(site: Site, head: usize, config: &ModelConfig) -> usize {
+    if site.axes().contains(&Axis::KvHead) { head * config.n_kv_heads / config.n_heads } else { head }
+}
+
+/// What a value holds for some heads of its site; its axes may be fewer than the site's, counted from the last.
+fn of_heads(site: Site, value: &Tensor, heads: &[usize]) -> Tensor {
+    let axes = site.axes();
+    let missing = axes.len() - value.dim().min(axes.len());
+    let axis = axes.iter().position(|axis| matches!(axis, Axis::Head | Axis::KvHead));
+    match axis.and_then(|axis| axis.checked_sub(missing)).filter(|&axis| value.size()[axis] > 1) {
+        Some(axis) => {
+            let heads: Vec<i64> = heads.iter().map(|&head| head as i64).collect();
+            value.index_select(axis as i64, &Tensor::from_slice(&heads).to_device(value.device()))
+        }
+        None => value.shallow_clone(),
+    }
 }
 
 /// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.

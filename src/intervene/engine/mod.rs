@@ -1,0 +1,232 @@
+//! How a sweep is computed.
+//!
+//! A variant joins the pass where it first departs from the unchanged run: at a step of a block, with that run's
+//! activations, and from the first position that it changes, with that run's keys and values before it. Where only some
+//! heads of a block change, what they write anew is added to the residual stream. Variants that start at the same position
+//! go through the layers together, stacked on the batch axis. Where the metric reads one position of each prompt, the last
+//! block computes no other, and only the logits that it reads are computed.
+
+mod journal;
+mod planner;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ndarray::{Array2, Axis as NdAxis};
+use tch::Tensor;
+
+pub(super) use journal::Journal;
+pub use planner::{Explanation, PlannedGroup};
+use planner::{Group, Place};
+
+use super::metric::Metric;
+use super::reader::{Output, Reader};
+use super::sweep::{Strategy, Variant};
+use crate::error::{Error, Result};
+use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Window};
+use crate::progress::Progress;
+
+/// What a sweep is over, and how it may be computed.
+#[derive(Clone, Copy)]
+pub(super) struct Setup<'a> {
+    pub model: &'a Model,
+    pub tokens: &'a Tokens,
+    pub metric: &'a Metric,
+    pub per_token: bool,
+    pub strategy: Strategy,
+    pub memory: Option<usize>,
+    /// Set from outside to end the work between two stacks of variants.
+    pub stop: Option<&'a AtomicBool>,
+}
+
+/// A sweep with its unchanged run.
+pub(super) struct Engine<'a> {
+    setup: Setup<'a>,
+    base: Base,
+    pub reader: Reader<'a>,
+    /// The metric of the unchanged run, one value a cell.
+    pub baseline: Vec<f64>,
+}
+
+/// The unchanged run.
+struct Base {
+    /// Its values where variants join.
+    taps: BTreeMap<Site, Tensor>,
+    /// Its keys and values, where variants leave out positions.
+    past: KvCache,
+}
+
+impl<'a> Engine<'a> {
+    /// Runs the unchanged run, and keeps of it what `variants` need, and `more`.
+    pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[Site]) -> Result<Self> {
+        setup.tokens.check(setup.model.config())?;
+        let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let mut sites: Vec<Site> = places.iter().flat_map(|place| place.entry.needs(setup.model.config())).collect();
+        sites.extend(more);
+        let (base, end) = setup.base(sites, places.iter().any(|place| place.group.first > 0))?;
+        let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end)?.per_token(setup.per_token)?;
+        let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
+        Ok(Self { setup, base, reader, baseline })
+    }
+
+    /// The unchanged run's value at a site that was asked for.
+    pub(super) fn unchanged(&self, site: Site) -> Result<&Tensor> {
+        self.base.taps.get(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
+    }
+
+    /// The metric of every variant, `[variant, cell]`. What the journal holds is not computed again; what is computed, it
+    /// receives at once.
+    pub(super) fn values(
+        &self,
+        variants: &[Variant],
+        bank: &Bank,
+        mut journal: Option<&mut Journal>,
+        progress: &mut Progress,
+    ) -> Result<Array2<f64>> {
+        let mut values = Array2::zeros((variants.len(), self.baseline.len()));
+        let mut groups: BTreeMap<Group, Vec<(Place, usize)>> = BTreeMap::new();
+        for (number, variant) in variants.iter().enumerate() {
+            match journal.as_ref().and_then(|journal| journal.get(number)) {
+                Some(known) => known.iter().zip(values.row_mut(number)).for_each(|(known, value)| *value = *known),
+                None => {
+                    let place = self.setup.place(variant)?;
+                    groups.entry(place.group).or_default().push((place, number));
+                }
+            }
+        }
+        progress.add(variants.len() - groups.values().map(Vec::len).sum::<usize>());
+        for (group, mut members) in groups {
+            members.sort_by(|a, b| (a.0.entry, a.1).cmp(&(b.0.entry, b.1)));
+            for chunk in members.chunks(self.setup.at_once(group)) {
+                self.check_stop(progress)?;
+                let output = self.compute(group, chunk, variants, bank)?;
+                let read = to_array(&self.reader.read(&output)?)?;
+                for ((_, number), row) in chunk.iter().zip(read.axis_iter(NdAxis(0))) {
+                    values.row_mut(*number).assign(&row);
+                    if let Some(journal) = journal.as_mut() {
+                        journal.push(*number, row.iter().copied())?;
+                    }
+                }
+                if let Some(journal) = journal.as_mut() {
+                    journal.flush()?;
+                }
+                progress.add(chunk.len());
+            }
+        }
+        Ok(values)
+    }
+
+    fn check_stop(&self, progress: &Progress) -> Result<()> {
+        if self.setup.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(Error::Stopped { what: progress.what(), done: progress.done(), total: progress.total() });
+        }
+        Ok(())
+    }
+
+    /// The end of the runs of some variants of a group, sorted by where they join.
+    fn compute(&self, group: Group, chunk: &[(Place, usize)], variants: &[Variant], bank: &Bank) -> Result<Output> {
+        let Setup { model, tokens, .. } = self.setup;
+        let first = group.first as i64;
+        let mut program = Program::taps([]);
+        self.push(&mut program, chunk, variants, bank, group.first)?;
+        let joins = self.joins(chunk, first);
+        let past = if first > 0 { Past::Fixed(&self.base.past, first) } else { Past::None };
+        let wanted = if group.whole { None } else { self.reader.wanted(first) };
+        let positions = tokens.positions() - group.first;
+        let hidden = model.hidden_padding(tokens);
+        let types = tokens.types(model.device());
+        let mut pass = Pass::over(model, &program, positions, hidden, past).with_types(types).only(wanted);
+        let resid = pass.residual(&joins, model.config().n_layers)?;
+        let picked = resid.size()[1] != positions as i64;
+        let whole = group.whole && model.config().has_logits();
+        let logits = whole.then(|| pass.logits(&resid)).transpose()?;
+        Ok(Output { resid, logits, first, picked })
+    }
+
+    /// The first `layers` blocks for `variants`, in which nothing but them changes what heads write (nor, with `mlps`
+    /// frozen, what MLPs write): the residual stream behind, and what `taps` then hold, for all variants in order.
+    pub(super) fn frozen(
+        &self,
+        variants: &[Variant],
+        bank: &Bank,
+        taps: &[Site],
+        frozen: Frozen,
+        layers: usize,
+        first: usize,
+    ) -> Result<(Output, BTreeMap<Site, Tensor>)> {
+        let Setup { model, tokens, .. } = self.setup;
+        let places = variants.iter().map(|variant| self.setup.place(variant));
+        let chunk: Vec<(Place, usize)> =
+            places.enumerate().map(|(number, place)| Ok((place?, number))).collect::<Result<_>>()?;
+        let mut program = Program::taps(taps.iter().copied());
+        self.push(&mut program, &chunk, variants, bank, first)?;
+        let joins = self.joins(&chunk, first as i64);
+        let past = if first > 0 { Past::Fixed(&self.base.past, first as i64) } else { Past::None };
+        let pass = Pass::over(model, &program, tokens.positions() - first, None, past);
+        let mut pass = pass.with_types(tokens.types(model.device())).frozen(Some(frozen));
+        let resid = pass.residual(&joins, layers)?;
+        Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_taps()))
+    }
+
+    fn joins(&self, chunk: &[(Place, usize)], first: i64) -> Joins<'_> {
+        let mut copies: BTreeMap<Entry, i64> = BTreeMap::new();
+        let mut heads: BTreeMap<Entry, Vec<Vec<usize>>> = BTreeMap::new();
+        for (place, _) in chunk {
+            *copies.entry(place.entry).or_default() += 1;
+            if let Some(some) = &place.heads {
+                heads.entry(place.entry).or_default().push(some.clone());
+            }
+        }
+        let ids = self.setup.tokens.ids(self.setup.model.device());
+        Joins { ids, copies, heads, base: Some(&self.base.taps), first }
+    }
+
+    /// Adds the edits of the variants, each for its own rows of the stack.
+    fn push(
+        &self,
+        program: &mut Program,
+        chunk: &[(Place, usize)],
+        variants: &[Variant],
+        bank: &Bank,
+        first: usize,
+    ) -> Result<()> {
+        let Setup { model, tokens, .. } = self.setup;
+        let batch = tokens.batch();
+        for (row, (place, number)) in chunk.iter().enumerate() {
+            for edit in &variants[*number].edits {
+                let entry = edit.action.key().map(|key| bank.get(key, edit.site)).transpose()?;
+                let heads = place.heads.as_deref().filter(|_| place.within(edit.site));
+                let window = Window { rows: Some((row * batch, batch)), first, heads };
+                program.push(edit.clone(), entry, &window, model.config(), tokens)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Setup<'_> {
+    /// The unchanged run with what it holds at `sites`, and its end.
+    fn base(&self, sites: Vec<Site>, keeps_past: bool) -> Result<(Base, Output)> {
+        let last = Site::ResidPost(self.model.config().n_layers - 1);
+        let program = Program::taps(sites.into_iter().chain([last]));
+        let mut past = KvCache::default();
+        let before = if keeps_past { Past::Growing(&mut past) } else { Past::None };
+        let hidden = self.model.hidden_padding(self.tokens);
+        let types = self.tokens.types(self.model.device());
+        let pass = Pass::over(self.model, &program, self.tokens.positions(), hidden, before).with_types(types);
+        let taps = pass.taps(self.tokens.ids(self.model.device()))?;
+        let end = Output::whole(taps.get(&last).ok_or_else(|| Error::NotTapped { site: last, tapped: vec![] })?);
+        Ok((Base { taps, past }, end))
+    }
+}
+
+/// `[n, cell]` to ndarray.
+pub(super) fn to_array(values: &Tensor) -> Result<Array2<f64>> {
+    let (n, cells) = values.size2().map_err(Error::torch("reading a metric"))?;
+    let flat = Vec::<f64>::try_from(values.flatten(0, -1)).map_err(Error::torch("reading a metric"))?;
+    Array2::from_shape_vec((n as usize, cells as usize), flat).map_err(|_| Error::Shape {
+        at: "metric".into(),
+        expected: "[variant, cell]".into(),
+        found: values.size(),
+    })
+}

@@ -1,0 +1,294 @@
+//! Which variants go through the layers together, from where, how many at once, and what that costs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+
+use super::{Engine, Setup};
+use crate::error::{Error, Result};
+use crate::intervene::metric::Metric;
+use crate::intervene::sweep::{Strategy, Variant};
+use crate::model::{Axis, Edit, Entry, ModelConfig, Site, Step};
+
+/// What variants must have in common to go through the layers together; the order is that of computing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Group {
+    /// The pass computes the logits itself: they are edited, or the whole loop is asked for.
+    pub whole: bool,
+    /// The first position that is computed.
+    pub first: usize,
+    /// Something is edited behind the last block's input, so that its positions can't all be left out.
+    pub late: bool,
+}
+
+/// With which others a variant is computed, and where it joins them.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub group: Group,
+    pub entry: Entry,
+    /// The heads that it changes in the block where it joins, where it joins with them only.
+    pub heads: Option<Vec<usize>>,
+}
+
+impl Place {
+    /// Whether an edit at `site` is of the heads with which the variant joins.
+    pub(super) fn within(&self, site: Site) -> bool {
+        site.layer() == Some(self.entry.0) && of_heads(site)
+    }
+}
+
+/// More tokens at once gain nothing: the matrix products are long enough.
+const MOST_TOKENS: usize = 8192;
+
+impl Setup<'_> {
+    /// Where a variant joins.
+    pub(super) fn place(&self, variant: &Variant) -> Result<Place> {
+        let config = self.model.config();
+        if variant.edits.is_empty() {
+            return Err(Error::argument("variant", "at least one edit", "none"));
+        }
+        variant.edits.iter().try_for_each(|edit| edit.site.check(config))?;
+        let unseen = variant.edits.iter().find(|edit| Entry::of(edit.site, config).is_none());
+        if let (Some(edit), Metric::EmbeddingDistance) = (unseen, self.metric) {
+            let (expected, found) = ("a metric that reads the logits".to_owned(), self.metric.name().to_owned());
+            return Err(Error::Edit { site: edit.site, expected, found });
+        }
+        let entries: Option<Vec<Entry>> = variant.edits.iter().map(|edit| Entry::of(edit.site, config)).collect();
+        let entries = entries.filter(|_| self.strategy == Strategy::Auto).unwrap_or_default();
+        let (Some(&entry), Some(&last)) = (entries.iter().min(), entries.iter().max()) else {
+            let group = Group { whole: true, first: 0, late: true };
+            return Ok(Place { group, entry: Entry(0, Step::Ids), heads: None });
+        };
+        let first = variant.edits.iter().map(first_position).min().unwrap_or(0);
+        let late = last > Entry(config.n_layers - 1, Step::ResidPre);
+        let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
+        Ok(match some_heads(&variant.edits, entry, config) {
+            Some((entry, heads)) => Place { group, entry, heads: Some(heads) },
+            None => Place { group, entry, heads: None },
+        })
+    }
+
+    /// How many variants are computed together.
+    pub(super) fn at_once(&self, group: Group) -> usize {
+        if self.strategy == Strategy::Naive {
+            return 1;
+        }
+        let tokens = self.tokens.batch() * (self.tokens.positions() - group.first);
+        (self.budget() / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(tokens))
+    }
+
+    /// Bytes that stacked activations may take.
+    pub(super) fn budget(&self) -> usize {
+        self.memory.unwrap_or_else(|| free_memory() / 4)
+    }
+
+    /// About how many bytes one variant of a group takes at the fullest moment of its pass.
+    pub(super) fn bytes(&self, group: Group) -> usize {
+        let config = self.model.config();
+        let positions = self.tokens.positions();
+        let tokens = self.tokens.batch() * (positions - group.first);
+        let width = 8 * config.d_model + 3 * config.d_mlp + 4 * config.n_heads * config.d_head;
+        let pattern = 3 * tokens * positions * config.n_heads;
+        let before = 2 * self.tokens.batch() * group.first * config.n_heads * config.d_head;
+        let logits = if group.whole { tokens * config.vocab } else { 0 };
+        (tokens * width + pattern + before + logits) * self.model.kind().elt_size_in_bytes()
+    }
+}
+
+/// The first position that an edit changes.
+fn first_position(edit: &Edit) -> usize {
+    edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0)
+}
+
+/// Whether a site has the heads apart, before they are summed.
+fn of_heads(site: Site) -> bool {
+    matches!(site, Site::Q(_) | Site::K(_) | Site::V(_) | Site::Scores(_) | Site::Pattern(_) | Site::Z(_))
+}
+
+/// The heads that `edits` change in the block where they first do, if that is all that they change before the residual
+/// stream behind its heads.
+fn some_heads(edits: &[Edit], Entry(layer, step): Entry, config: &ModelConfig) -> Option<(Entry, Vec<usize>)> {
+    if !matches!(step, Step::Qkv | Step::Z) {
+        return None;
+    }
+    let here = |edit: &&Edit| Entry::of(edit.site, config).is_some_and(|entry| entry <= Entry(layer, Step::Z));
+    let group = config.n_heads / config.n_kv_heads;
+    let mut heads = BTreeSet::new();
+    for edit in edits.iter().filter(here) {
+        let asked = edit.at.heads.as_ref().filter(|_| of_heads(edit.site))?;
+        let shared = if edit.site.axes().contains(&Axis::KvHead) { group } else { 1 };
+        heads.extend(asked.iter().flat_map(|head| head * shared..(head + 1) * shared));
+    }
+    if heads.len() >= config.n_heads {
+        return None;
+    }
+    let step = if step == Step::Z { Step::HeadsOut(heads.len()) } else { Step::Heads(heads.len()) };
+    Some((Entry(layer, step), heads.into_iter().collect()))
+}
+
+/// Bytes of memory that are free, by the system's own estimate; 1 GiB where it gives none.
+fn free_memory() -> usize {
+    let from = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: usize| kib * 1024)
+    };
+    std::fs::read_to_string("/proc/meminfo").ok().and_then(from).unwrap_or(1 << 30)
+}
+
+/// How a sweep would be computed, and what it costs beside the loop over whole passes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explanation {
+    /// Variants that go through the layers together.
+    pub groups: Vec<PlannedGroup>,
+    /// Multiplications that the sweep needs, the unchanged run among them.
+    pub needed: f64,
+    /// Multiplications of one whole pass a variant and for the unchanged run.
+    pub naive: f64,
+    /// Bytes that stacked activations may take.
+    pub budget: usize,
+}
+
+/// Variants that go through the layers together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlannedGroup {
+    /// How many there are.
+    pub variants: usize,
+    /// The first position that is computed.
+    pub first_position: usize,
+    /// The layers at which they join, and how many at each.
+    pub joins: BTreeMap<usize, usize>,
+    /// How many are stacked at once.
+    pub at_once: usize,
+    /// About how many bytes they then take.
+    pub bytes: usize,
+    /// Multiplications that they need.
+    pub needed: f64,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let giga = 1e9;
+        for group in &self.groups {
+            let (from, to) = (group.joins.keys().next(), group.joins.keys().next_back());
+            writeln!(
+                f,
+                "{} variants join at layers {} to {}, positions from {} on: {} at once, {:.0} MiB, {:.2} G multiplications",
+                group.variants,
+                from.copied().unwrap_or(0),
+                to.copied().unwrap_or(0),
+                group.first_position,
+                group.at_once,
+                group.bytes as f64 / f64::from(1 << 20),
+                group.needed / giga,
+            )?;
+        }
+        writeln!(
+            f,
+            "in all {:.2} G multiplications; one whole pass a variant takes {:.2} G, {:.1} times as many",
+            self.needed / giga,
+            self.naive / giga,
+            self.naive / self.needed.max(1.0)
+        )?;
+        write!(f, "stacked activations take at most {:.0} MiB", self.budget as f64 / f64::from(1 << 20))
+    }
+}
+
+impl Engine<'_> {
+    /// How the sweep would be computed.
+    pub(in crate::intervene) fn explain(&self, variants: &[Variant]) -> Result<Explanation> {
+        let whole = self.arithmetic(None);
+        let mut groups: BTreeMap<Group, Vec<Place>> = BTreeMap::new();
+        for variant in variants {
+            let place = self.setup.place(variant)?;
+            groups.entry(place.group).or_default().push(place);
+        }
+        let groups: Vec<PlannedGroup> = groups.into_iter().map(|(group, places)| self.planned(group, &places)).collect();
+        Ok(Explanation {
+            needed: whole + groups.iter().map(|group| group.needed).sum::<f64>(),
+            naive: whole * (variants.len() + 1) as f64,
+            budget: self.setup.budget(),
+            groups,
+        })
+    }
+
+    fn planned(&self, group: Group, places: &[Place]) -> PlannedGroup {
+        let mut joins = BTreeMap::new();
+        places.iter().for_each(|place| *joins.entry(place.entry.0).or_default() += 1);
+        let at_once = self.setup.at_once(group).min(places.len());
+        PlannedGroup {
+            variants: places.len(),
+            first_position: group.first,
+            joins,
+            at_once,
+            bytes: at_once * self.setup.bytes(group),
+            needed: places.iter().map(|place| self.arithmetic(Some(place))).sum(),
+        }
+    }
+
+    /// Multiplications in the matrix products of a variant's pass, or of a whole one.
+    fn arithmetic(&self, place: Option<&Place>) -> f64 {
+        let config = self.setup.model.config();
+        let (batch, positions) = (self.setup.tokens.batch(), self.setup.tokens.positions());
+        let Some(place) = place.filter(|place| !place.group.whole) else {
+            let rows = batch * positions;
+            let block = Block { config, rows, tail: rows, keys: positions };
+            return (block.all() * config.n_layers + rows * config.d_model * config.vocab) as f64;
+        };
+        let (first, Entry(layer, step)) = (place.group.first, place.entry);
+        let rows = batch * (positions - first);
+        let trims = self.reader.wanted(first as i64).is_some() && !place.group.late;
+        let block = |at: usize| {
+            let tail = if trims && at + 1 == config.n_layers { batch } else { rows };
+            Block { config, rows, tail, keys: positions }
+        };
+        let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
+        let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
+        (block(layer).from(step) + later + unembed) as f64
+    }
+}
+
+/// The size of one block's work.
+struct Block<'a> {
+    config: &'a ModelConfig,
+    /// Rows of the residual stream that enter it.
+    rows: usize,
+    /// Those that its heads look from and that leave it.
+    tail: usize,
+    /// Positions that are looked at.
+    keys: usize,
+}
+
+impl Block<'_> {
+    fn heads(&self, n: usize) -> usize {
+        2 * self.tail * self.keys * n * self.config.d_head
+    }
+
+    fn out(&self, n: usize) -> usize {
+        self.tail * n * self.config.d_head * self.config.d_model
+    }
+
+    fn mlp(&self) -> usize {
+        let matrices = if self.config.gated_mlp { 3 } else { 2 };
+        self.tail * matrices * self.config.d_model * self.config.d_mlp
+    }
+
+    fn all(&self) -> usize {
+        let ModelConfig { d_model, d_head, n_heads, n_kv_heads, .. } = *self.config;
+        d_model * d_head * (self.tail * n_heads + self.rows * 2 * n_kv_heads) + self.from(Step::Qkv)
+    }
+
+    /// The work of rows that join at `step`.
+    fn from(&self, step: Step) -> usize {
+        let n = self.config.n_heads;
+        match step {
+            Step::Ids | Step::ResidPre => self.all(),
+            Step::Qkv => self.heads(n) + self.out(n) + self.mlp(),
+            Step::Z => self.out(n) + self.mlp(),
+            Step::Heads(some) => self.heads(some) + self.out(some) + self.mlp(),
+            Step::HeadsOut(some) => self.out(some) + self.mlp(),
+            Step::ResidMid => self.mlp(),
+            Step::ResidPost => 0,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! From the metric of every variant to the rows of a table.
+
+use super::metric::Metric;
+use crate::error::{Error, Result};
+use crate::stats::{BootstrapMethod, BootstrapOptions, bootstrap};
+use crate::table::{Keys, Observation};
+
+/// How values become rows.
+pub(super) struct Outcome<'a> {
+    pub metric: &'a Metric,
+    /// What each value of a variant is about: a prompt, and where there is one value a token, its position.
+    pub cells: Vec<(usize, Option<usize>)>,
+    /// The metric of the unchanged run, one value a cell.
+    pub baseline: Vec<f64>,
+    /// The metric of the run from which activations come, where values are to be put on the scale between the two.
+    pub other: Option<Vec<f64>>,
+    /// That scale begins at the unchanged run, not at the other one.
+    pub denoises: bool,
+    pub per_prompt: bool,
+    /// Resamples prompts for an interval of the mean, with this seed.
+    pub interval: Option<u64>,
+}
+
+impl Outcome<'_> {
+    /// Fails where values are to be put on a scale whose ends are the same.
+    pub(super) fn check(&self) -> Result<()> {
+        let Some(other) = &self.other else { return Ok(()) };
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
+        let pairs = || self.baseline.iter().zip(other);
+        let all = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let none = match self.per_prompt || self.cells.iter().any(|(_, token)| token.is_some()) {
+            true => pairs().any(|(a, b)| same(*a, *b)),
+            false => same(all(&self.baseline), all(other)),
+        };
+        if none {
+            let expected = "a metric that differs between the clean and the corrupted run";
+            return Err(Error::argument("normalised", expected, format!("{} in both", all(&self.baseline))));
+        }
+        Ok(())
+    }
+
+    /// The rows of one variant: of the mean over prompts, or one a prompt or token.
+    pub(super) fn rows(&self, keys: &Keys, values: &[f64]) -> Result<Vec<Observation>> {
+        let row = |keys, [value, baseline]: [f64; 2]| Observation {
+            keys,
+            metric: self.metric.name().to_owned(),
+            value,
+            baseline: Some(baseline),
+            ..Observation::default()
+        };
+        let by_token = self.cells.iter().any(|(_, token)| token.is_some());
+        let all: Vec<usize> = (0..values.len()).collect();
+        if !self.per_prompt && !by_token {
+            let mut row = row(keys.clone(), self.scaled(values, &all));
+            if let Some(seed) = self.interval.filter(|_| values.len() > 1) {
+                let options = BootstrapOptions { method: BootstrapMethod::Percentile, ..Default::default() };
+                let found = bootstrap(&all, |drawn| self.scaled(values, drawn)[0], &options, seed)?;
+                (row.low, row.high) = (Some(found.low), Some(found.high));
+            }
+            return Ok(vec![row]);
+        }
+        let number = |n: usize| u32::try_from(n).ok();
+        let each = self.cells.iter().enumerate().map(|(cell, (prompt, token))| {
+            let keys = Keys { prompt: number(*prompt), target: token.and_then(number), ..keys.clone() };
+            row(keys, self.scaled(values, &[cell]))
+        });
+        Ok(each.collect())
+    }
+
+    /// Value and baseline of the mean over some cells, on the scale that was asked for.
+    fn scaled(&self, values: &[f64], cells: &[usize]) -> [f64; 2] {
+        let mean = |values: &[f64]| cells.iter().map(|&cell| values[cell]).sum::<f64>() / cells.len() as f64;
+        let (value, baseline) = (mean(values), mean(&self.baseline));
+        match self.other.as_deref().map(mean) {
+            Some(clean) if self.denoises => [(value - baseline) / (clean - baseline), 0.0],
+            Some(corrupt) => [(value - corrupt) / (baseline - corrupt), 1.0],
+            None => [value, baseline],
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! How a metric is read from the end of a pass: only the positions and the logits that it needs.
+
+use tch::{Kind, Tensor};
+
+use super::metric::Metric;
+use crate::error::{Error, Result};
+use crate::model::{Model, Tokens};
+
+/// The end of a pass over `n` stacked copies of the batch.
+pub(super) struct Output {
+    /// The residual stream behind the last block, `[n * batch, position, d_model]`.
+    pub resid: Tensor,
+    /// The logits `[n * batch, position, vocab]`, where an edit behind the residual stream made them differ from what
+    /// follows from it.
+    pub logits: Option<Tensor>,
+    /// The first position that was computed.
+    pub first: i64,
+    /// Only the wanted position of each prompt is there.
+    pub picked: bool,
+}
+
+impl Output {
+    /// The end of a whole pass.
+    pub(super) fn whole(resid: &Tensor) -> Self {
+        Self { resid: resid.shallow_clone(), logits: None, first: 0, picked: false }
+    }
+}
+
+/// Logits are computed this many values at a time.
+const BLOCK: i64 = 1 << 24;
+
+/// A metric bound to a model, a batch and its unchanged run.
+pub(super) struct Reader<'a> {
+    model: &'a Model,
+    metric: &'a Metric,
+    batch: i64,
+    positions: i64,
+    /// One value a token, not their mean over a prompt.
+    per_token: bool,
+    /// Lengths of the prompts, `[batch]`.
+    lengths: Tensor,
+    /// Real tokens, `[batch, position]`.
+    valid: Tensor,
+    /// Flat indices (prompt * positions + position) of where the metric reads logits.
+    places: Tensor,
+    /// The token whose logit each place is scored on; for the logit difference two a prompt.
+    targets: Vec<Tensor>,
+    /// What a relative metric compares with: ln p at the places, or pooled embeddings.
+    base: Option<Tensor>,
+    /// The metric of the unchanged run at each place, where it is a mean over places.
+    unchanged: Option<Tensor>,
+}
+
+impl<'a> Reader<'a> {
+    /// Binds `metric`; `base` is the end of the unchanged run.
+    pub(super) fn new(model: &'a Model, metric: &'a Metric, tokens: &Tokens, base: &Output) -> Result<Self> {
+        if !model.config().has_logits() && !matches!(metric, Metric::EmbeddingDistance) {
+            let found = format!("`{}`; embedding_distance needs none", metric.name());
+            return Err(Error::argument("metric", "one that a model without logits has", found));
+        }
+        let device = model.device();
+        let lengths: Vec<i64> = tokens.lengths().iter().map(|&n| n as i64).collect();
+        let mut reader = Self {
+            model,
+            metric,
+            batch: tokens.batch() as i64,
+            positions: tokens.positions() as i64,
+            per_token: false,
+            lengths: Tensor::from_slice(&lengths).to_device(device),
+            valid: tokens.valid(device),
+            places: Tensor::from_slice::<i64>(&[]),
+            targets: vec![],
+            base: None,
+            unchanged: None,
+        };
+        let (places, targets) = reader.places(tokens)?;
+        (reader.places, reader.targets) =
+            (places.to_device(device), targets.into_iter().map(|t| t.to_device(device)).collect());
+        reader.base = match metric {
+            Metric::Kl => Some(log_softmax(&reader.logits_at(base, &reader.places)?)?),
+            Metric::EmbeddingDistance => Some(reader.pooled(&base.resid)),
+            _ => None,
+        };
+        if metric.by_token() {
+            reader.unchanged = Some(reader.values_at(base, &reader.places, &reader.all_numbers())?);
+        }
+        Ok(reader)
+    }
+
+    /// Asks for one value a token, in place of their mean over a prompt.
+    pub(super) fn per_token(mut self, per_token: bool) -> Result<Self> {
+        if per_token && !self.metric.by_token() {
+            return Err(Error::argument("per_token", "a metric with a value for each token", self.metric.name()));
+        }
+        self.per_token = per_token;
+        Ok(self)
+    }
+
+    /// What each value of [`Reader::read`] is about: a prompt, and the position of the token that is predicted where there
+    /// is one value a token.
+    pub(super) fn cells(&self) -> Result<Vec<(usize, Option<usize>)>> {
+        if !self.per_token {
+            return Ok((0..self.batch as usize).map(|prompt| (prompt, None)).collect());
+        }
+        let shift = usize::from(self.shifts());
+        let places = Vec::<i64>::try_from(&self.places).map_err(Error::torch("reading a metric's places"))?;
+        let cell = |place: i64| {
+            ((place / self.positions) as usize, Some((place % self.positions) as usize + shift))
+        };
+        Ok(places.into_iter().map(cell).collect())
+    }
+
+    /// Whether each position is scored on the token behind it.
+    fn shifts(&self) -> bool {
+        self.model.config().causal && !matches!(self.metric, Metric::Kl)
+    }
+
+    /// For a logit or a difference of two: what the unembedding of one answer has more than that of the other,
+    /// `[batch, d_model]`, and the same of its bias, `[batch]`.
+    pub(super) fn direction(&self) -> (Tensor, Tensor) {
+        let of = |ids: &Tensor| self.model.unembedding(ids);
+        match self.targets.as_slice() {
+            [correct, wrong] => {
+                let ((w, b), (w_wrong, b_wrong)) = (of(correct), of(wrong));
+                (w - w_wrong, b - b_wrong)
+            }
+            [one] => of(one),
+            _ => of(&self.lengths.zeros_like()),
+        }
+    }
+
+    /// The last real position of each prompt, `[batch, position, ..]` to `[batch, ..]`.
+    pub(super) fn last(&self, x: &Tensor) -> Tensor {
+        x.flatten(0, 1).index_select(0, &self.places)
+    }
+
+    /// The one position of each prompt that the metric reads, `[batch]`, counted from `first`; nothing where it reads more.
+    pub(super) fn wanted(&self, first: i64) -> Option<Tensor> {
+        (!self.metric.answers().is_empty()).then(|| &self.lengths - (1 + first))
+    }
+
+    /// How many rows of the residual stream are unembedded for one copy of the batch from `first` on.
+    pub(super) fn unembedded(&self, first: i64) -> usize {
+        match self.metric {
+            Metric::Logit(_) | Metric::LogitDifference(..) | Metric::EmbeddingDistance => 0,
+            Metric::Custom(..) => (self.batch * (self.positions - first)) as usize,
+            _ => self.places.remainder(self.positions).ge(first).sum(Kind::Int64).int64_value(&[]) as usize,
+        }
+    }
+
+    /// Where the metric reads logits, and of which tokens.
+    fn places(&self, tokens: &Tokens) -> Result<(Tensor, Vec<Tensor>)> {
+        let (mut places, mut targets) = (vec![], vec![]);
+        if self.metric.by_token() {
+            let shift = usize::from(self.shifts());
+            for prompt in 0..tokens.batch() {
+                let row = tokens.row(prompt);
+                if row.len() <= shift {
+                    let found = format!("{} in prompt {prompt}", row.len());
+                    let expected = "at least 2 tokens a prompt, to predict one from the other";
+                    return Err(Error::argument("tokens", expected, found));
+                }
+                places.extend((0..row.len() - shift).map(|p| prompt as i64 * self.positions + p as i64));
+                targets.extend_from_slice(&row[shift..]);
+            }
+            return Ok((Tensor::from_slice(&places), vec![Tensor::from_slice(&targets)]));
+        }
+        let answers = self.metric.answers().into_iter();
+        let answers = answers.map(|answer| Ok(Tensor::from_slice(&answer.ids(self.model, tokens.batch())?)));
+        let answers = answers.collect::<Result<Vec<Tensor>>>()?;
+        if !answers.is_empty() {
+            let last = |(prompt, length): (usize, usize)| prompt as i64 * self.positions + length as i64 - 1;
+            places.extend(tokens.lengths().into_iter().enumerate().map(last));
+        }
+        Ok((Tensor::from_slice(&places), answers))
+    }
+
+    /// The metric of each of the stacked copies, `[n, cell]` with a cell for each prompt (or token: [`Reader::cells`]),
+    /// float64 on the CPU.
+    pub(super) fn read(&self, output: &Output) -> Result<Tensor> {
+        Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
+    }
+
+    /// [`Reader::read`] where the model computes, with its graph where there is one.
+    pub(super) fn values(&self, output: &Output) -> Result<Tensor> {
+        let n = output.resid.size()[0] / self.batch;
+        match self.metric {
+            Metric::Loss | Metric::Accuracy | Metric::Kl => self.over_tokens(output, n),
+            Metric::Logit(_) | Metric::LogitDifference(..) | Metric::Probability(_) | Metric::Rank(_) => {
+                self.at_answers(output, n)
+            }
+            Metric::EmbeddingDistance => {
+                let pooled = self.pooled(&output.resid).view([n, self.batch, -1]);
+                let base = self.base.as_ref().map_or_else(|| pooled.shallow_clone(), |base| base.unsqueeze(0));
+                Ok(1.0 - Tensor::cosine_similarity(&pooled, &base.expand_as(&pooled), -1, 1e-12))
+            }
+            Metric::Custom(name, read) => {
+                let logits = self.all_logits(output)?;
+                let copies = logits.chunk(n, 0).into_iter().map(|logits| {
+                    let value = read(&logits)?;
+                    let expected = format!("[batch = {}] from metric `{name}`", self.batch);
+                    if value.size() == [self.batch] {
+                        Ok(value)
+                    } else {
+                        Err(Error::Shape { at: "metric".into(), expected, found: value.size() })
+                    }
+                });
+                Ok(Tensor::stack(&copies.collect::<Result<Vec<_>>>()?, 0))
+            }
+        }
+    }
+
+    /// What the answers score at each prompt's last token, `[n, batch]`.
+    fn at_answers(&self, output: &Output, n: i64) -> Result<Tensor> {
+        let places = match output.picked {
+            true => Tensor::arange(n * self.batch, (Kind::Int64, self.model.device())),
+            false => self.stacked(&self.places, output, n),
+        };
+        let logit = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
+        let values = match (self.metric, self.targets.as_slice()) {
+            (Metric::LogitDifference(..), [correct, wrong]) => logit(correct)? - logit(wrong)?,
+            (Metric::Logit(_), [answer]) => logit(answer)?,
+            _ => self.values_at(output, &places, &self.all_numbers().repeat([n]))?,
+        };
+        Ok(values.view([n, self.batch]))
+    }
+
+    /// The metric at every place that it reads, or its mean over those of a prompt: `[n, cell]`. What stands before the
+    /// first computed position is as in the unchanged run.
+    fn over_tokens(&self, output: &Output, n: i64) -> Result<Tensor> {
+        let device = self.model.device();
+        let known = self.places.remainder(self.positions).lt(output.first);
+        let numbers = self.all_numbers().masked_select(&known.logical_not());
+        let unchanged = self.unchanged.as_ref().map_or_else(|| self.places.zeros_like(), Tensor::shallow_clone);
+        let mut all = unchanged.to_kind(Kind::Double).unsqueeze(0).repeat([n, 1]);
+        if numbers.numel() > 0 {
+            let places = self.places.index_select(0, &numbers);
+            let values = self.values_at(output, &self.stacked(&places, output, n), &numbers.repeat([n]))?;
+            all = all.index_copy(1, &numbers, &values.to_kind(Kind::Double).view([n, -1]));
+        }
+        if self.per_token {
+            return Ok(all);
+        }
+        let prompt = self.places.divide_scalar_mode(self.positions, "floor");
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Double, device));
+        let counts = zeros(&[self.batch]).index_add(0, &prompt, &prompt.ones_like().to_kind(Kind::Double));
+        Ok(zeros(&[n, self.batch]).index_add(1, &prompt, &all) / counts)
+    }
+
+    /// The metric at flat places of an output, which are the batch's places with these numbers, `[place]`.
+    fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+        let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
+        let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
+        let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
+        Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
+    }
+
+    /// [`Reader::values_at`] for as many places as fit.
+    fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+        let logits = self.logits_at(output, places)?;
+        let sum = |x: Tensor| x.sum_dim_intlist([1i64].as_slice(), false, None);
+        if let Some(base) = &self.base {
+            let base = base.index_select(0, numbers);
+            return Ok(sum(base.exp() * (&base - log_softmax(&logits)?)));
+        }
+        let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
+        let above = || sum(logits.gt_tensor(&logits.gather(1, &target, false)).to_kind(logits.kind()));
+        let log_p = || Ok(log_softmax(&logits)?.gather(1, &target, false).squeeze_dim(1));
+        match self.metric {
+            Metric::Accuracy => Ok(above().eq(0.0).to_kind(logits.kind())),
+            Metric::Rank(_) => Ok(above()),
+            Metric::Probability(_) => Ok(log_p()?.exp()),
+            _ => Ok(log_p()?.neg()),
+        }
+    }
+
+    fn all_numbers(&self) -> Tensor {
+        Tensor::arange(self.places.size()[0], (Kind::Int64, self.model.device()))
+    }
+
+    /// `places` of the batch as flat places of `n` stacked copies, of which only positions from the first on are there.
+    fn stacked(&self, places: &Tensor, output: &Output, n: i64) -> Tensor {
+        let there = self.positions - output.first;
+        let prompt = places.divide_scalar_mode(self.positions, "floor");
+        let places = prompt * there + places.remainder(self.positions) - output.first;
+        let offsets = Tensor::arange(n, (Kind::Int64, self.model.device())) * (self.batch * there);
+        (offsets.unsqueeze(1) + places.unsqueeze(0)).flatten(0, 1)
+    }
+
+    /// All logits at flat places, `[place, vocab]`.
+    fn logits_at(&self, output: &Output, places: &Tensor) -> Result<Tensor> {
+        match &output.logits {
+            Some(logits) => Ok(logits.flatten(0, 1).index_select(0, places)),
+            None => self.model.unembed(&output.resid.flatten(0, 1).index_select(0, places)),
+        }
+    }
+
+    /// One logit at each flat place, `[place]`: a dot product, where the whole row is not needed.
+    fn logit_of(&self, output: &Output, places: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        match &output.logits {
+            Some(logits) => {
+                let rows = logits.flatten(0, 1).index_select(0, places);
+                Ok(rows.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1))
+            }
+            None => self.model.unembed_one(&output.resid.flatten(0, 1).index_select(0, places), ids),
+        }
+    }
+
+    /// The logits everywhere.
+    fn all_logits(&self, output: &Output) -> Result<Tensor> {
+        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), |logits| Ok(logits.shallow_clone()))
+    }
+
+    /// The mean over real tokens, `[n * batch, d_model]`.
+    fn pooled(&self, resid: &Tensor) -> Tensor {
+        let n = resid.size()[0] / self.batch;
+        let valid = self.valid.repeat([n, 1]).unsqueeze(-1);
+        let sum = resid.where_self(&valid, &resid.zeros_like()).sum_dim_intlist([1i64].as_slice(), false, None);
+        sum / self.lengths.repeat([n]).unsqueeze(1)
+    }
+}
+
+/// ln p of each row of logits.
+fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    logits.f_log_softmax(-1, None).map_err(Error::torch("the probabilities of a metric"))
+}
