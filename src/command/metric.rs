@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use headscope::intervene::Metric;
+use headscope::intervene::{Answer, Metric};
 use headscope::model::Model;
 
 use super::json;
@@ -12,11 +12,11 @@ pub struct MetricArguments {
     /// What is measured; the loss, or for a model without logits the embedding distance, unless said otherwise
     #[arg(long, value_enum)]
     metric: Option<Measure>,
-    /// For the logit difference: a JSON list of [correct id, wrong id], one for each prompt, or @FILE with one
+    /// What answers: a JSON list with an id, or a pair [correct id, wrong id], for each prompt, or @FILE with one
     #[arg(long, value_name = "JSON|@FILE")]
     answers: Option<String>,
-    /// For the logit difference: the correct answer, a single token such as " Mary"
-    #[arg(long, requires = "wrong", conflicts_with = "answers")]
+    /// The correct answer, a single token such as " Mary"
+    #[arg(long, conflicts_with = "answers")]
     correct: Option<String>,
     /// For the logit difference: the wrong answer
     #[arg(long, requires = "correct")]
@@ -26,31 +26,66 @@ pub struct MetricArguments {
 #[derive(Clone, Copy, ValueEnum)]
 enum Measure {
     Loss,
-    LogitDifference,
+    Accuracy,
     Kl,
+    Logit,
+    LogitDifference,
+    Probability,
+    Rank,
     EmbeddingDistance,
 }
 
 impl MetricArguments {
     pub fn metric(&self, model: &Model) -> Result<Metric> {
         let usual = if model.config().has_logits() { Measure::Loss } else { Measure::EmbeddingDistance };
+        let measure = self.metric.unwrap_or(usual);
         let answered = self.answers.is_some() || self.correct.is_some();
-        if answered && !matches!(self.metric, Some(Measure::LogitDifference)) {
-            bail!("--answers, --correct, --wrong: expected --metric logit-difference with them");
+        let whole = match measure {
+            Measure::Loss => Some(Metric::Loss),
+            Measure::Accuracy => Some(Metric::Accuracy),
+            Measure::Kl => Some(Metric::Kl),
+            Measure::EmbeddingDistance => Some(Metric::EmbeddingDistance),
+            _ => None,
+        };
+        if let Some(metric) = whole {
+            if answered {
+                bail!(
+                    "--answers, --correct, --wrong: expected --metric logit, logit-difference, probability or rank with them, found {}",
+                    metric.name()
+                );
+            }
+            return Ok(metric);
         }
-        Ok(match self.metric.unwrap_or(usual) {
-            Measure::Loss => Metric::Loss,
-            Measure::Kl => Metric::Kl,
-            Measure::EmbeddingDistance => Metric::EmbeddingDistance,
-            Measure::LogitDifference => match (&self.correct, &self.wrong, &self.answers) {
-                (Some(correct), Some(wrong), _) => Metric::logit_difference(correct.as_str(), wrong.as_str()),
-                (_, _, Some(answers)) => {
-                    let pairs: Vec<[i64; 2]> = json(answers, "--answers", "a list of [correct id, wrong id]")?;
-                    let side = |i: usize| pairs.iter().map(|pair| pair[i]).collect::<Vec<i64>>();
-                    Metric::logit_difference(side(0), side(1))
-                }
-                _ => bail!("the logit difference needs --answers, or --correct and --wrong"),
-            },
+        let (correct, wrong) = self.answers()?;
+        Ok(match (measure, wrong) {
+            (Measure::LogitDifference, Some(wrong)) => Metric::LogitDifference(correct, wrong),
+            (Measure::LogitDifference, None) => {
+                bail!("the logit difference needs --answers with pairs, or --correct and --wrong")
+            }
+            (Measure::Probability, _) => Metric::Probability(correct),
+            (Measure::Rank, _) => Metric::Rank(correct),
+            _ => Metric::Logit(correct),
+        })
+    }
+
+    /// The correct answer, and the wrong one where there is one.
+    fn answers(&self) -> Result<(Answer, Option<Answer>)> {
+        #[derive(serde::Deserialize)]
+        #[serde(untagged)]
+        enum Answers {
+            Pairs(Vec<[i64; 2]>),
+            Ids(Vec<i64>),
+        }
+        if let Some(correct) = &self.correct {
+            return Ok((correct.as_str().into(), self.wrong.as_deref().map(Answer::from)));
+        }
+        let Some(answers) = &self.answers else { bail!("this metric needs --answers, or --correct (and --wrong)") };
+        Ok(match json(answers, "--answers", "a list of [correct id, wrong id], or of ids")? {
+            Answers::Ids(ids) => (ids.into(), None),
+            Answers::Pairs(pairs) => {
+                let side = |i: usize| pairs.iter().map(|pair| pair[i]).collect::<Vec<i64>>();
+                (side(0).into(), Some(side(1).into()))
+            }
         })
     }
 }

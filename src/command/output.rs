@@ -1,9 +1,11 @@
 //! What becomes of a sweep's table, as the commands that sweep take it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
+use headscope::Error;
 use headscope::intervene::Sweep;
 use headscope::table::Table;
 
@@ -12,6 +14,15 @@ pub struct OutputArguments {
     /// One row a variant and prompt, in place of the mean over prompts
     #[arg(long)]
     per_prompt: bool,
+    /// One row a variant, prompt and predicted token, for loss, accuracy and KL
+    #[arg(long)]
+    per_token: bool,
+    /// Add an interval of the mean over prompts (95 %, bootstrap)
+    #[arg(long)]
+    interval: bool,
+    /// Print how the sweep would be computed and what it costs, and compute nothing
+    #[arg(long)]
+    explain: bool,
     /// Rows to print, those of largest effect first
     #[arg(long, default_value_t = 10)]
     top: usize,
@@ -21,7 +32,13 @@ pub struct OutputArguments {
     /// The file to write: .parquet, .csv or .json
     #[arg(long, value_name = "TABLE")]
     out: Option<PathBuf>,
+    /// Go on where an interrupted run of the same command stopped; its finished rows stand beside TABLE
+    #[arg(long, requires = "out")]
+    resume: bool,
 }
+
+/// Set by Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
 
 impl OutputArguments {
     /// Fails before long work where its table could not be written.
@@ -34,10 +51,48 @@ impl OutputArguments {
         if self.per_prompt {
             sweep = sweep.per_prompt();
         }
+        if self.per_token {
+            sweep = sweep.per_token();
+        }
+        if self.interval {
+            sweep = sweep.interval(0);
+        }
         if let Some(mib) = self.memory {
             sweep = sweep.memory(mib.saturating_mul(1 << 20));
         }
-        let table = sweep.run()?;
+        if self.explain {
+            println!("{}", sweep.explain()?);
+            return Ok(());
+        }
+        let table = match &self.out {
+            Some(out) => self.kept(sweep, out)?,
+            None => sweep.run()?,
+        };
+        self.print(&table)
+    }
+
+    /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.
+    fn kept(&self, sweep: Sweep<'_>, out: &Path) -> Result<Table> {
+        let mut journal = out.as_os_str().to_owned();
+        journal.push(".partial");
+        let journal = PathBuf::from(journal);
+        if !self.resume && journal.exists() {
+            std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+        }
+        ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
+        let table = sweep.journal(&journal).stop(&STOP).run();
+        if let Err(Error::Stopped { .. }) = &table {
+            let kept = format!("finished rows are kept in {}; --resume goes on", journal.display());
+            return table.context(kept);
+        }
+        let table = table?;
+        table.write(out)?;
+        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+        Ok(table)
+    }
+
+    /// Prints the strongest rows.
+    fn print(&self, table: &Table) -> Result<()> {
         println!("{}", table.top(self.top)?);
         println!(
             "the {} of {} rows with the largest effect (value - baseline)",
@@ -45,7 +100,6 @@ impl OutputArguments {
             table.len()
         );
         if let Some(out) = &self.out {
-            table.write(out)?;
             println!("all of them written to {}", out.display());
         }
         Ok(())
