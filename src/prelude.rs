@@ -2,7 +2,9 @@
 
 pub use crate::checkpoint::{LoadOptions, Tokenizer};
 pub use crate::error::{Error, Result};
-pub use crate::intervene::{Ablation, Answer, Every, Metric, Strategy, Sweep, Variant, direct_attribution, logit_lens};
+pub use crate::intervene::{
+    Ablation, Answer, Every, Input, Metric, Node, Paths, Strategy, Sweep, Variant, direct_attribution, logit_lens,
+};
 pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};

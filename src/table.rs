@@ -125,7 +125,10 @@ impl Table {
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.keys.$name.clone()).collect::<Vec<_>>()));
             )*};
         }
-        key!(model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, position, query, key, target, token, task, step, seed);
+        key!(
+            model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, position, query, key,
+            target, token, task, step, seed
+        );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         add(Series::new(
             "value".into(),

@@ -5,6 +5,7 @@
 //! | [`Sweep`] | many variants of one run, computed together, as one table |
 //! | [`Ablation`] | what a head is replaced with |
 //! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
+//! | [`Paths`] | which part tells which: path patching from senders to receivers |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod ablation;
@@ -12,6 +13,7 @@ mod direct;
 mod engine;
 mod metric;
 mod outcome;
+mod paths;
 mod reader;
 mod sweep;
 
@@ -19,4 +21,5 @@ pub use ablation::Ablation;
 pub use direct::{direct_attribution, logit_lens};
 pub use engine::{Explanation, PlannedGroup};
 pub use metric::{Answer, Metric, Reading};
+pub use paths::{Input, Node, Paths};
 pub use sweep::{Every, Strategy, Sweep, Variant};

@@ -104,9 +104,7 @@ impl<'a> Reader<'a> {
         }
         let shift = usize::from(self.shifts());
         let places = Vec::<i64>::try_from(&self.places).map_err(Error::torch("reading a metric's places"))?;
-        let cell = |place: i64| {
-            ((place / self.positions) as usize, Some((place % self.positions) as usize + shift))
-        };
+        let cell = |place: i64| ((place / self.positions) as usize, Some((place % self.positions) as usize + shift));
         Ok(places.into_iter().map(cell).collect())
     }
 

@@ -52,7 +52,18 @@ impl<'a> Pass<'a> {
         past: Past<'a>,
     ) -> Self {
         let rotary = position::rotary(model.config(), past.positions(), positions as i64, model.kind(), model.device());
-        Self { model, program, valid, types: None, past, rotary, wanted: None, frozen: None, start: None, taps: BTreeMap::new() }
+        Self {
+            model,
+            program,
+            valid,
+            types: None,
+            past,
+            rotary,
+            wanted: None,
+            frozen: None,
+            start: None,
+            taps: BTreeMap::new(),
+        }
     }
 
     /// Gives the batch's tokens types.

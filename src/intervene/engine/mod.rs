@@ -144,7 +144,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The first `layers` blocks for `variants`, in which nothing but them changes what heads write (nor, with `mlps`
-    /// frozen, what MLPs write): the residual stream behind, and what `taps` then hold, for all variants in order.
+    /// frozen, what MLPs write): the residual stream behind, what `taps` then hold, and which variant each copy is.
     pub(super) fn frozen(
         &self,
         variants: &[Variant],
@@ -153,11 +153,12 @@ impl<'a> Engine<'a> {
         frozen: Frozen,
         layers: usize,
         first: usize,
-    ) -> Result<(Output, BTreeMap<Site, Tensor>)> {
+    ) -> Result<(Output, BTreeMap<Site, Tensor>, Vec<usize>)> {
         let Setup { model, tokens, .. } = self.setup;
         let places = variants.iter().map(|variant| self.setup.place(variant));
-        let chunk: Vec<(Place, usize)> =
+        let mut chunk: Vec<(Place, usize)> =
             places.enumerate().map(|(number, place)| Ok((place?, number))).collect::<Result<_>>()?;
+        chunk.sort_by(|a, b| (a.0.entry, a.1).cmp(&(b.0.entry, b.1)));
         let mut program = Program::taps(taps.iter().copied());
         self.push(&mut program, &chunk, variants, bank, first)?;
         let joins = self.joins(&chunk, first as i64);
@@ -165,7 +166,27 @@ impl<'a> Engine<'a> {
         let pass = Pass::over(model, &program, tokens.positions() - first, None, past);
         let mut pass = pass.with_types(tokens.types(model.device())).frozen(Some(frozen));
         let resid = pass.residual(&joins, layers)?;
-        Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_taps()))
+        let order = chunk.into_iter().map(|(_, number)| number).collect();
+        Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_taps(), order))
+    }
+
+    /// How many senders go through the layers together, where what they change at `taps` is kept.
+    pub(super) fn senders_at_once(&self, taps: &[Site]) -> usize {
+        let Setup { model, tokens, .. } = self.setup;
+        let kept: i64 = taps
+            .iter()
+            .map(|s| s.shape(model.config(), tokens.batch(), tokens.positions()).iter().product::<i64>())
+            .sum();
+        let group = Group { whole: false, first: 0, late: false };
+        let bytes = self.setup.bytes(group) + kept as usize * model.kind().elt_size_in_bytes();
+        (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.at_once(group))
+    }
+
+    /// The first position that need be computed where positions do not look at each other and the metric reads the last
+    /// ones.
+    pub(super) fn last_positions(&self) -> usize {
+        let shortest = self.setup.tokens.lengths().into_iter().min().unwrap_or(1);
+        if self.reader.wanted(0).is_some() { shortest - 1 } else { 0 }
     }
 
     fn joins(&self, chunk: &[(Place, usize)], first: i64) -> Joins<'_> {

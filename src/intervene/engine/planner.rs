@@ -203,7 +203,8 @@ impl Engine<'_> {
             let place = self.setup.place(variant)?;
             groups.entry(place.group).or_default().push(place);
         }
-        let groups: Vec<PlannedGroup> = groups.into_iter().map(|(group, places)| self.planned(group, &places)).collect();
+        let groups: Vec<PlannedGroup> =
+            groups.into_iter().map(|(group, places)| self.planned(group, &places)).collect();
         Ok(Explanation {
             needed: whole + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
