@@ -11,6 +11,7 @@
 mod ablation;
 mod direct;
 mod engine;
+mod gradient;
 mod metric;
 mod outcome;
 mod paths;
@@ -20,6 +21,7 @@ mod sweep;
 pub use ablation::Ablation;
 pub use direct::{direct_attribution, logit_lens};
 pub use engine::{Explanation, PlannedGroup};
+pub use gradient::Estimate;
 pub use metric::{Answer, Metric, Reading};
 pub use paths::{Input, Node, Paths};
 pub use sweep::{Every, Strategy, Sweep, Variant};

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::intervene::ablation::{self, Ablation, REFERENCE};
 use crate::intervene::engine::{Engine, Explanation, Journal, Setup};
+use crate::intervene::gradient::{self, Estimate, Estimator};
 use crate::intervene::metric::Metric;
 use crate::intervene::outcome::Outcome;
 use crate::model::{Action, Axis, Bank, Edit, Model, Plan, Site, Tokens};
@@ -45,6 +46,8 @@ pub struct Sweep<'a> {
     interval: Option<u64>,
     journal: Option<PathBuf>,
     stop: Option<&'a AtomicBool>,
+    estimate: Option<Estimate>,
+    exact: usize,
 }
 
 /// What happens to an activation in a sweep made by [`Sweep::each`].
@@ -148,6 +151,8 @@ impl<'a> Sweep<'a> {
             interval: None,
             journal: None,
             stop: None,
+            estimate: None,
+            exact: 0,
         };
         sweep.each(Site::Z, Every::Head)
     }
@@ -244,6 +249,19 @@ impl<'a> Sweep<'a> {
         self
     }
 
+    /// Estimates the effects from gradients in place of computing them; `method` says how in every row.
+    pub fn estimate(mut self, estimate: Estimate) -> Self {
+        self.estimate = Some(estimate);
+        self
+    }
+
+    /// Beside estimates, the exact rows (`method` is `exact`) of the `n` variants of largest estimated effect. How well the
+    /// two agree there is in the table's provenance (`agreement`: Pearson's and Spearman's correlation).
+    pub fn exact(mut self, n: usize) -> Self {
+        self.exact = n;
+        self
+    }
+
     /// Computes the table: the metric of each variant, and as `baseline` that of the unchanged run.
     ///
     /// # Errors
@@ -252,6 +270,9 @@ impl<'a> Sweep<'a> {
         self.check()?;
         let bank = self.bank()?;
         let provenance = self.provenance()?;
+        if let Some(estimate) = self.estimate {
+            return tch::no_grad(|| self.estimated(estimate, &bank, provenance));
+        }
         tch::no_grad(|| {
             let engine = Engine::new(self.setup(self.tokens), &self.variants, &[])?;
             let outcome = self.outcome(&engine)?;
@@ -262,6 +283,36 @@ impl<'a> Sweep<'a> {
             let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
             Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
         })
+    }
+
+    /// The table of estimates, and of the exact values that were asked for beside them.
+    fn estimated(&self, estimate: Estimate, bank: &Bank, mut provenance: Provenance) -> Result<Table> {
+        let setup = self.setup(self.tokens);
+        let engine = Engine::new(setup, &self.variants, &gradient::needs(&self.variants, &setup))?;
+        let outcome = self.outcome(&engine)?;
+        let effects = Estimator::new(setup, &engine, bank, &self.variants)?.effects(&self.variants, estimate)?;
+        let keys = |variant: &Variant, method: &str| Keys { method: Some(method.to_owned()), ..variant.keys.clone() };
+        let mut rows = vec![];
+        for (variant, effect) in self.variants.iter().zip(effects.outer_iter()) {
+            let values: Vec<f64> = effect.iter().zip(&engine.baseline).map(|(effect, baseline)| baseline + effect).collect();
+            rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
+        }
+        let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
+        let mut largest: Vec<usize> = (0..size.len()).collect();
+        largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
+        largest.truncate(self.exact);
+        let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
+        if !chosen.is_empty() {
+            let values = engine.values(&chosen, bank, None, &mut Progress::new("variants", chosen.len()))?;
+            for (variant, values) in chosen.iter().zip(values.outer_iter()) {
+                rows.extend(outcome.rows(&keys(variant, "exact"), &values.to_vec())?);
+            }
+            let exact: Vec<f64> = values.outer_iter().map(|row| row.sum()).collect();
+            let baseline: f64 = engine.baseline.iter().sum();
+            let estimates: Vec<f64> = largest.iter().map(|&number| baseline + effects.row(number).sum()).collect();
+            provenance.options["what"]["agreement"] = gradient::agreement(&estimates, &exact);
+        }
+        Table::new(rows, provenance)
     }
 
     /// How the sweep would be computed: what goes through the layers together and from where, how many multiplications that
@@ -314,6 +365,22 @@ impl<'a> Sweep<'a> {
     fn check(&self) -> Result<()> {
         if self.variants.is_empty() {
             return Err(Error::argument("variants", "at least one", "none"));
+        }
+        if self.interval.is_some() && (self.per_prompt || self.per_token) {
+            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
+        }
+        match self.estimate {
+            Some(_) if self.per_token => {
+                return Err(Error::argument("estimate", "one value a prompt", "one row a token"));
+            }
+            Some(_) if self.journal.is_some() => {
+                return Err(Error::argument("journal", "an exact sweep", "estimates, which take one pass"));
+            }
+            Some(estimate) => estimate.check(&self.metric)?,
+            None if self.exact > 0 => {
+                return Err(Error::argument("exact", "estimates beside which to put them", "an exact sweep"));
+            }
+            None => {}
         }
         let reads = self.variants.iter().flat_map(|variant| &variant.edits).any(|edit| reads_reference(&edit.action));
         if self.references.is_some() && (self.other.is_some() || !reads) {
@@ -401,6 +468,7 @@ impl<'a> Sweep<'a> {
             "per_prompt": self.per_prompt,
             "per_token": self.per_token,
             "interval": self.interval,
+            "estimate": self.estimate,
             "strategy": format!("{:?}", self.strategy),
             "tokens": self.tokens.rows(),
             "reference": self.other.or(self.references).map(Tokens::rows),

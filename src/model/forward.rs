@@ -253,7 +253,13 @@ impl<'a> Pass<'a> {
             (Some(sum), None) => sum,
             (None, _) => o.forward(&z.flatten(2, 3))?,
         };
-        self.at(Site::AttnOut(layer), out)
+        let out = self.at(Site::AttnOut(layer), out)?;
+        Ok(self.way_back(layer, out))
+    }
+
+    /// `x`, cut off from the graph where gradients are not to flow back through what a block writes.
+    fn way_back(&self, layer: usize, x: Tensor) -> Tensor {
+        if self.program.blocked == Some(layer) { x.detach() } else { x }
     }
 
     pub(super) fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
@@ -263,7 +269,8 @@ impl<'a> Pass<'a> {
             post = &post * up.forward(x)?;
         }
         let post = self.at(Site::MlpPost(layer), post)?;
-        self.at(Site::MlpOut(layer), mlp.out.forward(&post)?)
+        let out = self.at(Site::MlpOut(layer), mlp.out.forward(&post)?)?;
+        Ok(self.way_back(layer, out))
     }
 
     /// `x` through `norm` where the model has its norms at `place`, else `x`.
@@ -287,8 +294,12 @@ impl<'a> Pass<'a> {
 
     /// What `site` holds after its edits; recorded where the program asks for it.
     pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
-        let x = self.program.apply(site, x, self.start.unwrap_or(0))?;
+        let mut x = self.program.apply(site, x, self.start.unwrap_or(0))?;
         if self.start.is_none() && self.program.records(site) {
+            // What nothing differentiable leads to is where gradients end.
+            if self.program.differentiable && !x.requires_grad() {
+                x = x.set_requires_grad(true);
+            }
             let kept = if self.program.differentiable { x.shallow_clone() } else { x.detach() };
             self.taps.insert(site, kept);
         }

@@ -18,6 +18,8 @@ pub(crate) struct Program {
     pub(crate) differentiable: bool,
     /// Attention is computed step by step, without the fused kernel.
     pub(crate) explicit: bool,
+    /// Gradients do not flow back through what this block writes.
+    pub(crate) blocked: Option<usize>,
 }
 
 /// One edit with its value at hand, for some rows of the batch.
@@ -103,7 +105,7 @@ fn reaches(site: Site, tap: Site, config: &ModelConfig) -> bool {
 impl Program {
     /// A program that records `taps` and changes nothing.
     pub(crate) fn taps(taps: impl IntoIterator<Item = Site>) -> Self {
-        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false, explicit: false }
+        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false, explicit: false, blocked: None }
     }
 
     /// Checks `plan` against a model and a batch.

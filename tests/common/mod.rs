@@ -18,6 +18,8 @@ pub enum Tol {
     Fused(Kind),
     /// One layer's identity.
     Layer(Kind),
+    /// A derivative beside a fourth-order finite difference, float64.
+    Difference,
     /// Bit for bit.
     Exact,
 }
@@ -32,6 +34,7 @@ impl Tol {
             Self::Model(_) => 1e-5,
             Self::Fused(_) => 3e-5,
             Self::Layer(_) => 1e-6,
+            Self::Difference => 1e-6,
             Self::Exact => 0.0,
         }
     }

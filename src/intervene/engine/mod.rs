@@ -69,9 +69,9 @@ impl<'a> Engine<'a> {
         Ok(Self { setup, base, reader, baseline })
     }
 
-    /// The unchanged run's value at a site that was asked for.
-    pub(super) fn unchanged(&self, site: Site) -> Result<&Tensor> {
-        self.base.taps.get(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
+    /// What is kept of the unchanged run.
+    pub(super) fn taps(&self) -> &BTreeMap<Site, Tensor> {
+        &self.base.taps
     }
 
     /// The metric of every variant, `[variant, cell]`. What the journal holds is not computed again; what is computed, it

@@ -1,0 +1,315 @@
+//! Estimates of a sweep from gradients: one pass back in place of a pass a variant.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::engine::{Engine, Setup, to_array};
+use super::metric::Metric;
+use super::reader::Output;
+use super::sweep::Variant;
+use crate::error::{Error, Result};
+use crate::model::{Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Step, Window};
+
+/// How to estimate what a sweep would find. With a the unchanged activations, a' those of a variant and m the metric:
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Estimate {
+    /// `(a' - a) . dm/da` at the unchanged run (Nanda 2023): exact where the metric is linear in a, else off by the square
+    /// of the change; one pass forward and back for all variants.
+    Attribution,
+    /// `(a' - a) . (mean of dm/da at a + (k - 1/2)/steps (a' - a))`, k from 1 to `steps`, where the whole site moves
+    /// (Sundararajan et al. 2017): sees saturation; one pass a site and step.
+    IntegratedGradients {
+        /// Number of steps.
+        steps: usize,
+    },
+    /// AtP* (Kramár et al. 2024). Two corrections of the attribution: queries and keys are taken through their softmax,
+    /// `(pattern' - pattern) . dm/dpattern`; and gradients are taken once for each layer with the way back through that
+    /// layer blocked, so that a direct and an indirect effect can't cancel in all of them. The effect is a magnitude,
+    /// `1/(L - 1)` times the sum over blocked layers of `|estimate|`, by prompt.
+    AtpStar,
+}
+
+impl Estimate {
+    /// Its name in the column `method`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attribution => "attribution",
+            Self::IntegratedGradients { .. } => "integrated_gradients",
+            Self::AtpStar => "atp_star",
+        }
+    }
+
+    pub(super) fn check(self, metric: &Metric) -> Result<()> {
+        if matches!(self, Self::IntegratedGradients { steps: 0 }) {
+            return Err(Error::argument("steps", "at least 1", 0));
+        }
+        if metric.is_relative() || matches!(metric, Metric::Rank(_) | Metric::Accuracy) {
+            return Err(Error::argument("metric", "one with a gradient at the unchanged run", metric.name()));
+        }
+        Ok(())
+    }
+}
+
+/// Gradients of the metric on each prompt, by site; nothing where no way leads from it to the metric.
+type Gradients = BTreeMap<Site, Option<Tensor>>;
+
+/// Estimates for the variants of a sweep.
+pub(super) struct Estimator<'a> {
+    setup: Setup<'a>,
+    engine: &'a Engine<'a>,
+    bank: &'a Bank,
+    /// The unchanged run's values at every site that is edited, and the patterns of layers whose queries or keys are.
+    values: BTreeMap<Site, Tensor>,
+}
+
+impl<'a> Estimator<'a> {
+    pub(super) fn new(setup: Setup<'a>, engine: &'a Engine<'a>, bank: &'a Bank, variants: &[Variant]) -> Result<Self> {
+        let edits = variants.iter().flat_map(|variant| &variant.edits);
+        let mut sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
+        sites.iter().try_for_each(|site| site.check(setup.model.config()))?;
+        let patterns: Vec<Site> = sites.iter().filter_map(|site| pattern_of(*site)).collect();
+        sites.extend(patterns);
+        let mut estimator = Self { setup, engine, bank, values: BTreeMap::new() };
+        let (values, _) = estimator.gradients(&sites.into_iter().collect::<Vec<_>>(), None)?;
+        estimator.values = values;
+        Ok(estimator)
+    }
+
+    /// The estimated effect of every variant on every prompt, `[variant, batch]`.
+    pub(super) fn effects(&self, variants: &[Variant], estimate: Estimate) -> Result<Array2<f64>> {
+        let sites: Vec<Site> = self.values.keys().copied().collect();
+        match estimate {
+            Estimate::Attribution => {
+                let (_, gradients) = self.gradients(&sites, None)?;
+                self.along(variants, &gradients, false)
+            }
+            Estimate::IntegratedGradients { steps } => self.integrated(variants, steps),
+            Estimate::AtpStar => {
+                let layers = self.setup.model.config().n_layers;
+                if layers < 2 {
+                    return Err(Error::argument("model", "one with two layers or more, for AtP*", layers));
+                }
+                let mut sum = Array2::zeros((variants.len(), self.setup.tokens.batch()));
+                for layer in 0..layers {
+                    let (_, gradients) = self.gradients(&sites, Some(layer))?;
+                    sum += &self.along(variants, &gradients, true)?.mapv(f64::abs);
+                }
+                Ok(sum / (layers - 1) as f64)
+            }
+        }
+    }
+
+    /// The unchanged run's values at `sites` and the gradients there, with the way back through one layer blocked.
+    fn gradients(&self, sites: &[Site], blocked: Option<usize>) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
+        let Setup { model, tokens, .. } = self.setup;
+        let mut program = Program::taps(sites.iter().copied());
+        program.differentiable = true;
+        program.blocked = blocked;
+        let joins = Joins::whole(tokens.ids(model.device()));
+        self.back(&program, &joins, sites)
+    }
+
+    /// A pass forward and back.
+    fn back(&self, program: &Program, joins: &Joins<'_>, sites: &[Site]) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
+        let Setup { model, tokens, .. } = self.setup;
+        tch::with_grad(|| {
+            let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
+            let mut pass = pass.with_types(tokens.types(model.device()));
+            let resid = pass.residual(joins, model.config().n_layers)?;
+            let logits = sites.iter().any(|site| matches!(site, Site::Logits | Site::LnFinalScale));
+            let logits = logits.then(|| pass.logits(&resid)).transpose()?;
+            let end = Output { logits, ..Output::whole(&resid) };
+            let total = self.engine.reader.values(&end)?.sum(Kind::Double);
+            let taps = pass.into_taps();
+            let inputs = sites.iter().map(|&site| taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] }));
+            let inputs = inputs.collect::<Result<Vec<&Tensor>>>()?;
+            let back = Tensor::f_run_backward(&[&total], &inputs, false, false);
+            let back = back.map_err(Error::torch("the gradient of the metric"))?;
+            let gradients = back.into_iter().map(|gradient| Some(gradient).filter(Tensor::defined));
+            let gradients = sites.iter().copied().zip(gradients).collect();
+            Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
+        })
+    }
+
+    /// Sums (a' - a) . gradient over what each variant changes.
+    fn along(&self, variants: &[Variant], gradients: &Gradients, through_softmax: bool) -> Result<Array2<f64>> {
+        let mut products: Vec<(Site, Action, Option<Tensor>)> = vec![];
+        let mut effects = Array2::zeros((variants.len(), self.setup.tokens.batch()));
+        for (variant, mut row) in variants.iter().zip(effects.outer_iter_mut()) {
+            for edit in &variant.edits {
+                if through_softmax && matches!(edit.site, Site::Q(_) | Site::K(_)) {
+                    row += &self.through_softmax(edit, gradients)?;
+                    continue;
+                }
+                let known = products.iter().position(|(site, action, _)| *site == edit.site && *action == edit.action);
+                let place = match known {
+                    Some(place) => place,
+                    None => {
+                        let gradient = gradients.get(&edit.site).and_then(Option::as_ref);
+                        let product = gradient.map(|gradient| Ok(self.change(edit)? * gradient)).transpose()?;
+                        products.push((edit.site, edit.action.clone(), product));
+                        products.len() - 1
+                    }
+                };
+                if let Some(product) = &products[place].2 {
+                    row += &self.sum_at(edit, product)?;
+                }
+            }
+        }
+        Ok(effects)
+    }
+
+    /// a' - a of an edit's action over its whole site.
+    fn change(&self, edit: &Edit) -> Result<Tensor> {
+        let site = edit.site;
+        let value = &self.values[&site];
+        let change = self.edited(edit, value)? - value;
+        if i64::try_from(change.isfinite().all()).map_err(Error::torch("checking a change"))? == 0 {
+            let expected = "an edit with a finite change; cut an edge by zeroing `pattern`".to_owned();
+            return Err(Error::Edit { site, expected, found: "an infinite one".to_owned() });
+        }
+        Ok(change)
+    }
+
+    fn edited(&self, edit: &Edit, value: &Tensor) -> Result<Tensor> {
+        let whole = Edit { at: Selector::default(), ..edit.clone() };
+        let mut program = Program::taps([]);
+        self.push(&mut program, &whole, &Window::default())?;
+        program.apply(edit.site, value.shallow_clone(), 0)
+    }
+
+    fn push(&self, program: &mut Program, edit: &Edit, window: &Window<'_>) -> Result<()> {
+        let entry = edit.action.key().map(|key| self.bank.get(key, edit.site)).transpose()?;
+        program.push(edit.clone(), entry, window, self.setup.model.config(), self.setup.tokens)
+    }
+
+    /// The sum, by prompt, over the part of a site that an edit addresses.
+    fn sum_at(&self, edit: &Edit, product: &Tensor) -> Result<ndarray::Array1<f64>> {
+        // Checks the selector against the site, as an exact run would.
+        self.push(&mut Program::taps([]), edit, &Window::default())?;
+        let axes = edit.site.axes();
+        let index = |indices: &[usize]| {
+            let unique: BTreeSet<i64> = indices.iter().map(|&index| index as i64).collect();
+            Tensor::from_slice(&unique.into_iter().collect::<Vec<_>>()).to_device(product.device())
+        };
+        let mut part = product.shallow_clone();
+        for (i, axis) in axes.iter().enumerate().skip(1) {
+            if let Some(indices) = edit.at.on(*axis, i + 1 == axes.len()) {
+                part = part.index_select(i as i64, &index(indices));
+            }
+        }
+        let mut sums = part.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        if let Some(prompts) = edit.at.on(axes[0], false) {
+            let here = sums.zeros_like().index_fill(0, &index(prompts), 1.0);
+            sums = sums * here;
+        }
+        Ok(to_array(&sums.unsqueeze(0).to_device(tch::Device::Cpu))?.row(0).to_owned())
+    }
+
+    /// (pattern' - pattern) . gradient, with the pattern that an edit of queries or keys leads to.
+    fn through_softmax(&self, edit: &Edit, gradients: &Gradients) -> Result<ndarray::Array1<f64>> {
+        let Setup { model, tokens, .. } = self.setup;
+        let (Some(layer), Some(site)) = (edit.site.layer(), pattern_of(edit.site)) else {
+            return Ok(ndarray::Array1::zeros(tokens.batch()));
+        };
+        let Some(gradient) = gradients.get(&site).and_then(Option::as_ref) else {
+            return Ok(ndarray::Array1::zeros(tokens.batch()));
+        };
+        let mut program = Program::taps([site]);
+        self.push(&mut program, edit, &Window { rows: Some((0, tokens.batch())), ..Window::default() })?;
+        let joins = self.joins(Entry(layer, Step::Qkv), 1);
+        let pass = Pass::over(model, &program, tokens.positions(), model.hidden_padding(tokens), Past::None);
+        let mut pass = pass.with_types(tokens.types(model.device()));
+        let _ = pass.residual(&joins, layer + 1)?; // for the pattern
+        let taps = pass.into_taps();
+        let pattern = taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] })?;
+        let product = (pattern - &self.values[&site]) * gradient;
+        self.sum_at(&Edit::new(site, Action::Zero), &product)
+    }
+
+    fn joins(&self, entry: Entry, n: i64) -> Joins<'_> {
+        let ids = self.setup.tokens.ids(self.setup.model.device());
+        let base = (entry.1 != Step::Ids).then(|| self.engine.taps());
+        Joins { ids, copies: BTreeMap::from([(entry, n)]), heads: BTreeMap::new(), base, first: 0 }
+    }
+
+    /// [`Estimate::IntegratedGradients`]: the steps of a site go through the layers together.
+    fn integrated(&self, variants: &[Variant], steps: usize) -> Result<Array2<f64>> {
+        let mut kinds: Vec<(Site, Action)> = vec![];
+        for edit in variants.iter().flat_map(|variant| &variant.edits) {
+            if !kinds.contains(&(edit.site, edit.action.clone())) {
+                kinds.push((edit.site, edit.action.clone()));
+            }
+        }
+        let mut effects = Array2::zeros((variants.len(), self.setup.tokens.batch()));
+        for (site, action) in kinds {
+            let gradient = self.mean_gradient(&Edit::new(site, action.clone()), steps)?;
+            let gradients = Gradients::from([(site, gradient)]);
+            let of_kind = |variant: &Variant| Variant {
+                keys: variant.keys.clone(),
+                edits: variant.edits.iter().filter(|edit| edit.site == site && edit.action == action).cloned().collect(),
+            };
+            effects += &self.along(&variants.iter().map(of_kind).collect::<Vec<_>>(), &gradients, false)?;
+        }
+        Ok(effects)
+    }
+
+    /// The mean gradient on the way to what an edit makes of its whole site.
+    fn mean_gradient(&self, edit: &Edit, steps: usize) -> Result<Option<Tensor>> {
+        let Setup { model, tokens, .. } = self.setup;
+        let (site, batch) = (edit.site, tokens.batch());
+        let (value, change) = (&self.values[&site], self.change(edit)?);
+        let mut bank = Bank::default();
+        let mut program = Program::taps([site]);
+        program.differentiable = true;
+        for step in 0..steps {
+            let key = step.to_string();
+            let share = (step as f64 + 0.5) / steps as f64;
+            bank.insert(&key, site, value + &change * share);
+            let window = Window { rows: Some((step * batch, batch)), ..Window::default() };
+            let edit = Edit::new(site, Action::replace(&key));
+            program.push(edit, Some(bank.get(&key, site)?), &window, model.config(), tokens)?;
+        }
+        let entry = Entry::of(site, model.config()).unwrap_or(Entry(0, Step::Ids));
+        let (_, mut gradients) = self.back(&program, &self.joins(entry, steps as i64), &[site])?;
+        let gradient = gradients.remove(&site).flatten();
+        Ok(gradient.map(|gradient| {
+            gradient.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None)
+        }))
+    }
+}
+
+/// The pattern that queries and keys of a layer lead to.
+fn pattern_of(site: Site) -> Option<Site> {
+    match site {
+        Site::Q(layer) | Site::K(layer) => Some(Site::Pattern(layer)),
+        _ => None,
+    }
+}
+
+/// The sites of the unchanged run that estimates join from.
+pub(super) fn needs(variants: &[Variant], setup: &Setup<'_>) -> Vec<Site> {
+    let config = setup.model.config();
+    let sites = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site);
+    let entries = sites.filter_map(|site| Entry::of(site, config));
+    entries.flat_map(|entry| entry.needs(config)).collect()
+}
+
+/// How well estimates agree with exact values; nothing where one of them does not vary.
+pub(super) fn agreement(estimates: &[f64], exact: &[f64]) -> serde_json::Value {
+    let n = exact.len() as f64;
+    let centred = |values: &[f64]| {
+        let mean = values.iter().sum::<f64>() / n;
+        values.iter().map(|value| value - mean).collect::<Vec<f64>>()
+    };
+    let (a, b) = (centred(estimates), centred(exact));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let pearson = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
+    let spearman = crate::stats::spearman(estimates, exact).ok();
+    let finite = |value: f64| Some(value).filter(|value| value.is_finite());
+    serde_json::json!({ "variants": exact.len(), "pearson": finite(pearson), "spearman": spearman.and_then(finite) })
+}

@@ -1,0 +1,148 @@
+//! Estimates from gradients: goldens of independent implementations, and what must hold.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
+use headscope::intervene::Estimate;
+use headscope::prelude::*;
+use serde_json::Value;
+
+const MODEL: Tol = Tol::Model(Kind::Double);
+
+/// The numbers of nested lists, in order.
+fn flat(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(all) => all.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+type Make = fn(usize) -> Site;
+
+#[test]
+fn estimates_are_those_of_other_implementations() {
+    for name in ["tiny-gpt2", "tiny-llama"] {
+        let golden: Value =
+            serde_json::from_str(&std::fs::read_to_string(fixture(name).join("golden-paths.json")).unwrap()).unwrap();
+        let rows = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let side = |i: usize| rows("answers").iter().map(|pair| pair[i]).collect::<Vec<i64>>();
+        let (clean, corrupt) = (Tokens::new(&rows("clean")).unwrap(), Tokens::new(&rows("corrupt")).unwrap());
+        let model = load(name, Kind::Double);
+        let compare = |what: &str, expected: &Value, site: Make, every: Every, estimate: Estimate| {
+            let sweep = Sweep::noise(&model, &clean, &corrupt).each(site, every).per_prompt().estimate(estimate);
+            let table = sweep.metric(Metric::logit_difference(side(0), side(1))).run().unwrap();
+            let found = Tensor::from_slice(&table.effect().unwrap());
+            let expected = Tensor::from_slice(&flat(&expected["prompts"]));
+            assert_close(&format!("{name} {what}"), &found, &expected, MODEL);
+        };
+        let sites: [(&str, Make, Every); 8] = [
+            ("z", Site::Z, Every::Head),
+            ("q", Site::Q, Every::Head),
+            ("k", Site::K, Every::Head),
+            ("v", Site::V, Every::Head),
+            ("pattern", Site::Pattern, Every::Head),
+            ("z_by_position", Site::Z, Every::HeadPosition),
+            ("resid_pre", Site::ResidPre, Every::Position),
+            ("mlp_out", Site::MlpOut, Every::Layer),
+        ];
+        for (site, make, every) in sites {
+            compare(site, &golden["attribution"][site], make, every, Estimate::Attribution);
+            let steps = Estimate::IntegratedGradients { steps: 5 };
+            compare(site, &golden["integrated_gradients"][site], make, every, steps);
+        }
+        let nodes: [(&str, Make, Every); 6] = [
+            ("z", Site::Z, Every::Head),
+            ("z_by_position", Site::Z, Every::HeadPosition),
+            ("q", Site::Q, Every::Head),
+            ("q_by_position", Site::Q, Every::HeadPosition),
+            ("k", Site::K, Every::Head),
+            ("k_by_position", Site::K, Every::HeadPosition),
+        ];
+        for (node, make, every) in nodes {
+            compare(node, &golden["atp_star"]["grad_drop"][node], make, every, Estimate::AtpStar);
+        }
+    }
+}
+
+/// A step of `alpha` times what another run has, at one head.
+fn step(site: Site, alpha: f64) -> Vec<Variant> {
+    let edit = Edit::new(site, Action::Add { key: "reference".into(), alpha }).head(1);
+    vec![Variant { keys: Keys::default(), edits: vec![edit] }]
+}
+
+/// The estimate is the slope of the exact effect at no change, and its error falls with the square of the change.
+#[test]
+fn attribution_is_the_slope_of_the_exact_effect() {
+    for (number, config) in configs().into_iter().enumerate() {
+        let model = random(&config, number as u64);
+        let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+        for site in [Site::Z(1), Site::Q(1), Site::V(0)] {
+            let sweep = |alpha| {
+                let sweep = Sweep::noise(&model, &clean, &corrupt).variants(step(site, alpha));
+                sweep.metric(Metric::logit_difference(3, 5))
+            };
+            let effect = |alpha: f64| sweep(alpha).run().unwrap().effect().unwrap()[0];
+            let slope = sweep(1.0).estimate(Estimate::Attribution).run().unwrap().effect().unwrap()[0];
+            let h = 1e-4;
+            let difference = (8.0 * (effect(h) - effect(-h)) - (effect(2.0 * h) - effect(-2.0 * h))) / (12.0 * h);
+            assert_near(&format!("{} {site} slope", config.family), slope, difference, Tol::Difference);
+            let error = |t: f64| (effect(t) - t * slope).abs();
+            let (far, near) = (error(1e-2), error(1e-3));
+            assert!(near <= far / 50.0 + 1e-10, "{} {site}: {near:e} beside {far:e}", config.family);
+        }
+    }
+}
+
+/// Integrated gradients of a whole site find the whole effect, with ever smaller error.
+#[test]
+fn integrated_gradients_are_complete() {
+    let config = configs().remove(0);
+    let model = random(&config, 7);
+    let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+    let sweep = || {
+        let sweep = Sweep::noise(&model, &clean, &corrupt).each(Site::ResidPre, Every::Layer);
+        sweep.metric(Metric::logit_difference(3, 5))
+    };
+    let exact = sweep().run().unwrap().effect().unwrap();
+    let error = |steps| {
+        let found = sweep().estimate(Estimate::IntegratedGradients { steps }).run().unwrap().effect().unwrap();
+        found.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    };
+    assert!(error(64) < error(4) / 10.0, "{} beside {}", error(64), error(4));
+}
+
+#[test]
+fn exact_values_stand_beside_estimates() {
+    let config = configs().remove(1);
+    let model = random(&config, 7);
+    let (clean, corrupt) = (some_tokens(3, 5, config.vocab, 1), some_tokens(3, 5, config.vocab, 2));
+    let sweep = || Sweep::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5));
+    let all = sweep().run().unwrap().f64("value").unwrap();
+    let table = sweep().estimate(Estimate::Attribution).exact(all.len()).run().unwrap();
+    assert_eq!(table.len(), 2 * all.len());
+    let methods = table.frame().column("method").unwrap().str().unwrap().clone();
+    let values = table.f64("value").unwrap();
+    let exact: Vec<f64> = methods.iter().zip(values).filter(|(m, _)| *m == Some("exact")).map(|(_, v)| v).collect();
+    assert_close("exact rows", &Tensor::from_slice(&exact), &Tensor::from_slice(&all), MODEL);
+    let agreement = &table.provenance().options["what"]["agreement"];
+    assert!(agreement["pearson"].as_f64().unwrap() > 0.5, "{agreement}");
+}
+
+#[test]
+fn what_has_no_gradient_is_an_error() {
+    let config = configs().remove(0);
+    let model = random(&config, 7);
+    let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+    let says = |sweep: Sweep<'_>, words: &str| {
+        let error = sweep.run().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let estimate = || Sweep::noise(&model, &clean, &corrupt).estimate(Estimate::Attribution);
+    says(estimate().metric(Metric::Kl), "a gradient");
+    says(estimate().metric(Metric::rank(3)), "a gradient");
+    says(estimate().estimate(Estimate::IntegratedGradients { steps: 0 }), "at least 1");
+    let cut = Variant { keys: Keys::default(), edits: vec![Edit::new(Site::Scores(0), Action::KnockOut).head(0)] };
+    says(estimate().variants(vec![cut]), "finite change");
+    says(Sweep::noise(&model, &clean, &corrupt).exact(3), "an exact sweep");
+}
