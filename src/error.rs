@@ -185,6 +185,24 @@ pub enum Error {
         /// libtorch's own message.
         source: tch::TchError,
     },
+    /// LAPACK failed.
+    #[error("{action}: {source}")]
+    LinearAlgebra {
+        /// What was being computed.
+        action: &'static str,
+        /// ndarray-linalg's own message.
+        source: ndarray_linalg::error::LinalgError,
+    },
+    /// A part of the model is not in its checkpoint.
+    #[error("{at}: {needs} needs `{part}`, which the checkpoint does not have")]
+    PartAbsent {
+        /// The model.
+        at: String,
+        /// What was asked for.
+        needs: String,
+        /// The parameters that it takes.
+        part: String,
+    },
     /// polars refused a table.
     #[error("{action}: {source}")]
     Table {
@@ -218,6 +236,11 @@ impl Error {
     pub(crate) fn torch(action: impl Into<String>) -> impl FnOnce(tch::TchError) -> Self {
         let action = action.into();
         move |source| Self::Torch { action, source }
+    }
+
+    /// An [`Error::LinearAlgebra`] while doing `action`.
+    pub(crate) fn linear_algebra(action: &'static str) -> impl FnOnce(ndarray_linalg::error::LinalgError) -> Self {
+        move |source| Self::LinearAlgebra { action, source }
     }
 
     /// An [`Error::Table`] while doing `action`.

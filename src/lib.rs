@@ -25,6 +25,7 @@
 //! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |
 //! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
 //! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
+//! | 1 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
 //! | 1 | [`stats`] | ranks, random orders |
 //! | 1 | [`device`] | CPU and GPU from one build |
 //! | 0 | [`table`], [`Error`] | one tidy table, one error |
@@ -32,6 +33,7 @@
 //! Axes are always called `batch position query key head kv_head d_model d_head d_mlp vocab`; information is in nats.
 
 pub mod checkpoint;
+pub mod circuits;
 pub mod device;
 mod error;
 mod file;

@@ -37,6 +37,8 @@ pub struct Keys {
     pub head: Option<u32>,
     /// Key/value head.
     pub kv_head: Option<u32>,
+    /// Component of a decomposition, the strongest first.
+    pub component: Option<u32>,
     /// Position in the sequence.
     pub position: Option<u32>,
     /// Attending position.
@@ -126,8 +128,8 @@ impl Table {
             )*};
         }
         key!(
-            model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, position, query, key,
-            target, token, task, step, seed
+            model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component, position,
+            query, key, target, token, task, step, seed
         );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         add(Series::new(

@@ -1,0 +1,148 @@
+//! Which heads read what which heads write: composition scores, against rotations at random.
+
+use ndarray::{Array2, CowArray};
+use rayon::prelude::*;
+
+use super::factored::{Factored, shape};
+use super::inner::{Tiled, inner_products};
+use super::subspace::rotated;
+use crate::error::Result;
+
+/// Through which input of the later head it reads the earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Composition {
+    /// Its queries: `W_OV1 W_QK2`.
+    Q,
+    /// Its keys: `W_OV1 W_QK2^T`.
+    K,
+    /// Its values: `W_OV1 W_OV2`.
+    V,
+}
+
+impl Composition {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_composition",
+            Self::K => "k_composition",
+            Self::V => "v_composition",
+        }
+    }
+}
+
+/// Composition scores of writers with readers; NaN where a pair was not asked for or one of the two is zero.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompositionScores {
+    /// `|X Y|_F / (|X|_F |Y|_F)`, from 0 to 1, `[from, to]`.
+    pub value: Array2<f64>,
+    /// The square of the score in standard deviations from its mean over rotations of the stream between the two, which
+    /// keep both spectra, `[from, to]`.
+    pub z_score: Array2<f64>,
+    /// The root mean square of the score over these rotations, `1 / sqrt(d)`.
+    pub random: f64,
+}
+
+/// How much of what each X writes does each Y read? `C = |X Y|_F / (|X|_F |Y|_F)` (Elhage et al. 2021), X a writer's OV circuit
+/// and Y what the reader does with it, both as seen by row vectors.
+///
+/// All scores come from one matrix product: `|X Y|^2 = <X^T X, Y Y^T>`, and these Gram matrices are made tile by tile.
+///
+/// With the stream between the two turned at random, `|X U Y|^2` has mean `|X|^2 |Y|^2 / d` and a variance that depends
+/// on both spectra, known exactly ([`rotated`]): a score of few dimensions varies more. The z-scores are those of the
+/// squares. In trained models most are large, since heads share directions of outliers: compare them with each other.
+///
+/// `until(j)`, which must not fall with j, says with how many of the first writers reader j can compose.
+///
+/// # Shapes
+/// X `[any, d_model]`, Y `[d_model, any]`.
+///
+/// # Errors
+/// Where the widths of the stream differ.
+pub fn composition(
+    writers: &[Factored],
+    readers: &[Factored],
+    until: impl Fn(usize) -> usize + Sync,
+) -> Result<CompositionScores> {
+    let d = writers.first().map_or(0, Factored::ncols);
+    if let Some(wrong) = writers.iter().find(|x| x.ncols() != d) {
+        return Err(shape("writer", format!("[any, {d}]"), &wrong.right()));
+    }
+    if let Some(wrong) = readers.iter().find(|y| y.nrows() != d) {
+        return Err(shape("reader", format!("[{d}, any]"), &wrong.left()));
+    }
+    let x: Vec<Gram<'_>> = writers.par_iter().map(|x| Gram::of_columns(x)).collect();
+    let turned: Vec<Factored> = readers.iter().map(Factored::transpose).collect();
+    let y: Vec<Gram<'_>> = turned.par_iter().map(|y| Gram::of_columns(y)).collect();
+    let (x, xs): (Vec<_>, Vec<_>) = x.into_iter().map(|gram| (gram.moments, gram.tiled)).unzip();
+    let (y, ys): (Vec<_>, Vec<_>) = y.into_iter().map(|gram| (gram.moments, gram.tiled)).unzip();
+    let products = inner_products(&xs, &ys, true, &until);
+    let wanted = |i: usize, j: usize| i < until(j) && x[i][0] > 0.0 && y[j][0] > 0.0;
+    let square = |i: usize, j: usize| (products[[i, j]] / (x[i][0] * y[j][0])).clamp(0.0, 1.0);
+    let value = |(i, j)| if wanted(i, j) { square(i, j).sqrt() } else { f64::NAN };
+    let z_score = |(i, j): (usize, usize)| {
+        let unit = |[trace, squares]: [f64; 2]| [1.0, squares / (trace * trace)];
+        let (mean, deviation) = rotated(unit(x[i]), unit(y[j]), d as f64);
+        // Where rotations change nothing, rounding is all that is left of the deviation.
+        if wanted(i, j) && deviation > 1e-12 { (square(i, j) - mean) / deviation } else { f64::NAN }
+    };
+    let shape = (xs.len(), ys.len());
+    Ok(CompositionScores {
+        value: Array2::from_shape_fn(shape, value),
+        z_score: Array2::from_shape_fn(shape, z_score),
+        random: (d as f64).sqrt().recip(),
+    })
+}
+
+/// `X^T X = B^T (A^T A) B` of a product X = A B, as two thin factors.
+struct Gram<'a> {
+    tiled: Tiled<'a>,
+    /// Its trace and its squared Frobenius norm.
+    moments: [f64; 2],
+}
+
+impl<'a> Gram<'a> {
+    fn of_columns(product: &'a Factored) -> Self {
+        let (left, right) = (product.left(), product.right());
+        let inner = left.t().dot(&left);
+        let weighted = inner.dot(&right);
+        // tr (S B B^T) and tr (S B B^T S B B^T), S = A^T A.
+        let small = weighted.dot(&right.t());
+        let moments = [small.diag().sum(), (&small * &small.t()).sum()];
+        Self { tiled: Tiled { left: CowArray::from(right.reversed_axes()), right: CowArray::from(weighted) }, moments }
+    }
+}
+
+impl CompositionScores {
+    /// What no fit of one number a writer and one a reader explains of the z-scores, in robust standard deviations
+    /// (1.4826 times the median magnitude), `[from, to]`: which pairs are made for each other, rather than loud with all?
+    ///
+    /// By median polish (Tukey 1977): the medians of rows and of columns are taken off in turns.
+    #[must_use]
+    pub fn selective(&self) -> Array2<f64> {
+        let mut rest = self.z_score.clone();
+        for _ in 0..10 {
+            for mut row in rest.rows_mut() {
+                let middle = median(row.iter().copied());
+                row -= middle;
+            }
+            for mut column in rest.columns_mut() {
+                let middle = median(column.iter().copied());
+                column -= middle;
+            }
+        }
+        let scale = 1.4826 * median(rest.iter().map(|value| value.abs()));
+        rest.mapv(|value| if scale > 0.0 { value / scale } else { f64::NAN })
+    }
+}
+
+/// The median of the values that are finite; 0 where there is none.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}

@@ -1,0 +1,273 @@
+//! The weights of heads, and the circuits that they make.
+
+use std::sync::Arc;
+
+use ndarray::{ArcArray1, ArcArray2, Array1, Array2, ArrayView2, Axis, concatenate};
+
+use super::factored::{Factored, shape};
+use crate::error::{Error, Result};
+use crate::table::Provenance;
+
+/// How far a query stands behind its key, where positions are rotations: `W_Q R W_K^T` depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offset {
+    /// Exactly so many positions; at 0 nothing turns, and content alone decides.
+    At(i64),
+    /// The mean over offsets 0 to n - 1: the part of the circuit that does not depend on the offset. It is the constant
+    /// nearest to the circuits of all of them.
+    Mean(u32),
+}
+
+impl Default for Offset {
+    fn default() -> Self {
+        Self::At(0)
+    }
+}
+
+/// The weights of one query head, with its key/value head's; row vectors stand on the left.
+#[derive(Debug, Clone)]
+pub struct HeadWeights {
+    /// Its layer.
+    pub layer: usize,
+    /// Its number.
+    pub head: usize,
+    /// The key/value head that it shares.
+    pub kv_head: usize,
+    /// `[d_model, d_head]`
+    pub w_q: ArcArray2<f64>,
+    /// `[d_model, d_head]`
+    pub w_k: ArcArray2<f64>,
+    /// `[d_model, d_head]`
+    pub w_v: ArcArray2<f64>,
+    /// `[d_head, d_model]`
+    pub w_o: ArcArray2<f64>,
+    /// `[d_head]`; zeros where the model has none.
+    pub b_q: ArcArray1<f64>,
+    /// `[d_head]`; zeros where the model has none.
+    pub b_k: ArcArray1<f64>,
+    /// `[d_head]`; zeros where the model has none.
+    pub b_v: ArcArray1<f64>,
+    /// Radians by which each pair (i, i + d_head / 2) turns per position, where positions are rotations.
+    pub rotary: Option<Arc<[f64]>>,
+}
+
+impl HeadWeights {
+    /// Where it attends: `W_Q R W_K^T`, so that `x_q W_Q R W_K^T x_k^T` is the score before scaling. R turns by the
+    /// offset's angle, and is 1 without rotary positions.
+    ///
+    /// # Errors
+    /// Where the weights do not fit together, or the offset is a mean over none.
+    pub fn qk(&self, offset: Offset) -> Result<Factored> {
+        Factored::new(self.turned(&self.w_q.view(), offset)?, self.w_k.clone().reversed_axes())
+    }
+
+    /// [`HeadWeights::qk`] with the biases, over `[x, 1]`: `[d_model + 1, d_model + 1]`. What its last column adds to a score
+    /// is the same for every key, and the softmax cancels it.
+    ///
+    /// # Errors
+    /// As [`HeadWeights::qk`].
+    pub fn qk_with_bias(&self, offset: Offset) -> Result<Factored> {
+        let q = concatenate![Axis(0), self.w_q, self.b_q.view().insert_axis(Axis(0))];
+        let k = concatenate![Axis(0), self.w_k, self.b_k.view().insert_axis(Axis(0))];
+        Factored::new(self.turned(&q.view(), offset)?, k.reversed_axes())
+    }
+
+    /// What every query adds to the score of key x: `b_Q R W_K^T x^T`, as a direction of the stream, `[d_model]`.
+    ///
+    /// # Errors
+    /// As [`HeadWeights::qk`].
+    pub fn key_bias(&self, offset: Offset) -> Result<Array1<f64>> {
+        let b_q = self.b_q.view().insert_axis(Axis(0));
+        Ok(self.turned(&b_q, offset)?.dot(&self.w_k.t()).remove_axis(Axis(0)))
+    }
+
+    /// What it moves: `W_V W_O`.
+    ///
+    /// # Errors
+    /// Where the weights do not fit together.
+    pub fn ov(&self) -> Result<Factored> {
+        Factored::new(self.w_v.clone(), self.w_o.clone())
+    }
+
+    /// What it writes wherever it attends: `b_V W_O`, `[d_model]` (the weights of attention sum to 1).
+    pub fn ov_bias(&self) -> Array1<f64> {
+        self.b_v.dot(&self.w_o)
+    }
+
+    /// The share of the circuit that does not depend on the offset, from 0 to 1:
+    /// `|mean of W_QK|_F^2 / mean of |W_QK|_F^2` over offsets 0 to n - 1; 1 without rotary positions, NaN where it is zero.
+    ///
+    /// # Errors
+    /// As [`HeadWeights::qk`].
+    pub fn position_free_share(&self, n: u32) -> Result<f64> {
+        let mean = self.qk(Offset::Mean(n))?.norm()?;
+        if self.rotary.is_none() {
+            return Ok(if mean > 0.0 { 1.0 } else { f64::NAN });
+        }
+        let squares = (0..n).map(|offset| Ok(self.qk(Offset::At(offset.into()))?.norm()?.powi(2)));
+        let squares = squares.sum::<Result<f64>>()? / f64::from(n);
+        Ok(if squares > 0.0 { (mean * mean / squares).min(1.0) } else { f64::NAN })
+    }
+
+    /// `q R`, for rows of queries `[any, d_head]`.
+    fn turned(&self, q: &ArrayView2<'_, f64>, offset: Offset) -> Result<Array2<f64>> {
+        if offset == Offset::Mean(0) {
+            return Err(Error::argument("offset", "a mean over at least one", 0));
+        }
+        let Some(frequencies) = &self.rotary else { return Ok(q.to_owned()) };
+        let half = frequencies.len();
+        if q.ncols() != 2 * half {
+            return Err(shape("w_q", format!("[d_model, {}]", 2 * half), q));
+        }
+        let mut turned = q.to_owned();
+        for (i, frequency) in frequencies.iter().enumerate() {
+            let (cos, sin) = turn(*frequency, offset);
+            let (a, b) = (q.column(i), q.column(i + half));
+            turned.column_mut(i).assign(&(&a * cos - &b * sin));
+            turned.column_mut(i + half).assign(&(&b * cos + &a * sin));
+        }
+        Ok(turned)
+    }
+}
+
+/// Cosine and sine of the angle, or their means over the offsets.
+fn turn(frequency: f64, offset: Offset) -> (f64, f64) {
+    match offset {
+        Offset::At(positions) => {
+            let (sin, cos) = (frequency * positions as f64).sin_cos();
+            (cos, sin)
+        }
+        Offset::Mean(n) => {
+            let angles = (0..n).map(|position| (frequency * f64::from(position)).sin_cos());
+            let (sin, cos) = angles.fold((0.0, 0.0), |sum, (sin, cos)| (sum.0 + sin, sum.1 + cos));
+            (cos / f64::from(n), sin / f64::from(n))
+        }
+    }
+}
+
+/// Which circuit of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Circuit {
+    /// Where it attends: `W_Q W_K^T`.
+    Qk(Offset),
+    /// What it moves: `W_V W_O`.
+    Ov,
+}
+
+/// All heads of a model, sorted by layer and number.
+#[derive(Debug, Clone)]
+pub struct Circuits {
+    heads: Vec<HeadWeights>,
+    provenance: Provenance,
+}
+
+impl Circuits {
+    /// Of heads whose weights have been taken out of a model, which `provenance` names; [`Model::circuits`] does both.
+    ///
+    /// [`Model::circuits`]: crate::model::Model::circuits
+    ///
+    /// # Errors
+    /// Where there is no head, or a weight's shape is not that of the others.
+    pub fn new(mut heads: Vec<HeadWeights>, provenance: Provenance) -> Result<Self> {
+        heads.sort_by_key(|head| (head.layer, head.head));
+        let Some(first) = heads.first() else { return Err(Error::argument("heads", "at least one", 0)) };
+        let d_model = first.w_q.nrows();
+        for head in &heads {
+            let at = |name: &str| format!("{name} of head {}.{}", head.layer, head.head);
+            let d_head = head.w_q.ncols();
+            for (name, w) in [("w_q", &head.w_q), ("w_k", &head.w_k), ("w_v", &head.w_v)] {
+                if w.dim() != (d_model, d_head) {
+                    return Err(shape(&at(name), format!("[{d_model}, {d_head}]"), &w.view()));
+                }
+            }
+            if head.w_o.dim() != (d_head, d_model) {
+                return Err(shape(&at("w_o"), format!("[{d_head}, {d_model}]"), &head.w_o.view()));
+            }
+            for (name, b) in [("b_q", &head.b_q), ("b_k", &head.b_k), ("b_v", &head.b_v)] {
+                if b.len() != d_head {
+                    let found = vec![b.len() as i64];
+                    return Err(Error::Shape { at: at(name), expected: format!("[{d_head}]"), found });
+                }
+            }
+        }
+        Ok(Self { heads, provenance })
+    }
+
+    /// The heads, sorted by layer and number.
+    pub fn heads(&self) -> &[HeadWeights] {
+        &self.heads
+    }
+
+    /// One head.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] where there is none such.
+    pub fn head(&self, layer: usize, head: usize) -> Result<&HeadWeights> {
+        let found = self.heads.iter().find(|found| (found.layer, found.head) == (layer, head));
+        found.ok_or_else(|| {
+            let layers = self.heads.last().map_or(0, |last| last.layer + 1);
+            let heads = self.heads.iter().map(|head| head.head + 1).max().unwrap_or(0);
+            let (axis, found, limit) = if layer < layers { ("head", head, heads) } else { ("layer", layer, layers) };
+            Error::OutOfRange { at: "circuits".into(), axis, found: found as i64, limit: limit as i64 }
+        })
+    }
+
+    /// A circuit of every head.
+    ///
+    /// # Errors
+    /// Where weights are not finite or the offset makes no sense.
+    pub fn all(&self, circuit: Circuit) -> Result<Vec<Factored>> {
+        self.heads.iter().map(|head| match circuit { Circuit::Qk(offset) => head.qk(offset), Circuit::Ov => head.ov() }).collect()
+    }
+
+    /// Width of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.heads[0].w_q.nrows()
+    }
+
+    /// Provenance of a result computed with `options`.
+    pub(super) fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Provenance {
+        let mut provenance = self.provenance.clone();
+        let both = serde_json::json!({"weights": provenance.options, "what": options});
+        (provenance.options, provenance.seed) = (both, seed);
+        provenance
+    }
+
+    /// How many heads stand in layers before that of head `index`.
+    pub(super) fn before(&self, index: usize) -> usize {
+        let layer = self.heads[index].layer;
+        self.heads.partition_point(|head| head.layer < layer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn a_quarter_turn() -> Result<()> {
+        let eye = ArcArray2::eye(2);
+        let none = ArcArray1::zeros(2);
+        let head = HeadWeights {
+            layer: 0,
+            head: 0,
+            kv_head: 0,
+            w_q: eye.clone(),
+            w_k: eye.clone(),
+            w_v: eye.clone(),
+            w_o: eye,
+            b_q: none.clone(),
+            b_k: none.clone(),
+            b_v: none,
+            rotary: Some(Arc::from([std::f64::consts::FRAC_PI_2])),
+        };
+        let turned = head.qk(Offset::At(1))?.rows(0..2)?;
+        assert!((turned - array![[0.0, 1.0], [-1.0, 0.0]]).iter().all(|error| error.abs() < 1e-15));
+        let whole = head.qk(Offset::Mean(4))?;
+        assert!(whole.norm()? < 1e-15 && head.position_free_share(4)? < 1e-15);
+        Ok(())
+    }
+}

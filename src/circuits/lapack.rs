@@ -1,0 +1,131 @@
+//! LAPACK on one thread at a time, with our own errors: heads are worked on side by side instead.
+
+use std::ffi::c_int;
+use std::sync::LazyLock;
+
+use libloading::os::unix::Library;
+use ndarray::{Array1, Array2, ArrayView2};
+use ndarray_linalg::{Cholesky, Diag, Eig, JobSvd, QR, SVD, SVDDC, SolveTriangular, UPLO, c64};
+
+use crate::error::{Error, Result};
+
+/// Above this condition number `A^T A` has lost too many digits of A.
+const WELL_CONDITIONED: f64 = 1e3;
+
+/// Q X from its factors, and R: `A = Q R` with orthonormal columns of Q.
+pub(super) struct ThinQr<'a> {
+    a: ArrayView2<'a, f64>,
+    /// `[min(m, k), k]`, upper triangular.
+    pub r: Array2<f64>,
+    basis: Basis,
+}
+
+enum Basis {
+    /// Q itself, `[m, min(m, k)]`.
+    Explicit(Array2<f64>),
+    /// `R^-1`: Q is `A R^-1`, and `Q X = A (R^-1 X)` needs no Q.
+    Inverse(Array2<f64>),
+}
+
+impl<'a> ThinQr<'a> {
+    /// The decomposition of `a`, `[m, k]`.
+    ///
+    /// By the Cholesky factor of `A^T A` where that is accurate: it takes a product and `k^3` operations, where
+    /// Householder reflections take ten times as long. The condition number is bounded by `|R|_F |R^-1|_F`.
+    pub(super) fn new(a: ArrayView2<'a, f64>) -> Result<Self> {
+        if let Some((r, inverse)) = cholesky(&a) {
+            return Ok(Self { a, r, basis: Basis::Inverse(inverse) });
+        }
+        let (q, r) = alone(|| a.qr()).map_err(Error::linear_algebra("a QR decomposition"))?;
+        Ok(Self { a, r, basis: Basis::Explicit(q) })
+    }
+
+    /// `Q X`, for `x` of `[min(m, k), n]`.
+    pub(super) fn q_times(&self, x: &ArrayView2<'_, f64>) -> Array2<f64> {
+        match &self.basis {
+            Basis::Explicit(q) => q.dot(x),
+            Basis::Inverse(inverse) => self.a.dot(&inverse.dot(x)),
+        }
+    }
+
+    /// Q, `[m, min(m, k)]`.
+    pub(super) fn into_q(self) -> Array2<f64> {
+        match self.basis {
+            Basis::Explicit(q) => q,
+            Basis::Inverse(inverse) => self.a.dot(&inverse),
+        }
+    }
+}
+
+/// Orthonormal columns that span those of `a`, `[m, k]`, where these are clearly independent.
+pub(super) fn basis(a: &ArrayView2<'_, f64>) -> Option<Array2<f64>> {
+    cholesky(a).map(|(_, inverse)| a.dot(&inverse))
+}
+
+/// R and its inverse where the condition number is small enough.
+fn cholesky(a: &ArrayView2<'_, f64>) -> Option<(Array2<f64>, Array2<f64>)> {
+    let (m, k) = a.dim();
+    if m < k {
+        return None;
+    }
+    let gram = a.t().dot(a);
+    alone(|| {
+        let r = gram.cholesky(UPLO::Upper).ok()?;
+        let inverse = r.solve_triangular(UPLO::Upper, Diag::NonUnit, &Array2::eye(k)).ok()?;
+        (frobenius(&r) * frobenius(&inverse) <= WELL_CONDITIONED).then_some((r, inverse))
+    })
+}
+
+/// `|A|_F`
+pub(super) fn frobenius(a: &Array2<f64>) -> f64 {
+    a.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// U `[m, r]`, sigma descending `[r]`, V^T `[r, n]`, with r = min(m, n).
+pub(super) fn svd(a: &Array2<f64>) -> Result<(Array2<f64>, Array1<f64>, Array2<f64>)> {
+    let rank = a.nrows().min(a.ncols());
+    // The fast algorithm can fail to converge where the slow one does not.
+    let (u, s, vt) = alone(|| a.svddc(JobSvd::Some).or_else(|_| a.svd(true, true)))
+        .map_err(Error::linear_algebra("a singular value decomposition"))?;
+    match (u, vt) {
+        (Some(u), Some(vt)) => {
+            let (u, vt) = (u.slice_move(ndarray::s![.., ..rank]), vt.slice_move(ndarray::s![..rank, ..]));
+            Ok((u, s, vt))
+        }
+        _ => Err(Error::argument("svd", "singular vectors", "none")),
+    }
+}
+
+/// Singular values alone, descending.
+pub(super) fn singular_values(a: &Array2<f64>) -> Result<Array1<f64>> {
+    alone(|| a.svddc(JobSvd::None).or_else(|_| a.svd(false, false)))
+        .map(|(_, s, _)| s)
+        .map_err(Error::linear_algebra("a singular value decomposition"))
+}
+
+/// Eigenvalues of a square matrix, in no particular order.
+pub(super) fn eigenvalues(a: &Array2<f64>) -> Result<Array1<c64>> {
+    alone(|| a.eig()).map(|(values, _)| values).map_err(Error::linear_algebra("an eigenvalue decomposition"))
+}
+
+/// Runs `work` with the LAPACK inside libtorch, where it is MKL, on this thread only: matrices of a head's width are too
+/// small to be shared out, and threads of threads fight.
+fn alone<T>(work: impl FnOnce() -> T) -> T {
+    type SetThreads = unsafe extern "C" fn(c_int) -> c_int;
+    static SET: LazyLock<Option<SetThreads>> = LazyLock::new(|| {
+        // SAFETY: MKL's function of this name has this type.
+        unsafe { Library::this().get::<SetThreads>(b"MKL_Set_Num_Threads_Local\0") }.ok().map(|symbol| *symbol)
+    });
+    let Some(set) = *SET else { return work() };
+    /// Gives the thread its number back, also where `work` panics.
+    struct Back(SetThreads, c_int);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            // SAFETY: sets an integer of this thread inside MKL.
+            unsafe { (self.0)(self.1) };
+        }
+    }
+    // SAFETY: as above.
+    let _back = Back(set, unsafe { set(1) });
+    work()
+}

@@ -1,0 +1,37 @@
+//! What the weights of heads say: algebra on their circuits, without a forward pass and without tensors.
+//!
+//! Row vectors stand on the left: a head attends by `x_q W_Q W_K^T x_k^T` and moves `x W_V W_O`. All of it is float64.
+//!
+//! | question | where |
+//! |---|---|
+//! | what does a head attend to, what does it move? | [`HeadWeights::qk`], [`HeadWeights::ov`], as [`Factored`] products |
+//! | in how many dimensions? | [`Factored::svd`], [`Ranks`], [`null_spectra`], [`Circuits::svd`] |
+//! | which heads read which? | [`composition`], [`Circuits::composition`] |
+//! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Circuits::redundancy`], [`Dendrogram`] |
+//! | does a head copy tokens? | [`copying_score`], [`diagonal_ranks`], [`top_k_accuracy`] |
+//!
+//! [`Model::circuits`](crate::model::Model::circuits) takes the weights out of a model.
+
+mod composition;
+mod dendrogram;
+mod factored;
+mod heads;
+mod inner;
+mod lapack;
+mod similarity;
+mod spectrum;
+mod subspace;
+mod svd;
+mod tables;
+mod vocabulary;
+
+pub use composition::{Composition, CompositionScores, composition};
+pub use dendrogram::{Dendrogram, Linkage, Merge};
+pub use factored::Factored;
+pub use heads::{Circuit, Circuits, HeadWeights, Offset};
+pub use ndarray_linalg::c64;
+pub use similarity::{Measure, Similarity};
+pub use spectrum::{Null, NullOptions, Ranks, null_spectra, random_frame};
+pub use subspace::{Subspace, random_overlap, rotated};
+pub use svd::{BlockOverlap, Svd};
+pub use vocabulary::{copying_score, diagonal_ranks, top_k, top_k_accuracy};
