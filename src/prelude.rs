@@ -1,11 +1,14 @@
 //! What a notebook or a program usually needs: `use headscope::prelude::*;`.
 
 pub use crate::checkpoint::{LoadOptions, Tokenizer};
+pub use crate::circuits::{
+    Circuit, Circuits, Composition, Factored, Linkage, Measure, NullOptions, Offset, Ranks, Subspace,
+};
 pub use crate::error::{Error, Result};
 pub use crate::intervene::{
     Ablation, Answer, Every, Input, Metric, Node, Paths, Strategy, Sweep, Variant, direct_attribution, logit_lens,
 };
-pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
+pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};
 pub use crate::view::{self, Attention, Bars, Heatmap, Html, Lines, Svg};

@@ -200,9 +200,22 @@ impl Table {
     /// # Errors
     /// Where the table has no baseline.
     pub fn top(&self, n: usize) -> Result<Self> {
-        let effect = self.effect()?;
-        let mut order: Vec<usize> = (0..effect.len()).collect();
-        let size = |row: usize| if effect[row].is_nan() { -1.0 } else { effect[row].abs() };
+        let sizes: Vec<f64> = self.effect()?.into_iter().map(f64::abs).collect();
+        self.first(&sizes, n)
+    }
+
+    /// The same table with the `n` rows whose value in `column` is largest, the largest first, missing ones last.
+    ///
+    /// # Errors
+    /// Where there is no such column of numbers.
+    pub fn largest(&self, column: &str, n: usize) -> Result<Self> {
+        self.first(&self.f64(column)?, n)
+    }
+
+    /// The `n` rows of largest `sizes`, the largest first, missing ones last.
+    fn first(&self, sizes: &[f64], n: usize) -> Result<Self> {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        let size = |row: usize| if sizes[row].is_nan() { f64::NEG_INFINITY } else { sizes[row] };
         order.sort_by(|&a, &b| size(b).total_cmp(&size(a)));
         let rows: Vec<u32> = order.into_iter().take(n).filter_map(|row| u32::try_from(row).ok()).collect();
         let rows = polars::prelude::IdxCa::new("row".into(), rows);

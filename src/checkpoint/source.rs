@@ -133,6 +133,16 @@ impl Source {
         self.tensors.contains_key(name)
     }
 
+    /// Whether a tensor's name holds `part`.
+    pub(crate) fn has_part(&self, part: &str) -> bool {
+        self.tensors.keys().any(|name| name.contains(part))
+    }
+
+    /// `[0, width]`, in place of a matrix that the checkpoint does not have.
+    pub(crate) fn empty(&self, width: usize) -> Tensor {
+        Tensor::zeros([0, width as i64], (self.kind, self.device))
+    }
+
     /// The tensor `name`, which must have this shape and be finite.
     pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let wanted: Vec<i64> = shape.iter().map(|&n| n as i64).collect();

@@ -219,7 +219,13 @@ impl Circuits {
     /// # Errors
     /// Where weights are not finite or the offset makes no sense.
     pub fn all(&self, circuit: Circuit) -> Result<Vec<Factored>> {
-        self.heads.iter().map(|head| match circuit { Circuit::Qk(offset) => head.qk(offset), Circuit::Ov => head.ov() }).collect()
+        self.heads
+            .iter()
+            .map(|head| match circuit {
+                Circuit::Qk(offset) => head.qk(offset),
+                Circuit::Ov => head.ov(),
+            })
+            .collect()
     }
 
     /// Width of the residual stream.

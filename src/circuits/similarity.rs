@@ -29,14 +29,8 @@ pub enum Measure {
 
 impl Measure {
     /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::QueryOverlap,
-        Self::KeyOverlap,
-        Self::ValueOverlap,
-        Self::WriteOverlap,
-        Self::QkCosine,
-        Self::OvCosine,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::QueryOverlap, Self::KeyOverlap, Self::ValueOverlap, Self::WriteOverlap, Self::QkCosine, Self::OvCosine];
 
     /// Its name in tables.
     pub fn name(self) -> &'static str {
@@ -98,7 +92,8 @@ impl Circuits {
 
     fn overlaps(&self, measure: Measure) -> Result<Similarity> {
         // A head whose weights are zero spans nothing.
-        let spans: Vec<Option<Subspace>> = self.heads().par_iter().map(|head| span(head, measure)).collect::<Result<_>>()?;
+        let spans: Vec<Option<Subspace>> =
+            self.heads().par_iter().map(|head| span(head, measure)).collect::<Result<_>>()?;
         let projector = |span: &Option<Subspace>| {
             let basis = match span {
                 Some(span) => span.basis().to_owned(),

@@ -56,11 +56,7 @@ impl Ranks {
 
     /// The three with their names.
     pub(super) fn named(self) -> [(&'static str, f64); 3] {
-        [
-            ("effective_rank", self.effective),
-            ("participation_ratio", self.participation),
-            ("stable_rank", self.stable),
-        ]
+        [("effective_rank", self.effective), ("participation_ratio", self.participation), ("stable_rank", self.stable)]
     }
 }
 

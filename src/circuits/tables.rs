@@ -91,9 +91,11 @@ impl Circuits {
         let mut rows = vec![];
         for measure in Measure::ALL.into_iter().filter(|m| !matches!(m, Measure::QkCosine | Measure::OvCosine)) {
             let similarity = self.similarity(measure, Offset::default())?;
-            rows.extend(self.heads().chunk_by(|a, b| a.layer == b.layer).map(|heads| {
-                self.redundancy_row(heads[0].layer, &similarity)
-            }));
+            rows.extend(
+                self.heads()
+                    .chunk_by(|a, b| a.layer == b.layer)
+                    .map(|heads| self.redundancy_row(heads[0].layer, &similarity)),
+            );
         }
         Table::new(rows, self.provenance(json!("redundancy"), None))
     }
@@ -164,10 +166,7 @@ fn null_of(product: &Factored, options: &NullOptions) -> Result<NullOf> {
         moments(&values)
     };
     let unit = &spectra / norm.max(f64::MIN_POSITIVE);
-    let sigma = [
-        unit.mean_axis(Axis(0)).unwrap_or_default(),
-        unit.std_axis(Axis(0), 1.0),
-    ];
+    let sigma = [unit.mean_axis(Axis(0)).unwrap_or_default(), unit.std_axis(Axis(0), 1.0)];
     Ok(NullOf { sigma, ranks: [of_rank(0), of_rank(1), of_rank(2)] })
 }
 
@@ -183,7 +182,9 @@ fn spectrum_rows(keys: &Keys, sigma: &Array1<f64>, norm: f64, null: &NullOf) -> 
     let mut rows = vec![row(keys.clone(), "norm", norm, [f64::NAN; 2])];
     // A circuit that is zero has no rank of any kind.
     if let Ok(ranks) = Ranks::of(&sigma.to_vec()) {
-        rows.extend(ranks.named().into_iter().zip(null.ranks).map(|((name, value), m)| row(keys.clone(), name, value, m)));
+        rows.extend(
+            ranks.named().into_iter().zip(null.ranks).map(|((name, value), m)| row(keys.clone(), name, value, m)),
+        );
     }
     rows.extend(sigma.iter().enumerate().map(|(i, &value)| {
         let keys = Keys { component: u32::try_from(i).ok(), ..keys.clone() };

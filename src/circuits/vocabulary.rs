@@ -54,7 +54,11 @@ pub fn diagonal_ranks(circuit: &Factored) -> Result<Vec<usize>> {
 /// Where there is no rank, or `k` is 0.
 pub fn top_k_accuracy(ranks: &[usize], k: usize) -> Result<f64> {
     if ranks.is_empty() || k == 0 {
-        return Err(Error::argument("ranks, k", "at least one rank, and k at least 1", format!("{}, {k}", ranks.len())));
+        return Err(Error::argument(
+            "ranks, k",
+            "at least one rank, and k at least 1",
+            format!("{}, {k}", ranks.len()),
+        ));
     }
     Ok(ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len() as f64)
 }

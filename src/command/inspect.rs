@@ -51,6 +51,9 @@ impl Inspect {
         line("attention", if config.causal { "causal" } else { "bidirectional" }.to_owned());
         line("norms", format!("{:?}, {:?}", config.norm, config.norm_place));
         line("positions", format!("{:?}", config.position));
+        if !model.absent().is_empty() {
+            line("absent", format!("{}: for questions about weights only", model.absent().join(", ")));
+        }
         line("output", if config.has_logits() { "logits" } else { "residual stream (an encoder)" }.to_owned());
         line("tokenizer", if model.tokenizer().is_some() { "yes" } else { "none: give token ids" }.to_owned());
         line("sha256", sha256);

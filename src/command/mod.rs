@@ -2,6 +2,7 @@
 
 mod ablate;
 mod activations;
+mod circuits;
 mod generate;
 mod inspect;
 mod metric;
@@ -37,6 +38,8 @@ enum Command {
     Ablate(ablate::Ablate),
     /// Patch activations of one run into another and tabulate what becomes of a metric
     Patch(patch::Patch),
+    /// Ask the weights of all heads: spectra, composition, similarity, copying
+    Circuits(circuits::CircuitsCommand),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Print a completion script, to be sourced by your shell
@@ -53,6 +56,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Activations(activations) => activations.run(),
         Command::Ablate(ablate) => ablate.run(),
         Command::Patch(patch) => patch.run(),
+        Command::Circuits(circuits) => circuits.run(),
         Command::Generate(generate) => generate.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());

@@ -7,9 +7,11 @@
 //! | [`Plan`], [`Edit`], [`Action`] | what a run reads and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
 //! | [`Tokens`] | a batch of prompts |
+//! | [`Model::circuits`], [`Model::copying`] | the weights of heads, for [`circuits`](crate::circuits) |
 //! | [`Generation`] | cached generation |
 
 mod attention;
+mod circuits;
 mod config;
 mod forward;
 mod generate;
@@ -30,6 +32,7 @@ use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
 pub(crate) use attention::{KvCache, Past};
+pub use circuits::{CircuitOptions, Vocabulary};
 pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
 pub(crate) use forward::Pass;
 pub use generate::Generation;
@@ -115,6 +118,22 @@ impl Model {
     /// The architecture.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// What the architecture has and the checkpoint has not, such as `w_e` and `mlp` where it holds the weights of attention
+    /// alone: questions about these weights are answered, and what needs the rest says so.
+    pub fn absent(&self) -> Vec<&'static str> {
+        self.weights.absent(&self.config)
+    }
+
+    /// Fails where one of `parts` is absent.
+    pub(crate) fn require(&self, needs: &str, parts: &[&str]) -> Result<()> {
+        match self.absent().into_iter().find(|part| parts.contains(part)) {
+            Some(part) => {
+                Err(Error::PartAbsent { at: self.origin.name.clone(), needs: needs.to_owned(), part: part.to_owned() })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Type of the weights and of all activations.

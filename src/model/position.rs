@@ -18,6 +18,13 @@ pub(super) fn rotary(config: &ModelConfig, past: i64, n: i64, kind: Kind, device
     Some((to(angles.cos()), to(angles.sin())))
 }
 
+/// Radians by which each pair of coordinates turns per position, `[d_head / 2]`; nothing for other kinds of position.
+pub(super) fn radians(config: &ModelConfig) -> Option<Vec<f64>> {
+    let Position::Rotary { base, scaling } = &config.position else { return None };
+    let frequencies = frequencies(*base, config.d_head as i64, scaling);
+    Some((0..frequencies.numel() as i64).map(|i| frequencies.double_value(&[i])).collect())
+}
+
 /// Rotates `x`, `[batch, position, head, d_head]`; coordinate i turns with coordinate i + d_head / 2.
 pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     let halves = x.chunk(2, -1);

@@ -122,7 +122,24 @@ impl Weights {
             }
             head.unembed.names("u", &mut all);
         }
+        all.retain(|(_, tensor)| tensor.numel() > 0);
         all
+    }
+
+    /// What the architecture has and these weights have not: a checkpoint may hold the weights of attention alone.
+    pub(crate) fn absent(&self, config: &ModelConfig) -> Vec<&'static str> {
+        let no_row = |w: &Tensor| w.numel() == 0;
+        let parts = [
+            ("w_e", no_row(&self.w_e)),
+            ("w_pos", config.position == Position::Learned && self.w_pos.is_none()),
+            ("mlp", config.has_mlp() && self.blocks.iter().any(|block| block.mlp.is_none())),
+            (
+                "ln_final",
+                config.norm_place == NormPlace::Pre && config.norm != NormKind::None && self.ln_final.is_none(),
+            ),
+            ("w_u", config.has_logits() && self.head.as_ref().is_none_or(|head| no_row(&head.unembed.w))),
+        ];
+        parts.into_iter().filter(|(_, absent)| *absent).map(|(name, _)| name).collect()
     }
 
     /// Whether the unembedding is the token embedding itself.

@@ -53,16 +53,23 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
 }
 
 fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
-    let reader = Reader::new(source, "bert.", "embeddings.word_embeddings.weight");
+    let reader = Reader::new(source, "bert.", "encoder.layer.0.attention.self.query.weight");
     let embeddings = reader.under("embeddings");
     let d = config.d_model;
-    let w_e = embeddings.take("word_embeddings.weight", &[config.vocab, d])?;
+    let w_e = embeddings.embedding("word_embeddings.weight", config.vocab, d)?;
     let blocks = (0..config.n_layers).map(|layer| block(config, &reader.under(&format!("encoder.layer.{layer}"))));
     let types = config.n_token_types;
     Ok(Weights {
-        w_pos: Some(embeddings.take("position_embeddings.weight", &[config.n_positions, d])?),
-        w_type: (types > 0).then(|| embeddings.take("token_type_embeddings.weight", &[types, d])).transpose()?,
-        ln_embed: Some(embeddings.norm("LayerNorm", d, true)?),
+        w_pos: embeddings.kept("position_embeddings.weight", || {
+            embeddings.take("position_embeddings.weight", &[config.n_positions, d])
+        })?,
+        w_type: match types {
+            0 => None,
+            _ => embeddings.kept("token_type_embeddings.weight", || {
+                embeddings.take("token_type_embeddings.weight", &[types, d])
+            })?,
+        },
+        ln_embed: embeddings.kept("LayerNorm.weight", || embeddings.norm("LayerNorm", d, true))?,
         blocks: blocks.collect::<Result<_>>()?,
         ln_final: None,
         head: (config.unembed == Unembed::MaskedLm).then(|| head(config, source, &w_e)).transpose()?,
@@ -107,13 +114,15 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
         v: attention.linear("self.value", d, d, true)?,
         o: attention.linear("output.dense", d, d, true)?,
     };
-    let gate = reader.linear("intermediate.dense", d, config.d_mlp, true)?;
-    let mlp = Mlp { gate, up: None, out: reader.linear("output.dense", config.d_mlp, d, true)? };
+    let mlp = || {
+        let gate = reader.linear("intermediate.dense", d, config.d_mlp, true)?;
+        Ok(Mlp { gate, up: None, out: reader.linear("output.dense", config.d_mlp, d, true)? })
+    };
     Ok(Block {
         ln1: Some(attention.norm("output.LayerNorm", d, true)?),
         attn,
-        ln2: Some(reader.norm("output.LayerNorm", d, true)?),
-        mlp: Some(mlp),
+        ln2: reader.kept("output.LayerNorm.weight", || reader.norm("output.LayerNorm", d, true))?,
+        mlp: reader.kept("intermediate.dense.weight", mlp)?,
     })
 }
 

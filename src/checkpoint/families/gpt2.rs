@@ -47,21 +47,21 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
 }
 
 fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
-    let reader = Reader::new(source, "transformer.", "wte.weight");
+    let reader = Reader::new(source, "transformer.", "h.0.attn.c_attn.weight");
     let d = config.d_model;
-    let w_e = reader.take("wte.weight", &[config.vocab, d])?;
+    let w_e = reader.embedding("wte.weight", config.vocab, d)?;
     let head = match config.unembed {
         Unembed::None => None,
         _ => Some(unembedding(source, "lm_head.weight", &w_e, config.tied_unembed)?),
     };
     Ok(Weights {
-        w_pos: Some(reader.take("wpe.weight", &[config.n_positions, d])?),
+        w_pos: reader.kept("wpe.weight", || reader.take("wpe.weight", &[config.n_positions, d]))?,
         w_type: None,
         ln_embed: None,
         blocks: (0..config.n_layers)
             .map(|layer| block(config, &reader.under(&format!("h.{layer}"))))
             .collect::<Result<_>>()?,
-        ln_final: Some(reader.norm("ln_f", d, true)?),
+        ln_final: reader.kept("ln_f.weight", || reader.norm("ln_f", d, true))?,
         head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
         w_e,
     })
@@ -75,13 +75,15 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
         Linear { w: qkv.w.narrow(1, start, width), b: qkv.b.as_ref().map(|b| b.narrow(0, start, width)) }
     };
     let attn = Attention { q: part(0), k: part(1), v: part(2), o: reader.conv1d("attn.c_proj", d, d)? };
-    let gate = reader.conv1d("mlp.c_fc", d, config.d_mlp)?;
-    let mlp = Mlp { gate, up: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? };
+    let mlp = || {
+        let gate = reader.conv1d("mlp.c_fc", d, config.d_mlp)?;
+        Ok(Mlp { gate, up: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? })
+    };
     Ok(Block {
         ln1: Some(reader.norm("ln_1", d, true)?),
         attn,
-        ln2: Some(reader.norm("ln_2", d, true)?),
-        mlp: Some(mlp),
+        ln2: reader.kept("ln_2.weight", || reader.norm("ln_2", d, true))?,
+        mlp: reader.kept("mlp.c_fc.weight", mlp)?,
     })
 }
 

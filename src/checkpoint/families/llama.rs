@@ -83,9 +83,9 @@ fn rotary(json: &ConfigJson) -> Result<Position> {
 }
 
 fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
-    let reader = Reader::new(source, "model.", "embed_tokens.weight");
+    let reader = Reader::new(source, "model.", "layers.0.self_attn.q_proj.weight");
     let d = config.d_model;
-    let w_e = reader.take("embed_tokens.weight", &[config.vocab, d])?;
+    let w_e = reader.embedding("embed_tokens.weight", config.vocab, d)?;
     let head = match config.unembed {
         Unembed::None => None,
         _ => Some(unembedding(source, "lm_head.weight", &w_e, config.tied_unembed)?),
@@ -96,7 +96,7 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
         w_type: None,
         ln_embed: None,
         blocks: blocks.collect::<Result<_>>()?,
-        ln_final: Some(reader.norm("norm", d, false)?),
+        ln_final: reader.kept("norm.weight", || reader.norm("norm", d, false))?,
         head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
         w_e,
     })
@@ -111,16 +111,18 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
         v: reader.linear("self_attn.v_proj", d, kv, bias)?,
         o: reader.linear("self_attn.o_proj", query, d, config.attn_out_bias)?,
     };
-    let mlp = Mlp {
-        gate: reader.linear("mlp.gate_proj", d, config.d_mlp, config.mlp_bias)?,
-        up: Some(reader.linear("mlp.up_proj", d, config.d_mlp, config.mlp_bias)?),
-        out: reader.linear("mlp.down_proj", config.d_mlp, d, config.mlp_bias)?,
+    let mlp = || {
+        Ok(Mlp {
+            gate: reader.linear("mlp.gate_proj", d, config.d_mlp, config.mlp_bias)?,
+            up: Some(reader.linear("mlp.up_proj", d, config.d_mlp, config.mlp_bias)?),
+            out: reader.linear("mlp.down_proj", config.d_mlp, d, config.mlp_bias)?,
+        })
     };
     Ok(Block {
         ln1: Some(reader.norm("input_layernorm", d, false)?),
         attn,
-        ln2: Some(reader.norm("post_attention_layernorm", d, false)?),
-        mlp: Some(mlp),
+        ln2: reader.kept("post_attention_layernorm.weight", || reader.norm("post_attention_layernorm", d, false))?,
+        mlp: reader.kept("mlp.gate_proj.weight", mlp)?,
     })
 }
 

@@ -54,6 +54,9 @@ fn activation(config: &ConfigJson, key: &str, default: &str) -> Result<Activatio
 
 /// The unembedding, `[d_model, vocab]`: the tensor `name` where the file has it, unless it only repeats a tied embedding.
 fn unembedding(source: &Source, name: &str, w_e: &Tensor, tied: bool) -> Result<Tensor> {
+    if w_e.numel() == 0 && !source.has(name) {
+        return Ok(w_e.tr()); // the two are absent together
+    }
     if tied && !source.has(name) {
         return Ok(w_e.tr());
     }
@@ -97,6 +100,24 @@ impl<'a> Reader<'a> {
     fn conv1d(&self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let w = self.take(&format!("{name}.weight"), &[rows, columns])?;
         Ok(Linear { w, b: Some(self.take(&format!("{name}.bias"), &[columns])?) })
+    }
+
+    /// What `take` reads; nothing where `name` is not there in a checkpoint that was stripped of its MLPs: what is left of
+    /// such a one serves the questions that the weights of attention answer.
+    fn kept<T>(&self, name: &str, take: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        let gone = !self.source.has(&format!("{}{name}", self.prefix)) && self.is_stripped();
+        if gone { Ok(None) } else { take().map(Some) }
+    }
+
+    /// Whether no block has an MLP.
+    fn is_stripped(&self) -> bool {
+        !["mlp.", "intermediate."].iter().any(|part| self.source.has_part(part))
+    }
+
+    /// The token embedding, `[vocab, d_model]`; without a row where a stripped checkpoint has none.
+    fn embedding(&self, name: &str, vocab: usize, width: usize) -> Result<Tensor> {
+        let found = self.kept(name, || self.take(name, &[vocab, width]))?;
+        Ok(found.unwrap_or_else(|| self.source.empty(width)))
     }
 
     fn norm(&self, name: &str, width: usize, bias: bool) -> Result<Norm> {

@@ -1,0 +1,169 @@
+//! `headscope circuits`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use headscope::circuits::{Circuit, Circuits, Composition, Linkage, Measure, Null, NullOptions, Offset};
+use headscope::model::{CircuitOptions, Model, Position};
+use headscope::table::Table;
+
+use super::ModelArguments;
+
+/// Ask the weights of all heads: spectra, composition, similarity, copying. Nothing is run.
+///
+/// Example: headscope circuits openai-community/gpt2 --composition k --out k.parquet
+///
+/// A checkpoint with the weights of attention alone will do for all but --copying.
+#[derive(Args)]
+pub struct CircuitsCommand {
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    question: Question,
+    /// Leave the norms' weights and the means out of the circuits, in place of folding them in
+    #[arg(long)]
+    raw: bool,
+    /// How many positions the query stands behind the key; only with rotary positions, 0 unless said otherwise
+    #[arg(long, value_name = "N", conflicts_with = "mean_offset")]
+    offset: Option<i64>,
+    /// Average QK circuits over offsets 0 to N - 1; only with rotary positions
+    #[arg(long, value_name = "N")]
+    mean_offset: Option<u32>,
+    /// What spectra are compared with: normal entries, or the head's own entries in random order
+    #[arg(long, value_enum)]
+    null: Option<NullKind>,
+    /// Seed of these comparisons; 0 unless said otherwise
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Rows to print, those of largest z-score first
+    #[arg(long, default_value_t = 10)]
+    top: usize,
+    /// The file to write: .parquet, .csv or .json
+    #[arg(long, value_name = "TABLE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Question {
+    /// The spectrum of every head's circuit and the dimensions that it uses
+    #[arg(long, value_enum, value_name = "CIRCUIT")]
+    svd: Option<Which>,
+    /// How much of what each head writes the queries, keys or values of each later head read
+    #[arg(long, value_enum, value_name = "INPUT")]
+    composition: Option<Input>,
+    /// How alike any two heads are: subspaces read and written, circuits
+    #[arg(long)]
+    similarity: bool,
+    /// How much each head raises the tokens that it attends to
+    #[arg(long)]
+    copying: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    Qk,
+    Ov,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Input {
+    Q,
+    K,
+    V,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NullKind {
+    Gaussian,
+    Shuffled,
+}
+
+impl CircuitsCommand {
+    pub fn run(&self) -> Result<()> {
+        self.check()?;
+        let model = self.model.load()?;
+        let offset = self.offset(&model)?;
+        let options = CircuitOptions { fold_norms: !self.raw, centre_writing: !self.raw };
+        if self.question.copying {
+            return self.finish(&model.copying(&[1, 5], &options)?, "value");
+        }
+        let circuits = model.circuits(&options)?;
+        if let Some(which) = self.question.svd {
+            let circuit = match which {
+                Which::Qk => Circuit::Qk(offset),
+                Which::Ov => Circuit::Ov,
+            };
+            return self.finish(&circuits.svd(circuit, &self.null())?, "z_score");
+        }
+        if let Some(input) = self.question.composition {
+            let kind = match input {
+                Input::Q => Composition::Q,
+                Input::K => Composition::K,
+                Input::V => Composition::V,
+            };
+            return self.finish(&circuits.composition(kind, offset)?, "z_score");
+        }
+        println!("Overlap of the heads of a layer (value), and of random subspaces (baseline):");
+        println!("{}", circuits.redundancy()?);
+        for measure in [Measure::QkCosine, Measure::OvCosine] {
+            println!("Tree of the heads by {}: {}", measure.name(), tree(&circuits, measure, offset)?);
+        }
+        self.finish(&circuits.similarities(offset)?, "z_score")
+    }
+
+    /// Refuses options that would be of no use.
+    fn check(&self) -> Result<()> {
+        let Question { svd, composition, similarity, .. } = &self.question;
+        if (self.null.is_some() || self.seed.is_some()) && svd.is_none() {
+            bail!("--null, --seed: expected --svd with them");
+        }
+        let reads_qk =
+            matches!(svd, Some(Which::Qk)) || matches!(composition, Some(Input::Q | Input::K)) || *similarity;
+        if (self.offset.is_some() || self.mean_offset.is_some()) && !reads_qk {
+            bail!("--offset, --mean-offset: expected a question about QK circuits with them");
+        }
+        Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
+    }
+
+    fn offset(&self, model: &Model) -> Result<Offset> {
+        let given = match (self.offset, self.mean_offset) {
+            (Some(offset), _) => Offset::At(offset),
+            (None, Some(n)) => Offset::Mean(n),
+            (None, None) => return Ok(Offset::default()),
+        };
+        if !matches!(model.config().position, Position::Rotary { .. }) {
+            bail!(
+                "--offset, --mean-offset: expected a model with rotary positions, found {:?}",
+                model.config().position
+            );
+        }
+        Ok(given)
+    }
+
+    fn null(&self) -> NullOptions {
+        let null = match self.null {
+            Some(NullKind::Shuffled) => Null::Shuffled,
+            Some(NullKind::Gaussian) | None => Null::Gaussian,
+        };
+        NullOptions { null, seed: self.seed.unwrap_or(0), ..NullOptions::default() }
+    }
+
+    /// Prints the rows of largest `column` and writes the table.
+    fn finish(&self, table: &Table, column: &str) -> Result<()> {
+        println!("{}", table.largest(column, self.top)?);
+        println!("the {} of {} rows with the largest {column}", self.top.min(table.len()), table.len());
+        if let Some(out) = &self.out {
+            table.write(out)?;
+            println!("all of them written to {}", out.display());
+        }
+        Ok(())
+    }
+}
+
+/// The dendrogram of all heads as text.
+fn tree(circuits: &Circuits, measure: Measure, offset: Offset) -> Result<String> {
+    let names: Vec<String> = circuits.heads().iter().map(|head| format!("{}.{}", head.layer, head.head)).collect();
+    Ok(circuits.similarity(measure, offset)?.dendrogram(Linkage::Average)?.newick(&names)?)
+}

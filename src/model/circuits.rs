@@ -1,0 +1,275 @@
+//! A model's weights as the circuits' input: float64 arrays, norms folded in.
+
+use std::sync::Arc;
+
+use ndarray::{ArcArray1, ArcArray2, Array2, ArrayView1, ArrayView2};
+use tch::{Kind, Tensor};
+
+use super::config::{NormKind, NormPlace, Unembed};
+use super::weights::{Linear, Norm};
+use super::{Model, position};
+use crate::circuits::{Circuits, Factored, HeadWeights, Offset, copying_score, diagonal_ranks, top_k, top_k_accuracy};
+use crate::error::{Error, Result};
+use crate::table::{Keys, Observation, Table};
+
+/// Rows of an embedding that are widened to float64 at a time.
+const ROWS: i64 = 4096;
+
+/// How weights are taken out of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct CircuitOptions {
+    /// Whether what stands between stream and head in a pre-norm model goes into the weights: `W <- diag(gamma) W` and
+    /// `b <- b + beta W`, for LayerNorm also the subtraction of the mean. The norm's division is left, which changes no
+    /// direction. Post-norm models have nothing between the two.
+    pub fold_norms: bool,
+    /// Whether each head's mean over d_model is taken off what it writes, where every norm is a LayerNorm, which does so
+    /// before anything reads it.
+    pub centre_writing: bool,
+}
+
+impl Default for CircuitOptions {
+    fn default() -> Self {
+        Self { fold_norms: true, centre_writing: true }
+    }
+}
+
+/// Which matrix turns directions of the residual stream into tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vocabulary {
+    /// The token embedding: which tokens lie in this direction?
+    Embedding,
+    /// The unembedding: which tokens does this direction raise?
+    Unembedding,
+}
+
+impl Model {
+    /// The weights of all heads, ready for questions about them: nothing is run.
+    ///
+    /// ```
+    /// use headscope::circuits::{Composition, Offset};
+    /// use headscope::model::{CircuitOptions, Model};
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let circuits = model.circuits(&CircuitOptions::default())?;
+    /// assert_eq!(circuits.head(2, 3)?.qk(Offset::At(0))?.width(), 8);
+    /// let table = circuits.composition(Composition::K, Offset::At(0))?;
+    /// assert_eq!(table.columns(), ["from_layer", "from_head", "layer", "head", "metric", "value", "z_score"]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// Scores are not divided by `sqrt(d_head)`. In post-norm models what lies between two layers' heads is more than a
+    /// division (each block's norm has weights), and composition leaves it out.
+    ///
+    /// # Errors
+    /// Where LAPACK or libtorch fail.
+    pub fn circuits(&self, options: &CircuitOptions) -> Result<Circuits> {
+        let rotary: Option<Arc<[f64]>> = position::radians(&self.config).map(Arc::from);
+        let mut heads = vec![];
+        for (layer, block) in self.weights.blocks.iter().enumerate() {
+            let norm = block.ln1.as_ref().filter(|_| options.fold_norms && self.config.norm_place == NormPlace::Pre);
+            let [q, k, v] = [&block.attn.q, &block.attn.k, &block.attn.v].map(|linear| self.read(linear, norm));
+            let (w_o, width) = (self.written(&block.attn.o.w, options), self.config.d_head as i64);
+            let part = |(w, b): &(Tensor, Tensor), i: usize| {
+                let columns = |t: &Tensor| t.narrow(-1, i as i64 * width, width);
+                Ok::<_, Error>((matrix(&columns(w))?, vector(&columns(b))?))
+            };
+            // Query heads of a group share the arrays of their key/value head.
+            let of_group = |kv: usize| Ok::<_, Error>((part(&k, kv)?, part(&v, kv)?));
+            let groups = (0..self.config.n_kv_heads).map(of_group).collect::<Result<Vec<_>>>()?;
+            for head in 0..self.config.n_heads {
+                let kv_head = self.config.kv_head(head);
+                let ((w_q, b_q), ((w_k, b_k), (w_v, b_v))) = (part(&q, head)?, groups[kv_head].clone());
+                let w_o = matrix(&w_o.narrow(0, head as i64 * width, width))?;
+                let rotary = rotary.clone();
+                heads.push(HeadWeights { layer, head, kv_head, w_q, w_k, w_v, w_o, b_q, b_k, b_v, rotary });
+            }
+        }
+        Circuits::new(heads, self.provenance(serde_json::json!(options), None)?)
+    }
+
+    /// What a head does to tokens alone: `W_E W_V W_O W_U`, `[vocab, vocab]`, kept as factors. Row: the token attended to;
+    /// column: the token whose logit changes. The final norm is folded in as the options say.
+    ///
+    /// It leaves out what other parts add to the embedding first: in GPT-2 the first MLP matters much.
+    ///
+    /// # Errors
+    /// [`Error::PartAbsent`] without embeddings; where the model has no linear unembedding, or there is no such head.
+    pub fn full_ov(&self, layer: usize, head: usize, options: &CircuitOptions) -> Result<Factored> {
+        let circuits = self.circuits(options)?;
+        self.through_vocabulary(&circuits.head(layer, head)?.ov()?, options)
+    }
+
+    /// Which tokens a head attends to from which, by their embeddings alone: `W_E W_Q R W_K^T W_E^T`, `[query, key]` over the
+    /// vocabulary, kept as factors. Where norms are folded in, each embedding is divided by its own scale, as a head of the
+    /// first layer sees it.
+    ///
+    /// # Errors
+    /// [`Error::PartAbsent`] without embeddings; where there is no such head.
+    pub fn full_qk(&self, layer: usize, head: usize, offset: Offset, options: &CircuitOptions) -> Result<Factored> {
+        self.require("a circuit over the vocabulary", &["w_e"])?;
+        let (circuits, scale) = (self.circuits(options)?, options.fold_norms);
+        let qk = circuits.head(layer, head)?.qk(offset)?;
+        let query = self.embedded(&tensor(&qk.left()), scale)?;
+        let key = self.embedded(&tensor(&qk.right().t()), scale)?;
+        Factored::new(matrix(&query)?, matrix(&key)?.reversed_axes())
+    }
+
+    /// Which heads copy tokens? For every head `copying_score` (see [`copying_score`]) and, for each k of `top`, how often a
+    /// token is among the first k that its full OV circuit raises (`top_1_accuracy`). The circuits over the vocabulary are
+    /// made in blocks of rows; a large vocabulary takes seconds a head, and none where `top` is empty.
+    ///
+    /// # Errors
+    /// As [`Model::full_ov`]; where a k is 0.
+    pub fn copying(&self, top: &[usize], options: &CircuitOptions) -> Result<Table> {
+        let circuits = self.circuits(options)?;
+        let mut rows = vec![];
+        for head in circuits.heads() {
+            let circuit = self.through_vocabulary(&head.ov()?, options)?;
+            let keys =
+                Keys { layer: u32::try_from(head.layer).ok(), head: u32::try_from(head.head).ok(), ..Keys::default() };
+            let mut row = |metric: String, value| {
+                rows.push(Observation { keys: keys.clone(), metric, value, ..Observation::default() });
+            };
+            row("copying_score".to_owned(), copying_score(&circuit)?);
+            let ranks = if top.is_empty() { vec![] } else { diagonal_ranks(&circuit)? };
+            for &k in top {
+                row(format!("top_{k}_accuracy"), top_k_accuracy(&ranks, k)?);
+            }
+        }
+        let what = serde_json::json!({"copying": options, "top": top});
+        Table::new(rows, self.provenance(what, None)?)
+    }
+
+    /// The `k` tokens that a direction of the residual stream, `[d_model]`, stands for, with its inner product with each:
+    /// how singular vectors of a head are read. Directions have no sign: ask for the negative one too.
+    ///
+    /// # Errors
+    /// [`Error::PartAbsent`] where the checkpoint has no such matrix, [`Error::Shape`] for a direction of another width.
+    pub fn top_tokens(
+        &self,
+        direction: &ArrayView1<'_, f64>,
+        through: Vocabulary,
+        k: usize,
+    ) -> Result<Vec<(i64, f64)>> {
+        if direction.len() != self.config.d_model {
+            let (at, found) = ("direction".to_owned(), vec![direction.len() as i64]);
+            return Err(Error::Shape { at, expected: format!("[{}]", self.config.d_model), found });
+        }
+        let direction = Tensor::from_slice(&direction.to_vec()).unsqueeze(1);
+        let scores = match through {
+            Vocabulary::Embedding => {
+                self.require("reading a direction through the embedding", &["w_e"])?;
+                self.embedded(&direction, false)?
+            }
+            Vocabulary::Unembedding => {
+                self.unembedded(&direction.tr(), &CircuitOptions { fold_norms: true, centre_writing: false })?.tr()
+            }
+        };
+        let scores: Vec<f64> = matrix(&scores)?.iter().copied().collect();
+        Ok(top_k(&scores, k).into_iter().map(|(token, score)| (token as i64, score)).collect())
+    }
+
+    fn through_vocabulary(&self, ov: &Factored, options: &CircuitOptions) -> Result<Factored> {
+        self.require("a circuit over the vocabulary", &["w_e", "w_u"])?;
+        let left = self.embedded(&tensor(&ov.left()), false)?;
+        let right = self.unembedded(&tensor(&ov.right()), options)?;
+        Factored::new(matrix(&left)?, matrix(&right)?)
+    }
+
+    /// `W_E w`, `[vocab, k]`, in float64, a block of rows at a time; with each embedding divided by its norm's scale.
+    fn embedded(&self, w: &Tensor, scaled: bool) -> Result<Tensor> {
+        let blocks = (0..self.config.vocab as i64).step_by(ROWS as usize).map(|start| {
+            let rows = plain(&self.weights.w_e.narrow(0, start, ROWS.min(self.config.vocab as i64 - start)));
+            let rows = match scaled && self.config.norm != NormKind::None {
+                true => {
+                    let (_, scale) = super::norm::parts(self.config.norm, &rows, self.config.norm_eps);
+                    rows / scale
+                }
+                false => rows,
+            };
+            rows.f_matmul(w)
+        });
+        let blocks = blocks.collect::<Result<Vec<_>, _>>().map_err(Error::torch("a product with the embedding"))?;
+        Ok(Tensor::cat(&blocks, 0))
+    }
+
+    /// `w W_U`, `[k, vocab]`, in float64, a block of columns at a time.
+    fn unembedded(&self, w: &Tensor, options: &CircuitOptions) -> Result<Tensor> {
+        self.require("a circuit over the vocabulary", &["w_u"])?;
+        let head = self.weights.head.as_ref().filter(|_| matches!(self.config.unembed, Unembed::Linear { .. }));
+        let Some(head) = head else {
+            return Err(Error::argument(
+                "model",
+                "one whose logits are linear in the residual stream",
+                &self.config.family,
+            ));
+        };
+        let mut w = plain(w);
+        if let Some(norm) = self.weights.ln_final.as_ref().filter(|_| options.fold_norms) {
+            w = w * plain(&norm.w);
+            if self.config.norm == NormKind::Layer {
+                w = &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
+            }
+        }
+        let vocab = self.config.vocab as i64;
+        let blocks = (0..vocab)
+            .step_by(ROWS as usize)
+            .map(|start| w.f_matmul(&plain(&head.unembed.w.narrow(1, start, ROWS.min(vocab - start)))));
+        let blocks = blocks.collect::<Result<Vec<_>, _>>().map_err(Error::torch("a product with the unembedding"))?;
+        Ok(Tensor::cat(&blocks, 1))
+    }
+
+    /// What a projection does to the stream: its matrix and bias with `norm` folded in, in float64.
+    fn read(&self, linear: &Linear, norm: Option<&Norm>) -> (Tensor, Tensor) {
+        let mut w = plain(&linear.w);
+        let width = w.size()[1];
+        let mut b = linear.b.as_ref().map_or_else(|| Tensor::zeros([width], (Kind::Double, w.device())), plain);
+        if let Some(norm) = norm {
+            if let Some(beta) = &norm.b {
+                b = b + plain(beta).unsqueeze(0).matmul(&w).squeeze_dim(0);
+            }
+            w = plain(&norm.w).unsqueeze(1) * w;
+            if self.config.norm == NormKind::Layer {
+                w = &w - w.mean_dim([0i64].as_slice(), true, None::<Kind>);
+            }
+        }
+        (w, b)
+    }
+
+    /// What the heads write, `[n_heads * d_head, d_model]`, in float64.
+    fn written(&self, w_o: &Tensor, options: &CircuitOptions) -> Tensor {
+        let w = plain(w_o);
+        match options.centre_writing && self.config.norm == NormKind::Layer {
+            true => &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>),
+            false => w,
+        }
+    }
+}
+
+/// Detached, in float64 on the CPU.
+fn plain(t: &Tensor) -> Tensor {
+    t.detach().to_device(tch::Device::Cpu).to_kind(Kind::Double)
+}
+
+fn matrix(t: &Tensor) -> Result<ArcArray2<f64>> {
+    let (rows, columns) = (t.size()[0] as usize, t.size()[1] as usize);
+    let matrix = Array2::from_shape_vec((rows, columns), values(t)?);
+    matrix.map(Array2::into_shared).map_err(|_| wrong_axes(t, "[row, column]"))
+}
+
+fn vector(t: &Tensor) -> Result<ArcArray1<f64>> {
+    Ok(ArcArray1::from_vec(values(t)?))
+}
+
+fn values(t: &Tensor) -> Result<Vec<f64>> {
+    Vec::try_from(t.contiguous().flatten(0, -1)).map_err(Error::torch("reading a weight"))
+}
+
+fn wrong_axes(t: &Tensor, expected: &str) -> Error {
+    Error::Shape { at: "weight".to_owned(), expected: expected.to_owned(), found: t.size() }
+}
+
+fn tensor(matrix: &ArrayView2<'_, f64>) -> Tensor {
+    let (rows, columns) = matrix.dim();
+    let values: Vec<f64> = matrix.iter().copied().collect();
+    Tensor::from_slice(&values).view([rows as i64, columns as i64])
+}
