@@ -521,6 +521,10 @@ fn golden_values() {
     }
 }
 
+fn parameter(model: &Model, name: &str) -> Tensor {
+    model.parameters().into_iter().find(|(found, _)| found == name).unwrap().1.shallow_clone()
+}
+
 /// Singular directions are read through the embedding and the unembedding as the dense matrices say.
 #[test]
 fn directions_are_read_as_tokens() {
@@ -532,7 +536,12 @@ fn directions_are_read_as_tokens() {
     assert_eq!(top[0].0, expected.argmax(0, false).int64_value(&[]));
     assert_near("its value", top[0].1, expected.max().double_value(&[]), ALGEBRA);
     assert!(top[0].1 >= top[1].1 && top.len() == 3);
-    assert!(model.top_tokens(&direction.view(), Vocabulary::Unembedding, 3).is_ok());
+    // A direction written at the end of the stream, through the final norm: the change of logits, up to the scale.
+    let (gamma, w_u) = (parameter(&model, "ln_final.w"), parameter(&model, "w_u"));
+    let expected = ((&d - d.mean(Kind::Double)) * gamma).unsqueeze(0).matmul(&w_u).squeeze_dim(0);
+    let top = model.top_tokens(&direction.view(), Vocabulary::Unembedding, 1).unwrap();
+    assert_eq!(top[0].0, expected.argmax(0, false).int64_value(&[]));
+    assert_near("its value", top[0].1, expected.max().double_value(&[]), ALGEBRA);
     assert!(matches!(model.top_tokens(&direction.slice(s![1..]), Vocabulary::Embedding, 3), Err(Error::Shape { .. })));
     let full = model.full_qk(0, 0, Offset::At(0), &RAW).unwrap();
     assert_eq!((full.nrows(), full.ncols(), full.width()), (97, 97, 8));

@@ -142,6 +142,45 @@ fn patch_writes_a_table() {
 }
 
 #[test]
+fn circuits_write_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("circuits.parquet");
+    let pair = ["from_layer", "from_head", "layer", "head", "metric", "value", "z_score"];
+    let spectrum = ["layer", "head", "component", "metric", "value", "baseline", "z_score"];
+    let copying = ["layer", "head", "metric", "value"];
+    let cases: [(&[&str], &[&str], usize); 7] = [
+        (&["--svd", "qk"], &spectrum, 12 * (4 + 8)),
+        (&["--svd", "ov", "--null", "shuffled", "--seed", "3"], &spectrum, 12 * (4 + 8)),
+        (&["--composition", "q"], &pair, 48),
+        (&["--composition", "k", "--raw"], &pair, 48),
+        (&["--composition", "v"], &pair, 48),
+        (&["--similarity"], &pair, 66 * 6),
+        (&["--copying"], &copying, 12 * 3),
+    ];
+    for model in ["tiny-gpt2", "tiny-llama"] {
+        for (question, columns, rows) in cases {
+            let more = [question, &["--out", out.to_str().unwrap()]].concat();
+            done(&[&["circuits", &path(model)][..], &more].concat());
+            let table = Table::read(&out).unwrap();
+            assert_eq!(table.columns(), columns, "{model} {question:?}");
+            assert_eq!(table.len(), rows, "{model} {question:?}");
+        }
+    }
+    done(&["circuits", &path("tiny-llama"), "--composition", "k", "--offset", "3"]);
+    done(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "16", "--dtype", "float64"]);
+    done(&["circuits", &path("tiny-bert"), "--composition", "q"]);
+    fails(&["circuits", &path("tiny-gpt2")], 2);
+    fails(&["circuits", &path("tiny-gpt2"), "--similarity", "--copying"], 2);
+    let run = |arguments: &[&str]| fails(&[&["circuits", &path("tiny-gpt2")][..], arguments].concat(), 1);
+    assert!(run(&["--composition", "k", "--offset", "3"]).contains("rotary"));
+    assert!(run(&["--composition", "v", "--mean-offset", "3"]).contains("QK"));
+    assert!(run(&["--similarity", "--seed", "3"]).contains("--svd"));
+    assert!(run(&["--similarity", "--out", "x.txt"]).contains("x.txt"));
+    assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 1).contains("offset"));
+    assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 1).contains("linear"));
+}
+
+#[test]
 fn inspect_and_generate() {
     let shown = done(&["inspect", &path("tiny-llama")]);
     for part in ["llama", "2 key/value heads", "Cpu", "pattern.L", "sha256"] {

@@ -205,10 +205,10 @@ impl Model {
         };
         let mut w = plain(w);
         if let Some(norm) = self.weights.ln_final.as_ref().filter(|_| options.fold_norms) {
-            w = w * plain(&norm.w);
             if self.config.norm == NormKind::Layer {
                 w = &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
             }
+            w = w * plain(&norm.w);
         }
         let vocab = self.config.vocab as i64;
         let blocks = (0..vocab)
