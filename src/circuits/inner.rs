@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2, CowArray, Ix2, s};
 use rayon::prelude::*;
 
 /// Side of a tile: the tiles of all heads of a model stay within the cache.
-const TILE: usize = 64;
+const TILE: usize = 96;
 
 /// How many members of the second family are taken together.
 const GROUP: usize = 36;
