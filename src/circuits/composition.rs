@@ -71,9 +71,9 @@ pub fn composition(
     if let Some(wrong) = readers.iter().find(|y| y.nrows() != d) {
         return Err(shape("reader", format!("[{d}, any]"), &wrong.left()));
     }
-    let x: Vec<Gram<'_>> = writers.par_iter().map(|x| Gram::of_columns(x)).collect();
+    let x: Vec<Gram<'_>> = writers.par_iter().map(Gram::of_columns).collect();
     let turned: Vec<Factored> = readers.iter().map(Factored::transpose).collect();
-    let y: Vec<Gram<'_>> = turned.par_iter().map(|y| Gram::of_columns(y)).collect();
+    let y: Vec<Gram<'_>> = turned.par_iter().map(Gram::of_columns).collect();
     let (x, xs): (Vec<_>, Vec<_>) = x.into_iter().map(|gram| (gram.moments, gram.tiled)).unzip();
     let (y, ys): (Vec<_>, Vec<_>) = y.into_iter().map(|gram| (gram.moments, gram.tiled)).unzip();
     let products = inner_products(&xs, &ys, true, &until);

@@ -208,7 +208,7 @@ impl Model {
             if self.config.norm == NormKind::Layer {
                 w = &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
             }
-            w = w * plain(&norm.w);
+            w = &w * plain(&norm.w); // not in place: it may be the model's own
         }
         let vocab = self.config.vocab as i64;
         let blocks = (0..vocab)
@@ -225,7 +225,7 @@ impl Model {
         let mut b = linear.b.as_ref().map_or_else(|| Tensor::zeros([width], (Kind::Double, w.device())), plain);
         if let Some(norm) = norm {
             if let Some(beta) = &norm.b {
-                b = b + plain(beta).unsqueeze(0).matmul(&w).squeeze_dim(0);
+                b = &b + plain(beta).unsqueeze(0).matmul(&w).squeeze_dim(0);
             }
             w = plain(&norm.w).unsqueeze(1) * w;
             if self.config.norm == NormKind::Layer {
