@@ -464,7 +464,8 @@ fn bad_input_is_an_error() {
     assert!(Ranks::of(&[]).is_err() && Ranks::of(&[0.0]).is_err() && Ranks::of(&[f64::NAN]).is_err());
     assert!(Ranks::of(&[1.0, -1.0]).is_err() && random_frame(2, 3, 0).is_err());
     assert!(Subspace::span(&Array2::zeros((3, 2)).view()).is_err());
-    assert!(composition(&[wide.clone()], &[wide], |_| 1).is_err());
+    let one = std::slice::from_ref(&wide);
+    assert!(composition(one, one, |_| 1).is_err());
     assert!(Circuits::new(vec![], headscope::table::Provenance::default()).is_err());
     let circuits = random(&configs()[0], 1).circuits(&RAW).unwrap();
     assert!(matches!(circuits.head(9, 0), Err(Error::OutOfRange { axis: "layer", .. })));
