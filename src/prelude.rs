@@ -6,7 +6,8 @@ pub use crate::circuits::{
 };
 pub use crate::error::{Error, Result};
 pub use crate::intervene::{
-    Ablation, Answer, Every, Input, Metric, Node, Paths, Strategy, Sweep, Variant, direct_attribution, logit_lens,
+    Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Strategy, Sweep, Variant, direct_attribution,
+    logit_lens,
 };
 pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};

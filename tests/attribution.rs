@@ -4,7 +4,6 @@
 mod common;
 
 use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
-use headscope::intervene::Estimate;
 use headscope::prelude::*;
 use serde_json::Value;
 

@@ -235,3 +235,67 @@ fn misuse_exits_with_2_and_failure_with_1() {
     let answers = fails(&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]", "--metric", "logit-difference"], 1);
     assert!(answers.contains("--answers"), "{answers}");
 }
+
+#[test]
+fn attribute_and_paths_write_tables() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("table.parquet");
+    let out = out.to_str().unwrap();
+    let model = path("tiny-llama");
+    let common = [&model, "--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]", "--out", out];
+    let metric = ["--metric", "logit-difference", "--answers", "[[1,2],[3,4]]"];
+    for method in ["attribution", "integrated-gradients", "atp-star"] {
+        let shown = done(&[&["attribute"][..], &common, &metric, &["--method", method, "--exact", "3"]].concat());
+        assert!(shown.contains("agreement"), "{shown}");
+        let table = Table::read(out).unwrap();
+        assert_eq!(table.columns(), ["method", "layer", "head", "metric", "value", "baseline"]);
+        assert_eq!(table.len(), 12 + 3);
+    }
+    done(&[&["paths"][..], &common, &metric, &["--from", "embed,head", "--to", "query,value,logits"]].concat());
+    let table = Table::read(out).unwrap();
+    assert_eq!(table.len(), (4 * 4 * 3 + 4 * 2 * 3 + 12) + (4 * 3 + 2 * 3 + 1));
+    assert_eq!(table.columns()[..6], ["from_layer", "from_site", "from_head", "layer", "site", "head"]);
+    let wrong = fails(&[&["paths"][..], &common, &metric, &["--layers", "0", "--to", "query"]].concat(), 1);
+    assert!(wrong.contains("comes after"), "{wrong}");
+    fails(&[&["attribute"][..], &common, &metric, &["--steps", "3"]].concat(), 1);
+}
+
+/// A sweep that was killed in the middle goes on where it stopped, and ends with the same table.
+#[test]
+fn a_killed_sweep_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, out) = (folder.path().join("whole.csv"), folder.path().join("table.csv"));
+    let partial = folder.path().join("table.csv.partial");
+    let model = path("tiny-gpt2");
+    let arguments = |out: &std::path::Path| -> Vec<String> {
+        let words = ["patch", &model, "--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]"];
+        let more = ["--site", "z", "--each", "head,position", "--memory", "0", "--out", out.to_str().unwrap()];
+        words.iter().chain(&more).map(ToString::to_string).collect()
+    };
+    let run = |out: &std::path::Path, more: &[&str]| {
+        let given = arguments(out);
+        let given: Vec<&str> = given.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        done(&given)
+    };
+    run(&whole, &[]);
+    assert!(!folder.path().join("whole.csv.partial").exists());
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope")).args(arguments(&out)).spawn().unwrap();
+    let lines = || std::fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
+    while lines() < 4 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    if !out.exists() {
+        // A line that was cut off in the middle counts as not computed.
+        let text = std::fs::read_to_string(&partial).unwrap();
+        std::fs::write(&partial, &text[..text.len() - 3]).unwrap();
+        let other = fails(&["ablate", &model, "--tokens", "[[1,2]]", "--out", out.to_str().unwrap(), "--resume"], 1);
+        assert!(other.contains("another one"), "{other}");
+        run(&out, &["--resume"]);
+    }
+    assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&out).unwrap());
+    assert!(!partial.exists());
+    let shown = run(&out, &["--explain"]);
+    assert!(shown.contains("times as many"), "{shown}");
+}

@@ -6,8 +6,8 @@ mod common;
 use std::collections::HashMap;
 
 use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
-use headscope::prelude::*;
 use headscope::model::NormKind;
+use headscope::prelude::*;
 use serde_json::Value;
 
 const MODEL: Tol = Tol::Model(Kind::Double);
@@ -61,7 +61,8 @@ fn input(value: &Value) -> Input {
 /// The rows of a table of paths, by what stands in their key columns.
 fn by_keys(table: &Table, column: &str) -> HashMap<String, f64> {
     let text = |name: &str, row: usize| {
-        let found = table.frame().column(name).ok().and_then(|column| column.get(row).ok().map(|value| value.to_string()));
+        let found =
+            table.frame().column(name).ok().and_then(|column| column.get(row).ok().map(|value| value.to_string()));
         found.unwrap_or_else(|| "null".into()).replace('"', "")
     };
     let names = ["prompt", "from_layer", "from_site", "from_head", "layer", "site", "head", "kv_head"];
@@ -88,7 +89,8 @@ fn key(prompt: usize, from: Node, to: Input) -> String {
 
 fn compare_matrix(what: &str, golden: &Golden, expected: &Value, table: &Table, column: &str) {
     let found = by_keys(table, column);
-    let (senders, receivers) = (golden.values["senders"].as_array().unwrap(), golden.values["receivers"].as_array().unwrap());
+    let (senders, receivers) =
+        (golden.values["senders"].as_array().unwrap(), golden.values["receivers"].as_array().unwrap());
     let mut compared = 0;
     for (prompt, matrix) in expected["prompts"].as_array().unwrap().iter().enumerate() {
         for (s, sender) in senders.iter().enumerate() {
@@ -146,6 +148,30 @@ fn sets_are_those_of_hooks() {
                 assert_close(&what, &Tensor::from_slice(&found), &Tensor::from_slice(&expected), MODEL);
             }
         }
+    }
+}
+
+#[test]
+fn edges_are_those_of_other_implementations() {
+    for golden in goldens() {
+        let base: Vec<f64> = serde_json::from_value(golden.values["clean_metric"]["prompts"].clone()).unwrap();
+        let expected = &golden.values["edge_attribution"];
+        let estimates = [("eap", Estimate::Attribution), ("eap_ig", Estimate::IntegratedGradients { steps: 5 })];
+        for (name, estimate) in estimates {
+            let table = all_paths(&golden).frozen_mlps().estimate(estimate).run().unwrap();
+            // The goldens are effects.
+            let mut values = expected[name].clone();
+            for (prompt, matrix) in values["prompts"].as_array_mut().unwrap().iter_mut().enumerate() {
+                for value in matrix.as_array_mut().unwrap().iter_mut().flat_map(|row| row.as_array_mut().unwrap()) {
+                    if let Some(effect) = value.as_f64() {
+                        *value = (effect + base[prompt]).into();
+                    }
+                }
+            }
+            compare_matrix(name, &golden, &values, &table, "value");
+        }
+        let error = all_paths(&golden).estimate(Estimate::Attribution).run().unwrap_err().to_string();
+        assert!(error.contains("frozen MLPs"), "{error}");
     }
 }
 

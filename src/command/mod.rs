@@ -3,11 +3,13 @@
 mod ablate;
 mod activations;
 mod circuits;
+mod attribute;
 mod generate;
 mod inspect;
 mod metric;
 mod output;
 mod patch;
+mod paths;
 
 use std::path::PathBuf;
 
@@ -40,6 +42,10 @@ enum Command {
     Patch(patch::Patch),
     /// Ask the weights of all heads: spectra, composition, similarity, copying
     Circuits(circuits::CircuitsCommand),
+    /// Estimate from gradients what patching would find
+    Attribute(attribute::Attribute),
+    /// Patch paths from senders to receivers and tabulate what becomes of a metric
+    Paths(paths::Paths),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Print a completion script, to be sourced by your shell
@@ -57,6 +63,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Ablate(ablate) => ablate.run(),
         Command::Patch(patch) => patch.run(),
         Command::Circuits(circuits) => circuits.run(),
+        Command::Attribute(attribute) => attribute.run(),
+        Command::Paths(paths) => paths.run(),
         Command::Generate(generate) => generate.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());

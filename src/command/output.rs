@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use headscope::Error;
 use headscope::intervene::Sweep;
@@ -47,7 +47,37 @@ impl OutputArguments {
     }
 
     /// Runs the sweep, prints its strongest rows and writes its table.
-    pub fn finish(&self, mut sweep: Sweep<'_>) -> Result<()> {
+    pub fn finish(&self, sweep: Sweep<'_>) -> Result<()> {
+        let sweep = self.asked(sweep);
+        if self.explain {
+            println!("{}", sweep.explain()?);
+            return Ok(());
+        }
+        let table = match &self.out {
+            Some(out) => self.kept(sweep, out)?,
+            None => sweep.run()?,
+        };
+        self.print(&table)
+    }
+
+    /// Runs a sweep of estimates, which takes one pass and need not be resumed, and does the same with it.
+    pub fn finish_estimate(&self, sweep: Sweep<'_>) -> Result<()> {
+        if self.resume || self.explain {
+            bail!("--resume, --explain: expected an exact sweep, found estimates");
+        }
+        let table = self.asked(sweep).run()?;
+        if let Some(out) = &self.out {
+            table.write(out)?;
+        }
+        self.print(&table)?;
+        let agreement = &table.provenance().options["what"]["agreement"];
+        if !agreement.is_null() {
+            println!("agreement of estimates and exact values: {agreement}");
+        }
+        Ok(())
+    }
+
+    fn asked<'a>(&self, mut sweep: Sweep<'a>) -> Sweep<'a> {
         if self.per_prompt {
             sweep = sweep.per_prompt();
         }
@@ -60,15 +90,7 @@ impl OutputArguments {
         if let Some(mib) = self.memory {
             sweep = sweep.memory(mib.saturating_mul(1 << 20));
         }
-        if self.explain {
-            println!("{}", sweep.explain()?);
-            return Ok(());
-        }
-        let table = match &self.out {
-            Some(out) => self.kept(sweep, out)?,
-            None => sweep.run()?,
-        };
-        self.print(&table)
+        sweep
     }
 
     /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.

@@ -49,13 +49,18 @@ enum Each {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Direction {
+pub enum Direction {
     Denoise,
     Noise,
 }
 
 impl Patch {
     pub fn run(&self) -> Result<()> {
+        self.run_with(|sweep, output| output.finish(sweep))
+    }
+
+    /// Builds the sweep and hands it on.
+    pub fn run_with(&self, finish: impl Fn(Sweep<'_>, &OutputArguments) -> Result<()>) -> Result<()> {
         // The site's name, without a layer, decides the sites of all layers.
         let site: Site = self.site.parse().or_else(|_| format!("{}.0", self.site).parse())?;
         self.output.check()?;
@@ -69,7 +74,7 @@ impl Patch {
         if self.normalised {
             sweep = sweep.normalised();
         }
-        self.output.finish(sweep)
+        finish(sweep, &self.output)
     }
 
     fn every(&self, site: Site) -> Result<Every> {
@@ -89,7 +94,7 @@ impl Patch {
 }
 
 /// Prompts given as texts or as token ids.
-fn prompts(model: &Model, given: &str, name: &str) -> Result<Tokens> {
+pub fn prompts(model: &Model, given: &str, name: &str) -> Result<Tokens> {
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
     enum Prompts {

@@ -114,7 +114,12 @@ impl<'a> Estimator<'a> {
     }
 
     /// A pass forward and back.
-    fn back(&self, program: &Program, joins: &Joins<'_>, sites: &[Site]) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
+    fn back(
+        &self,
+        program: &Program,
+        joins: &Joins<'_>,
+        sites: &[Site],
+    ) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
         let Setup { model, tokens, .. } = self.setup;
         tch::with_grad(|| {
             let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
@@ -251,7 +256,12 @@ impl<'a> Estimator<'a> {
             let gradients = Gradients::from([(site, gradient)]);
             let of_kind = |variant: &Variant| Variant {
                 keys: variant.keys.clone(),
-                edits: variant.edits.iter().filter(|edit| edit.site == site && edit.action == action).cloned().collect(),
+                edits: variant
+                    .edits
+                    .iter()
+                    .filter(|edit| edit.site == site && edit.action == action)
+                    .cloned()
+                    .collect(),
             };
             effects += &self.along(&variants.iter().map(of_kind).collect::<Vec<_>>(), &gradients, false)?;
         }

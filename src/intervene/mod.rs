@@ -6,10 +6,12 @@
 //! | [`Ablation`] | what a head is replaced with |
 //! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
 //! | [`Paths`] | which part tells which: path patching from senders to receivers |
+//! | [`Estimate`] | the same from gradients |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod ablation;
 mod direct;
+mod edges;
 mod engine;
 mod gradient;
 mod metric;

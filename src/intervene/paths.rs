@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::ablation::REFERENCE;
 use super::engine::{Engine, Setup, to_array};
+use super::gradient::Estimate;
 use super::metric::Metric;
 use super::outcome::Outcome;
 use super::sweep::{Strategy, Variant};
@@ -100,6 +101,10 @@ impl Node {
         }
     }
 
+    pub(super) fn head(self) -> Option<usize> {
+        if let Self::Head { head, .. } = self { Some(head) } else { None }
+    }
+
     /// When it writes: (layer, moment within it).
     pub(super) fn time(self) -> (usize, usize) {
         match self {
@@ -153,6 +158,15 @@ impl Input {
         }
     }
 
+    /// Its head, at keys and values its key/value head.
+    pub(super) fn head(self) -> Option<usize> {
+        match self {
+            Self::Query { head, .. } => Some(head),
+            Self::Key { kv_head, .. } | Self::Value { kv_head, .. } => Some(kv_head),
+            Self::Mlp { .. } | Self::Logits => None,
+        }
+    }
+
     /// When it reads.
     pub(super) fn time(self) -> (usize, usize) {
         match self {
@@ -203,12 +217,13 @@ pub struct Paths<'a> {
     denoises: bool,
     pub(super) senders: Vec<Vec<Node>>,
     pub(super) receivers: Vec<Vec<Input>>,
-    frozen: Frozen,
+    pub(super) frozen: Frozen,
     pub(super) metric: Metric,
     memory: Option<usize>,
     per_prompt: bool,
     normalised: bool,
     interval: Option<u64>,
+    estimate: Option<Estimate>,
 }
 
 impl<'a> Paths<'a> {
@@ -237,6 +252,7 @@ impl<'a> Paths<'a> {
             per_prompt: false,
             normalised: false,
             interval: None,
+            estimate: None,
         }
     }
 
@@ -298,14 +314,24 @@ impl<'a> Paths<'a> {
         self
     }
 
+    /// Estimates the effects of the direct paths (with [`Paths::frozen_mlps`]) from gradients, all pairs from one pass
+    /// forward and back: edge attribution (EAP, Syed et al. 2023), with integrated gradients EAP-IG (Hanna et al. 2024).
+    pub fn estimate(mut self, estimate: Estimate) -> Self {
+        self.estimate = Some(estimate);
+        self
+    }
+
     /// Computes the table.
     ///
     /// # Errors
     /// Where a sender or receiver does not exist, no receiver comes after a sender, or the two batches do not fit.
     pub fn run(&self) -> Result<Table> {
         let pairs = self.pairs()?;
-        let rows = tch::no_grad(|| self.rows(&pairs))?;
-        Table::new(rows, self.provenance("path patching")?)
+        let rows = tch::no_grad(|| match self.estimate {
+            Some(estimate) => self.edge_rows(&pairs, estimate),
+            None => self.rows(&pairs),
+        })?;
+        Table::new(rows, self.provenance()?)
     }
 
     pub(super) fn setup<'b>(&'b self, tokens: &'b Tokens) -> Setup<'b> {
@@ -482,9 +508,10 @@ impl<'a> Paths<'a> {
         keys
     }
 
-    pub(super) fn provenance(&self, what: &str) -> Result<crate::table::Provenance> {
+    fn provenance(&self) -> Result<crate::table::Provenance> {
         let options = serde_json::json!({
-            "change": what,
+            "change": "path patching",
+            "estimate": self.estimate,
             "direction": if self.denoises { "denoise" } else { "noise" },
             "senders": self.senders,
             "receivers": self.receivers,

@@ -294,7 +294,8 @@ impl<'a> Sweep<'a> {
         let keys = |variant: &Variant, method: &str| Keys { method: Some(method.to_owned()), ..variant.keys.clone() };
         let mut rows = vec![];
         for (variant, effect) in self.variants.iter().zip(effects.outer_iter()) {
-            let values: Vec<f64> = effect.iter().zip(&engine.baseline).map(|(effect, baseline)| baseline + effect).collect();
+            let values: Vec<f64> =
+                effect.iter().zip(&engine.baseline).map(|(effect, baseline)| baseline + effect).collect();
             rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
         }
         let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();

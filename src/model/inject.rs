@@ -6,8 +6,10 @@ use super::attention::{self, SomeHeads};
 use super::config::NormPlace;
 use super::forward::Pass;
 use super::join::{Entry, Joins, Step, below, copies};
+use super::program::Program;
 use super::site::Site;
 use super::weights::Block;
+use super::{Model, Past};
 use crate::error::Result;
 
 /// What stays as in the unchanged run: every head's output (but that of edited heads), and with `mlps` what the MLPs write.
@@ -129,5 +131,24 @@ impl Pass<'_> {
         let n = x.size()[0] / joins.ids.size()[0];
         let out = self.program.apply(Site::MlpOut(layer), copies(&joins.unchanged(Site::MlpOut(layer))?, n), 0)?;
         self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + out), NormPlace::Post)
+    }
+}
+
+impl Model {
+    /// What the heads of a layer read of a residual stream `[row, position, .., d_model]`: it, normalised.
+    pub(crate) fn heads_input(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let norm = self.block(layer)?.ln1.as_ref();
+        let program = Program::taps([]);
+        let positions = x.size()[1] as usize;
+        Pass::over(self, &program, positions, None, Past::None).norm(norm, Site::Ln1Scale(layer), x, NormPlace::Pre)
+    }
+
+    /// What the MLP of a layer writes for a residual stream `[row, position, d_model]`.
+    pub(crate) fn mlp_of(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let block = self.block(layer)?;
+        let program = Program::taps([]);
+        let mut pass = Pass::over(self, &program, x.size()[1] as usize, None, Past::None);
+        let normed = pass.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), x, NormPlace::Pre)?;
+        block.mlp.as_ref().map_or_else(|| Ok(x.zeros_like()), |mlp| pass.mlp(layer, mlp, &normed))
     }
 }

@@ -330,6 +330,11 @@ impl Bank {
         }
     }
 
+    /// The sites at which there is an entry of `key`.
+    pub(crate) fn sites(&self, key: &str) -> Vec<Site> {
+        self.entries.keys().filter(|(known, _)| known == key).map(|(_, site)| *site).collect()
+    }
+
     /// The entry of `key` at `site`.
     pub(crate) fn get(&self, key: &str, site: Site) -> Result<&Stored> {
         self.entries.get(&(key.to_owned(), site)).ok_or_else(|| {

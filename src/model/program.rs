@@ -105,7 +105,19 @@ fn reaches(site: Site, tap: Site, config: &ModelConfig) -> bool {
 impl Program {
     /// A program that records `taps` and changes nothing.
     pub(crate) fn taps(taps: impl IntoIterator<Item = Site>) -> Self {
-        Self { taps: taps.into_iter().collect(), ops: BTreeMap::new(), differentiable: false, explicit: false, blocked: None }
+        Self {
+            taps: taps.into_iter().collect(),
+            ops: BTreeMap::new(),
+            differentiable: false,
+            explicit: false,
+            blocked: None,
+        }
+    }
+
+    /// Records these sites, too.
+    pub(crate) fn recording(mut self, taps: impl IntoIterator<Item = Site>) -> Self {
+        self.taps.extend(taps);
+        self
     }
 
     /// Checks `plan` against a model and a batch.

@@ -1,0 +1,47 @@
+//! `headscope attribute`
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use headscope::intervene::Estimate;
+
+use super::patch::Patch;
+
+/// Estimate from gradients what `headscope patch` would find, and put exact values beside the largest estimates.
+///
+/// Example: headscope attribute MODEL --clean @clean.json --corrupt @corrupt.json --site z --each head --method attribution
+/// --exact 20 --metric logit-difference --answers @pairs.json --out effects.parquet
+#[derive(Args)]
+pub struct Attribute {
+    #[command(flatten)]
+    patch: Patch,
+    /// How to estimate
+    #[arg(long, value_enum, default_value_t = Method::Attribution)]
+    method: Method,
+    /// Steps of integrated gradients (5, unless said otherwise)
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Compute this many of the largest estimates exactly, too
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    exact: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Method {
+    Attribution,
+    IntegratedGradients,
+    AtpStar,
+}
+
+impl Attribute {
+    pub fn run(&self) -> Result<()> {
+        let estimate = match self.method {
+            Method::Attribution => Estimate::Attribution,
+            Method::IntegratedGradients => Estimate::IntegratedGradients { steps: self.steps.unwrap_or(5) },
+            Method::AtpStar => Estimate::AtpStar,
+        };
+        if self.steps.is_some() && self.method != Method::IntegratedGradients {
+            bail!("--steps: expected --method integrated-gradients with it");
+        }
+        self.patch.run_with(|sweep, output| output.finish_estimate(sweep.estimate(estimate).exact(self.exact)))
+    }
+}

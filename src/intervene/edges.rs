@@ -1,0 +1,239 @@
+//! Path patching estimated from gradients: edge attribution.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::ablation::REFERENCE;
+use super::engine::{Engine, to_array};
+use super::gradient::Estimate;
+use super::paths::{Input, Node, Paths};
+use super::reader::Output;
+use crate::error::{Error, Result};
+use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Pass, Past, Program, Site, Step, Window};
+use crate::table::{Keys, Observation};
+
+impl Paths<'_> {
+    /// Edge attribution of all pairs: `(sender's output' - sender's output) . dm/d(receiver's input)`, where the gradient is
+    /// taken through the receiver alone and its exact norm. With [`Estimate::Attribution`] at the unpatched run (EAP, Syed
+    /// et al. 2023), with [`Estimate::IntegratedGradients`] as the mean on the way from its embeddings to the other run's
+    /// (EAP-IG, Hanna et al. 2024).
+    ///
+    /// Of the heads only z is kept; what they write exists for one pair of layers at a time.
+    pub(super) fn edge_rows(&self, pairs: &[(usize, usize)], estimate: Estimate) -> Result<Vec<Observation>> {
+        self.check_edges(estimate)?;
+        let engine = Engine::new(self.setup(self.tokens), &[], &[])?;
+        let outcome = self.outcome(&engine)?;
+        let edges = Edges::new(self, &engine, estimate)?;
+        let mut rows = vec![];
+        let mut scores: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
+        let part = |input: Input| (input.time(), input.site());
+        let mut inputs: Vec<Input> = self.receivers.iter().flatten().copied().collect();
+        inputs.sort_by_key(|input| part(*input));
+        inputs.dedup();
+        for together in inputs.chunk_by(|a, b| part(*a) == part(*b)) {
+            let gradients = edges.at_inputs(together)?;
+            for (node, found) in edges.scores(&self.nodes(), &gradients, together[0])? {
+                for &(s, r) in pairs {
+                    let times = self.senders[s].iter().filter(|sender| **sender == node).count();
+                    for (column, input) in together.iter().enumerate() {
+                        if times > 0 && self.receivers[r].contains(input) {
+                            let sum = scores.entry((s, r)).or_insert_with(|| vec![0.0; engine.baseline.len()]);
+                            let of_prompt = |prompt: usize| found[[prompt, column]];
+                            sum.iter_mut().enumerate().for_each(|(prompt, sum)| *sum += of_prompt(prompt));
+                        }
+                    }
+                }
+            }
+        }
+        for ((s, r), effect) in scores {
+            let values: Vec<f64> = effect.iter().zip(&engine.baseline).map(|(effect, base)| effect + base).collect();
+            let keys = Keys { method: Some(estimate.name().to_owned()), ..self.keys(s, r) };
+            rows.extend(outcome.rows(&keys, &values)?);
+        }
+        Ok(rows)
+    }
+
+    /// Every sender once.
+    fn nodes(&self) -> Vec<Node> {
+        let mut nodes: Vec<Node> = self.senders.iter().flatten().copied().collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    fn check_edges(&self, estimate: Estimate) -> Result<()> {
+        estimate.check(&self.metric)?;
+        if estimate == Estimate::AtpStar {
+            let expected = "attribution or integrated gradients for paths";
+            return Err(Error::argument("estimate", expected, estimate.name()));
+        }
+        if !self.frozen.mlps {
+            let expected = "frozen MLPs: gradients estimate the direct path";
+            return Err(Error::argument("estimate", expected, "MLPs that compute anew"));
+        }
+        if self.model.config().norm_place == NormPlace::Post {
+            let expected = "a pre-norm model, whose residual stream is a sum";
+            return Err(Error::argument("model", expected, &self.model.config().family));
+        }
+        Ok(())
+    }
+}
+
+/// What edge attribution needs of the runs.
+struct Edges<'a> {
+    paths: &'a Paths<'a>,
+    engine: &'a Engine<'a>,
+    /// By how much what each sender's site holds changes.
+    changes: BTreeMap<Site, Tensor>,
+    /// Values where receivers read, and behind them, at each step: `[step * batch, ..]`.
+    values: BTreeMap<Site, Tensor>,
+    /// Gradients of the metric there.
+    gradients: BTreeMap<Site, Tensor>,
+    steps: i64,
+}
+
+impl<'a> Edges<'a> {
+    fn new(paths: &'a Paths<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
+        let (bank, config) = (paths.bank()?, paths.model.config());
+        let run = paths.model.run(paths.tokens, &crate::model::Plan::new().taps(bank.sites(REFERENCE)))?;
+        let mut changes = BTreeMap::new();
+        for site in bank.sites(REFERENCE) {
+            changes.insert(site, &bank.get(REFERENCE, site)?.tensor - run.get(site)?);
+        }
+        let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
+        let mut edges =
+            Self { paths, engine, changes, values: BTreeMap::new(), gradients: BTreeMap::new(), steps: steps as i64 };
+        let program = edges.program(estimate)?;
+        let ids = paths.tokens.ids(paths.model.device());
+        let copies = BTreeMap::from([(Entry(0, Step::Ids), edges.steps)]);
+        let joins = Joins { ids, copies, heads: BTreeMap::new(), base: None, first: 0 };
+        let reads = |input: &Input| {
+            let layer = input.site().and_then(|site| site.layer()).unwrap_or(config.n_layers - 1);
+            [
+                input.site(),
+                Some(match input {
+                    Input::Mlp { .. } => Site::ResidMid(layer),
+                    Input::Logits => Site::ResidPost(layer),
+                    _ => Site::ResidPre(layer),
+                }),
+            ]
+        };
+        let sites: std::collections::BTreeSet<Site> =
+            paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
+        let program = program.recording(sites.iter().copied());
+        (edges.values, edges.gradients) = edges.back(&program, &joins)?;
+        Ok(edges)
+    }
+
+    /// The pass at each step: the unpatched run, or on the way from its embeddings to the other run's.
+    fn program(&self, estimate: Estimate) -> Result<Program> {
+        let mut program = Program::taps([]);
+        program.differentiable = true;
+        let Estimate::IntegratedGradients { steps } = estimate else { return Ok(program) };
+        let (model, tokens) = (self.paths.model, self.paths.tokens);
+        let embed = |tokens| {
+            Ok(model.run(tokens, &crate::model::Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone())
+        };
+        let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(self.paths.other)?);
+        let mut bank = Bank::default();
+        for step in 0..steps {
+            let (key, share) = (step.to_string(), (step as f64 + 0.5) / steps as f64);
+            bank.insert(&key, Site::Embed, &ours + (&other - &ours) * share);
+            let window = Window { rows: Some((step * tokens.batch(), tokens.batch())), ..Window::default() };
+            let edit = Edit::new(Site::Embed, Action::replace(&key));
+            program.push(edit, Some(bank.get(&key, Site::Embed)?), &window, model.config(), tokens)?;
+        }
+        Ok(program)
+    }
+
+    /// A pass forward and back: values and gradients at what the program records.
+    fn back(&self, program: &Program, joins: &Joins<'_>) -> Result<(BTreeMap<Site, Tensor>, BTreeMap<Site, Tensor>)> {
+        let (model, tokens) = (self.paths.model, self.paths.tokens);
+        tch::with_grad(|| {
+            let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
+            let mut pass = pass.with_types(tokens.types(model.device()));
+            let resid = pass.residual(joins, model.config().n_layers)?;
+            let total = self.engine.reader.values(&Output::whole(&resid))?.sum(Kind::Double);
+            let taps = pass.into_taps();
+            let back = gradients(&total, &taps.values().collect::<Vec<_>>())?;
+            let gradients = taps.keys().copied().zip(back).filter(|(_, gradient)| gradient.defined()).collect();
+            Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
+        })
+    }
+
+    /// Gradients of the metric with respect to the inputs of receivers of one kind and layer, through each alone:
+    /// `[batch, position, receiver, d_model]`.
+    fn at_inputs(&self, inputs: &[Input]) -> Result<Tensor> {
+        let model = self.paths.model;
+        let heads: Vec<i64> = inputs.iter().map(|input| input.head().unwrap_or(0) as i64).collect();
+        let heads = Tensor::from_slice(&heads).to_device(model.device());
+        let value = |site: Site| self.values.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] });
+        let site = inputs[0].site();
+        let layer = site.and_then(|site| site.layer()).unwrap_or(model.config().n_layers - 1);
+        let behind = |width: i64| {
+            site.and_then(|site| self.gradients.get(&site))
+                .map(|gradient| if width > 0 { gradient.index_select(2, &heads) } else { gradient.shallow_clone() })
+        };
+        let found = tch::with_grad(|| {
+            let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
+            let (x, total) = match inputs[0] {
+                Input::Logits => {
+                    let x = leaf(value(Site::ResidPost(layer))?);
+                    let total = self.engine.reader.values(&Output::whole(&x))?.sum(Kind::Double);
+                    (x, Some(total))
+                }
+                Input::Mlp { .. } => {
+                    let x = leaf(value(Site::ResidMid(layer))?);
+                    let out = model.mlp_of(layer, &x)?;
+                    let total = behind(0).map(|gradient| (out * gradient).sum(Kind::Double));
+                    (x, total)
+                }
+                _ => {
+                    let resid = value(Site::ResidPre(layer))?.unsqueeze(2);
+                    let x = leaf(&resid.expand([-1, -1, inputs.len() as i64, -1], false));
+                    let w = match inputs[0] {
+                        Input::Query { .. } => model.w_q(layer)?,
+                        Input::Key { .. } => model.w_k(layer)?,
+                        _ => model.w_v(layer)?,
+                    };
+                    let normed = model.heads_input(layer, &x)?;
+                    let out = normed.unsqueeze(-2).matmul(&w.index_select(0, &heads)).squeeze_dim(-2);
+                    let total = behind(1).map(|gradient| (out * gradient).sum(Kind::Double));
+                    (x, total)
+                }
+            };
+            match total {
+                Some(total) => Ok(gradients(&total, &[&x])?.remove(0)),
+                None => Ok(x.zeros_like()),
+            }
+        })?;
+        let found = if found.dim() == 3 { found.unsqueeze(2) } else { found };
+        Ok(found.unflatten(0, [self.steps, -1]).mean_dim([0i64].as_slice(), false, None))
+    }
+
+    /// The scores of every sender before `input` against those receivers, `[batch, receiver]`.
+    fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, ndarray::Array2<f64>)>> {
+        let mut all = vec![];
+        let before: Vec<Node> = nodes.iter().copied().filter(|node| node.time() < input.time()).collect();
+        for together in before.chunk_by(|a, b| a.site() == b.site()) {
+            let change = &self.changes[&together[0].site()];
+            let written = match together[0] {
+                Node::Head { layer, .. } => change.unsqueeze(-2).matmul(&self.paths.model.w_o(layer)?).squeeze_dim(-2),
+                Node::Embed | Node::Mlp { .. } => change.unsqueeze(2),
+            };
+            // Sums over positions and d_model, one product a prompt.
+            let flat = |x: &Tensor| x.transpose(1, 2).flatten(2, 3);
+            let scores = flat(gradients).bmm(&flat(&written).transpose(1, 2)).to_kind(Kind::Double);
+            for node in together {
+                let of = scores.select(2, node.head().unwrap_or(0) as i64).to_device(tch::Device::Cpu);
+                all.push((*node, to_array(&of)?));
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn gradients(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
+}
