@@ -22,6 +22,7 @@
 //! | floor | module | what |
 //! |---|---|---|
 //! | 4 | [`view`] | tables and activations to heat maps, line plots, the attention view; what a notebook shows |
+//! | 3 | [`heads`] | what a head does: pattern scores, similarity, roles against annotation |
 //! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |
 //! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
 //! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
@@ -37,6 +38,7 @@ pub mod circuits;
 pub mod device;
 mod error;
 mod file;
+pub mod heads;
 pub mod intervene;
 pub mod model;
 pub mod prelude;

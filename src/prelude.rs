@@ -5,6 +5,10 @@ pub use crate::circuits::{
     Circuit, Circuits, Composition, Factored, Linkage, Measure, NullOptions, Offset, Ranks, Subspace,
 };
 pub use crate::error::{Error, Result};
+pub use crate::heads::{
+    Annotated, Link, PatternOptions, PatternScore, Repeats, Role, RoleOptions, Roles, Similarity, induction_scores,
+    pattern_scores, read_conllu, read_gap, similarity,
+};
 pub use crate::intervene::{
     Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Strategy, Sweep, Variant, direct_attribution,
     logit_lens,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::{
     Column, CsvWriter, DataFrame, DataType, JsonFormat, JsonWriter, NamedFrom, ParquetReader, ParquetWriter, SerReader,
-    SerWriter, Series,
+    SerWriter, Series, StringChunked,
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,10 +132,13 @@ impl Table {
             query, key, target, token, task, step, seed
         );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
-        add(Series::new(
-            "value".into(),
-            rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>(),
-        ));
+        let values = rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>();
+        columns.push(Column::from(Series::new("value".into(), values))); // there even if every value is missing
+        let mut add = |series: Series| {
+            if series.null_count() < series.len() || series.is_empty() {
+                columns.push(Column::from(series));
+            }
+        };
         macro_rules! number {
             ($($name:ident),*) => {$(
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name).collect::<Vec<_>>()));
@@ -217,9 +220,32 @@ impl Table {
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         let size = |row: usize| if sizes[row].is_nan() { f64::NEG_INFINITY } else { sizes[row] };
         order.sort_by(|&a, &b| size(b).total_cmp(&size(a)));
-        let rows: Vec<u32> = order.into_iter().take(n).filter_map(|row| u32::try_from(row).ok()).collect();
+        self.take(order.into_iter().take(n))
+    }
+
+    /// The same table with, for each metric (and task, where there are some), the `n` rows of largest value, the largest first.
+    ///
+    /// # Errors
+    /// Where polars refuses to take rows.
+    pub fn leading(&self, n: usize) -> Result<Self> {
+        let values = self.f64("value")?;
+        let text = |column: &str| -> Vec<String> {
+            let column = self.frame.column(column).ok().and_then(|column| column.str().ok().cloned());
+            let read = |column: StringChunked| column.iter().map(|text| text.unwrap_or_default().to_owned()).collect();
+            column.map_or_else(|| vec![String::new(); self.len()], read)
+        };
+        let groups: Vec<(String, String)> = text("task").into_iter().zip(text("metric")).collect();
+        let mut order: Vec<usize> = (0..self.len()).filter(|&row| !values[row].is_nan()).collect();
+        order.sort_by(|&a, &b| groups[a].cmp(&groups[b]).then(values[b].total_cmp(&values[a])));
+        let first = order.chunk_by(|&a, &b| groups[a] == groups[b]).flat_map(|group| &group[..n.min(group.len())]);
+        self.take(first.copied())
+    }
+
+    /// Some of the rows, in the order given.
+    fn take(&self, rows: impl Iterator<Item = usize>) -> Result<Self> {
+        let rows: Vec<u32> = rows.filter_map(|row| u32::try_from(row).ok()).collect();
         let rows = polars::prelude::IdxCa::new("row".into(), rows);
-        let frame = self.frame.take(&rows).map_err(Error::table("taking the top rows"))?;
+        let frame = self.frame.take(&rows).map_err(Error::table("taking rows"))?;
         Ok(Self { frame, provenance: self.provenance.clone() })
     }
 

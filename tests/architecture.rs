@@ -27,6 +27,9 @@ const FLOORS: [(&str, u8); 14] = [
 const TOGETHER: [(&str, &str); 4] =
     [("error", "model"), ("model", "checkpoint"), ("table", "error"), ("file", "error")];
 
+/// Pairs on one floor of which the first may import the second: what a head does is tested by taking it away.
+const BESIDE: [(&str, &str); 1] = [("heads", "intervene")];
+
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)
 }
@@ -76,8 +79,9 @@ fn imports_point_down() {
             let together = TOGETHER
                 .iter()
                 .any(|pair| *pair == (from.as_str(), to.as_str()) || *pair == (to.as_str(), from.as_str()));
+            let beside = BESIDE.contains(&(from.as_str(), to.as_str()));
             let down = floor(&to).unwrap() < own || (own == 0 && floor(&to) == Some(0));
-            assert!(down || together, "{}: `{from}` (floor {own}) imports `{to}`", path.display());
+            assert!(down || together || beside, "{}: `{from}` (floor {own}) imports `{to}`", path.display());
         }
     }
 }

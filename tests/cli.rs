@@ -178,6 +178,28 @@ fn circuits_write_tables() {
     assert!(run(&["--similarity", "--out", "x.txt"]).contains("x.txt"));
     assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 1).contains("offset"));
     assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 1).contains("linear"));
+fn heads_writes_a_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("heads.parquet");
+    let common =
+        ["heads", &path("tiny-bert"), "--text", "the cat sat. the head", "mary sat.", "--out", out.to_str().unwrap()];
+    let shown = done(&common);
+    assert!(shown.contains("previous_token") && shown.contains("prefix_matching"), "{shown}");
+    let table = Table::read(&out).unwrap();
+    assert_eq!(table.columns(), ["layer", "head", "metric", "value", "baseline", "low", "high", "z_score"]);
+    assert_eq!(table.len(), 12 * (16 + 2));
+    done(&[&common[..], &["--scores", "back_2,entropy", "--repeats", "0"][..]].concat());
+    assert_eq!(Table::read(&out).unwrap().len(), 12 * 2);
+    for (measure, metric) in [("jensen-shannon", "jensen_shannon"), ("cka", "cka")] {
+        let shown = done(&[&common[..], &["--similarity", measure][..]].concat());
+        assert!(shown.contains(metric), "{shown}");
+        let table = Table::read(&out).unwrap();
+        assert_eq!(table.columns(), ["from_layer", "from_head", "layer", "head", "metric", "value"]);
+        assert_eq!(table.len(), 12 * 11 / 2);
+    }
+    assert!(fails(&[&common[..], &["--scores", "back_0"][..]].concat(), 1).contains("at least 1"));
+    assert!(fails(&[&common[..], &["--similarity", "cca"][..]].concat(), 1).contains("positions"));
+    fails(&[&common[..], &["--similarity", "cka", "--scores", "entropy"][..]].concat(), 2);
 }
 
 #[test]

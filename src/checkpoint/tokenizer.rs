@@ -1,5 +1,6 @@
 //! Texts to token ids and back, through `tokenizer.json`.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -42,6 +43,37 @@ impl Tokenizer {
         let pieces = rows.iter().map(|row| row.iter().map(|&id| self.piece(id)).collect()).collect();
         let pad = ["[PAD]", "<pad>", "<|endoftext|>"].iter().find_map(|token| self.inner.token_to_id(token));
         Ok(Tokens::new(&rows)?.with_pieces(pieces)?.with_pad(pad.map_or(0, i64::from)))
+    }
+
+    /// Where each token of [`Tokenizer::encode`] stands in its text, in bytes; an empty span for a token that stands for
+    /// nothing there, such as `[CLS]`.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses the text.
+    pub fn spans(&self, text: &str) -> Result<Vec<Range<usize>>> {
+        let at = || format!("{text:?}");
+        let encoded = guarded(|| self.inner.encode(text, true)).map_err(|reason| failed(at(), reason))?;
+        let special = encoded.get_special_tokens_mask().iter().map(|&mask| mask == 1);
+        let spans = encoded.get_offsets().iter().zip(encoded.get_ids()).zip(special);
+        let blank = |id: u32| self.piece(i64::from(id)).trim().is_empty();
+        Ok(spans.map(|((&(a, b), &id), special)| if special || blank(id) { a..a } else { a..b }).collect())
+    }
+
+    /// Whether a token stands for no text: the start, the end, padding, a mask.
+    pub fn is_special(&self, id: i64) -> bool {
+        let added = |id| self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id);
+        u32::try_from(id).ok().and_then(added).is_some_and(|token| token.special)
+    }
+
+    /// The special tokens that the tokenizer puts before a text and behind it.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses a text.
+    pub fn frame(&self) -> Result<(Vec<i64>, Vec<i64>)> {
+        let (with, without) = (self.ids("a", true, "a text")?, self.ids("a", false, "a text")?);
+        let before = with.iter().position(|id| without.first() == Some(id)).unwrap_or(0);
+        let behind = with.get(before + without.len()..).unwrap_or_default();
+        Ok((with.iter().take(before).copied().collect(), behind.to_vec()))
     }
 
     /// The id of a text that is a single token.

@@ -5,11 +5,13 @@ mod activations;
 mod circuits;
 mod attribute;
 mod generate;
+mod heads;
 mod inspect;
 mod metric;
 mod output;
 mod patch;
 mod paths;
+mod roles;
 
 use std::path::PathBuf;
 
@@ -46,6 +48,10 @@ enum Command {
     Attribute(attribute::Attribute),
     /// Patch paths from senders to receivers and tabulate what becomes of a metric
     Paths(paths::Paths),
+    /// Score what every head attends to, or compare every pair of heads
+    Heads(heads::Heads),
+    /// Find the head that plays each role in annotated text
+    Roles(roles::RolesCommand),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Print a completion script, to be sourced by your shell
@@ -65,6 +71,8 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Circuits(circuits) => circuits.run(),
         Command::Attribute(attribute) => attribute.run(),
         Command::Paths(paths) => paths.run(),
+        Command::Heads(heads) => heads.run(),
+        Command::Roles(roles) => roles.run(),
         Command::Generate(generate) => generate.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());

@@ -100,6 +100,21 @@ impl<'a> Pass<'a> {
         Ok(self.taps)
     }
 
+    /// Runs block by block; `read` receives what each block's taps hold, which is dropped before the next block runs.
+    pub(crate) fn each_block(
+        mut self,
+        ids: Tensor,
+        mut read: impl FnMut(usize, BTreeMap<Site, Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        let joins = Joins::whole(ids);
+        let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
+        for (layer, block) in self.model.weights.blocks.iter().enumerate() {
+            x = self.block(layer, block, x, &joins)?;
+            read(layer, std::mem::take(&mut self.taps))?;
+        }
+        Ok(())
+    }
+
     /// The residual stream entering block `end` (leaving the last block for `end = n_layers`), of all rows that join on the
     /// way, in the order in which they do.
     pub(crate) fn residual(&mut self, joins: &Joins<'_>, end: usize) -> Result<Tensor> {

@@ -249,6 +249,38 @@ impl Model {
         Ok(Run::new(tokens.clone(), taps))
     }
 
+    /// Runs `tokens` once and hands `read` what each layer holds at `sites`, one layer after another: what one layer holds is
+    /// dropped before the next is computed, so that patterns of long prompts or deep models need not all fit in memory.
+    ///
+    /// ```
+    /// use headscope::model::{Model, ModelConfig, Site, Tokens};
+    /// let model = Model::random(&ModelConfig { n_layers: 3, ..ModelConfig::default() }, 0)?;
+    /// let mut seen = vec![];
+    /// model.each_layer(&Tokens::new(&[vec![1, 2, 3]])?, &[Site::Pattern], |layer, run| {
+    ///     seen.push(run.get(Site::Pattern(layer))?.size());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(seen, vec![[1, 4, 3, 3]; 3]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where a token or a site does not fit the model (nothing is computed then), and what `read` returns.
+    pub fn each_layer(
+        &self,
+        tokens: &Tokens,
+        sites: &[fn(usize) -> Site],
+        mut read: impl FnMut(usize, &Run) -> Result<()>,
+    ) -> Result<()> {
+        tokens.check(&self.config)?;
+        let all = (0..self.config.n_layers).flat_map(|layer| sites.iter().map(move |site| site(layer)));
+        let program = Program::taps(all);
+        program.check(&self.config)?;
+        let pass = Pass::new(self, &program, tokens);
+        let ids = tokens.ids(self.device);
+        tch::no_grad(|| pass.each_block(ids, |layer, taps| read(layer, &Run::new(tokens.clone(), taps))))
+    }
+
     fn block(&self, layer: usize) -> Result<&Block> {
         let limit = self.config.n_layers as i64;
         let none = Error::OutOfRange { at: "model".into(), axis: "layer", found: layer as i64, limit };

@@ -168,7 +168,7 @@ impl Program {
     }
 
     /// Fails where a tap does not exist, or an edit fires after the last tap.
-    fn check(&self, config: &ModelConfig) -> Result<()> {
+    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
         self.taps.iter().try_for_each(|site| site.check(config))?;
         let seen = |site: &Site| self.taps.iter().any(|tap| reaches(*site, *tap, config));
         match self.ops.keys().find(|site| !seen(site)) {

@@ -137,6 +137,17 @@ impl Tokens {
         Ok(Self { rows, positions: self.positions, pad: self.pad, pieces, types })
     }
 
+    /// Whether the tokens' texts are known.
+    pub(crate) fn has_pieces(&self) -> bool {
+        self.pieces.is_some()
+    }
+
+    /// The same prompts, padded to the longest of them and no further.
+    pub(crate) fn trimmed(mut self) -> Self {
+        self.positions = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        self
+    }
+
     /// The ids, `[batch, position]`, padded.
     pub(crate) fn ids(&self, device: Device) -> Tensor {
         self.padded(&self.rows, self.pad, device)

@@ -1,0 +1,113 @@
+//! `headscope heads`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use headscope::heads::{PatternOptions, PatternScore, Repeats, Similarity, head_scores, pattern_scores, similarity};
+use headscope::table::Table;
+
+use super::{ModelArguments, PromptArguments};
+
+/// Score what every head attends to, one row a head and score.
+///
+/// Example: headscope heads minilm --text "The cat sat." "A dog ran." --out heads.parquet
+///
+/// value: mean over the prompts; baseline: the same for attention spread alike over all keys; low, high: bootstrap interval over
+/// prompts; z_score: distance from the baseline in standard deviations of shuffled attention. prefix_matching and copying are
+/// measured on repeated random tokens, not on the prompts.
+#[derive(Args)]
+pub struct Heads {
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    prompts: PromptArguments,
+    /// Compare every pair of heads on the prompts in place of scoring them
+    #[arg(long, value_enum)]
+    similarity: Option<Measure>,
+    /// Scores, separated by commas: previous_token, back_3, induction, ...; all, unless said otherwise
+    #[arg(long, value_delimiter = ',', conflicts_with = "similarity")]
+    scores: Vec<String>,
+    /// Prompts of repeated random tokens; 0 for none
+    #[arg(long, default_value_t = Repeats::default().prompts, conflicts_with = "similarity")]
+    repeats: usize,
+    /// Tokens in the block that is repeated; 25, or half of what the context holds
+    #[arg(long, conflicts_with = "similarity")]
+    repeat_length: Option<usize>,
+    /// Seed of the random tokens and of the intervals
+    #[arg(long, default_value_t = 0, conflicts_with = "similarity")]
+    seed: u64,
+    /// Rows to print, for each score those of largest value first
+    #[arg(long, default_value_t = 3)]
+    top: usize,
+    /// The file to write: .parquet, .csv or .json
+    #[arg(long, value_name = "TABLE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Measure {
+    /// Jensen-Shannon divergence of their patterns over ln 2: 0 is the same
+    JensenShannon,
+    /// Linear CKA of what they write: 1 is the same up to rotation and scale
+    Cka,
+    /// Mean canonical correlation of what they gather: 1 is the same up to a linear map
+    Cca,
+}
+
+impl Heads {
+    pub fn run(&self) -> Result<()> {
+        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        let scores = self.scores.iter().map(|name| name.trim().parse()).collect::<Result<Vec<PatternScore>, _>>()?;
+        let model = self.model.load()?;
+        let tokens = self.prompts.tokens(&model)?;
+        let table = match self.similarity {
+            Some(Measure::JensenShannon) => similarity(&model, &tokens, Similarity::JensenShannon)?,
+            Some(Measure::Cka) => similarity(&model, &tokens, Similarity::Cka)?,
+            Some(Measure::Cca) => similarity(&model, &tokens, Similarity::Cca)?,
+            None => {
+                let mut options = PatternOptions { seed: self.seed, ..PatternOptions::default() };
+                if !scores.is_empty() {
+                    options.scores = scores;
+                }
+                let length = self.repeat_length.unwrap_or_else(|| (model.config().n_positions / 2).clamp(4, 27) - 2);
+                let repeats = Repeats { prompts: self.repeats, length, seed: self.seed, ..Repeats::default() };
+                match self.repeats {
+                    0 => pattern_scores(&model, &tokens, &options)?,
+                    _ => head_scores(&model, &tokens, &repeats, &options)?,
+                }
+            }
+        };
+        show(&table, self.top)?;
+        if let Some(out) = &self.out {
+            table.write(out)?;
+            println!("all of them written to {}", out.display());
+        }
+        Ok(())
+    }
+}
+
+/// Prints for each metric the heads (or pairs of heads) of largest value, and the baseline.
+fn show(table: &Table, top: usize) -> Result<()> {
+    let leading = table.leading(top)?;
+    let metrics = leading.frame().column("metric")?.str()?.clone();
+    let columns = leading.columns();
+    let column = |name: &str| if columns.iter().any(|column| column == name) { leading.f64(name) } else { Ok(vec![]) };
+    let (values, baselines) = (column("value")?, column("baseline")?);
+    let (from, layers, heads) = ([column("from_layer")?, column("from_head")?], column("layer")?, column("head")?);
+    println!("the {top} of largest value, as layer.head value; all of {} rows: --out TABLE", table.len());
+    let mut last = None;
+    for row in 0..leading.len() {
+        let metric = metrics.get(row);
+        if last != Some(metric) {
+            let baseline = baselines.get(row).filter(|value| value.is_finite());
+            let baseline = baseline.map_or(String::new(), |value| format!("(baseline {value:.3})"));
+            print!("{}{:<16} {baseline:<18}", if row == 0 { "" } else { "\n" }, metric.unwrap_or_default());
+            last = Some(metric);
+        }
+        let pair = from[0].get(row).zip(from[1].get(row)).map_or(String::new(), |(l, h)| format!("{l}.{h} with "));
+        print!("  {pair}{}.{} {:.3}", layers[row], heads[row], values[row]);
+    }
+    println!();
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! Does the model need the head for its role? The best head taken away, beside other heads taken away as far.
+
+use ndarray::Array1;
+use rand::SeedableRng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::align::Item;
+use super::annotation::Annotated;
+use super::interval::Resamples;
+use super::role::{RoleOptions, Roles};
+use crate::error::{Error, Result};
+use crate::intervene::{Ablation, Metric, Sweep, Variant};
+use crate::model::{Action, Edit, Model, Site, Tokens};
+use crate::table::{Keys, Observation, Table};
+
+/// A role that a head may play: the name of a kind of link, such as `nsubj_to_head`, `entity`, `coreference`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Role {
+    /// The name.
+    pub name: String,
+}
+
+impl Role {
+    /// The role of this name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Which head plays this role, and does the model need it for that? Finds the head on one half of the texts, judges it on the
+    /// other ([`Roles::best`]), and takes it away there.
+    ///
+    /// The head's output is set to zero at the tokens of the words that look, and nowhere else. Beside it other heads are taken
+    /// away at the same tokens, each scaled so that what is removed is as long (root mean square of z W_O); they are drawn from
+    /// the heads that are nearest to it in length. What is measured is the loss of the texts, in nats a token, or for a model
+    /// without logits how far the embedding moves (cosine distance). Two more rows:
+    ///
+    /// - `effect`: how much larger the measurement becomes without the head, with a bootstrap interval over texts; `baseline`: the
+    ///   mean over the other heads; `z_score`: the difference in standard deviations of those.
+    /// - `effect_p_value`: the share of the heads, itself included, whose removal does as much. A role counts as causal where it is
+    ///   small, and that takes some twenty other heads.
+    ///
+    /// The loss of a text is a coarse measure of a role, and a head whose work others can do as well has no effect.
+    ///
+    /// # Errors
+    /// Where the role has too few links, or as [`Roles::measure`].
+    pub fn test(&self, model: &Model, texts: &[Annotated], options: &RoleOptions) -> Result<Table> {
+        let roles = Roles::of(model, texts, options, Some(&self.name))?;
+        let mut rows = roles.best_rows()?;
+        let few = || Error::argument("role", "one with enough links in each half", &self.name);
+        let items = roles.items.get(&self.name).ok_or_else(few)?;
+        let (head, _) = roles.choose(items).ok_or_else(few)?;
+        let places = Places::new(model, texts, items.iter().filter(|item| roles.judges(item.text)), options.texts)?;
+        let lengths = places.lengths(model)?;
+        let controls = controls(head, &lengths, options);
+        if controls.is_empty() {
+            return Err(Error::argument("model", "another head that writes something", "none"));
+        }
+        let effects = places.effects(model, &[&[head], controls.as_slice()].concat(), lengths[head], &lengths)?;
+        let mean = |effects: &[f64]| effects.iter().sum::<f64>() / effects.len() as f64;
+        let (own, others): (f64, Vec<f64>) =
+            (mean(&effects[0]), effects[1..].iter().map(|effects| mean(effects)).collect());
+        let baseline = mean(&others);
+        let spread = others.iter().map(|effect| (effect - baseline).powi(2)).sum::<f64>();
+        let deviation = (spread / (others.len() as f64 - 1.0)).sqrt();
+        let resamples = Resamples::draw(effects[0].len(), options.resamples, options.seed);
+        let interval = resamples.interval(&Array1::from(effects[0].clone()), options.confidence);
+        let as_much = others.iter().filter(|effect| **effect >= own).count();
+        let row = |metric: &str, value| Observation {
+            keys: roles.keys(&self.name, head),
+            metric: metric.to_owned(),
+            value,
+            ..Observation::default()
+        };
+        let effect = Observation {
+            baseline: Some(baseline),
+            low: interval.map(|(low, _)| low),
+            high: interval.map(|(_, high)| high),
+            z_score: (deviation > 0.0).then(|| (own - baseline) / deviation),
+            ..row("effect", own)
+        };
+        let p_value = row("effect_p_value", (1 + as_much) as f64 / (1 + others.len()) as f64);
+        rows.extend([effect, p_value]);
+        Table::new(rows, roles.provenance())
+    }
+}
+
+/// Texts, and in each the tokens at which a role is at work.
+struct Places {
+    tokens: Tokens,
+    at: Vec<Vec<usize>>,
+}
+
+impl Places {
+    fn new<'a>(model: &Model, texts: &[Annotated], items: impl Iterator<Item = &'a Item>, most: usize) -> Result<Self> {
+        let (mut chosen, mut at): (Vec<usize>, Vec<Vec<usize>>) = (vec![], vec![]);
+        for item in items {
+            if chosen.last() != Some(&item.text) {
+                if chosen.len() == most {
+                    break;
+                }
+                chosen.push(item.text);
+                at.push(vec![]);
+            }
+            if let Some(tokens) = at.last_mut() {
+                tokens.extend(&item.tokens);
+            }
+        }
+        for tokens in &mut at {
+            tokens.sort_unstable();
+            tokens.dedup();
+        }
+        let texts: Vec<&str> = chosen.iter().map(|&text| texts[text].text.as_str()).collect();
+        Ok(Self { tokens: model.tokens(&texts)?, at })
+    }
+
+    /// How long what each head writes at these tokens is: root mean square, heads numbered layer * heads + head.
+    fn lengths(&self, model: &Model) -> Result<Vec<f64>> {
+        let n = self.tokens.positions();
+        let flat: Vec<i64> =
+            self.at.iter().enumerate().flat_map(|(b, at)| at.iter().map(move |p| (b * n + p) as i64)).collect();
+        let flat = Tensor::from_slice(&flat).to_device(model.device());
+        let mut lengths = vec![];
+        model.each_layer(&self.tokens, &[Site::Z], |layer, run| {
+            let z = run.get(Site::Z(layer))?.flatten(0, 1).index_select(0, &flat).transpose(0, 1); // [head, token, d_head]
+            let written = z.f_matmul(&model.w_o(layer)?).map_err(Error::torch("the length of what heads write"))?;
+            let squares = written.square().sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
+            let rms = squares.mean_dim([-1i64].as_slice(), false, None).sqrt();
+            lengths.extend(Vec::<f64>::try_from(rms).map_err(Error::torch("the length of what heads write"))?);
+            Ok(())
+        })?;
+        Ok(lengths)
+    }
+
+    /// What taking each of some heads away does to each text, as far as `length`: `[head][text]`.
+    fn effects(&self, model: &Model, heads: &[usize], length: f64, lengths: &[f64]) -> Result<Vec<Vec<f64>>> {
+        let number = |n: usize| u32::try_from(n).ok();
+        let n_heads = model.config().n_heads;
+        let variant = |(step, &head): (usize, &usize)| {
+            let site = Site::Z(head / n_heads);
+            let action = Action::Scale { factor: 1.0 - length / lengths[head] };
+            let edit = |(prompt, at): (usize, &Vec<usize>)| {
+                let mut edit = Edit::new(site, action.clone()).head(head % n_heads).positions(at.iter().copied());
+                edit.at.prompts = Some(vec![prompt]);
+                edit
+            };
+            let edits = self.at.iter().enumerate().map(edit).collect();
+            Variant { keys: Keys { step: number(step), ..Keys::default() }, edits }
+        };
+        let variants: Vec<Variant> = heads.iter().enumerate().map(variant).collect();
+        let metric = if model.config().has_logits() { Metric::Loss } else { Metric::EmbeddingDistance };
+        let sweep = Sweep::ablate(model, &self.tokens, Ablation::Zero).variants(variants).metric(metric).per_prompt();
+        let table = sweep.run()?;
+        let mut effects = vec![vec![]; heads.len()];
+        for (step, effect) in table.f64("step")?.into_iter().zip(table.effect()?) {
+            effects[step as usize].push(effect);
+        }
+        Ok(effects)
+    }
+}
+
+/// Other heads to compare with: of the twice as many that are nearest in length, some.
+fn controls(head: usize, lengths: &[f64], options: &RoleOptions) -> Vec<usize> {
+    let far = |other: usize| (lengths[other] / lengths[head]).ln().abs();
+    let mut others: Vec<usize> = (0..lengths.len()).filter(|&other| other != head && far(other).is_finite()).collect();
+    others.sort_by(|&a, &b| far(a).total_cmp(&far(b)));
+    others.truncate(2 * options.controls);
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    others.choose_multiple(&mut rng, options.controls).copied().collect()
+}

@@ -1,0 +1,223 @@
+//! Pattern scores of every head of a model on prompts, with their baselines, nulls and intervals.
+
+use ndarray::{Array1, Array2, Array3, ArrayView1, Axis, s};
+use serde::{Deserialize, Serialize};
+
+use super::batches::{batches, prompts, select};
+use super::interval::Resamples;
+use super::pattern::{Measured, REACH, Targets};
+use super::score::PatternScore;
+use crate::error::{Error, Result};
+use crate::model::{Model, Site, Tokens};
+use crate::progress::Progress;
+use crate::table::{Keys, Observation, Table};
+
+/// Which scores, and how sure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PatternOptions {
+    /// The scores.
+    pub scores: Vec<PatternScore>,
+    /// How many times the prompts are drawn anew for the intervals; 0 for no intervals.
+    pub resamples: usize,
+    /// How often the intervals hold the value.
+    pub confidence: f64,
+    /// Seed of the drawing.
+    pub seed: u64,
+}
+
+impl Default for PatternOptions {
+    fn default() -> Self {
+        Self { scores: PatternScore::usual(), resamples: 1000, confidence: 0.95, seed: 0 }
+    }
+}
+
+impl PatternOptions {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// Where there is no score, one has an offset of 0, or the confidence is no probability.
+    pub fn validate(&self) -> Result<()> {
+        if self.scores.is_empty() {
+            return Err(Error::argument("scores", "at least one", "none"));
+        }
+        self.scores.iter().try_for_each(|score| score.validate())?;
+        if !(self.confidence > 0.0 && self.confidence < 1.0) {
+            return Err(Error::argument("confidence", "a number between 0 and 1", self.confidence));
+        }
+        Ok(())
+    }
+}
+
+/// What does each head attend to? Every score of every head on `tokens`, one row a head and score.
+///
+/// - `value`: the mean over prompts of the score ([`PatternScore`]).
+/// - `baseline`: the same for attention that is spread alike over all keys that a query sees. It is also the mean over all ways
+///   to shuffle each query's attention over those keys.
+/// - `z_score`: value minus baseline, in standard deviations of such shuffles. These are exact and not drawn: with a query's
+///   weights a and the score's w over its n keys, the variance is `sum (a - mean)^2 sum (w - mean)^2 / (n - 1)`. It says whether a
+///   head as sharp as this one would score so by chance; entropy does not change under shuffling and has none.
+/// - `low`, `high`: bootstrap interval over prompts.
+///
+/// A score that no prompt has (no repeated token, no punctuation, no tokenizer) is missing. One pass through the model; the
+/// patterns of one layer are in memory at a time.
+///
+/// ```
+/// use headscope::heads::{PatternOptions, pattern_scores};
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = model.tokens(&["the cat sat on the mat.", "a dog ran in the park, and sat."])?;
+/// let table = pattern_scores(&model, &tokens, &PatternOptions::default())?;
+/// assert_eq!(table.len(), 3 * 4 * 15); // layers, heads, scores
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// Where a token does not fit the model, or an option makes no sense.
+pub fn pattern_scores(model: &Model, tokens: &Tokens, options: &PatternOptions) -> Result<Table> {
+    let rows = Profile::measure(model, tokens, options)?.rows(options)?;
+    let what = serde_json::json!({"what": "pattern scores", "options": options, "tokens": tokens.rows()});
+    Table::new(rows, model.provenance(what, Some(options.seed))?)
+}
+
+/// Scores of every head on every prompt. Heads are numbered layer * heads + head.
+pub(super) struct Profile {
+    scores: Vec<PatternScore>,
+    n_heads: usize,
+    /// `[prompt, head, score]`.
+    value: Array3<f64>,
+    /// `[prompt, head, score]`.
+    shuffled: Array3<f64>,
+    /// `[prompt, score]`.
+    uniform: Array2<f64>,
+    /// `[prompt, head, offset]`.
+    offsets: Array3<f64>,
+    /// `[prompt, offset]`.
+    uniform_offsets: Array2<f64>,
+}
+
+impl Profile {
+    /// Runs the model once over all prompts, batch by batch and layer by layer.
+    pub(super) fn measure(model: &Model, tokens: &Tokens, options: &PatternOptions) -> Result<Self> {
+        options.validate()?;
+        let config = model.config();
+        let scores: Vec<PatternScore> =
+            options.scores.iter().copied().filter(|score| !(config.causal && score.looks_ahead())).collect();
+        let (batch, heads) = (tokens.batch(), config.n_layers * config.n_heads);
+        let bins = if scores.contains(&PatternScore::Positional) { 2 * REACH + 1 } else { 0 };
+        let mut profile = Self {
+            n_heads: config.n_heads,
+            value: Array3::zeros((batch, heads, scores.len())),
+            shuffled: Array3::zeros((batch, heads, scores.len())),
+            uniform: Array2::zeros((batch, scores.len())),
+            offsets: Array3::zeros((batch, heads, bins)),
+            uniform_offsets: Array2::zeros((batch, bins)),
+            scores,
+        };
+        if profile.scores.is_empty() {
+            return Ok(profile);
+        }
+        let all = prompts(model, tokens)?;
+        let mut progress = Progress::new("prompts", batch);
+        for numbers in batches(model, tokens) {
+            let some: Vec<_> = numbers.iter().map(|&number| all[number].clone()).collect();
+            let targets = Targets::new(&profile.scores, &some, model.kind(), model.device())?;
+            model.each_layer(&select(tokens, &numbers)?, &[Site::Pattern], |layer, run| {
+                let measured = targets.measure(run.get(Site::Pattern(layer))?)?;
+                profile.keep(layer, &numbers, &measured);
+                Ok(())
+            })?;
+            for (row, &number) in numbers.iter().enumerate() {
+                if bins > 0 {
+                    profile.uniform_offsets.row_mut(number).assign(&targets.uniform_offsets().row(row));
+                }
+            }
+            progress.add(numbers.len());
+        }
+        Ok(profile)
+    }
+
+    /// Keeps the scores of a layer on some of the prompts.
+    fn keep(&mut self, layer: usize, numbers: &[usize], measured: &Measured) {
+        let heads = layer * self.n_heads..(layer + 1) * self.n_heads;
+        for (row, &number) in numbers.iter().enumerate() {
+            let place = s![number, heads.clone(), ..];
+            self.value.slice_mut(place).assign(&measured.value.index_axis(Axis(0), row));
+            self.shuffled.slice_mut(place).assign(&measured.shuffled.index_axis(Axis(0), row));
+            self.offsets.slice_mut(place).assign(&measured.offsets.index_axis(Axis(0), row));
+            self.uniform.row_mut(number).assign(&measured.uniform.row(row));
+        }
+    }
+
+    /// One observation a head and score.
+    pub(super) fn rows(&self, options: &PatternOptions) -> Result<Vec<Observation>> {
+        let mut rows = vec![];
+        let resamples = Resamples::draw(self.value.dim().0, options.resamples, options.seed);
+        for (s, score) in self.scores.iter().enumerate() {
+            for head in 0..self.value.dim().1 {
+                let column = match score {
+                    PatternScore::Positional => self.positional(head),
+                    _ => Column {
+                        value: self.value.slice(s![.., head, s]).to_owned(),
+                        uniform: self.uniform.column(s).to_owned(),
+                        shuffled: self.shuffled.slice(s![.., head, s]).to_owned(),
+                    },
+                };
+                let (layer, head) = (head / self.n_heads, head % self.n_heads);
+                let number = |n: usize| u32::try_from(n).ok();
+                let keys = Keys { layer: number(layer), head: number(head), ..Keys::default() };
+                let summary = column.summary(&resamples, options.confidence);
+                rows.push(Observation { keys, metric: score.to_string(), ..summary });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// How often a head looks at its favourite offset: the one that is most frequent over all prompts.
+    fn positional(&self, head: usize) -> Column {
+        let counts = self.offsets.slice(s![.., head, ..]);
+        let sums = counts.sum_axis(Axis(0));
+        let favourite = (0..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b])).unwrap_or(0);
+        let uniform = self.uniform_offsets.column(favourite).to_owned();
+        // A prompt of which no query has a choice has no offset at all.
+        let missing = self.uniform_offsets.sum_axis(Axis(1)).mapv(|sum| sum == 0.0);
+        let hide = |column: ArrayView1<f64>| -> Array1<f64> {
+            column.iter().zip(&missing).map(|(&value, &gone)| if gone { f64::NAN } else { value }).collect()
+        };
+        Column {
+            value: hide(counts.column(favourite)),
+            uniform: hide(uniform.view()),
+            shuffled: Array1::zeros(missing.len()),
+        }
+    }
+}
+
+/// One head's score on every prompt.
+struct Column {
+    value: Array1<f64>,
+    uniform: Array1<f64>,
+    shuffled: Array1<f64>,
+}
+
+impl Column {
+    /// Mean, baseline, interval and z-score over the prompts that have the score.
+    fn summary(&self, resamples: &Resamples, confidence: f64) -> Observation {
+        let there: Vec<usize> = (0..self.value.len()).filter(|&prompt| self.value[prompt].is_finite()).collect();
+        let n = there.len() as f64;
+        if there.is_empty() {
+            return Observation { value: f64::NAN, ..Observation::default() };
+        }
+        let mean = |values: &Array1<f64>| there.iter().map(|&prompt| values[prompt]).sum::<f64>() / n;
+        let (value, baseline) = (mean(&self.value), mean(&self.uniform));
+        let deviation = (mean(&self.shuffled) / n).sqrt();
+        let interval = resamples.interval(&self.value, confidence);
+        Observation {
+            value,
+            baseline: Some(baseline),
+            low: interval.map(|(low, _)| low),
+            high: interval.map(|(_, high)| high),
+            z_score: (deviation > 0.0).then(|| (value - baseline) / deviation),
+            ..Observation::default()
+        }
+    }
+}

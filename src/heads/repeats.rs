@@ -1,0 +1,209 @@
+//! Induction: prefix matching and copying on repeated random tokens.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::batches::{batches, select};
+use super::interval::Resamples;
+use super::pattern::to_array;
+use super::profile::{PatternOptions, Profile};
+use super::score::PatternScore;
+use crate::error::{Error, Result};
+use crate::model::{Model, NormKind, NormPlace, Run, Site, Tokens, Unembed};
+use crate::table::{Keys, Observation, Table};
+
+/// Prompts of random tokens, each a block that comes twice: nothing but the first copy tells what the second will be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Repeats {
+    /// Number of prompts.
+    pub prompts: usize,
+    /// Tokens in a block, all different.
+    pub length: usize,
+    /// Tokens before the first block; what the tokenizer puts before a text, unless said otherwise.
+    pub start: Option<Vec<i64>>,
+    /// Seed of the drawing.
+    pub seed: u64,
+}
+
+impl Default for Repeats {
+    fn default() -> Self {
+        Self { prompts: 20, length: 25, start: None, seed: 0 }
+    }
+}
+
+impl Repeats {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// Where there is no prompt, or a block of fewer than two tokens.
+    pub fn validate(&self) -> Result<()> {
+        if self.prompts == 0 {
+            return Err(Error::argument("prompts", "at least 1", 0));
+        }
+        if self.length < 2 {
+            return Err(Error::argument("length", "at least 2 tokens a block", self.length));
+        }
+        Ok(())
+    }
+
+    /// The prompts for a model: `[start, block, block]`, blocks drawn from the tokens that stand for text.
+    ///
+    /// # Errors
+    /// Where the options make no sense, the vocabulary is too small, or the prompts are longer than the model's context.
+    pub fn tokens(&self, model: &Model) -> Result<Tokens> {
+        let start = self.frame(model)?;
+        let special = |id: i64| model.tokenizer().is_some_and(|tokenizer| tokenizer.is_special(id));
+        let words: Vec<i64> =
+            (0..model.config().vocab as i64).filter(|&id| !start.contains(&id) && !special(id)).collect();
+        if words.len() < self.length {
+            let expected = format!("at most {} tokens, the vocabulary", words.len());
+            return Err(Error::argument("length", expected, self.length));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut row = || {
+            let mut words = words.clone();
+            let (block, _) = words.partial_shuffle(&mut rng, self.length);
+            [start.as_slice(), block, block].concat()
+        };
+        let tokens = Tokens::new(&(0..self.prompts).map(|_| row()).collect::<Vec<_>>())?;
+        tokens.check(model.config())?;
+        Ok(tokens)
+    }
+
+    /// The tokens before the first block.
+    fn frame(&self, model: &Model) -> Result<Vec<i64>> {
+        self.validate()?;
+        match (&self.start, model.tokenizer()) {
+            (Some(start), _) => Ok(start.clone()),
+            (None, Some(tokenizer)) => Ok(tokenizer.frame()?.0),
+            (None, None) => Ok(vec![]),
+        }
+    }
+}
+
+/// Which heads continue a pattern seen before? Two rows a head, on random tokens that come twice.
+///
+/// - `prefix_matching`: attention from the second copy to the token behind the same token in the first: [`PatternScore::Induction`]
+///   where every token is new in its block (Olsson et al. 2022). `baseline`, `z_score` and interval as in
+///   [`pattern_scores`](super::pattern_scores).
+/// - `copying`: does the head write the tokens that it looks at? The chance that what it writes into the stream raises the logit
+///   of a token attended to above that of another token of the block; attention-weighted mean over the second copy. 1 is always,
+///   0 the reverse, baseline 1/2. With the final norm's scale frozen it does not matter, and only the block's tokens are compared.
+///   Missing for a model that has no logits, or no plain unembedding of a pre-norm stream.
+///
+/// An induction head is high in both.
+///
+/// # Errors
+/// Where the options make no sense, or the prompts do not fit the model.
+pub fn induction_scores(model: &Model, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
+    let rows = induction_rows(model, repeats, options)?;
+    let what = serde_json::json!({"what": "induction scores", "repeats": repeats, "options": options});
+    Table::new(rows, model.provenance(what, Some(repeats.seed))?)
+}
+
+/// [`pattern_scores`](super::pattern_scores) of `tokens` and [`induction_scores`] in one table.
+///
+/// # Errors
+/// As those two.
+pub fn head_scores(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
+    let mut rows = Profile::measure(model, tokens, options)?.rows(options)?;
+    rows.extend(induction_rows(model, repeats, options)?);
+    let what =
+        serde_json::json!({"what": "head scores", "repeats": repeats, "options": options, "tokens": tokens.rows()});
+    Table::new(rows, model.provenance(what, Some(options.seed))?)
+}
+
+/// The rows of [`induction_scores`].
+fn induction_rows(model: &Model, repeats: &Repeats, options: &PatternOptions) -> Result<Vec<Observation>> {
+    let tokens = repeats.tokens(model)?;
+    let options = PatternOptions { scores: vec![PatternScore::Induction], ..options.clone() };
+    let mut rows = Profile::measure(model, &tokens, &options)?.rows(&options)?;
+    rows.iter_mut().for_each(|row| "prefix_matching".clone_into(&mut row.metric));
+    rows.extend(copying(model, &tokens, repeats, &options)?);
+    Ok(rows)
+}
+
+/// The copying score of every head.
+fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternOptions) -> Result<Vec<Observation>> {
+    let config = model.config();
+    let (layers, heads) = (config.n_layers, config.n_heads);
+    let number = |n: usize| u32::try_from(n).ok();
+    let keys = |layer, head| Keys { layer: number(layer), head: number(head), ..Keys::default() };
+    let metric = || "copying".to_owned();
+    let readable = matches!(config.unembed, Unembed::Linear { .. }) && config.norm_place == NormPlace::Pre;
+    if !readable {
+        let missing = |(layer, head)| Observation {
+            keys: keys(layer, head),
+            metric: metric(),
+            value: f64::NAN,
+            ..Observation::default()
+        };
+        let all = (0..layers).flat_map(|layer| (0..heads).map(move |head| (layer, head)));
+        return Ok(all.map(missing).collect());
+    }
+    let start = repeats.frame(model)?.len();
+    let mut values = ndarray::Array3::zeros((tokens.batch(), layers, heads));
+    for numbers in batches(model, tokens) {
+        let some = select(tokens, &numbers)?;
+        let directions = directions(model, &some, start, repeats.length)?;
+        model.each_layer(&some, &[Site::Pattern, Site::Z], |layer, run| {
+            let scores = to_array(&copied(model, layer, run, &directions, start)?, (numbers.len(), heads, 1))?;
+            for (row, &number) in numbers.iter().enumerate() {
+                values.slice_mut(ndarray::s![number, layer, ..]).assign(&scores.slice(ndarray::s![row, .., 0]));
+            }
+            Ok(())
+        })?;
+    }
+    let resamples = Resamples::draw(tokens.batch(), options.resamples, options.seed);
+    let row = |(layer, head)| {
+        let column = values.slice(ndarray::s![.., layer, head]).to_owned();
+        let interval = resamples.interval(&column, options.confidence);
+        Observation {
+            keys: keys(layer, head),
+            metric: metric(),
+            value: column.mean().unwrap_or(f64::NAN),
+            baseline: Some(0.5),
+            low: interval.map(|(low, _)| low),
+            high: interval.map(|(_, high)| high),
+            ..Observation::default()
+        }
+    };
+    let all = (0..layers).flat_map(|layer| (0..heads).map(move |head| (layer, head)));
+    Ok(all.map(row).collect())
+}
+
+/// What in the residual stream raises the logit of each token of a prompt's block, `[batch, d_model, token]`.
+fn directions(model: &Model, tokens: &Tokens, start: usize, length: usize) -> Result<Tensor> {
+    let ids: Vec<i64> = tokens.rows().iter().flat_map(|row| row[start..start + length].to_vec()).collect();
+    let (columns, _) = model.unembedding(&Tensor::from_slice(&ids).to_device(model.device()));
+    let columns = match model.final_norm_weights() {
+        Some((gamma, _)) if model.config().norm == NormKind::Layer => {
+            let columns = columns * gamma;
+            &columns - columns.mean_dim([-1i64].as_slice(), true, None)
+        }
+        Some((gamma, _)) => columns * gamma,
+        None => columns,
+    };
+    let columns = columns.f_view([tokens.batch() as i64, length as i64, -1]).map_err(Error::torch("copying"))?;
+    Ok(columns.transpose(1, 2))
+}
+
+/// The copying score of a layer's heads, `[batch, head, 1]`.
+fn copied(model: &Model, layer: usize, run: &Run, directions: &Tensor, start: usize) -> Result<Tensor> {
+    let torch = || Error::torch("copying");
+    let (length, start) = (directions.size()[2], start as i64);
+    let second = |x: &Tensor| x.narrow(2, start + length, length);
+    let z = second(&run.get(Site::Z(layer))?.transpose(1, 2)); // [batch, head, query, d_head]
+    let readers = model.w_o(layer)?.unsqueeze(0).f_matmul(&directions.unsqueeze(1)).map_err(torch())?;
+    let logits = z.f_matmul(&readers).map_err(torch())?; // [batch, head, query, token]
+    let above = logits.argsort(-1, false).argsort(-1, false).to_kind(Kind::Double) / (length - 1) as f64;
+    // Attention to a token is that to both of its places.
+    let pattern = second(run.get(Site::Pattern(layer))?).narrow(3, start, 2 * length).to_kind(Kind::Double);
+    let attention = pattern.narrow(3, 0, length) + pattern.narrow(3, length, length);
+    let sum = |x: Tensor| x.sum_dim_intlist([2i64, 3].as_slice(), false, None);
+    Ok((sum(&attention * above) / sum(attention)).unsqueeze(-1).to_device(Device::Cpu))
+}
