@@ -40,6 +40,7 @@ mod error;
 mod file;
 pub mod heads;
 pub mod intervene;
+pub mod lab;
 pub mod model;
 pub mod prelude;
 mod progress;

@@ -89,6 +89,12 @@ impl ConfigJson {
         self.read_as(key, "an object", object)
     }
 
+    /// The value of `key` as a type of ours.
+    pub(crate) fn parsed<T: serde::de::DeserializeOwned>(&self, key: &str, expected: &str) -> Result<T> {
+        let value = self.required(key, expected, self.value(key))?;
+        serde_json::from_value(value.clone()).map_err(|reason| self.wrong(key, expected, reason.to_string()))
+    }
+
     /// Fails where `key` is there with another value than `only`: a feature that headscope would compute wrongly.
     pub(crate) fn only(&self, key: &str, only: &Value) -> Result<()> {
         match self.value(key) {

@@ -1,12 +1,13 @@
 //! Bytes on disk or on a hub to a [`Model`] and its [`Tokenizer`].
 //!
 //! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards behind
-//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. Families: GPT-2, Llama, BERT; each is one file in
-//! `families/` that maps names and config keys.
+//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. Families: GPT-2, Llama, BERT, and headscope's own for
+//! what the lab trains; each is one file in `families/` that maps names and config keys.
 
 mod config_json;
 mod families;
 mod place;
+mod save;
 mod source;
 mod tokenizer;
 
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
 pub use place::cache_folder;
+pub(crate) use save::write_tensors;
 pub use tokenizer::Tokenizer;
 
 use self::config_json::ConfigJson;

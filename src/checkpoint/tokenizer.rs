@@ -31,6 +31,31 @@ impl Tokenizer {
         Ok(Self { inner })
     }
 
+    /// A tokenizer of whole words, split at spaces: the id of a word is its place in `words`. Another word is an error.
+    pub(crate) fn of_words(words: &[&str]) -> Result<Self> {
+        let vocabulary: serde_json::Map<String, serde_json::Value> =
+            words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+        let file = serde_json::json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": [],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": null,
+            "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+        });
+        let made = guarded(|| tokenizers::Tokenizer::from_bytes(file.to_string().as_bytes()));
+        Ok(Self { inner: made.map_err(|reason| failed("words".to_owned(), reason))? })
+    }
+
+    /// Writes `tokenizer.json`.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let text = guarded(|| self.inner.to_string(true)).map_err(|reason| failed(path.display().to_string(), reason))?;
+        file::write_bytes(path, text.as_bytes())
+    }
+
     /// The tokens of `texts`, special tokens included, padded on the right.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// assert_eq!(config.norm_place, NormPlace::Pre);
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// The family's name, such as `gpt2`; for messages and provenance only.
     pub family: String,

@@ -12,7 +12,7 @@ use super::program::Program;
 use super::site::Site;
 use super::tokens::Tokens;
 use super::weights::{Block, Linear, Mlp, Norm};
-use super::{Model, norm, position};
+use super::{Model, norm, position, stack};
 use crate::error::{Error, Result};
 
 /// One pass through the blocks: a program fires in it, taps gather.
@@ -208,6 +208,7 @@ impl<'a> Pass<'a> {
         let weights = &self.model.weights;
         self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
         let mut x = self.at(Site::Embed, Tensor::embedding(&weights.w_e, ids, -1, false, false))?;
+        let mut x = self.at(Site::Embed, stack::look_up(&weights.w_e, ids)?)?;
         if self.program.differentiable && !x.requires_grad() {
             x = x.set_requires_grad(true);
         }
@@ -224,7 +225,7 @@ impl<'a> Pass<'a> {
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {
-            let rows = w_pos.narrow(0, self.past.positions(), ids.size()[1]).unsqueeze(0).expand_as(&x);
+            let rows = stack::each_row(&w_pos.narrow(-2, self.past.positions(), ids.size()[1]), x.size()[0]);
             x = &x + self.at(Site::PosEmbed, rows)?;
         }
         match &weights.ln_embed {
@@ -258,8 +259,8 @@ impl<'a> Pass<'a> {
         let site = Site::Result(layer);
         let (mut sum, config) = (None, self.model.config());
         if self.program.touches(site) {
-            let w_o = o.w.view([config.n_heads as i64, config.d_head as i64, config.d_model as i64]);
-            let result = z.unsqueeze(-2).matmul(&w_o).squeeze_dim(-2);
+            let w_o = o.w.unflatten(-2, [config.n_heads as i64, config.d_head as i64]);
+            let result = stack::write(z, &w_o);
             let result = self.at(site, result)?;
             // Only an edit may change what follows; a tap leaves the dense product as it is.
             sum = self.program.edits(site).then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));

@@ -23,6 +23,7 @@ mod position;
 mod program;
 mod run;
 mod site;
+mod stack;
 mod tokens;
 mod weights;
 
@@ -44,7 +45,7 @@ pub(crate) use program::{Program, Window};
 pub use run::Run;
 pub use site::{Axis, Site};
 pub use tokens::Tokens;
-pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Weights};
+pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Spread, Weights};
 
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};

@@ -7,6 +7,10 @@ use super::weights::Norm;
 
 /// The normalised `x` in one libtorch call where there is one.
 pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
+    if weights.w.dim() == 2 && kind != NormKind::None {
+        let (centred, scale) = parts(kind, x, eps);
+        return joined(weights, &centred, &scale);
+    }
     match kind {
         NormKind::Layer => {
             let width = weights.w.size();
@@ -32,9 +36,20 @@ pub(super) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
 
 /// The norm from its parts: centred / scale * w + b.
 pub(super) fn joined(weights: &Norm, centred: &Tensor, scale: &Tensor) -> Tensor {
-    let scaled = centred / scale * &weights.w;
+    let scaled = centred / scale * by_run(&weights.w, centred);
     match &weights.b {
-        Some(b) => scaled + b,
+        Some(b) => scaled + by_run(b, centred),
         None => scaled,
     }
+}
+
+/// A weight as it applies to the rows of `x`: as it is, or, where it has a `run` axis, each run's to its own rows.
+fn by_run(weight: &Tensor, x: &Tensor) -> Tensor {
+    if weight.dim() == 1 {
+        return weight.shallow_clone();
+    }
+    let rows = weight.repeat_interleave_self_int(x.size()[0] / weight.size()[0], 0, None);
+    let mut shape = vec![1i64; x.dim()];
+    (shape[0], shape[x.dim() - 1]) = (x.size()[0], weight.size()[1]);
+    rows.view(shape.as_slice())
 }

@@ -79,10 +79,26 @@ pub(crate) struct Head {
 }
 
 impl Linear {
-    /// `x w + b`, with `x` of any leading shape.
+    /// `x w + b`, with `x` of any leading shape; where the matrix has a `run` axis, rows stand run by run.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
-        x.f_linear(&self.w.tr(), self.b.as_ref()).map_err(|source| Error::torch(product())(source))
+        let done = if self.w.dim() == 3 { self.stacked(x) } else { x.f_linear(&self.w.tr(), self.b.as_ref()) };
+        done.map_err(|source| Error::torch(product())(source))
+    }
+
+    /// [`Linear::forward`] for `w` of `[run, in, out]` and `x` of `[run * batch, .., in]`.
+    fn stacked(&self, x: &Tensor) -> Result<Tensor, tch::TchError> {
+        let (runs, width) = (self.w.size()[0], self.w.size()[2]);
+        let mut shape = x.size();
+        let rows = x.f_reshape([runs, -1, self.w.size()[1]])?;
+        let product = match &self.b {
+            Some(b) => b.unsqueeze(1).f_baddbmm(&rows, &self.w, 1, 1)?,
+            None => rows.f_bmm(&self.w)?,
+        };
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        product.f_view(shape.as_slice())
     }
 
     fn names<'a>(&'a self, name: &str, all: &mut Vec<(String, &'a Tensor)>) {
@@ -149,9 +165,14 @@ impl Weights {
 
     /// Random parameters: normal, with the attention logits' variance independent of d_head, and norms near identity.
     pub(crate) fn random(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Self {
-        let mut init = Init { rng: ChaCha8Rng::seed_from_u64(seed), kind, device };
+        Self::drawn(config, seed, Spread { embeddings: 1.0, biases: 0.1 }, kind, device)
+    }
+
+    /// Random parameters with another spread.
+    pub(crate) fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Self {
+        let mut init = Init { rng: ChaCha8Rng::seed_from_u64(seed), spread, kind, device };
         let (d, vocab) = (config.d_model, config.vocab);
-        let w_e = init.normal(&[vocab, d], 1.0);
+        let w_e = init.normal(&[vocab, d], spread.embeddings);
         let head = match config.unembed {
             Unembed::None => None,
             Unembed::Linear { bias } => Some((None, bias)),
@@ -166,8 +187,8 @@ impl Weights {
         });
         let learned = config.position == Position::Learned;
         Self {
-            w_pos: learned.then(|| init.normal(&[config.n_positions, d], 0.5)),
-            w_type: (config.n_token_types > 0).then(|| init.normal(&[config.n_token_types, d], 0.5)),
+            w_pos: learned.then(|| init.normal(&[config.n_positions, d], 0.5 * spread.embeddings)),
+            w_type: (config.n_token_types > 0).then(|| init.normal(&[config.n_token_types, d], 0.5 * spread.embeddings)),
             ln_embed: config.embed_norm.then(|| init.norm(config)).flatten(),
             blocks: (0..config.n_layers).map(|_| init.block(config)).collect(),
             ln_final: (config.norm_place == NormPlace::Pre).then(|| init.norm(config)).flatten(),
@@ -199,9 +220,19 @@ impl Block {
     }
 }
 
+/// Standard deviations of random parameters that are no matrices of a product.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spread {
+    /// Of the token embeddings; those of positions and types have half of it.
+    pub embeddings: f64,
+    /// Of biases around 0 and norm weights around 1.
+    pub biases: f64,
+}
+
 /// Draws parameters from one seeded stream.
 struct Init {
     rng: ChaCha8Rng,
+    spread: Spread,
     kind: Kind,
     device: Device,
 }
@@ -220,7 +251,7 @@ impl Init {
 
     fn linear(&mut self, rows: usize, columns: usize, bias: bool) -> Linear {
         let w = self.normal(&[rows, columns], (rows as f64).powf(-0.5));
-        Linear { w, b: bias.then(|| self.normal(&[columns], 0.1)) }
+        Linear { w, b: bias.then(|| self.normal(&[columns], self.spread.biases)) }
     }
 
     fn norm(&mut self, config: &ModelConfig) -> Option<Norm> {
@@ -228,8 +259,8 @@ impl Init {
     }
 
     fn norm_as(&mut self, kind: NormKind, width: usize) -> Norm {
-        let w = self.normal(&[width], 0.1) + 1.0;
-        Norm { w, b: (kind == NormKind::Layer).then(|| self.normal(&[width], 0.1)) }
+        let w = self.normal(&[width], self.spread.biases) + 1.0;
+        Norm { w, b: (kind == NormKind::Layer).then(|| self.normal(&[width], self.spread.biases)) }
     }
 
     fn block(&mut self, config: &ModelConfig) -> Block {

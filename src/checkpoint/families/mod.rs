@@ -2,6 +2,7 @@
 
 mod bert;
 mod gpt2;
+pub(crate) mod headscope;
 mod llama;
 
 use tch::Tensor;
@@ -23,7 +24,7 @@ pub(crate) struct Family {
     pub superfluous: fn(&str) -> bool,
 }
 
-const FAMILIES: [Family; 3] = [bert::FAMILY, gpt2::FAMILY, llama::FAMILY];
+const FAMILIES: [Family; 4] = [bert::FAMILY, gpt2::FAMILY, headscope::FAMILY, llama::FAMILY];
 
 /// The names of all families.
 pub(crate) fn names() -> Vec<&'static str> {

@@ -1,0 +1,111 @@
+//! Several models of one architecture as one: every parameter has a leading `run` axis, and the rows of a batch stand run
+//! by run. Small models leave a processor idle; many of them at once do not.
+
+use tch::{Kind, Tensor};
+
+use super::weights::{Attention, Block, Head, Linear, Mlp, Norm, Weights};
+use super::{Model, Origin};
+use crate::error::{Error, Result};
+
+impl Weights {
+    /// The same parameters, each replaced by what `each` makes of it; the order is that of [`Weights::named`]. A tied
+    /// unembedding stays tied.
+    pub(crate) fn rebuilt(&self, mut each: impl FnMut(&Tensor) -> Tensor) -> Self {
+        let tied = self.is_tied();
+        let each: &mut dyn FnMut(&Tensor) -> Tensor = &mut each;
+        let w_e = each(&self.w_e);
+        let w_pos = self.w_pos.as_ref().map(&mut *each);
+        let w_type = self.w_type.as_ref().map(&mut *each);
+        let ln_embed = self.ln_embed.as_ref().map(|norm| norm.rebuilt(each));
+        let blocks = self.blocks.iter().map(|block| block.rebuilt(each)).collect();
+        let ln_final = self.ln_final.as_ref().map(|norm| norm.rebuilt(each));
+        let head = self.head.as_ref().map(|head| {
+            let transform = head.transform.as_ref().map(|(dense, norm)| (dense.rebuilt(each), norm.rebuilt(each)));
+            let mut unembed = head.unembed.rebuilt(each);
+            if tied {
+                unembed.w = w_e.transpose(-2, -1);
+            }
+            Head { transform, unembed }
+        });
+        Self { w_e, w_pos, w_type, ln_embed, blocks, ln_final, head }
+    }
+}
+
+impl Block {
+    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        let ln1 = self.ln1.as_ref().map(|norm| norm.rebuilt(each));
+        let attn = &self.attn;
+        let attn = Attention {
+            q: attn.q.rebuilt(each),
+            k: attn.k.rebuilt(each),
+            v: attn.v.rebuilt(each),
+            o: attn.o.rebuilt(each),
+        };
+        let ln2 = self.ln2.as_ref().map(|norm| norm.rebuilt(each));
+        let mlp = self.mlp.as_ref().map(|mlp| Mlp {
+            gate: mlp.gate.rebuilt(each),
+            up: mlp.up.as_ref().map(|up| up.rebuilt(each)),
+            out: mlp.out.rebuilt(each),
+        });
+        Self { ln1, attn, ln2, mlp }
+    }
+}
+
+impl Linear {
+    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { w: each(&self.w), b: self.b.as_ref().map(each) }
+    }
+}
+
+impl Norm {
+    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
+        Self { w: each(&self.w), b: self.b.as_ref().map(each) }
+    }
+}
+
+impl Model {
+    /// The same model with other parameters: what `each` makes of those there are, in the order of
+    /// [`Model::parameters`].
+    pub(crate) fn with_parameters(&self, each: impl FnMut(&Tensor) -> Tensor) -> Self {
+        let origin = Origin { name: self.origin.name.clone(), ..Origin::default() };
+        Self::new(self.config.clone(), self.weights.rebuilt(each), origin, self.tokenizer.clone())
+    }
+
+    /// How many models this one is.
+    pub(crate) fn runs(&self) -> usize {
+        if self.weights.w_e.dim() == 3 { self.weights.w_e.size()[0] as usize } else { 1 }
+    }
+}
+
+/// The embeddings of `ids`, `[row, position]` to `[row, position, d_model]`.
+pub(super) fn look_up(w_e: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    if w_e.dim() == 2 {
+        return Ok(Tensor::embedding(w_e, ids, -1, false, false));
+    }
+    let (runs, vocab) = (w_e.size()[0], w_e.size()[1]);
+    if ids.size()[0] % runs != 0 {
+        let expected = format!("as many rows for each of {runs} runs");
+        return Err(Error::argument("tokens", expected, ids.size()[0]));
+    }
+    let first = Tensor::arange(runs, (Kind::Int64, ids.device())).view([-1, 1, 1]) * vocab;
+    let own = (ids.view([runs, -1, ids.size()[1]]) + first).view_as(ids);
+    Ok(Tensor::embedding(&w_e.flatten(0, 1), &own, -1, false, false))
+}
+
+/// The same `[position, d_model]`, or each run's own, for every one of `rows` rows.
+pub(super) fn each_row(x: &Tensor, rows: i64) -> Tensor {
+    let size = x.size();
+    let own = |runs: i64| x.unsqueeze(1).expand([runs, rows / runs, size[1], size[2]], false).flatten(0, 1);
+    if x.dim() == 3 { own(size[0]) } else { x.unsqueeze(0).expand([rows, size[0], size[1]], false) }
+}
+
+/// What each head writes, `[row, position, head, d_head]` to `[row, position, head, d_model]`, by `w_o`,
+/// `[head, d_head, d_model]`, before which there may be a `run` axis.
+pub(super) fn write(z: &Tensor, w_o: &Tensor) -> Tensor {
+    if w_o.dim() == 3 {
+        return z.unsqueeze(-2).matmul(w_o).squeeze_dim(-2);
+    }
+    let runs = w_o.size()[0];
+    let z = z.unflatten(0, [runs, -1]).unsqueeze(-2);
+    z.matmul(&w_o.unsqueeze(1).unsqueeze(1)).squeeze_dim(-2).flatten(0, 1)
+}
