@@ -32,9 +32,9 @@ impl Tokenizer {
     }
 
     /// A tokenizer of whole words, split at spaces: the id of a word is its place in `words`. Another word is an error.
-    pub(crate) fn of_words(words: &[&str]) -> Result<Self> {
+    pub(crate) fn of_words(words: &[String]) -> Result<Self> {
         let vocabulary: serde_json::Map<String, serde_json::Value> =
-            words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
+            words.iter().enumerate().map(|(id, word)| (word.clone(), id.into())).collect();
         let file = serde_json::json!({
             "version": "1.0",
             "truncation": null,

@@ -7,6 +7,7 @@ mod attribute;
 mod generate;
 mod heads;
 mod inspect;
+mod lab;
 mod metric;
 mod output;
 mod patch;
@@ -54,6 +55,8 @@ enum Command {
     Roles(roles::RolesCommand),
     /// Continue a prompt
     Generate(generate::Generate),
+    /// Train small transformers on languages with known structure
+    Lab(lab::Lab),
     /// Print a completion script, to be sourced by your shell
     Completions {
         /// Your shell
@@ -74,6 +77,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Heads(heads) => heads.run(),
         Command::Roles(roles) => roles.run(),
         Command::Generate(generate) => generate.run(),
+        Command::Lab(lab) => lab.run(),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "headscope", &mut std::io::stdout());
             Ok(())

@@ -4,7 +4,14 @@
 //! | where | what |
 //! |---|---|
 //! | [`language`] | sequences with annotated dependencies: tasks, repeated sequences, a small English |
+//! | [`train`] | a model trained on a language: options, checkpoints, the trace |
+//! | [`Declaration`] | a model, a language and how to train, as data; some have names |
 
 pub mod language;
+pub mod train;
 
+mod declaration;
+
+pub use declaration::Declaration;
 pub use language::Language;
+pub use train::{TrainOptions, Trained, Trainer};

@@ -70,11 +70,6 @@ impl Model {
         let origin = Origin { name: self.origin.name.clone(), ..Origin::default() };
         Self::new(self.config.clone(), self.weights.rebuilt(each), origin, self.tokenizer.clone())
     }
-
-    /// How many models this one is.
-    pub(crate) fn runs(&self) -> usize {
-        if self.weights.w_e.dim() == 3 { self.weights.w_e.size()[0] as usize } else { 1 }
-    }
 }
 
 /// The embeddings of `ids`, `[row, position]` to `[row, position, d_model]`.
