@@ -52,7 +52,8 @@ impl Tokenizer {
 
     /// Writes `tokenizer.json`.
     pub(crate) fn save(&self, path: &Path) -> Result<()> {
-        let text = guarded(|| self.inner.to_string(true)).map_err(|reason| failed(path.display().to_string(), reason))?;
+        let text =
+            guarded(|| self.inner.to_string(true)).map_err(|reason| failed(path.display().to_string(), reason))?;
         file::write_bytes(path, text.as_bytes())
     }
 

@@ -2,8 +2,8 @@
 
 mod ablate;
 mod activations;
-mod circuits;
 mod attribute;
+mod circuits;
 mod generate;
 mod heads;
 mod inspect;

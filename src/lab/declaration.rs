@@ -41,12 +41,16 @@ impl Declaration {
     /// [`Error::Argument`] where there is none.
     pub fn named(name: &str) -> Result<Self> {
         let (language, model, steps) = match name {
-            "induction" => {
-                (Language::Repeats(Repeats::default()), ModelConfig { d_model: 64, d_head: 16, ..attention_only() }, 3000)
-            }
-            "english" => {
-                (Language::English(English::default()), ModelConfig { d_model: 64, d_head: 16, ..attention_only() }, 2500)
-            }
+            "induction" => (
+                Language::Repeats(Repeats::default()),
+                ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
+                3000,
+            ),
+            "english" => (
+                Language::English(English::default()),
+                ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
+                2500,
+            ),
             _ => return Err(Error::argument("declaration", format!("one of {:?}", Self::NAMES), name)),
         };
         Ok(Self { model, language, train: TrainOptions { steps, ..TrainOptions::default() } }.complete())

@@ -207,7 +207,6 @@ impl<'a> Pass<'a> {
     fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let weights = &self.model.weights;
         self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
-        let mut x = self.at(Site::Embed, Tensor::embedding(&weights.w_e, ids, -1, false, false))?;
         let mut x = self.at(Site::Embed, stack::look_up(&weights.w_e, ids)?)?;
         if self.program.differentiable && !x.requires_grad() {
             x = x.set_requires_grad(true);

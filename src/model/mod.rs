@@ -114,7 +114,13 @@ impl Model {
 
     /// A model as training begins: as [`Model::random_as`], with biases 0, norms that change nothing and embeddings of this
     /// standard deviation.
-    pub(crate) fn initial(config: &ModelConfig, seed: u64, embeddings: f64, kind: Kind, device: Device) -> Result<Self> {
+    pub(crate) fn initial(
+        config: &ModelConfig,
+        seed: u64,
+        embeddings: f64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
         let random = Self::random_as(config, seed, kind, device)?;
         let spread = Spread { embeddings, biases: 0.0 };
         Ok(Self { weights: Weights::drawn(config, seed, spread, kind, device), ..random })

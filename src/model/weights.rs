@@ -188,7 +188,8 @@ impl Weights {
         let learned = config.position == Position::Learned;
         Self {
             w_pos: learned.then(|| init.normal(&[config.n_positions, d], 0.5 * spread.embeddings)),
-            w_type: (config.n_token_types > 0).then(|| init.normal(&[config.n_token_types, d], 0.5 * spread.embeddings)),
+            w_type: (config.n_token_types > 0)
+                .then(|| init.normal(&[config.n_token_types, d], 0.5 * spread.embeddings)),
             ln_embed: config.embed_norm.then(|| init.norm(config)).flatten(),
             blocks: (0..config.n_layers).map(|_| init.block(config)).collect(),
             ln_final: (config.norm_place == NormPlace::Pre).then(|| init.norm(config)).flatten(),

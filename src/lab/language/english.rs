@@ -5,9 +5,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::lexicon::{
-    ADJECTIVES, BOS, GREETS, MEN, MOODS, NOUNS, OBJECTS, PLACES, SURNAMES, VERBS, WOMEN, words,
-};
+use super::lexicon::{ADJECTIVES, BOS, GREETS, MEN, MOODS, NOUNS, OBJECTS, PLACES, SURNAMES, VERBS, WOMEN, words};
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::Result;
 
@@ -108,8 +106,11 @@ impl English {
             Target { position: word - 1, token: tokens[word], choices, task: task(word) }
         };
         let targets = (1..self.length).map(target).collect();
-        let dependency =
-            |(word, source, kind): &&(usize, usize, usize)| Dependency { query: word - 1, source: *source, kind: KINDS[*kind].to_owned() };
+        let dependency = |(word, source, kind): &&(usize, usize, usize)| Dependency {
+            query: word - 1,
+            source: *source,
+            kind: KINDS[*kind].to_owned(),
+        };
         let dependencies = kept.iter().map(dependency).collect();
         Sample { tokens, targets, dependencies }
     }

@@ -71,7 +71,12 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::new`]; also where there is no seed.
-    pub fn with_seeds(config: &ModelConfig, language: &Language, options: &TrainOptions, seeds: &[u64]) -> Result<Self> {
+    pub fn with_seeds(
+        config: &ModelConfig,
+        language: &Language,
+        options: &TrainOptions,
+        seeds: &[u64],
+    ) -> Result<Self> {
         Self::start(config, language, options, seeds, Kind::Float, Device::Cpu)
     }
 
@@ -136,8 +141,11 @@ impl Trainer {
     /// One step.
     fn one(&mut self, model: &Model, leaves: &[Tensor]) -> Result<()> {
         let number = self.step as u64;
-        let batches: Vec<Batch> =
-            self.seeds.iter().map(|seed| self.language.batch(self.options.batch, *seed, number)).collect::<Result<_>>()?;
+        let batches: Vec<Batch> = self
+            .seeds
+            .iter()
+            .map(|seed| self.language.batch(self.options.batch, *seed, number))
+            .collect::<Result<_>>()?;
         let losses = self.losses(model, &batches)?;
         let total = losses.total();
         let gradients =
@@ -163,7 +171,8 @@ impl Trainer {
 
     fn record(&mut self, losses: &Losses) -> Result<()> {
         let read = |tensor: &Tensor| {
-            let values = Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1));
+            let values =
+                Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1));
             values.map_err(Error::torch("reading losses"))
         };
         let (mean, accuracy, count) = (read(&losses.mean)?, read(&losses.accuracy)?, read(&losses.count)?);
@@ -176,7 +185,12 @@ impl Trainer {
                 ..Keys::default()
             };
             for (metric, value) in [("loss", mean[cell]), ("accuracy", accuracy[cell])] {
-                self.rows.push(Observation { keys: keys.clone(), metric: metric.to_owned(), value, ..Observation::default() });
+                self.rows.push(Observation {
+                    keys: keys.clone(),
+                    metric: metric.to_owned(),
+                    value,
+                    ..Observation::default()
+                });
             }
         }
         Ok(())

@@ -207,8 +207,16 @@ fn trained(places: &[(String, Vec<i64>, i64)], config: &ModelConfig, heads: &Hea
 
 /// The tensors of a layer that are divided among heads: name, the axis that is divided, whether among key/value heads.
 fn by_head(layer: usize) -> [(String, usize, bool); 7] {
-    [("w_q", 1, false), ("w_k", 1, true), ("w_v", 1, true), ("w_o", 0, false), ("b_q", 0, false), ("b_k", 0, true), ("b_v", 0, true)]
-        .map(|(name, axis, kv)| (format!("blocks.{layer}.{name}"), axis, kv))
+    [
+        ("w_q", 1, false),
+        ("w_k", 1, true),
+        ("w_v", 1, true),
+        ("w_o", 0, false),
+        ("b_q", 0, false),
+        ("b_k", 0, true),
+        ("b_v", 0, true),
+    ]
+    .map(|(name, axis, kv)| (format!("blocks.{layer}.{name}"), axis, kv))
 }
 
 /// `model` with every head of a layer a copy of its first.
