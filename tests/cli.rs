@@ -178,6 +178,9 @@ fn circuits_write_tables() {
     assert!(run(&["--similarity", "--out", "x.txt"]).contains("x.txt"));
     assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 1).contains("offset"));
     assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 1).contains("linear"));
+}
+
+#[test]
 fn heads_writes_a_table() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("heads.parquet");
