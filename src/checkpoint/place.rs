@@ -8,9 +8,22 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::source::read_index;
 use crate::error::{Error, Result};
+use crate::file;
 
-/// Models that `make setup` installs, by name.
-pub(crate) const BUNDLED: [&str; 1] = ["minilm"];
+/// Models that have a name: one that `make setup` installs, and those in [`EMBEDDED`].
+pub(crate) const BUNDLED: [&str; 3] = ["minilm", "induction", "english"];
+
+/// The files of a small model that is part of the library: `headscope lab train NAME` made them.
+macro_rules! embedded {
+    ($($name:literal),*) => {[$(
+        ($name, [
+            ("config.json", include_bytes!(concat!("../../fixtures/checkpoints/", $name, "/config.json")).as_slice()),
+            ("model.safetensors", include_bytes!(concat!("../../fixtures/checkpoints/", $name, "/model.safetensors"))),
+            ("tokenizer.json", include_bytes!(concat!("../../fixtures/checkpoints/", $name, "/tokenizer.json"))),
+        ])
+    ),*]};
+}
+const EMBEDDED: [(&str, [(&str, &[u8]); 3]); 2] = embedded!["induction", "english"];
 
 /// Headscope's cache folder: `HEADSCOPE_CACHE`, or `headscope` in the user's cache.
 pub fn cache_folder() -> PathBuf {
@@ -27,6 +40,9 @@ pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
     if folder.is_dir() {
         return Ok(folder.to_owned());
     }
+    if let Some((name, files)) = EMBEDDED.iter().find(|(own, _)| *own == name) {
+        return unpack(name, files);
+    }
     if BUNDLED.contains(&name) {
         let folder = cache_folder().join(name);
         let reason = || format!("{} is not there; `make minilm` installs it", folder.display());
@@ -42,6 +58,24 @@ pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
         Hub::online(name, repo)?
     };
     repo.fetch(name)
+}
+
+/// The folder with an embedded model's files: in the cache, or where that cannot be written, among temporary files.
+fn unpack(name: &str, files: &[(&str, &[u8])]) -> Result<PathBuf> {
+    let write = |folder: PathBuf| {
+        std::fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
+        for (file, bytes) in files {
+            let path = folder.join(file);
+            // Another version of the library may have left another one there.
+            if std::fs::read(&path).ok().as_deref() != Some(*bytes) {
+                file::write_bytes(&path, bytes)?;
+            }
+        }
+        Ok(folder)
+    };
+    let version = concat!("bundled-", env!("CARGO_PKG_VERSION"));
+    write(cache_folder().join(version).join(name))
+        .or_else(|_: Error| write(std::env::temp_dir().join(format!("headscope-{version}")).join(name)))
 }
 
 /// Whether `name` has the form `model` or `owner/model`.

@@ -87,8 +87,10 @@ impl Train {
         }
         for trained in trainer.run()? {
             trained.model.save(&self.out)?;
-            trained.trace.write(self.out.join("trace.parquet"))?;
-            println!("{}", trained.trace);
+            if !trained.trace.is_empty() {
+                trained.trace.write(self.out.join("trace.parquet"))?;
+                println!("{}", trained.trace);
+            }
         }
         println!("written to {}", self.out.display());
         Ok(())

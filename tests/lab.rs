@@ -1,0 +1,281 @@
+//! The lab: languages are what their annotation says, training resumes, what is frozen stays, bundled models do their task.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{Tol, assert_close};
+use headscope::Error;
+use headscope::lab::language::{English, Regime, Repeats, Task, Tasks};
+use headscope::lab::train::{HeadOptions, Optimiser};
+use headscope::lab::{Declaration, Language, TrainOptions, Trainer};
+use headscope::model::{Model, ModelConfig, Plan, Site};
+
+fn every_task(regime: Regime) -> Language {
+    let tasks =
+        vec![Task::Back(1), Task::Back(3), Task::First, Task::Class, Task::Duplicate, Task::Bracket, Task::Induction];
+    Language::Tasks(Tasks { tasks, regime, ..Tasks::default() })
+}
+
+fn languages() -> Vec<Language> {
+    let mut all = vec![Language::Repeats(Repeats::default()), Language::English(English::default())];
+    all.extend([Regime::Gated, Regime::Simultaneous, Regime::Bag, Regime::Mixture(4)].map(every_task));
+    all
+}
+
+fn small(language: &Language) -> ModelConfig {
+    ModelConfig { d_mlp: 0, vocab: language.vocab(), n_positions: language.positions(), ..ModelConfig::default() }
+}
+
+fn short(steps: usize) -> TrainOptions {
+    tch::set_num_threads(1);
+    TrainOptions { steps, batch: 4, warmup: 0, record_every: 1, ..TrainOptions::default() }
+}
+
+#[test]
+fn streams_are_seeded_and_sane() {
+    for language in languages() {
+        let batch = language.batch(50, 7, 3).unwrap();
+        assert_eq!(batch.samples, language.batch(50, 7, 3).unwrap().samples);
+        assert_ne!(batch.samples, language.batch(50, 8, 3).unwrap().samples);
+        assert_ne!(batch.samples, language.batch(50, 7, 4).unwrap().samples);
+        let names: Vec<String> = language.tasks().into_iter().map(|task| task.name).collect();
+        for sample in &batch.samples {
+            assert!(sample.tokens.len() <= language.positions());
+            assert!(sample.tokens.iter().all(|id| (0..language.vocab() as i64).contains(id)));
+            for target in &sample.targets {
+                assert!(target.position < sample.tokens.len() && target.choices.contains(&target.token));
+                assert!(target.choices.end <= language.vocab() as i64 && target.task < names.len());
+            }
+            for dependency in &sample.dependencies {
+                assert!(dependency.source <= dependency.query && names.contains(&dependency.kind), "{dependency:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn repeated_symbols_stand_at_their_sources() {
+    for sample in Language::Repeats(Repeats::default()).batch(100, 0, 0).unwrap().samples {
+        assert!(!sample.dependencies.is_empty());
+        for one in &sample.dependencies {
+            assert_eq!(sample.tokens[one.query + 1], sample.tokens[one.source]);
+            assert_eq!(sample.tokens[one.query], sample.tokens[one.source - 1]);
+        }
+    }
+}
+
+/// The answer's symbol, or colour, is that of the source token; the answer is not to be had without reading it.
+#[test]
+fn answers_are_what_the_sources_say() {
+    let symbols = 8;
+    for regime in [Regime::Gated, Regime::Simultaneous, Regime::Bag, Regime::Mixture(4)] {
+        for sample in every_task(regime).batch(200, 1, 0).unwrap().samples {
+            assert_eq!(sample.targets.len(), sample.dependencies.len());
+            for (target, one) in sample.targets.iter().zip(&sample.dependencies) {
+                let (answer, source) = (target.token - target.choices.start, sample.tokens[one.source]);
+                let (symbol, colour) = (source % symbols, source / symbols % (symbols + 1));
+                let asked = sample.tokens[one.query] % symbols;
+                assert_eq!(answer, if one.kind == "duplicate" { colour - 1 } else { symbol }, "{one:?}");
+                match one.kind.as_str() {
+                    "back_1" => assert_eq!(one.query - one.source, 1),
+                    "back_3" => assert_eq!(one.query - one.source, 3),
+                    "first" => assert_eq!(one.source, 0),
+                    "class" => assert_eq!(colour, 0),
+                    "duplicate" => assert_eq!(symbol, asked),
+                    "bracket" => assert!(source >= symbols * (symbols + 1), "an opening token"),
+                    _ => assert!(sample.tokens[..one.source].iter().any(|id| id % symbols == asked)),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn english_depends_on_what_it_says() {
+    let language = Language::English(English::default());
+    let words = language.words().unwrap();
+    let word = |id: i64| words[id as usize].as_str();
+    let mut seen = std::collections::BTreeSet::new();
+    for sample in language.batch(100, 0, 0).unwrap().samples {
+        for one in &sample.dependencies {
+            let (said, source) = (word(sample.tokens[one.query + 1]), word(sample.tokens[one.source]));
+            seen.insert(one.kind.clone());
+            match one.kind.as_str() {
+                "entity" => assert_eq!(said, source),
+                "position" => assert_eq!(one.query, one.source),
+                "agreement" => {
+                    let one_of_many = source.ends_with('s') || source == "children";
+                    assert_eq!(said.ends_with('s'), !one_of_many, "{source} {said}");
+                }
+                "coreference" => assert_eq!(said == "she", "ABCDEGHI".contains(&source[..1]) && is_woman(source)),
+                _ => assert_eq!(one.kind, "verb_object"),
+            }
+        }
+    }
+    assert_eq!(seen.len(), 5);
+}
+
+fn is_woman(name: &str) -> bool {
+    ["Anna", "Beth", "Clara", "Dora", "Emma", "Grace", "Helen", "Ida"].contains(&name)
+}
+
+#[test]
+fn training_resumes_to_the_same_bits() {
+    let language = Language::Repeats(Repeats::default());
+    let folder = tempfile::tempdir().unwrap();
+    let trainer = || Trainer::new(&small(&language), &language, &short(6)).unwrap();
+    let whole = trainer().run().unwrap().remove(0).model;
+    let mut first = trainer();
+    first.train_to(3).unwrap();
+    first.save(folder.path()).unwrap();
+    let resumed = trainer().resume(folder.path()).unwrap();
+    assert_eq!(resumed.step(), 3);
+    let resumed = resumed.run().unwrap().remove(0).model;
+    for ((name, a), (_, b)) in whole.parameters().iter().zip(resumed.parameters()) {
+        assert_close(name, a, b, Tol::Exact);
+    }
+    let saved = folder.path().join("model");
+    whole.save(&saved).unwrap();
+    let loaded = Model::load(saved.to_str().unwrap()).unwrap();
+    for ((name, a), (_, b)) in whole.parameters().iter().zip(loaded.parameters()) {
+        assert_close(name, a, b, Tol::Exact);
+    }
+    assert_eq!(loaded.tokens(&["<bos> a b"]).unwrap().row(0), [0, 1, 2]);
+}
+
+#[test]
+fn every_architecture_is_saved_and_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    for config in common::configs() {
+        let model = common::random(&config, 3);
+        model.save(folder.path()).unwrap();
+        let options = headscope::checkpoint::LoadOptions { kind: tch::Kind::Double, ..Default::default() };
+        let loaded = Model::load_with(folder.path().to_str().unwrap(), &options).unwrap();
+        assert_eq!(loaded.config(), &config);
+        let tokens = common::some_tokens(2, 7, config.vocab, 0);
+        let (a, b) = (model.run(&tokens, &Plan::new()).unwrap(), loaded.run(&tokens, &Plan::new()).unwrap());
+        assert_close(&config.family, a.logits().unwrap(), b.logits().unwrap(), Tol::Exact);
+    }
+}
+
+#[test]
+fn stacked_runs_are_as_single_ones() {
+    let language = every_task(Regime::Simultaneous);
+    for config in [small(&language), ModelConfig { d_mlp: 16, tied_unembed: true, n_layers: 2, ..small(&language) }] {
+        let options = short(4);
+        let (kind, device) = (tch::Kind::Double, tch::Device::Cpu);
+        let stacked = Trainer::start(&config, &language, &options, &[5, 6, 7], kind, device).unwrap().run().unwrap();
+        for (seed, stacked) in [5, 6, 7].into_iter().zip(stacked) {
+            let single = Trainer::start(&config, &language, &options, &[seed], kind, device).unwrap();
+            let single = single.run().unwrap().remove(0);
+            for ((name, a), (_, b)) in stacked.model.parameters().iter().zip(single.model.parameters()) {
+                assert_close(name, a, b, Tol::Model(kind));
+            }
+            assert_eq!(stacked.trace.len(), single.trace.len());
+        }
+    }
+}
+
+/// Invariant 20: identical heads, output matrices included, get identical gradients and stay identical for ever.
+#[test]
+fn identical_heads_stay_identical() {
+    let language = every_task(Regime::Gated);
+    for optimiser in [Optimiser::Adam, Optimiser::AdamW, Optimiser::Sgd { momentum: 0.9 }] {
+        let heads = HeadOptions { identical: true, ..HeadOptions::default() };
+        let options = TrainOptions { optimiser, heads, weight_decay: 1e-2, ..short(5) };
+        let (kind, device) = (tch::Kind::Double, tch::Device::Cpu);
+        let trainer = Trainer::start(&small(&language), &language, &options, &[0], kind, device).unwrap();
+        let model = trainer.run().unwrap().remove(0).model;
+        for (name, w) in [("q", model.w_q(0)), ("k", model.w_k(0)), ("v", model.w_v(0)), ("o", model.w_o(0))] {
+            let w = w.unwrap();
+            for head in 1..w.size()[0] {
+                assert_close(name, &w.get(head), &w.get(0), Tol::Layer(kind));
+            }
+        }
+    }
+}
+
+/// Invariant 24: frozen parameters are bit-identical after training, others are not.
+#[test]
+fn frozen_heads_stay_as_they_are() {
+    let language = every_task(Regime::Gated);
+    let heads = HeadOptions { frozen: vec![(0, 1)], scaled: vec![(0, 2, 0.5)], ..HeadOptions::default() };
+    let options = TrainOptions { heads, weight_decay: 1e-2, ..short(5) };
+    let start = Trainer::new(&small(&language), &language, &TrainOptions { steps: 0, ..options.clone() }).unwrap();
+    let start = start.run().unwrap().remove(0).model;
+    let end = Trainer::new(&small(&language), &language, &options).unwrap().run().unwrap().remove(0).model;
+    for (a, b) in [(start.w_q(0), end.w_q(0)), (start.w_v(0), end.w_v(0)), (start.w_o(0), end.w_o(0))] {
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_close("frozen head", &b.get(1), &a.get(1), Tol::Exact);
+        assert!(!b.get(0).equal(&a.get(0)) && !b.get(2).equal(&a.get(2)));
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run() {
+    let language = Language::Repeats(Repeats::default());
+    let sgd = Optimiser::Sgd { momentum: 0.0 };
+    let options = TrainOptions { learning_rate: 1e30, clip: None, optimiser: sgd, ..short(20) };
+    let failed = Trainer::new(&small(&language), &language, &options).unwrap().run();
+    match failed.err() {
+        Some(Error::NotFinite { at, .. }) => assert!(at.starts_with("step ") && at.contains("gradient of `"), "{at}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let language = Language::Repeats(Repeats::default());
+    let config = small(&language);
+    let refused =
+        |config: &ModelConfig, options: &TrainOptions| Trainer::new(config, &language, options).err().unwrap();
+    refused(&ModelConfig { vocab: 5, ..config.clone() }, &short(1));
+    refused(&ModelConfig { n_positions: 5, ..config.clone() }, &short(1));
+    refused(&ModelConfig { causal: false, ..config.clone() }, &short(1));
+    refused(&config, &TrainOptions { learning_rate: f64::NAN, ..short(1) });
+    refused(&config, &TrainOptions { batch: 0, ..short(1) });
+    let frozen = HeadOptions { frozen: vec![(0, 9)], ..HeadOptions::default() };
+    refused(&config, &TrainOptions { heads: frozen, ..short(1) });
+    for bad in [
+        Repeats { period: (5, 50), ..Repeats::default() },
+        Repeats { period: (0, 5), ..Repeats::default() },
+        Repeats { length: 10, ..Repeats::default() },
+    ] {
+        assert!(Language::Repeats(bad).batch(1, 0, 0).is_err());
+    }
+    let twice = Tasks { tasks: vec![Task::First, Task::First], ..Tasks::default() };
+    assert!(Language::Tasks(twice).batch(1, 0, 0).is_err());
+    assert!(Declaration::named("nothing").is_err());
+}
+
+/// The share of predictions of task 0 that the bundled model gets right, on sequences that it was not trained on.
+fn accuracy(model: &Model, language: &Language, task: usize) -> f64 {
+    let batch = language.batch(100, 12345, 0).unwrap();
+    let run = model.run(&batch.tokens, &Plan::new().tap(Site::Logits)).unwrap();
+    let best = run.logits().unwrap().argmax(-1, false);
+    let (mut right, mut all) = (0, 0);
+    for (row, sample) in batch.samples.iter().enumerate() {
+        for target in sample.targets.iter().filter(|target| target.task == task) {
+            right += usize::from(best.int64_value(&[row as i64, target.position as i64]) == target.token);
+            all += 1;
+        }
+    }
+    f64::from(u32::try_from(right).unwrap()) / f64::from(u32::try_from(all).unwrap())
+}
+
+#[test]
+fn bundled_models_do_their_tasks() {
+    tch::set_num_threads(1);
+    let model = Model::load("induction").unwrap();
+    let declaration = Declaration::named("induction").unwrap();
+    assert_eq!(model.config(), &declaration.model);
+    let found = accuracy(&model, &declaration.language, 0);
+    assert!(found > 0.95, "induction: {found}");
+    let model = Model::load("english").unwrap();
+    let declaration = Declaration::named("english").unwrap();
+    for (task, least) in [(1, 0.8), (2, 0.95), (3, 0.9)] {
+        let found = accuracy(&model, &declaration.language, task);
+        assert!(found > least, "english, task {task}: {found}");
+    }
+    assert!(model.tokens(&["<bos> Anna Brown reads the old letter ."]).unwrap().positions() == 8);
+}
