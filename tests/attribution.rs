@@ -145,3 +145,45 @@ fn what_has_no_gradient_is_an_error() {
     says(estimate().variants(vec![cut]), "finite change");
     says(Sweep::noise(&model, &clean, &corrupt).exact(3), "an exact sweep");
 }
+
+#[test]
+fn shapley_values_are_those_of_other_implementations() {
+    for name in ["tiny-gpt2", "tiny-llama"] {
+        let golden: Value =
+            serde_json::from_str(&std::fs::read_to_string(fixture(name).join("golden-paths.json")).unwrap()).unwrap();
+        let rows: Vec<Vec<i64>> = serde_json::from_value(golden["clean"].clone()).unwrap();
+        let (model, tokens) = (load(name, Kind::Double), Tokens::new(&rows).unwrap());
+        let layer = golden["shapley"]["layer"].as_u64().unwrap() as usize;
+        let heads: Vec<(usize, usize)> = (0..model.config().n_heads).map(|head| (layer, head)).collect();
+        let options = ShapleyOptions::default();
+        let found = shapley(&model, &tokens, &heads, &Metric::Loss, &options).unwrap().f64("value").unwrap();
+        let expected = flat(&golden["shapley"]["values"]["mean"]);
+        assert_close(name, &Tensor::from_slice(&found), &Tensor::from_slice(&expected), MODEL);
+    }
+}
+
+/// Shapley values share out the whole effect, also where orders are sampled; a head that does nothing gets nothing.
+#[test]
+fn shapley_values_add_up() {
+    let config = configs().remove(1);
+    let model = random(&config, 5);
+    let tokens = some_tokens(3, 6, config.vocab, 1);
+    let heads = [(0, 1), (1, 0), (1, 3), (2, 2)];
+    let joint = Sweep::ablate(&model, &tokens, Ablation::Mean).one_after_another(&heads).run().unwrap();
+    let joint = *joint.effect().unwrap().last().unwrap();
+    let of = |sampling| {
+        let options = ShapleyOptions { sampling, ..ShapleyOptions::default() };
+        shapley(&model, &tokens, &heads, &Metric::Loss, &options).unwrap()
+    };
+    let exact = of(Sampling::All).f64("value").unwrap();
+    let sampled = of(Sampling::Orders { n: 40, seed: 1 });
+    assert_near("all subsets", exact.iter().sum(), joint, MODEL);
+    assert_near("orders", sampled.f64("value").unwrap().iter().sum(), joint, MODEL);
+    let (low, high) = (sampled.f64("low").unwrap(), sampled.f64("high").unwrap());
+    for (i, value) in exact.iter().enumerate() {
+        let wide = high[i] - low[i];
+        assert!(low[i] - wide < *value && *value < high[i] + wide, "{value} in [{}, {}]", low[i], high[i]);
+    }
+    let error = shapley(&model, &tokens, &[(0, 1), (0, 1)], &Metric::Loss, &ShapleyOptions::default());
+    assert!(error.unwrap_err().to_string().contains("each once"));
+}

@@ -7,6 +7,7 @@
 //! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
 //! | [`Paths`] | which part tells which: path patching from senders to receivers |
 //! | [`Estimate`] | the same from gradients |
+//! | [`shapley`] | what heads do together, shared out among them |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod ablation;
@@ -18,6 +19,7 @@ mod metric;
 mod outcome;
 mod paths;
 mod reader;
+mod shapley;
 mod sweep;
 
 pub use ablation::Ablation;
@@ -26,4 +28,5 @@ pub use engine::{Explanation, PlannedGroup};
 pub use gradient::Estimate;
 pub use metric::{Answer, Metric, Reading};
 pub use paths::{Input, Node, Paths};
+pub use shapley::{Sampling, ShapleyOptions, shapley};
 pub use sweep::{Every, Strategy, Sweep, Variant};

@@ -44,13 +44,11 @@ impl Declaration {
             "induction" => (
                 Language::Repeats(Repeats::default()),
                 ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
-                3000,
                 1500,
             ),
             "english" => (
                 Language::English(English::default()),
                 ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
-                2500,
                 1500,
             ),
             _ => return Err(Error::argument("declaration", format!("one of {:?}", Self::NAMES), name)),

@@ -1,0 +1,198 @@
+//! How to share out among heads what they do together: Shapley values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::ablation::Ablation;
+use super::metric::Metric;
+use super::sweep::{Sweep, Variant};
+use crate::error::{Error, Result};
+use crate::model::{Edit, Model, Site, Tokens};
+use crate::table::{Keys, Observation, Table};
+
+/// Options of [`shapley`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShapleyOptions {
+    /// What an absent head is replaced with.
+    pub ablation: Ablation,
+    /// Which subsets are computed.
+    pub sampling: Sampling,
+}
+
+/// Which subsets of heads are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampling {
+    /// All of them, for at most 12 heads.
+    All,
+    /// Those on the way along this many random orders in which heads leave, each also taken backwards.
+    Orders {
+        /// Number of orders.
+        n: usize,
+        /// Seed of the draw.
+        seed: u64,
+    },
+}
+
+impl Default for ShapleyOptions {
+    fn default() -> Self {
+        Self { ablation: Ablation::Mean, sampling: Sampling::All }
+    }
+}
+
+/// Most heads of which all subsets are computed.
+const MOST: usize = 12;
+
+/// What is each head worth, if what several do together is shared out fairly? Shapley values of heads.
+///
+/// With m(S) the metric where the heads outside S are ablated, and H heads,
+/// `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`: what the metric changes when the head
+/// leaves, averaged over the orders in which heads may leave. The values sum to m(none) - m(all), as an ablation's effects
+/// would if heads did not overlap; of the loss, a useful head has a positive value. A single ablation misses a head whose
+/// work another one takes over; this does not (Shapley 1953; science of redundancy: Wang et al. 2022).
+///
+/// One row a head: `value`, and for sampled orders its interval (`low`, `high`: two standard errors over orders).
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
+/// let heads = [(1, 0), (1, 1), (1, 2), (1, 3)];
+/// let table = shapley(&model, &tokens, &heads, &Metric::Loss, &ShapleyOptions::default())?;
+/// assert_eq!(table.len(), 4);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// Where there is no head, one twice, or too many for all subsets, or an option or the metric does not fit.
+pub fn shapley(
+    model: &Model,
+    tokens: &Tokens,
+    heads: &[(usize, usize)],
+    metric: &Metric,
+    options: &ShapleyOptions,
+) -> Result<Table> {
+    check(heads, options)?;
+    let orders = orders(heads.len(), options.sampling);
+    let mut absent: BTreeSet<Vec<usize>> = BTreeSet::new();
+    match &orders {
+        None => absent.extend((1..1usize << heads.len()).map(|mask| of_mask(mask, heads.len()))),
+        Some(orders) => absent.extend(orders.iter().flat_map(|order| (1..=order.len()).map(|n| sorted(&order[..n])))),
+    }
+    let absent: Vec<Vec<usize>> = absent.into_iter().collect();
+    let variants = absent.iter().enumerate().map(|(number, set)| variant(number, set, heads, options.ablation));
+    let table =
+        Sweep::ablate(model, tokens, options.ablation).variants(variants.collect()).metric(metric.clone()).run()?;
+    let baseline = table.f64("baseline")?.first().copied().unwrap_or(f64::NAN);
+    let mut values: BTreeMap<Vec<usize>, f64> = absent.into_iter().zip(table.f64("value")?).collect();
+    values.insert(vec![], baseline);
+    let shares = match &orders {
+        None => all_subsets(heads.len(), &values),
+        Some(orders) => along(orders, heads.len(), &values),
+    };
+    let rows = heads.iter().zip(shares).map(|(&(layer, head), (value, error))| Observation {
+        keys: Keys {
+            method: Some("shapley".to_owned()),
+            layer: u32::try_from(layer).ok(),
+            head: u32::try_from(head).ok(),
+            ..Keys::default()
+        },
+        metric: metric.name().to_owned(),
+        value,
+        low: error.map(|error| value - 2.0 * error),
+        high: error.map(|error| value + 2.0 * error),
+        ..Observation::default()
+    });
+    let mut provenance = table.provenance().clone();
+    provenance.options["what"]["shapley"] = serde_json::json!({ "heads": heads, "options": options });
+    Table::new(rows.collect(), provenance)
+}
+
+fn check(heads: &[(usize, usize)], options: &ShapleyOptions) -> Result<()> {
+    let unique: BTreeSet<&(usize, usize)> = heads.iter().collect();
+    if heads.is_empty() || unique.len() < heads.len() {
+        let found = format!("{} heads, {} of them different", heads.len(), unique.len());
+        return Err(Error::argument("heads", "at least one, each once", found));
+    }
+    match options.sampling {
+        Sampling::All if heads.len() > MOST => {
+            Err(Error::argument("heads", format!("at most {MOST} for all subsets, or sampled orders"), heads.len()))
+        }
+        Sampling::Orders { n, .. } if n < 2 => Err(Error::argument("orders", "2 or more", n)),
+        _ => Ok(()),
+    }
+}
+
+/// Orders in which heads leave, each followed by its reverse; nothing where all subsets are computed.
+fn orders(heads: usize, sampling: Sampling) -> Option<Vec<Vec<usize>>> {
+    let Sampling::Orders { n, seed } = sampling else { return None };
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let draw = |_| {
+        let mut order: Vec<usize> = (0..heads).collect();
+        order.shuffle(&mut rng);
+        let back = order.iter().rev().copied().collect();
+        [order, back]
+    };
+    Some((0..n).flat_map(draw).collect())
+}
+
+fn of_mask(mask: usize, heads: usize) -> Vec<usize> {
+    (0..heads).filter(|head| mask >> head & 1 == 1).collect()
+}
+
+fn sorted(heads: &[usize]) -> Vec<usize> {
+    let mut heads = heads.to_vec();
+    heads.sort_unstable();
+    heads
+}
+
+/// The variant without the heads of `absent`; its number keeps the rows in order.
+fn variant(number: usize, absent: &[usize], heads: &[(usize, usize)], ablation: Ablation) -> Variant {
+    let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    absent.iter().for_each(|&place| layers.entry(heads[place].0).or_default().push(heads[place].1));
+    let edits = layers.into_iter().map(|(layer, heads)| Edit::new(Site::Z(layer), ablation.action()).heads(heads));
+    Variant { keys: Keys { step: u32::try_from(number).ok(), ..Keys::default() }, edits: edits.collect() }
+}
+
+/// The values from the metric of every set of absent heads.
+fn all_subsets(heads: usize, values: &BTreeMap<Vec<usize>, f64>) -> Vec<(f64, Option<f64>)> {
+    // |S|! (H - |S| - 1)! / H! = 1 / (H C(H - 1, |S|)), by the number of heads that are absent before this one leaves.
+    let mut weights = vec![1.0 / heads as f64];
+    for k in 1..heads {
+        weights.push(weights[k - 1] * k as f64 / (heads - k) as f64);
+    }
+    let of = |head: usize| {
+        let with = values.iter().filter(|(absent, _)| absent.contains(&head));
+        let share = with.map(|(absent, value)| {
+            let before: Vec<usize> = absent.iter().copied().filter(|&other| other != head).collect();
+            weights[before.len()] * (value - values[&before])
+        });
+        (share.sum(), None)
+    };
+    (0..heads).map(of).collect()
+}
+
+/// The means along orders, and their standard errors; an order and its reverse count as one draw.
+fn along(orders: &[Vec<usize>], heads: usize, values: &BTreeMap<Vec<usize>, f64>) -> Vec<(f64, Option<f64>)> {
+    let mut draws = vec![vec![]; heads];
+    for pair in orders.chunks(2) {
+        let mut sums = vec![0.0; heads];
+        for order in pair {
+            for n in 0..order.len() {
+                sums[order[n]] += values[&sorted(&order[..=n])] - values[&sorted(&order[..n])];
+            }
+        }
+        sums.iter().zip(&mut draws).for_each(|(sum, draws)| draws.push(sum / pair.len() as f64));
+    }
+    let of = |draws: Vec<f64>| {
+        let n = draws.len() as f64;
+        let mean = draws.iter().sum::<f64>() / n;
+        let variance = draws.iter().map(|draw| (draw - mean).powi(2)).sum::<f64>() / (n - 1.0);
+        (mean, Some((variance / n).sqrt()))
+    };
+    draws.into_iter().map(of).collect()
+}
