@@ -83,7 +83,7 @@ impl Repeats {
             let repeats = query >= offset + period;
             let (token, choices) = (sample.tokens[query + 1], 0..self.vocab() as i64);
             sample.targets.push(Target { position: query, token, choices, task: usize::from(!repeats) });
-            let sources = (1..).map(|copies| copies * period).take_while(|back| query + 1 >= offset + back);
+            let sources = (1..).map(|copies| copies * period).take_while(|back| query >= offset + back);
             let dependency = |back| Dependency { query, source: query + 1 - back, kind: "induction".to_owned() };
             sample.dependencies.extend(sources.filter(|_| repeats).map(dependency));
         }
