@@ -28,6 +28,7 @@
 //! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
 //! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
 //! | 1 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
+//! | 1 | [`information`] | mutual information and its kin, decompositions, what a probe can use |
 //! | 1 | [`stats`] | ranks, random orders |
 //! | 1 | [`device`] | CPU and GPU from one build |
 //! | 0 | [`table`], [`Error`] | one tidy table, one error |
@@ -40,6 +41,7 @@ pub mod device;
 mod error;
 mod file;
 pub mod heads;
+pub mod information;
 pub mod intervene;
 pub mod lab;
 pub mod model;

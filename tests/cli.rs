@@ -323,4 +323,49 @@ fn a_killed_sweep_resumes() {
     assert!(!partial.exists());
     let shown = run(&out, &["--explain"]);
     assert!(shown.contains("times as many"), "{shown}");
+fn mi_finds_the_truth_and_refuses_nonsense() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("arrays.safetensors");
+    let (x, y) = headscope::information::Truth::Normal { rho: 0.75 }.sample(4000, 0).unwrap();
+    let (wide, short) = headscope::information::Truth::Dense { n: 50, rho: 0.5 }.sample(300, 0).unwrap();
+    let tensor = |array: &ndarray::Array2<f64>| {
+        let shape: Vec<i64> = array.shape().iter().map(|&n| n as i64).collect();
+        tch::Tensor::from_slice(&array.iter().copied().collect::<Vec<_>>()).reshape(shape)
+    };
+    let constant = tch::Tensor::ones([4000, 2], (Kind::Float, tch::Device::Cpu));
+    let float = tensor(&x).to_kind(Kind::Float);
+    let tensors = [
+        ("x", float),
+        ("y", tensor(&y).flatten(0, -1)),
+        ("wide", tensor(&wide)),
+        ("short", tensor(&short)),
+        ("c", constant),
+    ];
+    tch::Tensor::write_safetensors(&tensors, &file).unwrap();
+    let file = file.to_str().unwrap();
+    let ask = |x: &'static str, y: &'static str, more: &[&str]| {
+        let words = [&["mi", file, "--x", x, "--y", y, "--json"][..], more].concat();
+        serde_json::from_str::<serde_json::Value>(&done(&words)).unwrap()
+    };
+    for estimator in ["ksg", "gaussian", "binned", "cca"] {
+        let found = ask("x", "y", &["--estimator", estimator, "--seed", "1"]);
+        let (nats, low, high) = (found["estimate"].as_f64(), found["low"].as_f64(), found["high"].as_f64());
+        assert!((nats.unwrap() - 0.41334).abs() < 0.05 && low < nats && nats < high, "{found}");
+        assert_eq!((found["unit"].as_str(), found["warnings"].as_array().unwrap().len()), (Some("nats"), 0), "{found}");
+        let hopeless = ask("wide", "short", &["--estimator", estimator]);
+        assert!(!hopeless["warnings"].as_array().unwrap().is_empty(), "{hopeless}");
+    }
+    assert!(
+        done(&["mi", file, "--x", "x", "--y", "y", "--k", "3"]).contains("by ksg, 4000 samples, dimensions 1 and 1")
+    );
+    for (y, message) in
+        [("c", "constant"), ("wide", "as many samples"), ("x", "column 0 of x"), ("nope", "one of c, short")]
+    {
+        let said = fails(&["mi", file, "--x", "x", "--y", y], 1);
+        assert!(said.contains(message), "{said}");
+    }
+    assert!(
+        fails(&["mi", file, "--x", "x", "--y", "y", "--estimator", "gaussian", "--k", "3"], 1).contains("neighbours")
+    );
+    fails(&["mi", file, "--x", "x", "--y", "y", "--estimator", "guess"], 2);
 }

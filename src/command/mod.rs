@@ -9,6 +9,7 @@ mod heads;
 mod inspect;
 mod lab;
 mod metric;
+mod mi;
 mod output;
 mod patch;
 mod paths;
@@ -53,6 +54,8 @@ enum Command {
     Heads(heads::Heads),
     /// Find the head that plays each role in annotated text
     Roles(roles::RolesCommand),
+    /// Estimate what two arrays of samples share
+    Mi(mi::Mi),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Train small transformers on languages with known structure
@@ -76,6 +79,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Paths(paths) => paths.run(),
         Command::Heads(heads) => heads.run(),
         Command::Roles(roles) => roles.run(),
+        Command::Mi(mi) => mi.run(),
         Command::Generate(generate) => generate.run(),
         Command::Lab(lab) => lab.run(),
         Command::Completions { shell } => {

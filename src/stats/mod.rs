@@ -24,6 +24,7 @@ pub use bootstrap::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, boot
 pub use equivalence::{Equivalence, tost, tost_two_sample};
 pub use multiple::{benjamini_hochberg, holm};
 pub use permutation::{MaxTest, PermutationOptions, Tail, Test, max_adjusted, max_sign_flip, sign_flip, two_sample};
+pub(crate) use rank::ranks;
 pub use rank::{shuffled, spearman};
 pub use trend::{TrendMethod, TrendOptions, jonckheere, page};
 
@@ -45,7 +46,7 @@ fn check_sample(name: &'static str, values: &[f64], least: usize) -> Result<()> 
 }
 
 /// Fails where a probability such as a level is not between 0 and 1.
-fn check_probability(name: &'static str, value: f64) -> Result<()> {
+pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<()> {
     if value > 0.0 && value < 1.0 {
         return Ok(());
     }
@@ -53,7 +54,7 @@ fn check_probability(name: &'static str, value: f64) -> Result<()> {
 }
 
 /// Random numbers of the `stream`-th piece of work: pieces may run in any order, on any number of threads.
-fn stream(seed: u64, stream: usize) -> ChaCha8Rng {
+pub(crate) fn stream(seed: u64, stream: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream as u64);
     rng
@@ -72,11 +73,11 @@ fn variance(values: &[f64]) -> f64 {
 }
 
 /// The chance that a standard normal value is at most `z`.
-fn normal_cdf(z: f64) -> f64 {
+pub(crate) fn normal_cdf(z: f64) -> f64 {
     0.5 * erfc(-z / std::f64::consts::SQRT_2)
 }
 
 /// The value that a standard normal one is below with chance `p`.
-fn normal_quantile(p: f64) -> f64 {
+pub(crate) fn normal_quantile(p: f64) -> f64 {
     -std::f64::consts::SQRT_2 * erfc_inv(2.0 * p)
 }

@@ -1,0 +1,175 @@
+//! Partial information decomposition: what two sources tell about a target together, in parts.
+
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
+use serde::{Deserialize, Serialize};
+
+use super::gaussian_information;
+use crate::error::{Error, Result};
+
+/// What counts as told by both sources. The measures differ, so say which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Redundancy {
+    /// What the weaker source tells, `min(I1, I2)` (Barrett 2015).
+    Mmi,
+    /// The mean over the target's values of the least that a source tells about the value (Williams & Beer 2010). Calls the
+    /// same amount redundant though it may be different information.
+    IMin,
+    /// What is left when the sources are coupled anew so that they tell least together, each with the target as before
+    /// (Bertschinger et al. 2014).
+    #[default]
+    Broja,
+}
+
+/// `I(T; X1, X2)` in four parts, in nats: `I1 = redundant + unique_1`, `I2 = redundant + unique_2`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Decomposition {
+    /// Told by both.
+    pub redundant: f64,
+    /// Told by the first alone.
+    pub unique_1: f64,
+    /// Told by the second alone.
+    pub unique_2: f64,
+    /// Told only by both together.
+    pub synergistic: f64,
+    /// By which measure.
+    pub measure: Redundancy,
+}
+
+impl Decomposition {
+    fn new(measure: Redundancy, redundant: f64, first: f64, second: f64, both: f64) -> Self {
+        let (unique_1, unique_2) = (first - redundant, second - redundant);
+        Self { redundant, unique_1, unique_2, synergistic: both - redundant - unique_1 - unique_2, measure }
+    }
+
+    /// What both sources tell together: the sum of the four parts.
+    pub fn total(&self) -> f64 {
+        self.redundant + self.unique_1 + self.unique_2 + self.synergistic
+    }
+
+    /// Synergy minus redundancy, `I12 - I1 - I2`: the same by every measure.
+    pub fn synergy_minus_redundancy(&self) -> f64 {
+        self.synergistic - self.redundant
+    }
+}
+
+/// What two Gaussian sources tell about a Gaussian target: redundancy is the smaller of the two informations, which for one
+/// target dimension every measure of redundancy that depends on the pairs (source, target) alone agrees on (Barrett 2015).
+///
+/// # Shapes
+/// `covariance`: \[variable, variable\]; `target`, `first`, `second`: numbers of variables.
+///
+/// # Errors
+/// As [`gaussian_information`].
+pub fn gaussian_decomposition(
+    covariance: ArrayView2<f64>,
+    target: &[usize],
+    first: &[usize],
+    second: &[usize],
+) -> Result<Decomposition> {
+    let one = gaussian_information(covariance, target, first, &[])?;
+    let two = gaussian_information(covariance, target, second, &[])?;
+    let both = gaussian_information(covariance, target, &[first, second].concat(), &[])?;
+    Ok(Decomposition::new(Redundancy::Mmi, one.min(two), one, two, both))
+}
+
+/// What two discrete sources tell about a discrete target, given all three's distribution.
+///
+/// BROJA's coupling is found by alternating projections: with r(x1, x2) the sources' distribution, each p(x1, x2 | t) becomes
+/// the coupling of p(x1 | t) and p(x2 | t) nearest to r, then r their mixture; both steps lower `I_Q(T; X1, X2)`, which is
+/// convex, and it ends where neither does by 1e-12 (Csiszár & Tusnády 1984).
+///
+/// # Shapes
+/// `p`: \[target, first, second\], summing to 1.
+///
+/// # Errors
+/// Where a probability is negative or not finite, or they do not sum to 1 (to 1e-9).
+///
+/// ```
+/// use headscope::information::{Redundancy, decomposition};
+/// let xor = ndarray::Array3::from_shape_fn((2, 2, 2), |(t, a, b)| if t == a ^ b { 0.25 } else { 0.0 });
+/// let parts = decomposition(xor.view(), Redundancy::Broja)?;
+/// assert!((parts.synergistic - 2f64.ln()).abs() < 1e-9 && parts.redundant.abs() < 1e-9); // one bit, only together
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn decomposition(p: ArrayView3<f64>, measure: Redundancy) -> Result<Decomposition> {
+    if let Some((index, found)) = p.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+        return Err(Error::NotFinite { at: "p".into(), index, found: *found });
+    }
+    if (p.sum() - 1.0).abs() > 1e-9 || p.iter().any(|value| *value < 0.0) {
+        return Err(Error::argument("p", "probabilities that sum to 1", format!("a sum of {}", p.sum())));
+    }
+    let (first, second) = (p.sum_axis(Axis(2)), p.sum_axis(Axis(1)));
+    let (one, two, both) = (information(&first), information(&second), joint_information(&p.to_owned()));
+    let redundant = match measure {
+        Redundancy::Mmi => one.min(two),
+        Redundancy::IMin => i_min(&first, &second),
+        Redundancy::Broja => one + two - joint_information(&least_together(&first, &second)),
+    };
+    Ok(Decomposition::new(measure, redundant, one, two, both))
+}
+
+/// I(T; X) of a joint distribution \[target, source\].
+fn information(joint: &Array2<f64>) -> f64 {
+    let (target, source) = (joint.sum_axis(Axis(1)), joint.sum_axis(Axis(0)));
+    let term =
+        |((t, x), &p): ((usize, usize), &f64)| if p > 0.0 { p * (p / (target[t] * source[x])).ln() } else { 0.0 };
+    joint.indexed_iter().map(term).sum()
+}
+
+fn joint_information(p: &Array3<f64>) -> f64 {
+    let (t, a, b) = p.dim();
+    information(&Array2::from_shape_fn((t, a * b), |(t, x)| p[[t, x / b, x % b]]))
+}
+
+/// `sum_t p(t) min_i D(p(x_i | t) || p(x_i))`.
+fn i_min(first: &Array2<f64>, second: &Array2<f64>) -> f64 {
+    let specific = |joint: &Array2<f64>, t: usize| {
+        let (row, source) = (joint.row(t), joint.sum_axis(Axis(0)));
+        let all = row.sum();
+        row.iter().zip(&source).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * (p / (all * q)).ln()).sum::<f64>()
+    };
+    (0..first.nrows()).map(|t| specific(first, t).min(specific(second, t))).sum()
+}
+
+/// The distribution with these pairs of target and source in which the sources tell least together.
+fn least_together(first: &Array2<f64>, second: &Array2<f64>) -> Array3<f64> {
+    let (targets, a, b) = (first.nrows(), first.ncols(), second.ncols());
+    let mut coupled = Array3::from_shape_fn((targets, a, b), |(t, i, j)| {
+        let p = first.row(t).sum();
+        if p > 0.0 { first[[t, i]] * second[[t, j]] / p } else { 0.0 }
+    });
+    let mut last = f64::INFINITY;
+    for _ in 0..20_000 {
+        let mixture = coupled.sum_axis(Axis(0));
+        for t in 0..targets {
+            let mut coupling = mixture.clone();
+            fit(&mut coupling, &first.row(t).to_vec(), &second.row(t).to_vec());
+            coupled.index_axis_mut(Axis(0), t).assign(&coupling);
+        }
+        let now = joint_information(&coupled);
+        if last - now < 1e-12 {
+            break;
+        }
+        last = now;
+    }
+    coupled
+}
+
+/// Scales rows and columns in turn until they sum to what they should (Sinkhorn 1967).
+fn fit(coupling: &mut Array2<f64>, rows: &[f64], columns: &[f64]) {
+    for _ in 0..10_000 {
+        let mut off: f64 = 0.0;
+        for (axis, wanted) in [(Axis(0), rows), (Axis(1), columns)] {
+            for (mut lane, wanted) in coupling.axis_iter_mut(axis).zip(wanted) {
+                let sum = lane.sum();
+                off = off.max((sum - wanted).abs());
+                if sum > 0.0 {
+                    lane.mapv_inplace(|value| value * wanted / sum);
+                }
+            }
+        }
+        if off < 1e-14 {
+            return;
+        }
+    }
+}
