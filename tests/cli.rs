@@ -323,6 +323,9 @@ fn a_killed_sweep_resumes() {
     assert!(!partial.exists());
     let shown = run(&out, &["--explain"]);
     assert!(shown.contains("times as many"), "{shown}");
+}
+
+#[test]
 fn mi_finds_the_truth_and_refuses_nonsense() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("arrays.safetensors");
