@@ -28,7 +28,7 @@ const TOGETHER: [(&str, &str); 4] =
     [("error", "model"), ("model", "checkpoint"), ("table", "error"), ("file", "error")];
 
 /// Pairs on one floor of which the first may import the second: what a head does is tested by taking it away.
-const BESIDE: [(&str, &str); 1] = [("heads", "intervene")];
+const BESIDE: [(&str, &str); 2] = [("heads", "intervene"), ("information", "stats")];
 
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)

@@ -115,20 +115,29 @@ proptest! {
         let length = tokens.positions();
         let variant = |(i, site): (usize, Site)| {
             let headed = site.axes().iter().any(|axis| ["head", "kv_head"].contains(&axis.name()));
-            let heads = headed.then(|| vec![head % model.config().n_kv_heads]);
+            // One head, two, or all.
+            let n = model.config().n_kv_heads;
+            let some = [vec![head % n], vec![(head + 1) % n, head % n]];
+            let heads = (headed && (i + layer) % 5 > 0).then(|| some[(i + head) % 2].clone());
             let positions = [None, Some(vec![length - 1]), Some(vec![(i + head) % length]), Some(vec![length / 2, length - 1])];
             let at = Selector { heads, positions: positions[(i + layer) % 4].clone(), ..Selector::default() };
-            let actions = [Action::Scale { factor: 1.3 }, Action::Zero, Action::replace("reference"), Action::mean("reference")];
+            let add = Action::Add { key: "reference".into(), alpha: 0.3 };
+            let actions = [Action::Scale { factor: 1.3 }, Action::Zero, Action::replace("reference"), Action::mean("reference"), add];
             // A scale of zero, or another prompt's, would divide by nothing or read the padding's.
-            let action = if site.kind().ends_with("scale") { 0 } else { (i + tokens.batch()) % 4 };
-            let first = Edit { site, at, action: actions[action].clone() };
+            let action = if site.kind().ends_with("scale") { 0 } else { (i + tokens.batch() + layer) % 5 };
+            // A score that is minus infinity stays so under addition only if it is one of real numbers; cut it instead.
+            let cut = matches!(site, Site::Scores(_)) && action > 1;
+            let action = if cut { Action::KnockOut } else { actions[action].clone() };
+            let at = if cut { Selector { keys: Some(vec![i % length]), ..at } } else { at };
+            let first = Edit { site, at, action };
             let second = Edit::new(Site::Z(layer), Action::Scale { factor: 0.5 }).head(head).position((i * 7) % length);
             let edits = if i % 3 == 0 { vec![first, second] } else { vec![first] };
             Variant { keys: Keys { step: Some(i as u32), ..Keys::default() }, edits }
         };
         let variants: Vec<Variant> = Site::all(model.config()).into_iter().enumerate().map(variant).collect();
         let reference = some_tokens(tokens.batch(), length, model.config().vocab, 12);
-        for metric in [Metric::Loss, Metric::Kl, Metric::logit_difference(3, 5), Metric::EmbeddingDistance] {
+        let answers = [Metric::logit(3), Metric::logit_difference(3, 5), Metric::probability(4)];
+        for metric in [Metric::Loss, Metric::Kl, answers[(layer + head) % 3].clone(), Metric::EmbeddingDistance] {
             // The embedding is read from the residual stream: an edit behind it would be an error.
             let seen = |variant: &&Variant| metric.name() != "embedding_distance" || !variant.edits.iter().any(|edit| matches!(edit.site, Site::Logits | Site::LnFinalScale));
             let variants: Vec<Variant> = variants.iter().filter(seen).cloned().collect();

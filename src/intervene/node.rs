@@ -1,0 +1,176 @@
+//! The parts of a model between which paths lead: what writes into the residual stream, and what reads it.
+
+use serde::{Deserialize, Serialize};
+
+use super::ablation::REFERENCE;
+use crate::model::{Action, Edit, Model, Site};
+
+/// A part of the model that writes into the residual stream: a sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Node {
+    /// The token embeddings.
+    Embed,
+    /// What a head writes: its z through W_O.
+    Head {
+        /// Layer.
+        layer: usize,
+        /// Head.
+        head: usize,
+    },
+    /// What an MLP writes.
+    Mlp {
+        /// Layer.
+        layer: usize,
+    },
+}
+
+/// Where a part of the model reads the residual stream: a receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Input {
+    /// A head's queries.
+    Query {
+        /// Layer.
+        layer: usize,
+        /// Head.
+        head: usize,
+    },
+    /// A key/value head's keys.
+    Key {
+        /// Layer.
+        layer: usize,
+        /// Key/value head.
+        kv_head: usize,
+    },
+    /// A key/value head's values.
+    Value {
+        /// Layer.
+        layer: usize,
+        /// Key/value head.
+        kv_head: usize,
+    },
+    /// An MLP.
+    Mlp {
+        /// Layer.
+        layer: usize,
+    },
+    /// The final norm and the unembedding.
+    Logits,
+}
+
+impl Node {
+    /// Every head of a model.
+    pub fn heads(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let heads = |layer| (0..config.n_heads).map(move |head| Self::Head { layer, head });
+        (0..config.n_layers).flat_map(heads).collect()
+    }
+
+    /// Every sender of a model: embeddings, heads, MLPs.
+    pub fn all(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
+        let mut all: Vec<Self> = [Self::Embed].into_iter().chain(Self::heads(model)).chain(mlps).collect();
+        all.sort_by_key(|node| node.time());
+        all
+    }
+
+    pub(super) fn edit(self) -> Edit {
+        let site = self.site();
+        let edit = Edit::new(site, Action::replace(REFERENCE));
+        if let Self::Head { head, .. } = self { edit.head(head) } else { edit }
+    }
+
+    pub(super) fn site(self) -> Site {
+        match self {
+            Self::Embed => Site::Embed,
+            Self::Head { layer, .. } => Site::Z(layer),
+            Self::Mlp { layer } => Site::MlpOut(layer),
+        }
+    }
+
+    pub(super) fn head(self) -> Option<usize> {
+        if let Self::Head { head, .. } = self { Some(head) } else { None }
+    }
+
+    /// When it writes: (layer, moment within it).
+    pub(super) fn time(self) -> (usize, usize) {
+        match self {
+            Self::Embed => (0, 0),
+            Self::Head { layer, .. } => (layer, 2),
+            Self::Mlp { layer } => (layer, 4),
+        }
+    }
+}
+
+impl Input {
+    /// The queries of every head of a model.
+    pub fn queries(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let heads = |layer| (0..config.n_heads).map(move |head| Self::Query { layer, head });
+        (0..config.n_layers).flat_map(heads).collect()
+    }
+
+    /// The keys of every key/value head of a model.
+    pub fn keys(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let heads = |layer| (0..config.n_kv_heads).map(move |kv_head| Self::Key { layer, kv_head });
+        (0..config.n_layers).flat_map(heads).collect()
+    }
+
+    /// The values of every key/value head of a model.
+    pub fn values(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let heads = |layer| (0..config.n_kv_heads).map(move |kv_head| Self::Value { layer, kv_head });
+        (0..config.n_layers).flat_map(heads).collect()
+    }
+
+    /// Every receiver of a model: queries, keys, values, MLPs, logits.
+    pub fn all(model: &Model) -> Vec<Self> {
+        let config = model.config();
+        let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
+        let mut all = [Self::queries(model), Self::keys(model), Self::values(model)].concat();
+        all.extend(mlps.chain([Self::Logits]));
+        all.sort_by_key(|input| (input.time(), *input));
+        all
+    }
+
+    /// The site that holds what the receiver makes of its input; nothing at the logits, which are read at once.
+    pub(super) fn site(self) -> Option<Site> {
+        match self {
+            Self::Query { layer, .. } => Some(Site::Q(layer)),
+            Self::Key { layer, .. } => Some(Site::K(layer)),
+            Self::Value { layer, .. } => Some(Site::V(layer)),
+            Self::Mlp { layer } => Some(Site::MlpOut(layer)),
+            Self::Logits => None,
+        }
+    }
+
+    /// Its head, at keys and values its key/value head.
+    pub(super) fn head(self) -> Option<usize> {
+        match self {
+            Self::Query { head, .. } => Some(head),
+            Self::Key { kv_head, .. } | Self::Value { kv_head, .. } => Some(kv_head),
+            Self::Mlp { .. } | Self::Logits => None,
+        }
+    }
+
+    /// When it reads.
+    pub(super) fn time(self) -> (usize, usize) {
+        match self {
+            Self::Query { layer, .. } | Self::Key { layer, .. } | Self::Value { layer, .. } => (layer, 1),
+            Self::Mlp { layer } => (layer, 3),
+            Self::Logits => (usize::MAX, 0),
+        }
+    }
+
+    pub(super) fn edit(self, key: &str) -> Option<Edit> {
+        let edit = Edit::new(self.site()?, Action::replace(key));
+        Some(match self {
+            Self::Query { head, .. } => edit.head(head),
+            Self::Key { kv_head, .. } | Self::Value { kv_head, .. } => edit.head(kv_head),
+            Self::Mlp { .. } | Self::Logits => edit,
+        })
+    }
+}
