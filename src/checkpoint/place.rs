@@ -13,6 +13,9 @@ use crate::file;
 /// Models that have a name: one that `make setup` installs, and those in [`EMBEDDED`].
 pub(crate) const BUNDLED: [&str; 3] = ["minilm", "induction", "english"];
 
+/// The names and bytes of a bundled checkpoint's files.
+type Files = [(&'static str, &'static [u8]); 3];
+
 /// The files of a small model that is part of the library: `headscope lab train NAME` made them.
 macro_rules! embedded {
     ($($name:literal),*) => {[$(
@@ -23,7 +26,7 @@ macro_rules! embedded {
         ])
     ),*]};
 }
-const EMBEDDED: [(&str, [(&str, &[u8]); 3]); 2] = embedded!["induction", "english"];
+const EMBEDDED: [(&str, Files); 2] = embedded!["induction", "english"];
 
 /// Headscope's cache folder: `HEADSCOPE_CACHE`, or `headscope` in the user's cache.
 pub fn cache_folder() -> PathBuf {

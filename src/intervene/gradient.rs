@@ -210,7 +210,7 @@ impl<'a> Estimator<'a> {
         let mut sums = part.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if let Some(prompts) = edit.at.on(axes[0], false) {
             let here = sums.zeros_like().index_fill(0, &index(prompts), 1.0);
-            sums = sums * here;
+            sums = &sums * here; // not `*=`, which works in place
         }
         Ok(to_array(&sums.unsqueeze(0).to_device(tch::Device::Cpu))?.row(0).to_owned())
     }

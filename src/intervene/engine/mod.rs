@@ -96,7 +96,7 @@ impl<'a> Engine<'a> {
         }
         progress.add(variants.len() - groups.values().map(Vec::len).sum::<usize>());
         for (group, mut members) in groups {
-            members.sort_by(|a, b| (a.0.entry, a.1).cmp(&(b.0.entry, b.1)));
+            members.sort_by_key(|(place, number)| (place.entry, *number));
             for chunk in members.chunks(self.setup.at_once(group)) {
                 self.check_stop(progress)?;
                 let output = self.compute(group, chunk, variants, bank)?;
@@ -158,7 +158,7 @@ impl<'a> Engine<'a> {
         let places = variants.iter().map(|variant| self.setup.place(variant));
         let mut chunk: Vec<(Place, usize)> =
             places.enumerate().map(|(number, place)| Ok((place?, number))).collect::<Result<_>>()?;
-        chunk.sort_by(|a, b| (a.0.entry, a.1).cmp(&(b.0.entry, b.1)));
+        chunk.sort_by_key(|(place, number)| (place.entry, *number));
         let mut program = Program::taps(taps.iter().copied());
         self.push(&mut program, &chunk, variants, bank, first)?;
         let joins = self.joins(&chunk, first as i64);

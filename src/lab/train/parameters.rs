@@ -100,7 +100,7 @@ impl Parameters {
         }
         let (rate, decay) = (options.rate(step), options.weight_decay);
         if decay > 0.0 && options.optimiser != Optimiser::AdamW {
-            gradient = gradient + &self.values * &self.decayed * decay;
+            gradient = &gradient + &self.values * &self.decayed * decay;
         }
         let change = match options.optimiser {
             Optimiser::Sgd { momentum } => {
@@ -111,7 +111,7 @@ impl Parameters {
         };
         let mut new = &self.values - change * rate;
         if decay > 0.0 && options.optimiser == Optimiser::AdamW {
-            new = new - &self.values * &self.decayed * (rate * decay);
+            new = &new - &self.values * &self.decayed * (rate * decay);
         }
         let new = new.where_self(&self.trained, &self.values);
         self.values.copy_(&new); // in place, so that the leaves follow
