@@ -258,6 +258,9 @@ fn paths_to_the_logits_add_up() {
         .metric(metric)
         .run()
         .unwrap();
+    let heads: Vec<Node> = (0..config.n_heads).map(|head| Node::Head { layer: last, head }).collect();
+    let together = Paths::noise(&model, &clean, &corrupt).sender_sets([heads]).metric(Metric::logit_difference(3, 5));
+    assert_near("all heads as one set", together.run().unwrap().effect().unwrap()[0], sum, MODEL);
     assert_near("sum of paths", sum, joint.effect().unwrap()[0], MODEL);
 }
 

@@ -78,9 +78,12 @@ impl Pass<'_> {
     ) -> Result<Option<Tensor>> {
         let pre = Site::ResidPre(layer);
         let x = joins.join(Entry(layer, Step::ResidPre), pre, x).map(|x| self.at(pre, x)).transpose()?;
+        if let Some(x) = &x {
+            self.record_inputs(layer, block, x)?;
+        }
+        let x = joins.join(Entry(layer, Step::Z), pre, x);
         let mut mid = None;
         if let Some(x) = x {
-            self.record_inputs(layer, block, &x)?;
             let attn_out = self.frozen_attention(layer, block, x.size()[0], joins)?;
             mid = Some(self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)?);
         }
