@@ -3,19 +3,11 @@
 
 mod common;
 
-use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
+use common::{Tol, assert_close, assert_near, configs, fixture, flat, load, random, some_tokens};
 use headscope::prelude::*;
 use serde_json::Value;
 
 const MODEL: Tol = Tol::Model(Kind::Double);
-
-/// The numbers of nested lists, in order.
-fn flat(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(all) => all.iter().flat_map(flat).collect(),
-        number => vec![number.as_f64().unwrap()],
-    }
-}
 
 type Make = fn(usize) -> Site;
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
+use common::{Tol, assert_close, assert_near, configs, fixture, flat, load, random, some_tokens};
 use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Selector, Site, Tokens};
 use headscope::prelude::{
     Ablation, Every, Metric, Strategy as How, Sweep, Table, Variant, direct_attribution, logit_lens,
@@ -588,13 +588,5 @@ fn patches_are_those_of_transformer_lens() {
                 );
             }
         }
-    }
-}
-
-/// The numbers of nested lists, in order.
-fn flat(value: &serde_json::Value) -> Vec<f64> {
-    match value {
-        serde_json::Value::Array(all) => all.iter().flat_map(flat).collect(),
-        number => vec![number.as_f64().unwrap()],
     }
 }

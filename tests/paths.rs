@@ -175,6 +175,25 @@ fn edges_are_those_of_other_implementations() {
     }
 }
 
+/// A receiver that stands in two sets counts once in each.
+#[test]
+fn edges_of_sets_are_sums() {
+    let golden = goldens().remove(0);
+    let (a, b) = (Input::Query { layer: 2, head: 0 }, Input::Query { layer: 2, head: 1 });
+    let scores = |sets: Vec<Vec<Input>>| {
+        let paths =
+            Paths::noise(&golden.model, &golden.clean, &golden.corrupt).senders([Node::Head { layer: 0, head: 1 }]);
+        let paths = paths.receiver_sets(sets).metric(golden.metric.clone()).frozen_mlps();
+        paths.estimate(Estimate::Attribution).run().unwrap().effect().unwrap()
+    };
+    let (alone, other) = (scores(vec![vec![a]])[0], scores(vec![vec![b]])[0]);
+    let mut together = scores(vec![vec![a, b], vec![a]]);
+    let mut expected = vec![alone + other, alone];
+    together.sort_by(f64::total_cmp);
+    expected.sort_by(f64::total_cmp);
+    assert_close("scores", &Tensor::from_slice(&together), &Tensor::from_slice(&expected), MODEL);
+}
+
 /// Path patching as two plans and two whole passes, with nothing of the engine: the last logits at each prompt's end.
 fn by_plans(model: &Model, clean: &Tokens, corrupt: &Tokens, (layer, head): (usize, usize), to: Input) -> Vec<f64> {
     let layers = 0..model.config().n_layers;

@@ -23,18 +23,49 @@ pub struct OutputArguments {
     /// Print how the sweep would be computed and what it costs, and compute nothing
     #[arg(long)]
     explain: bool,
-    /// Rows to print, those of largest effect first
-    #[arg(long, default_value_t = 10)]
-    top: usize,
     /// Largest memory for stacked activations, in MiB; a quarter of what is free, unless said otherwise
     #[arg(long, value_name = "MIB")]
     memory: Option<usize>,
-    /// The file to write: .parquet, .csv or .json
-    #[arg(long, value_name = "TABLE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    table: TableArguments,
     /// Go on where an interrupted run of the same command stopped; its finished rows stand beside TABLE
     #[arg(long, requires = "out")]
     resume: bool,
+}
+
+/// Where a table goes: its strongest rows to the terminal, all of it to a file.
+#[derive(Args)]
+pub struct TableArguments {
+    /// Rows to print, those of largest effect first
+    #[arg(long, default_value_t = 10)]
+    top: usize,
+    /// The file to write: .parquet, .csv or .json
+    #[arg(long, value_name = "TABLE")]
+    out: Option<PathBuf>,
+}
+
+impl TableArguments {
+    /// Fails before long work where the table could not be written.
+    pub fn check(&self) -> Result<()> {
+        Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
+    }
+
+    /// Writes the table and prints its strongest rows.
+    pub fn finish(&self, table: &Table) -> Result<()> {
+        if let Some(out) = &self.out {
+            table.write(out)?;
+        }
+        println!("{}", table.top(self.top)?);
+        println!(
+            "the {} of {} rows with the largest effect (value - baseline)",
+            self.top.min(table.len()),
+            table.len()
+        );
+        if let Some(out) = &self.out {
+            println!("all of them written to {}", out.display());
+        }
+        Ok(())
+    }
 }
 
 /// Set by Ctrl-C.
@@ -43,7 +74,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 impl OutputArguments {
     /// Fails before long work where its table could not be written.
     pub fn check(&self) -> Result<()> {
-        Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
+        self.table.check()
     }
 
     /// Runs the sweep, prints its strongest rows and writes its table.
@@ -53,11 +84,8 @@ impl OutputArguments {
             println!("{}", sweep.explain()?);
             return Ok(());
         }
-        let table = match &self.out {
-            Some(out) => self.kept(sweep, out)?,
-            None => sweep.run()?,
-        };
-        self.print(&table)
+        let Some(out) = &self.table.out else { return self.table.finish(&sweep.run()?) };
+        self.finish_resumable(sweep, out)
     }
 
     /// Runs a sweep of estimates, which takes one pass and need not be resumed, and does the same with it.
@@ -66,10 +94,7 @@ impl OutputArguments {
             bail!("--resume, --explain: expected an exact sweep, found estimates");
         }
         let table = self.asked(sweep).run()?;
-        if let Some(out) = &self.out {
-            table.write(out)?;
-        }
-        self.print(&table)?;
+        self.table.finish(&table)?;
         let agreement = &table.provenance().options["what"]["agreement"];
         if !agreement.is_null() {
             println!("agreement of estimates and exact values: {agreement}");
@@ -94,7 +119,7 @@ impl OutputArguments {
     }
 
     /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.
-    fn kept(&self, sweep: Sweep<'_>, out: &Path) -> Result<Table> {
+    fn finish_resumable(&self, sweep: Sweep<'_>, out: &Path) -> Result<()> {
         let mut journal = out.as_os_str().to_owned();
         journal.push(".partial");
         let journal = PathBuf::from(journal);
@@ -105,25 +130,9 @@ impl OutputArguments {
         let table = sweep.journal(&journal).stop(&STOP).run();
         if let Err(Error::Stopped { .. }) = &table {
             let kept = format!("finished rows are kept in {}; --resume goes on", journal.display());
-            return table.context(kept);
+            return table.map(drop).context(kept);
         }
-        let table = table?;
-        table.write(out)?;
-        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
-        Ok(table)
-    }
-
-    /// Prints the strongest rows.
-    fn print(&self, table: &Table) -> Result<()> {
-        println!("{}", table.top(self.top)?);
-        println!(
-            "the {} of {} rows with the largest effect (value - baseline)",
-            self.top.min(table.len()),
-            table.len()
-        );
-        if let Some(out) = &self.out {
-            println!("all of them written to {}", out.display());
-        }
-        Ok(())
+        self.table.finish(&table?)?;
+        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))
     }
 }

@@ -1,20 +1,18 @@
 //! `headscope paths`
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Input, Node};
 use headscope::model::Model;
-use headscope::table::Table;
 
 use super::ModelArguments;
 use super::metric::MetricArguments;
-use super::patch::prompts;
+use super::output::TableArguments;
+use super::patch::{Direction, prompts};
 
 /// Path patching: which part of the model tells which? Every sender against every receiver behind it, exactly.
 ///
-/// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from heads --to query,logits
+/// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head --to query,logits
 /// --metric logit-difference --answers @pairs.json --out paths.parquet
 #[derive(Args)]
 pub struct Paths {
@@ -39,8 +37,8 @@ pub struct Paths {
     #[arg(long)]
     frozen_mlps: bool,
     /// The clean run with corrupted senders (noise), or the other way round (denoise)
-    #[arg(long, value_enum, default_value_t = super::patch::Direction::Noise)]
-    direction: super::patch::Direction,
+    #[arg(long, value_enum, default_value_t = Direction::Noise)]
+    direction: Direction,
     #[command(flatten)]
     metric: MetricArguments,
     /// Put the metric on the scale from the corrupted run (0) to the clean one (1)
@@ -49,15 +47,11 @@ pub struct Paths {
     /// One row a pair and prompt, in place of the mean over prompts
     #[arg(long)]
     per_prompt: bool,
-    /// Rows to print, those of largest effect first
-    #[arg(long, default_value_t = 10)]
-    top: usize,
     /// Largest memory for stacked activations, in MiB; a quarter of what is free, unless said otherwise
     #[arg(long, value_name = "MIB")]
     memory: Option<usize>,
-    /// The file to write: .parquet, .csv or .json
-    #[arg(long, value_name = "TABLE")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    table: TableArguments,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -79,12 +73,12 @@ enum To {
 impl Paths {
     pub fn run(&self) -> Result<()> {
         use headscope::intervene::Paths;
-        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        self.table.check()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let paths = match self.direction {
-            super::patch::Direction::Denoise => Paths::patch(&model, &clean, &corrupt),
-            super::patch::Direction::Noise => Paths::noise(&model, &clean, &corrupt),
+            Direction::Denoise => Paths::patch(&model, &clean, &corrupt),
+            Direction::Noise => Paths::noise(&model, &clean, &corrupt),
         };
         let mut paths = paths.senders(self.senders(&model)).receivers(self.receivers(&model));
         paths = paths.metric(self.metric.metric(&model)?);
@@ -94,18 +88,7 @@ impl Paths {
         if let Some(mib) = self.memory {
             paths = paths.memory(mib.saturating_mul(1 << 20));
         }
-        let table = paths.run()?;
-        println!("{}", table.top(self.top)?);
-        println!(
-            "the {} of {} rows with the largest effect (value - baseline)",
-            self.top.min(table.len()),
-            table.len()
-        );
-        if let Some(out) = &self.out {
-            table.write(out)?;
-            println!("all of them written to {}", out.display());
-        }
-        Ok(())
+        self.table.finish(&paths.run()?)
     }
 
     fn senders(&self, model: &Model) -> Vec<Node> {

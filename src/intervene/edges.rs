@@ -1,17 +1,17 @@
 //! Path patching estimated from gradients: edge attribution.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Kind, Tensor};
 
 use super::ablation::REFERENCE;
 use super::engine::{Engine, to_array};
-use super::gradient::Estimate;
+use super::gradient::{Estimate, Gradients, back, backward};
 use super::node::{Input, Node};
 use super::paths::Paths;
 use super::reader::Output;
 use crate::error::{Error, Result};
-use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Pass, Past, Program, Site, Step, Window};
+use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Plan, Program, Site, Step, Window};
 use crate::table::{Keys, Observation};
 
 impl Paths<'_> {
@@ -30,7 +30,7 @@ impl Paths<'_> {
         let mut scores: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
         let part = |input: Input| (input.time(), input.site());
         let mut inputs: Vec<Input> = self.receivers.iter().flatten().copied().collect();
-        inputs.sort_by_key(|input| part(*input));
+        inputs.sort_by_key(|input| (part(*input), *input));
         inputs.dedup();
         for together in inputs.chunk_by(|a, b| part(*a) == part(*b)) {
             let gradients = edges.at_inputs(together)?;
@@ -90,21 +90,21 @@ struct Edges<'a> {
     /// Values where receivers read, and behind them, at each step: `[step * batch, ..]`.
     values: BTreeMap<Site, Tensor>,
     /// Gradients of the metric there.
-    gradients: BTreeMap<Site, Tensor>,
+    gradients: Gradients,
     steps: i64,
 }
 
 impl<'a> Edges<'a> {
     fn new(paths: &'a Paths<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
         let (bank, config) = (paths.bank()?, paths.model.config());
-        let run = paths.model.run(paths.tokens, &crate::model::Plan::new().taps(bank.sites(REFERENCE)))?;
+        let run = paths.model.run(paths.tokens, &Plan::new().taps(bank.sites(REFERENCE)))?;
         let mut changes = BTreeMap::new();
         for site in bank.sites(REFERENCE) {
             changes.insert(site, &bank.get(REFERENCE, site)?.tensor - run.get(site)?);
         }
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
         let mut edges =
-            Self { paths, engine, changes, values: BTreeMap::new(), gradients: BTreeMap::new(), steps: steps as i64 };
+            Self { paths, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
         let program = edges.program(estimate)?;
         let ids = paths.tokens.ids(paths.model.device());
         let copies = BTreeMap::from([(Entry(0, Step::Ids), edges.steps)]);
@@ -120,10 +120,9 @@ impl<'a> Edges<'a> {
                 }),
             ]
         };
-        let sites: std::collections::BTreeSet<Site> =
-            paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
+        let sites: BTreeSet<Site> = paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
         let program = program.recording(sites.iter().copied());
-        (edges.values, edges.gradients) = edges.back(&program, &joins)?;
+        (edges.values, edges.gradients) = back(&paths.setup(paths.tokens), engine, &program, &joins)?;
         Ok(edges)
     }
 
@@ -133,9 +132,7 @@ impl<'a> Edges<'a> {
         program.differentiable = true;
         let Estimate::IntegratedGradients { steps } = estimate else { return Ok(program) };
         let (model, tokens) = (self.paths.model, self.paths.tokens);
-        let embed = |tokens| {
-            Ok(model.run(tokens, &crate::model::Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone())
-        };
+        let embed = |tokens| Ok(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
         let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(self.paths.other)?);
         let mut bank = Bank::default();
         for step in 0..steps {
@@ -148,21 +145,6 @@ impl<'a> Edges<'a> {
         Ok(program)
     }
 
-    /// A pass forward and back: values and gradients at what the program records.
-    fn back(&self, program: &Program, joins: &Joins<'_>) -> Result<(BTreeMap<Site, Tensor>, BTreeMap<Site, Tensor>)> {
-        let (model, tokens) = (self.paths.model, self.paths.tokens);
-        tch::with_grad(|| {
-            let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-            let mut pass = pass.with_types(tokens.types(model.device()));
-            let resid = pass.residual(joins, model.config().n_layers)?;
-            let total = self.engine.reader.values(&Output::whole(&resid))?.sum(Kind::Double);
-            let taps = pass.into_taps();
-            let back = gradients(&total, &taps.values().collect::<Vec<_>>())?;
-            let gradients = taps.keys().copied().zip(back).filter(|(_, gradient)| gradient.defined()).collect();
-            Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
-        })
-    }
-
     /// Gradients of the metric with respect to the inputs of receivers of one kind and layer, through each alone:
     /// `[batch, position, receiver, d_model]`.
     fn at_inputs(&self, inputs: &[Input]) -> Result<Tensor> {
@@ -172,10 +154,7 @@ impl<'a> Edges<'a> {
         let value = |site: Site| self.values.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] });
         let site = inputs[0].site();
         let layer = site.and_then(|site| site.layer()).unwrap_or(model.config().n_layers - 1);
-        let behind = |width: i64| {
-            site.and_then(|site| self.gradients.get(&site))
-                .map(|gradient| if width > 0 { gradient.index_select(2, &heads) } else { gradient.shallow_clone() })
-        };
+        let behind = site.and_then(|site| self.gradients.get(&site));
         let found = tch::with_grad(|| {
             let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
             let (x, total) = match inputs[0] {
@@ -187,7 +166,7 @@ impl<'a> Edges<'a> {
                 Input::Mlp { .. } => {
                     let x = leaf(value(Site::ResidMid(layer))?);
                     let out = model.mlp_of(layer, &x)?;
-                    let total = behind(0).map(|gradient| (out * gradient).sum(Kind::Double));
+                    let total = behind.map(|gradient| (out * gradient).sum(Kind::Double));
                     (x, total)
                 }
                 _ => {
@@ -200,12 +179,12 @@ impl<'a> Edges<'a> {
                     };
                     let normed = model.heads_input(layer, &x)?;
                     let out = normed.unsqueeze(-2).matmul(&w.index_select(0, &heads)).squeeze_dim(-2);
-                    let total = behind(1).map(|gradient| (out * gradient).sum(Kind::Double));
+                    let total = behind.map(|gradient| (out * gradient.index_select(2, &heads)).sum(Kind::Double));
                     (x, total)
                 }
             };
             match total {
-                Some(total) => Ok(gradients(&total, &[&x])?.remove(0)),
+                Some(total) => Ok(backward(&total, &[&x])?.remove(0)),
                 None => Ok(x.zeros_like()),
             }
         })?;
@@ -233,8 +212,4 @@ impl<'a> Edges<'a> {
         }
         Ok(all)
     }
-}
-
-fn gradients(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
 }

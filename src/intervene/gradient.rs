@@ -12,6 +12,7 @@ use super::reader::Output;
 use super::sweep::Variant;
 use crate::error::{Error, Result};
 use crate::model::{Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Step, Window};
+use crate::stats::{pearson, spearman};
 
 /// How to estimate what a sweep would find. With a the unchanged activations, a' those of a variant and m the metric:
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,8 +55,36 @@ impl Estimate {
     }
 }
 
-/// Gradients of the metric on each prompt, by site; nothing where no way leads from it to the metric.
-type Gradients = BTreeMap<Site, Option<Tensor>>;
+/// Gradients of the metric on each prompt, by site; none where no way leads from it to the metric.
+pub(super) type Gradients = BTreeMap<Site, Tensor>;
+
+/// A pass forward and back: what the program records, and the gradients there.
+pub(super) fn back(
+    setup: &Setup<'_>,
+    engine: &Engine<'_>,
+    program: &Program,
+    joins: &Joins<'_>,
+) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
+    let Setup { model, tokens, .. } = *setup;
+    let config = model.config();
+    tch::with_grad(|| {
+        let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
+        let mut pass = pass.with_types(tokens.types(model.device()));
+        let resid = pass.residual(joins, config.n_layers)?;
+        let logits = program.goes_past(config.n_layers - 1, config);
+        let logits = logits.then(|| pass.logits(&resid)).transpose()?;
+        let total = engine.reader.values(&Output { logits, ..Output::whole(&resid) })?.sum(Kind::Double);
+        let taps = pass.into_taps();
+        let found = backward(&total, &taps.values().collect::<Vec<_>>())?;
+        let gradients = taps.keys().copied().zip(found).filter(|(_, gradient)| gradient.defined()).collect();
+        Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
+    })
+}
+
+/// Gradients of a number.
+pub(super) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
+}
 
 /// Estimates for the variants of a sweep.
 pub(super) struct Estimator<'a> {
@@ -64,6 +93,8 @@ pub(super) struct Estimator<'a> {
     bank: &'a Bank,
     /// The unchanged run's values at every site that is edited, and the patterns of layers whose queries or keys are.
     values: BTreeMap<Site, Tensor>,
+    /// The gradients there, with no way back blocked.
+    gradients: Gradients,
 }
 
 impl<'a> Estimator<'a> {
@@ -73,20 +104,15 @@ impl<'a> Estimator<'a> {
         sites.iter().try_for_each(|site| site.check(setup.model.config()))?;
         let patterns: Vec<Site> = sites.iter().filter_map(|site| pattern_of(*site)).collect();
         sites.extend(patterns);
-        let mut estimator = Self { setup, engine, bank, values: BTreeMap::new() };
-        let (values, _) = estimator.gradients(&sites.into_iter().collect::<Vec<_>>(), None)?;
-        estimator.values = values;
+        let mut estimator = Self { setup, engine, bank, values: BTreeMap::new(), gradients: Gradients::new() };
+        (estimator.values, estimator.gradients) = estimator.run(sites, None)?;
         Ok(estimator)
     }
 
     /// The estimated effect of every variant on every prompt, `[variant, batch]`.
     pub(super) fn effects(&self, variants: &[Variant], estimate: Estimate) -> Result<Array2<f64>> {
-        let sites: Vec<Site> = self.values.keys().copied().collect();
         match estimate {
-            Estimate::Attribution => {
-                let (_, gradients) = self.gradients(&sites, None)?;
-                self.along(variants, &gradients, false)
-            }
+            Estimate::Attribution => self.along(variants, &self.gradients, false),
             Estimate::IntegratedGradients { steps } => self.integrated(variants, steps),
             Estimate::AtpStar => {
                 let layers = self.setup.model.config().n_layers;
@@ -95,7 +121,7 @@ impl<'a> Estimator<'a> {
                 }
                 let mut sum = Array2::zeros((variants.len(), self.setup.tokens.batch()));
                 for layer in 0..layers {
-                    let (_, gradients) = self.gradients(&sites, Some(layer))?;
+                    let (_, gradients) = self.run(self.values.keys().copied(), Some(layer))?;
                     sum += &self.along(variants, &gradients, true)?.mapv(f64::abs);
                 }
                 Ok(sum / (layers - 1) as f64)
@@ -104,40 +130,16 @@ impl<'a> Estimator<'a> {
     }
 
     /// The unchanged run's values at `sites` and the gradients there, with the way back through one layer blocked.
-    fn gradients(&self, sites: &[Site], blocked: Option<usize>) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
-        let Setup { model, tokens, .. } = self.setup;
-        let mut program = Program::taps(sites.iter().copied());
-        program.differentiable = true;
-        program.blocked = blocked;
-        let joins = Joins::whole(tokens.ids(model.device()));
-        self.back(&program, &joins, sites)
-    }
-
-    /// A pass forward and back.
-    fn back(
+    fn run(
         &self,
-        program: &Program,
-        joins: &Joins<'_>,
-        sites: &[Site],
+        sites: impl IntoIterator<Item = Site>,
+        blocked: Option<usize>,
     ) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
         let Setup { model, tokens, .. } = self.setup;
-        tch::with_grad(|| {
-            let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-            let mut pass = pass.with_types(tokens.types(model.device()));
-            let resid = pass.residual(joins, model.config().n_layers)?;
-            let logits = sites.iter().any(|site| matches!(site, Site::Logits | Site::LnFinalScale));
-            let logits = logits.then(|| pass.logits(&resid)).transpose()?;
-            let end = Output { logits, ..Output::whole(&resid) };
-            let total = self.engine.reader.values(&end)?.sum(Kind::Double);
-            let taps = pass.into_taps();
-            let inputs = sites.iter().map(|&site| taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] }));
-            let inputs = inputs.collect::<Result<Vec<&Tensor>>>()?;
-            let back = Tensor::f_run_backward(&[&total], &inputs, false, false);
-            let back = back.map_err(Error::torch("the gradient of the metric"))?;
-            let gradients = back.into_iter().map(|gradient| Some(gradient).filter(Tensor::defined));
-            let gradients = sites.iter().copied().zip(gradients).collect();
-            Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
-        })
+        let mut program = Program::taps(sites);
+        program.differentiable = true;
+        program.blocked = blocked;
+        back(&self.setup, self.engine, &program, &Joins::whole(tokens.ids(model.device())))
     }
 
     /// Sums (a' - a) . gradient over what each variant changes.
@@ -154,8 +156,8 @@ impl<'a> Estimator<'a> {
                 let place = match known {
                     Some(place) => place,
                     None => {
-                        let gradient = gradients.get(&edit.site).and_then(Option::as_ref);
-                        let product = gradient.map(|gradient| Ok(self.change(edit)? * gradient)).transpose()?;
+                        let product =
+                            gradients.get(&edit.site).map(|gradient| Ok(self.change(edit)? * gradient)).transpose()?;
                         products.push((edit.site, edit.action.clone(), product));
                         products.len() - 1
                     }
@@ -221,7 +223,7 @@ impl<'a> Estimator<'a> {
         let (Some(layer), Some(site)) = (edit.site.layer(), pattern_of(edit.site)) else {
             return Ok(ndarray::Array1::zeros(tokens.batch()));
         };
-        let Some(gradient) = gradients.get(&site).and_then(Option::as_ref) else {
+        let Some(gradient) = gradients.get(&site) else {
             return Ok(ndarray::Array1::zeros(tokens.batch()));
         };
         let mut program = Program::taps([site]);
@@ -252,8 +254,7 @@ impl<'a> Estimator<'a> {
         }
         let mut effects = Array2::zeros((variants.len(), self.setup.tokens.batch()));
         for (site, action) in kinds {
-            let gradient = self.mean_gradient(&Edit::new(site, action.clone()), steps)?;
-            let gradients = Gradients::from([(site, gradient)]);
+            let gradients = self.mean_gradient(&Edit::new(site, action.clone()), steps)?;
             let of_kind = |variant: &Variant| Variant {
                 keys: variant.keys.clone(),
                 edits: variant
@@ -269,7 +270,7 @@ impl<'a> Estimator<'a> {
     }
 
     /// The mean gradient on the way to what an edit makes of its whole site.
-    fn mean_gradient(&self, edit: &Edit, steps: usize) -> Result<Option<Tensor>> {
+    fn mean_gradient(&self, edit: &Edit, steps: usize) -> Result<Gradients> {
         let Setup { model, tokens, .. } = self.setup;
         let (site, batch) = (edit.site, tokens.batch());
         let (value, change) = (&self.values[&site], self.change(edit)?);
@@ -285,11 +286,10 @@ impl<'a> Estimator<'a> {
             program.push(edit, Some(bank.get(&key, site)?), &window, model.config(), tokens)?;
         }
         let entry = Entry::of(site, model.config()).unwrap_or(Entry(0, Step::Ids));
-        let (_, mut gradients) = self.back(&program, &self.joins(entry, steps as i64), &[site])?;
-        let gradient = gradients.remove(&site).flatten();
-        Ok(gradient.map(|gradient| {
-            gradient.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None)
-        }))
+        let (_, gradients) = back(&self.setup, self.engine, &program, &self.joins(entry, steps as i64))?;
+        let mean =
+            |all: Tensor| all.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None);
+        Ok(gradients.into_iter().map(|(site, all)| (site, mean(all))).collect())
     }
 }
 
@@ -311,15 +311,6 @@ pub(super) fn needs(variants: &[Variant], setup: &Setup<'_>) -> Vec<Site> {
 
 /// How well estimates agree with exact values; nothing where one of them does not vary.
 pub(super) fn agreement(estimates: &[f64], exact: &[f64]) -> serde_json::Value {
-    let n = exact.len() as f64;
-    let centred = |values: &[f64]| {
-        let mean = values.iter().sum::<f64>() / n;
-        values.iter().map(|value| value - mean).collect::<Vec<f64>>()
-    };
-    let (a, b) = (centred(estimates), centred(exact));
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let pearson = dot(&a, &b) / (dot(&a, &a) * dot(&b, &b)).sqrt();
-    let spearman = crate::stats::spearman(estimates, exact).ok();
-    let finite = |value: f64| Some(value).filter(|value| value.is_finite());
-    serde_json::json!({ "variants": exact.len(), "pearson": finite(pearson), "spearman": spearman.and_then(finite) })
+    let (pearson, spearman) = (pearson(estimates, exact).ok(), spearman(estimates, exact).ok());
+    serde_json::json!({ "variants": exact.len(), "pearson": pearson, "spearman": spearman })
 }

@@ -1,6 +1,6 @@
 //! Which part of the model tells which: path patching.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tch::Tensor;
 
@@ -10,7 +10,7 @@ use super::gradient::Estimate;
 use super::metric::Metric;
 use super::node::{Input, Node};
 use super::outcome::Outcome;
-use super::sweep::{Strategy, Variant};
+use super::sweep::{Strategy, Variant, same_lengths};
 use crate::error::{Error, Result};
 use crate::model::{Bank, Edit, Frozen, Model, Plan, Site, Tokens};
 use crate::progress::Progress;
@@ -217,12 +217,7 @@ impl<'a> Paths<'a> {
         if self.normalised && self.metric.is_relative() {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
-        let (lengths, others) = (self.tokens.lengths(), self.other.lengths());
-        if lengths != others {
-            let expected = format!("prompts of the same lengths, {lengths:?}");
-            return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
-        }
-        Ok(())
+        same_lengths(self.tokens, self.other)
     }
 
     fn rows(&self, pairs: &[(usize, usize)]) -> Result<Vec<Observation>> {
@@ -379,7 +374,7 @@ struct Read<'a> {
     block: &'a [usize],
     /// Which of them each copy of the batch in `taps` is.
     order: &'a [usize],
-    taps: &'a std::collections::BTreeMap<Site, Tensor>,
+    taps: &'a BTreeMap<Site, Tensor>,
 }
 
 impl Read<'_> {

@@ -395,15 +395,7 @@ impl<'a> Sweep<'a> {
         if self.normalised && self.metric.is_relative() {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
-        let (lengths, others) = (self.tokens.lengths(), self.other.unwrap_or(self.tokens).lengths());
-        if lengths != others {
-            return Err(Error::argument(
-                "clean, corrupt",
-                format!("prompts of the same lengths, {lengths:?}"),
-                format!("{others:?}"),
-            ));
-        }
-        Ok(())
+        same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
     }
 
     /// One variant for each index of `site` along `every`.
@@ -493,6 +485,16 @@ impl Change {
             Self::Patch(_) => None,
         }
     }
+}
+
+/// Fails where the positions of two batches can't stand for each other.
+pub(super) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
+    let (lengths, others) = (tokens.lengths(), other.lengths());
+    if lengths != others {
+        let expected = format!("prompts of the same lengths, {lengths:?}");
+        return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
+    }
+    Ok(())
 }
 
 fn reads_reference(action: &Action) -> bool {

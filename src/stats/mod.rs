@@ -9,7 +9,7 @@
 //! | does it rise from group to group? | [`jonckheere`], and [`page`] where the same subjects stand in every group |
 //! | is it as good as zero? | [`tost`], [`tost_two_sample`] |
 //! | many tests at once | [`holm`], [`benjamini_hochberg`] |
-//! | do two measurements order things alike? | [`spearman`] |
+//! | do two measurements order things alike, or lie on a line? | [`spearman`], [`pearson`] |
 //!
 //! Randomness comes from a seed that is an argument; the same seed gives the same bytes, whatever the number of threads.
 
@@ -25,7 +25,7 @@ pub use equivalence::{Equivalence, tost, tost_two_sample};
 pub use multiple::{benjamini_hochberg, holm};
 pub use permutation::{MaxTest, PermutationOptions, Tail, Test, max_adjusted, max_sign_flip, sign_flip, two_sample};
 pub(crate) use rank::ranks;
-pub use rank::{shuffled, spearman};
+pub use rank::{pearson, shuffled, spearman};
 pub use trend::{TrendMethod, TrendOptions, jonckheere, page};
 
 use rand::SeedableRng;

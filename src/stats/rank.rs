@@ -4,6 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::{check_sample, mean};
 use crate::error::{Error, Result};
 
 /// Do two measurements order the same things alike? Spearman's rank correlation, from -1 (reversed) to 1 (the same).
@@ -19,26 +20,40 @@ use crate::error::{Error, Result};
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64> {
-    if x.len() != y.len() || x.len() < 2 {
-        return Err(Error::argument(
-            "x, y",
-            "two or more values each, as many of one as of the other",
-            format!("{} and {}", x.len(), y.len()),
-        ));
-    }
+    paired(x, y)?;
     for values in [x, y] {
         if let Some(index) = values.iter().position(|value| value.is_nan()) {
             return Err(Error::NotFinite { at: "rank correlation".into(), index, found: f64::NAN });
         }
     }
-    let (x, y) = (ranks(x), ranks(y));
-    let mean = (x.len() as f64 - 1.0) / 2.0;
-    let product = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>();
-    let scale = (product(&x, &x) * product(&y, &y)).sqrt();
+    pearson(&ranks(x), &ranks(y))
+}
+
+/// Do two measurements lie on a line? Pearson's correlation, from -1 (falling) to 1 (rising).
+///
+/// # Errors
+/// As [`spearman`], and where a value is infinite.
+pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64> {
+    paired(x, y)?;
+    check_sample("x", x, 2)?;
+    check_sample("y", y, 2)?;
+    let (mean_x, mean_y) = (mean(x), mean(y));
+    let centred: Vec<(f64, f64)> = x.iter().zip(y).map(|(x, y)| (x - mean_x, y - mean_y)).collect();
+    let sum = |of: fn(&(f64, f64)) -> f64| centred.iter().map(of).sum::<f64>();
+    let scale = (sum(|(x, _)| x * x) * sum(|(_, y)| y * y)).sqrt();
     if scale == 0.0 {
         return Err(Error::argument("x, y", "values that differ", "a constant"));
     }
-    Ok(product(&x, &y) / scale)
+    Ok(sum(|(x, y)| x * y) / scale)
+}
+
+/// Fails where there are not as many of one as of the other, or fewer than two.
+fn paired(x: &[f64], y: &[f64]) -> Result<()> {
+    if x.len() != y.len() || x.len() < 2 {
+        let found = format!("{} and {}", x.len(), y.len());
+        return Err(Error::argument("x, y", "two or more values each, as many of one as of the other", found));
+    }
+    Ok(())
 }
 
 /// The rank of each value, from 0; equal values share the mean of their ranks.

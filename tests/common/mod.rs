@@ -131,3 +131,11 @@ pub fn random(config: &ModelConfig, seed: u64) -> Model {
     one_thread();
     Model::random_as(config, seed, Kind::Double, Device::Cpu).unwrap()
 }
+
+/// The numbers of nested lists, in order.
+pub fn flat(value: &serde_json::Value) -> Vec<f64> {
+    match value {
+        serde_json::Value::Array(all) => all.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
