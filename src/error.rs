@@ -177,6 +177,14 @@ pub enum Error {
         /// How many there are.
         total: u64,
     },
+    /// A cell of an experiment's grid cannot be computed.
+    #[error("cell `{cell}`: {reason}")]
+    Cell {
+        /// The cell.
+        cell: String,
+        /// Why.
+        reason: Box<Error>,
+    },
     /// libtorch refused an operation.
     #[error("{action}: {}", first_line(source))]
     Torch {

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::file;
 
+mod rows;
+
 /// What one observation is about; a field that does not apply stays `None` and its column is left out.
 ///
 /// The derived order is the order of rows in a table.
@@ -19,6 +21,8 @@ use crate::file;
 pub struct Keys {
     /// The model.
     pub model: Option<String>,
+    /// Cell of an experiment's grid.
+    pub cell: Option<String>,
     /// Number of the prompt in the batch.
     pub prompt: Option<u32>,
     /// How the value was found, where there are several ways: `exact`, `attribution`, ...
@@ -128,8 +132,8 @@ impl Table {
             )*};
         }
         key!(
-            model, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component, position,
-            query, key, target, token, task, step, seed
+            model, cell, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component,
+            position, query, key, target, token, task, step, seed
         );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         let values = rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>();

@@ -27,8 +27,9 @@ const FLOORS: [(&str, u8); 14] = [
 const TOGETHER: [(&str, &str); 4] =
     [("error", "model"), ("model", "checkpoint"), ("table", "error"), ("file", "error")];
 
-/// Pairs on one floor of which the first may import the second: what a head does is tested by taking it away.
-const BESIDE: [(&str, &str); 2] = [("heads", "intervene"), ("information", "stats")];
+/// Pairs on one floor of which the first may import the second: what a head does is tested by taking it away, and what the lab
+/// found is drawn.
+const BESIDE: [(&str, &str); 3] = [("heads", "intervene"), ("information", "stats"), ("lab", "view")];
 
 fn floor(module: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == module).map(|(_, floor)| *floor)

@@ -1,12 +1,15 @@
 //! `headscope lab`
 
-use std::path::{Path, PathBuf};
+mod experiments;
+mod train;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use headscope::lab::Declaration;
 
-/// Train small transformers on languages with known structure.
+/// Train small transformers on languages with known structure, and test claims on them.
+///
+/// An experiment is a grid of cells; `run` computes each into a file of its own, `verdict` judges the claims by a rule that
+/// stands in the experiment, `report` makes one page of it.
 #[derive(Args)]
 pub struct Lab {
     #[command(subcommand)]
@@ -15,84 +18,29 @@ pub struct Lab {
 
 #[derive(Subcommand)]
 enum Command {
+    /// List the experiments and the models that have names
+    List,
+    /// Print an experiment (E1, E2, ...) or the declaration of a model (induction, english)
+    Show(experiments::Show),
     /// Train a model and save it where `headscope inspect` and all other commands read it
-    Train(Train),
-    /// Print a declaration as JSON, to be changed and given to `train`
-    Show {
-        /// A name: induction, english
-        name: String,
-    },
+    Train(train::Train),
+    /// Run an experiment's cells, all of them or a shard
+    Run(experiments::Run),
+    /// Judge the claims by what an experiment, or several, found
+    Verdict(experiments::Verdict),
+    /// Write what experiments found as one HTML page
+    Report(experiments::Report),
 }
-
-/// Train a model.
-///
-/// Example: headscope lab train induction --out my-induction --seed 1
-///
-/// Writes config.json, model.safetensors, tokenizer.json where tokens are words, declaration.json with all options and
-/// the seed, trace.parquet with the losses, and training.safetensors, from which --resume goes on.
-#[derive(Args)]
-struct Train {
-    /// A declaration (JSON file), or a name: induction, english
-    declaration: String,
-    /// The folder to write
-    #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
-    /// Seed of the parameters and of the sequences, in place of the declaration's
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Steps in all, in place of the declaration's
-    #[arg(long)]
-    steps: Option<usize>,
-    /// Go on where training into this folder was stopped
-    #[arg(long)]
-    resume: bool,
-}
-
-/// Steps between two saves.
-const SAVE_EVERY: usize = 500;
 
 impl Lab {
     pub fn run(&self) -> Result<()> {
         match &self.command {
+            Command::List => experiments::list(),
+            Command::Show(show) => show.run(),
             Command::Train(train) => train.run(),
-            Command::Show { name } => {
-                println!("{}", serde_json::to_string_pretty(&Declaration::named(name)?)?);
-                Ok(())
-            }
+            Command::Run(run) => run.run(),
+            Command::Verdict(verdict) => verdict.run(),
+            Command::Report(report) => report.run(),
         }
-    }
-}
-
-impl Train {
-    fn run(&self) -> Result<()> {
-        let mut declaration = match Path::new(&self.declaration).is_file() {
-            true => Declaration::read(&self.declaration)?,
-            false => Declaration::named(&self.declaration)?,
-        };
-        declaration.train.seed = self.seed.unwrap_or(declaration.train.seed);
-        declaration.train.steps = self.steps.unwrap_or(declaration.train.steps);
-        let path = self.out.join("declaration.json");
-        let mut trainer = declaration.trainer()?;
-        if self.resume {
-            if Declaration::read(&path)? != declaration {
-                bail!("--resume: expected the declaration that {} was begun with", self.out.display());
-            }
-            trainer = trainer.resume(&self.out)?;
-        }
-        std::fs::create_dir_all(&self.out)?;
-        std::fs::write(&path, serde_json::to_vec_pretty(&declaration)?)?;
-        while trainer.step() < declaration.train.steps {
-            trainer.train_to(trainer.step() + SAVE_EVERY)?;
-            trainer.save(&self.out)?;
-        }
-        for trained in trainer.run()? {
-            trained.model.save(&self.out)?;
-            if !trained.trace.is_empty() {
-                trained.trace.write(self.out.join("trace.parquet"))?;
-                println!("{}", trained.trace);
-            }
-        }
-        println!("written to {}", self.out.display());
-        Ok(())
     }
 }

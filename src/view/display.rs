@@ -122,7 +122,7 @@ impl Svg {
 
 impl Html {
     /// Wraps a finished fragment.
-    pub(super) fn new(source: String) -> Self {
+    pub(crate) fn new(source: String) -> Self {
         Self(source)
     }
 

@@ -46,3 +46,4 @@ pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
 pub use line::Lines;
 pub use results::{attention, attention_of};
+pub(crate) use text::escape;

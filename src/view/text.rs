@@ -33,7 +33,7 @@ fn visible(character: char) -> String {
 }
 
 /// Escapes text for XML and HTML, in content and in quoted attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -1,0 +1,248 @@
+//! `headscope lab list | show | run | verdict | report`
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use headscope::lab::verdict::{Judgement, claims};
+use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
+
+/// Which experiment.
+#[derive(Args)]
+struct Which {
+    /// E1, E2, ... or a JSON file as `show --json` prints one
+    experiment: String,
+    /// How large a grid: minutes on a laptop, or a cluster's array job
+    #[arg(long, value_enum, default_value_t = Grid::Small)]
+    grid: Grid,
+    /// The first seed, in place of the experiment's
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Runs of a cell, in place of the experiment's
+    #[arg(long)]
+    runs: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Grid {
+    Small,
+    Full,
+}
+
+impl Grid {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Full => "full",
+        }
+    }
+}
+
+impl Which {
+    fn experiment(&self) -> Result<Experiment> {
+        let grid = match self.grid {
+            Grid::Small => headscope::lab::Grid::Small,
+            Grid::Full => headscope::lab::Grid::Full,
+        };
+        let mut experiment = match Path::new(&self.experiment).is_file() {
+            true => Experiment::read(&self.experiment)?,
+            false => Experiment::named(&self.experiment, grid)?,
+        };
+        experiment.seed = self.seed.unwrap_or(experiment.seed);
+        experiment.runs = self.runs.unwrap_or(experiment.runs);
+        experiment.validate()?;
+        Ok(experiment)
+    }
+}
+
+/// `headscope lab list`
+pub fn list() -> Result<()> {
+    println!("experiments (headscope lab show E1, headscope lab run E1):");
+    for name in Experiment::NAMES {
+        let experiment = Experiment::named(name, headscope::lab::Grid::Small)?;
+        let full = Experiment::named(name, headscope::lab::Grid::Full)?;
+        let size = |of: &Experiment| format!("{} x {}", of.cells.len(), of.runs);
+        println!(
+            "  {name}  {:<28} {:>9} runs small, {:>9} full   {}",
+            experiment.title,
+            size(&experiment),
+            size(&full),
+            claimed(&experiment)
+        );
+    }
+    println!("models (headscope lab show NAME, headscope lab train NAME):");
+    Declaration::NAMES.iter().for_each(|name| println!("  {name}"));
+    Ok(())
+}
+
+fn claimed(experiment: &Experiment) -> String {
+    let mut claims: Vec<&str> = experiment.predictions.iter().map(|p| p.claim.as_str()).collect();
+    claims.sort_unstable();
+    claims.dedup();
+    claims.join(" ")
+}
+
+/// Print an experiment or the declaration of a model.
+///
+/// Of an experiment: its question, what each claim predicts and the rule, all fixed before the run, and its cells; all of it as
+/// JSON with --json, to be changed and given to `run`.
+#[derive(Args)]
+pub struct Show {
+    #[command(flatten)]
+    which: Which,
+    /// Everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Show {
+    pub fn run(&self) -> Result<()> {
+        if Declaration::NAMES.contains(&self.which.experiment.as_str()) {
+            println!("{}", serde_json::to_string_pretty(&Declaration::named(&self.which.experiment)?)?);
+            return Ok(());
+        }
+        let experiment = self.which.experiment()?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&experiment)?);
+            return Ok(());
+        }
+        println!("{}: {}\n{}\n", experiment.id, experiment.title, experiment.question);
+        println!("predictions:");
+        experiment.predictions.iter().for_each(|prediction| println!("  {prediction}"));
+        println!("\nrule: {}\n", experiment.rule);
+        println!("{} cells of {} runs, seeds from {}:", experiment.cells.len(), experiment.runs, experiment.seed);
+        experiment.cells.iter().for_each(|cell| println!("  {}", cell.name));
+        Ok(())
+    }
+}
+
+/// Run an experiment's cells.
+///
+/// Example: headscope lab run E1 --out results/E1
+///
+/// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell when it is finished. Shards can run anywhere and in any
+/// order; their folders' files together are the same bytes as those of one run.
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    which: Which,
+    /// Which part of the cells, of how many
+    #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
+    shard: (usize, usize),
+    /// The folder; headscope-lab/E1-small, unless said otherwise
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on where an interrupted run stopped: finished cells are kept
+    #[arg(long)]
+    resume: bool,
+    /// Cells computed at once, each on one thread; as many as there are cores, unless said otherwise
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn shard(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    let parts = parts.filter(|(k, n): &(usize, usize)| (1..=*n).contains(k));
+    parts.ok_or_else(|| "expected K/N with K from 1 to N, such as 3/8".to_owned())
+}
+
+/// Set by Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+impl Run {
+    pub fn run(&self) -> Result<()> {
+        let experiment = self.which.experiment()?;
+        let usual = || PathBuf::from("headscope-lab").join(format!("{}-{}", experiment.id, self.which.grid.name()));
+        let out = self.out.clone().unwrap_or_else(usual);
+        ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
+        let options = RunOptions { shard: self.shard, resume: self.resume, threads: self.threads, stop: Some(&STOP) };
+        let done = experiment.run(&out, &options).context(format!("finished cells are kept in {}", out.display()))?;
+        println!("{done} cells computed into {}", out.display());
+        let results = Results::read(&out)?;
+        match results.missing.len() {
+            0 => println!("all {} cells are there: headscope lab verdict {}", experiment.cells.len(), out.display()),
+            n => println!("{n} of {} cells are not there yet", experiment.cells.len()),
+        }
+        Ok(())
+    }
+}
+
+/// Judge the claims.
+///
+/// Example: headscope lab verdict results/E1 results/E2
+///
+/// Reads DIR/experiment.json and all tables in DIR/cells (or DIR/results.parquet), whoever wrote them: columns cell, seed,
+/// metric, value, and where they apply step and task; rows that name a layer or head are details. Writes DIR/verdict.json and
+/// the union of the tables, DIR/results.parquet. A folder of such folders stands for all of them.
+#[derive(Args)]
+pub struct Verdict {
+    /// Folders of experiments
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// Everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verdict {
+    pub fn run(&self) -> Result<()> {
+        let mut all: Vec<Judgement> = vec![];
+        for (folder, results) in read(&self.folders)? {
+            let judgement = results.judge()?;
+            results.write(&judgement, &folder)?;
+            if !self.json {
+                println!("{judgement}");
+            }
+            all.push(judgement);
+        }
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&all)?);
+            return Ok(());
+        }
+        println!("claims:");
+        let of_all = claims(all.iter().flat_map(|judgement| &judgement.predictions));
+        of_all.iter().for_each(|(claim, verdict)| println!("  {claim}: {verdict}"));
+        Ok(())
+    }
+}
+
+/// Write what experiments found as one HTML page.
+#[derive(Args)]
+pub struct Report {
+    /// Folders of experiments
+    #[arg(required = true, value_name = "DIR")]
+    folders: Vec<PathBuf>,
+    /// The page; report.html in the first folder, unless said otherwise
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Report {
+    pub fn run(&self) -> Result<()> {
+        let results: Vec<Results> = read(&self.folders)?.into_iter().map(|(_, results)| results).collect();
+        let out = self.out.clone().unwrap_or_else(|| self.folders[0].join("report.html"));
+        report(&results)?.save(&out)?;
+        println!("written to {}", out.display());
+        Ok(())
+    }
+}
+
+/// The experiments of folders, each itself or a folder of such folders.
+fn read(folders: &[PathBuf]) -> Result<Vec<(PathBuf, Results)>> {
+    let is_one = |folder: &Path| folder.join("experiment.json").is_file();
+    let mut found = vec![];
+    for folder in folders {
+        let mut inner: Vec<PathBuf> = vec![folder.clone()];
+        if !is_one(folder) {
+            let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+            inner = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).filter(|f| is_one(f)).collect();
+            inner.sort();
+        }
+        if inner.is_empty() {
+            bail!("{}: expected experiment.json, or folders with one, found neither", folder.display());
+        }
+        found.extend(inner);
+    }
+    found.into_iter().map(|folder| Ok((folder.clone(), Results::read(&folder)?))).collect()
+}

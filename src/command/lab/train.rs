@@ -1,0 +1,68 @@
+//! `headscope lab train`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use headscope::lab::Declaration;
+
+/// Train a model.
+///
+/// Example: headscope lab train induction --out my-induction --seed 1
+///
+/// Writes config.json, model.safetensors, tokenizer.json where tokens are words, declaration.json with all options and
+/// the seed, trace.parquet with the losses, and training.safetensors, from which --resume goes on.
+#[derive(Args)]
+pub struct Train {
+    /// A declaration (JSON file), or a name: induction, english
+    declaration: String,
+    /// The folder to write
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// Seed of the parameters and of the sequences, in place of the declaration's
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Steps in all, in place of the declaration's
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Go on where training into this folder was stopped
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Steps between two saves.
+const SAVE_EVERY: usize = 500;
+
+impl Train {
+    pub fn run(&self) -> Result<()> {
+        let mut declaration = match Path::new(&self.declaration).is_file() {
+            true => Declaration::read(&self.declaration)?,
+            false => Declaration::named(&self.declaration)?,
+        };
+        declaration.train.seed = self.seed.unwrap_or(declaration.train.seed);
+        declaration.train.steps = self.steps.unwrap_or(declaration.train.steps);
+        let path = self.out.join("declaration.json");
+        let mut trainer = declaration.trainer()?;
+        if self.resume {
+            if Declaration::read(&path)? != declaration {
+                bail!("--resume: expected the declaration that {} was begun with", self.out.display());
+            }
+            trainer = trainer.resume(&self.out)?;
+        }
+        std::fs::create_dir_all(&self.out)?;
+        std::fs::write(&path, serde_json::to_vec_pretty(&declaration)?)?;
+        while trainer.step() < declaration.train.steps {
+            trainer.train_to(trainer.step() + SAVE_EVERY)?;
+            trainer.save(&self.out)?;
+        }
+        for trained in trainer.run()? {
+            trained.model.save(&self.out)?;
+            if !trained.trace.is_empty() {
+                trained.trace.write(self.out.join("trace.parquet"))?;
+                println!("{}", trained.trace);
+            }
+        }
+        println!("written to {}", self.out.display());
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! E1 and E8: how heads divide the work as their width changes.
+
+use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
+use super::{Cell, Experiment, Grid};
+use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+
+/// The widths of a head, at four heads.
+const WIDTHS: [usize; 4] = [2, 4, 11, D_MODEL];
+
+fn wide(regime: &str, heads: usize, width: usize) -> String {
+    format!("{regime}-heads{heads}-width{width}")
+}
+
+/// E1: capacity, and the counterfactual of full-width heads.
+pub(super) fn widths(grid: Grid) -> Experiment {
+    let mut cells: Vec<Cell> = vec![];
+    for (name, regime) in REGIMES {
+        let mut shapes: Vec<(usize, usize)> = WIDTHS.map(|width| (4, width)).to_vec();
+        // The same width in all; and more heads of one width.
+        shapes.extend([(1, D_MODEL), (2, 22), (11, 4), (1, 4), (2, 4), (8, 4)]);
+        let cell =
+            |&(heads, width): &(usize, usize)| trained(wide(name, heads, width), divided(grid, regime, heads, width));
+        cells.extend(shapes.iter().map(cell));
+    }
+    let cases = |of: &dyn Fn(&str) -> Case| REGIMES.iter().map(|(name, _)| of(name)).collect::<Vec<_>>();
+    let falling = |name: &str| {
+        let trend = WIDTHS.iter().rev().map(|&width| wide(name, 4, width)).collect();
+        Case { trend, ..against(name, wide(name, 4, 4), wide(name, 4, D_MODEL)) }
+    };
+    let predictions = vec![
+        Prediction {
+            reading: HALF,
+            cases: cases(&falling),
+            ..prediction(
+                "C1",
+                "Four heads of width 4 divide the tasks more than four of full width, at matched loss",
+                "specialisation",
+                Expect::Greater,
+            )
+        },
+        Prediction {
+            learned: false,
+            cases: cases(&|name| {
+                let trend = [D_MODEL, 4].map(|width| wide(name, 1, width)).to_vec();
+                Case { trend, ..against(name, wide(name, 1, 4), wide(name, 1, D_MODEL)) }
+            }),
+            ..prediction(
+                "C1",
+                "A single head of width 4 leaves more unlearned than a single one of full width",
+                "excess_loss",
+                Expect::Greater,
+            )
+        },
+        Prediction {
+            cases: cases(&|name| alone(name, wide(name, 4, D_MODEL))),
+            ..prediction("C6", "Heads of full width do not divide the tasks", "specialisation", Expect::Zero)
+        },
+        Prediction {
+            cases: cases(&|name| alone(name, wide(name, 4, D_MODEL))),
+            ..prediction("C6", "Heads of full width attend alike where it counts", "pattern_divergence", Expect::Zero)
+        },
+    ];
+    Experiment {
+        id: "E1".to_owned(),
+        title: "Capacity".to_owned(),
+        question:
+            "Do narrow heads divide the work because each is too small to learn everything, and would heads of full \
+                   width all learn the same?"
+                .to_owned(),
+        seed: 1000,
+        runs: grid.runs(),
+        predictions,
+        rule: Rule::default(),
+        cells,
+    }
+}

@@ -1,0 +1,112 @@
+//! What the lab's experiments have in common.
+
+use super::{Cell, Grid, Measure, Start, Training, Work};
+use crate::lab::language::{Language, Regime, Task, Tasks};
+use crate::lab::train::TrainOptions;
+use crate::lab::verdict::{Case, Expect, Prediction, Reading};
+use crate::model::{ModelConfig, NormKind};
+
+/// Width of the stream: full-width heads have as many dimensions.
+pub(super) const D_MODEL: usize = 44;
+/// The smallest effect of interest on an index from 0 to 1.
+pub(super) const SMALLEST: f64 = 0.1;
+/// Where cells are compared at matched loss: half of what can be learned is.
+pub(super) const HALF: Reading = Reading::AtExcessLoss(0.5);
+
+/// The regimes, which the claims do not tell apart.
+pub(super) const REGIMES: [(&str, Regime); 3] =
+    [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous), ("bag", Regime::Bag)];
+
+impl Grid {
+    /// Runs of a cell: at least 8 must have learned, and in some cells a run or two do not.
+    pub(super) fn runs(self) -> usize {
+        self.pick(10, 32)
+    }
+
+    /// Steps of training.
+    pub(super) fn steps(self) -> usize {
+        self.pick(600, 4000)
+    }
+
+    /// One of two numbers.
+    pub(super) fn pick<T>(self, small: T, full: T) -> T {
+        match self {
+            Self::Small => small,
+            Self::Full => full,
+        }
+    }
+}
+
+/// Four tasks, each answered from one source: the token before, the first, the one of a class, the one with the query's
+/// symbol.
+pub(super) fn four_tasks(regime: Regime) -> Language {
+    Language::Tasks(Tasks {
+        tasks: vec![Task::Back(1), Task::First, Task::Class, Task::Duplicate],
+        regime,
+        symbols: 8,
+        length: (6, 10),
+    })
+}
+
+/// One layer of attention without MLP.
+pub(super) fn one_layer(heads: usize, width: usize, language: &Language) -> ModelConfig {
+    ModelConfig {
+        family: "attention-only".to_owned(),
+        d_model: D_MODEL,
+        n_heads: heads,
+        n_kv_heads: heads,
+        d_head: width,
+        d_mlp: 0,
+        vocab: language.vocab(),
+        n_positions: language.positions(),
+        norm: NormKind::Rms,
+        qkv_bias: false,
+        attn_out_bias: false,
+        ..ModelConfig::default()
+    }
+}
+
+/// Training of one layer on four tasks, asked how its heads divide them.
+pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) -> Training {
+    let language = four_tasks(regime);
+    Training {
+        model: one_layer(heads, width, &language),
+        language,
+        train: TrainOptions { steps: grid.steps(), ..TrainOptions::default() },
+        start: Start::Fresh,
+        measures: vec![Measure::Division, Measure::Patterns],
+        records: 8,
+        held_out: 128,
+    }
+}
+
+/// A cell of a trained model.
+pub(super) fn trained(name: impl Into<String>, training: Training) -> Cell {
+    Cell { name: name.into(), work: Work::Training(Box::new(training)) }
+}
+
+/// A prediction about an index from 0 to 1, read at the end, of runs that learned.
+pub(super) fn prediction(claim: &str, text: &str, metric: &str, expect: Expect) -> Prediction {
+    Prediction {
+        claim: claim.to_owned(),
+        text: text.to_owned(),
+        metric: metric.to_owned(),
+        task: None,
+        reading: Reading::End,
+        expect,
+        smallest: SMALLEST,
+        level: 0.0,
+        learned: true,
+        cases: vec![],
+    }
+}
+
+/// A case of one cell against another.
+pub(super) fn against(name: &str, cell: impl Into<String>, other: impl Into<String>) -> Case {
+    Case { name: name.to_owned(), cell: cell.into(), against: Some(other.into()), trend: vec![] }
+}
+
+/// A case of one cell alone.
+pub(super) fn alone(name: &str, cell: impl Into<String>) -> Case {
+    Case { name: name.to_owned(), cell: cell.into(), against: None, trend: vec![] }
+}

@@ -1,0 +1,148 @@
+//! Experiments: a claim tested by a grid of cells, each a pure function of its options and its seed.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`Experiment`] | cells, predictions and the rule that judges them, as data; [`Experiment::named`] has those of the lab |
+//! | [`Cell`], [`Work`] | what one cell computes: a trained model asked questions, or a construction without training |
+//! | [`Experiment::run`] | cells to one Parquet file each, in shards, resumable |
+//! | [`Results`] | the union of a folder's cells, and the verdict on it |
+
+mod capacity;
+mod folder;
+mod grid;
+mod run;
+mod work;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use folder::Results;
+pub use run::RunOptions;
+pub use work::{Circle, Measure, Regression, Start, Training, Work};
+
+use super::verdict::{Prediction, Rule};
+use crate::error::{Error, Result};
+use crate::file;
+
+/// An experiment as data: what is computed, what each claim predicts of it, and how it is judged.
+///
+/// ```
+/// use headscope::lab::{Experiment, Grid};
+/// let experiment = Experiment::named("E1", Grid::Small)?;
+/// assert!(experiment.predictions.iter().any(|prediction| prediction.claim == "C1"));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Its name, such as E1.
+    pub id: String,
+    /// What it is about, in a few words.
+    pub title: String,
+    /// The question.
+    pub question: String,
+    /// Run r of every cell has seed `seed + r`: of its parameters and of its stream of sequences.
+    pub seed: u64,
+    /// Runs of a cell.
+    pub runs: usize,
+    /// What each claim predicts, written before the run.
+    pub predictions: Vec<Prediction>,
+    /// How that is judged.
+    pub rule: Rule,
+    /// What is computed.
+    pub cells: Vec<Cell>,
+}
+
+/// One cell: all its runs together make one table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// Its name, which is also its file's: letters, digits and `. _ - =`.
+    pub name: String,
+    /// What is computed.
+    pub work: Work,
+}
+
+/// How large a grid is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grid {
+    /// Minutes on a laptop.
+    Small,
+    /// More seeds, more cells, longer training: for a cluster's array job.
+    Full,
+}
+
+/// Most cells and runs of an experiment.
+const MOST: usize = 100_000;
+
+impl Experiment {
+    /// The names of the lab's own experiments.
+    pub const NAMES: [&'static str; 7] = ["E1", "E2", "E3", "E4", "E5", "E6", "E8"];
+
+    /// One of the lab's own experiments.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there is none of that name.
+    pub fn named(id: &str, grid: Grid) -> Result<Self> {
+        match id {
+            "E1" => Ok(capacity::widths(grid)),
+            _ => Err(Error::argument("experiment", format!("one of {:?}", Self::NAMES), id)),
+        }
+    }
+
+    /// Reads an experiment from a JSON file.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, is none, or does not hold together.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let read: Self = serde_json::from_slice(&file::read(path)?).map_err(|reason| Error::Format {
+            path: path.to_owned(),
+            at: "the file".to_owned(),
+            expected: "an experiment, as `headscope lab show E1 --json` prints one".to_owned(),
+            found: reason.to_string(),
+        })?;
+        read.validate()?;
+        Ok(read)
+    }
+
+    /// Checks that cells have names of their own, predictions name cells that there are, and numbers make sense.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] naming the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        for (name, found) in [("cells", self.cells.len()), ("runs", self.runs)] {
+            if !(1..=MOST).contains(&found) {
+                return Err(Error::argument(name, format!("1 to {MOST}"), found));
+            }
+        }
+        let mut names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
+        let plain = |name: &&&str| {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "._-=".contains(c);
+            name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(fits)
+        };
+        if let Some(bad) = names.iter().find(plain) {
+            return Err(Error::argument("a cell's name", "up to 100 letters, digits and . _ - =, no dot first", bad));
+        }
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::argument("cells", "a name of its own for each", format!("`{}` twice", twice[0])));
+        }
+        self.rule.validate()?;
+        self.predictions.iter().try_for_each(|prediction| prediction.validate(&names))
+    }
+
+    /// The cell of a name.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there is none.
+    pub fn cell(&self, name: &str) -> Result<&Cell> {
+        let found = self.cells.iter().find(|cell| cell.name == name);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
+            Error::argument("cell", format!("one of {names:?}"), name)
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! What the models of a cell are asked.
+
+use ndarray::{Array2, Array3, Axis, s};
+use super::row;
+use super::training::Measure;
+use crate::error::Result;
+use crate::intervene::Ablation;
+use crate::lab::language::{Batch, TaskInfo};
+use crate::lab::trace::{Losses, Probe, participation, specialisation};
+use crate::lab::verdict::EXCESS_LOSS;
+use crate::table::Observation;
+
+/// The least that a layer does for an index of its division to mean something, in nats.
+const LEAST: f64 = 0.1;
+
+/// What a measure reads.
+pub(super) struct Asked<'a> {
+    pub probe: &'a Probe,
+    /// The same models on other sequences.
+    pub other: &'a Probe,
+    pub batches: &'a [Batch],
+    pub tasks: &'a [TaskInfo],
+    pub seeds: &'a [u64],
+    pub step: usize,
+    pub layers: usize,
+    pub heads: usize,
+}
+
+/// What was measured before any training, where a measure is held against it.
+#[derive(Default)]
+pub(super) struct Start {
+    cka: Vec<f64>,
+}
+
+impl Asked<'_> {
+    /// Rows of the losses.
+    pub(super) fn losses(&self) -> Result<Vec<Observation>> {
+        let losses = self.probe.losses()?;
+        let mut rows = vec![];
+        for (run, &seed) in self.seeds.iter().enumerate() {
+            for (task, info) in self.tasks.iter().enumerate().filter(|(task, _)| losses.count[[run, *task]] > 0.0) {
+                for (metric, values) in [("loss", &losses.loss), ("accuracy", &losses.accuracy)] {
+                    let mut row = row(seed, self.step, metric, values[[run, task]]);
+                    row.keys.task = Some(info.name.clone());
+                    rows.push(row);
+                }
+            }
+            rows.push(row(seed, self.step, EXCESS_LOSS, excess(&losses, self.tasks, run)));
+        }
+        Ok(rows)
+    }
+
+    /// Rows of a measure.
+    pub(super) fn measure(&self, measure: Measure, start: &mut Start) -> Result<Vec<Observation>> {
+        match measure {
+            Measure::Division => self.division(),
+            Measure::Patterns => self.patterns(),
+            Measure::Written => self.written(start),
+            Measure::Gradients => self.gradients(),
+            Measure::Others(task) => self.others(task),
+            Measure::Roles => self.roles(),
+            Measure::Information | Measure::Truncated => Ok(vec![]),
+        }
+    }
+
+    fn last(&self) -> usize {
+        self.layers - 1
+    }
+
+    /// A row about a head and a task.
+    fn detail(&self, run: usize, metric: &str, (layer, head, task): (usize, usize, usize), value: f64) -> Observation {
+        let mut row = row(self.seeds[run], self.step, metric, value);
+        row.keys.layer = u32::try_from(layer).ok();
+        row.keys.head = u32::try_from(head).ok();
+        row.keys.task = self.tasks.get(task).map(|info| info.name.clone());
+        row
+    }
+
+    fn division(&self) -> Result<Vec<Observation>> {
+        let phi = self.probe.shapley(self.last(), Ablation::Mean)?;
+        let mut rows = vec![];
+        for (run, &seed) in self.seeds.iter().enumerate() {
+            let own = phi.index_axis(Axis(0), run);
+            for ((head, task), &value) in own.indexed_iter() {
+                rows.push(self.detail(run, "shapley", (self.last(), head, task), value));
+            }
+            let total = own.sum() / self.tasks.len() as f64;
+            let divides = total >= LEAST;
+            let index = if divides { specialisation(own)? } else { None };
+            let shares = own.columns().into_iter().map(|column| participation(&column.to_vec()));
+            let shares: Vec<f64> = shares.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            let share = (divides && !shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64);
+            let found = [("total_effect", Some(total)), ("specialisation", index), ("participation", share)];
+            rows.extend(found.map(|(metric, value)| row(seed, self.step, metric, value.unwrap_or(f64::NAN))));
+        }
+        Ok(rows)
+    }
+
+    fn patterns(&self) -> Result<Vec<Observation>> {
+        let apart = over_pairs(&self.probe.pattern_distance(self.last())?);
+        Ok(self.of_runs("pattern_divergence", &apart))
+    }
+
+    fn written(&self, start: &mut Start) -> Result<Vec<Observation>> {
+        let cka = over_pairs(&self.probe.cka(self.last())?);
+        if start.cka.is_empty() {
+            start.cka.clone_from(&cka);
+        }
+        let gain = cka.iter().zip(&start.cka).map(|(now, then)| (now - then) / (1.0 - then));
+        let gain: Vec<f64> = gain.collect();
+        Ok([self.of_runs("cka", &cka), self.of_runs("cka_gain", &gain)].concat())
+    }
+
+    fn gradients(&self) -> Result<Vec<Observation>> {
+        let share = self.probe.gradients()?.share;
+        let share = share.index_axis(Axis(1), self.last());
+        let row = |((run, head, task), &value): ((usize, usize, usize), &f64)| {
+            self.detail(run, "gradient_share", (self.last(), head, task), value)
+        };
+        Ok(share.indexed_iter().map(row).collect())
+    }
+
+    fn others(&self, task: usize) -> Result<Vec<Observation>> {
+        let phi = self.probe.shapley(self.last(), Ablation::Mean)?;
+        let phi = phi.mapv(|value| value.max(0.0));
+        let norm = self.probe.gradients()?.norm;
+        let energy = norm.index_axis(Axis(1), self.last()).mapv(|norm| norm * norm);
+        let share = |of: &Array3<f64>, run: usize, least: f64| {
+            let others = of.slice(s![run, 1.., ..]);
+            let all = others.sum();
+            if all >= least * self.tasks.len() as f64 { others.column(task).sum() / all } else { f64::NAN }
+        };
+        let name = self.tasks.get(task).map(|info| info.name.clone());
+        let of_run = |(run, &seed): (usize, &u64)| {
+            let found = [("others_share", share(&phi, run, LEAST)), ("others_gradient_share", share(&energy, run, 0.0))];
+            found.map(|(metric, value)| {
+                let mut row = row(seed, self.step, metric, value);
+                row.keys.task = name.clone();
+                row
+            })
+        };
+        Ok(self.seeds.iter().enumerate().flat_map(of_run).collect())
+    }
+
+    fn roles(&self) -> Result<Vec<Observation>> {
+        let (chosen, judged) = (self.other.roles()?, self.probe.roles()?);
+        let mut rows = vec![];
+        for (number, kind) in judged.kinds.iter().enumerate() {
+            let place = |(number, _): (usize, &TaskInfo)| number;
+            let task = self.tasks.iter().enumerate().find(|(_, info)| info.name == *kind).map(place);
+            let Some(other) = chosen.kinds.iter().position(|name| name == kind) else { continue };
+            for (run, &seed) in self.seeds.iter().enumerate() {
+                let attention = chosen.attention.slice(s![run, .., .., other]);
+                let best = attention.indexed_iter().filter(|(_, value)| !value.is_nan());
+                let Some(((layer, head), _)) = best.max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
+                let found = judged.attention[[run, layer, head, number]];
+                let fixed = best_offset(&self.batches[run], kind);
+                let mut add = |metric, value| {
+                    let mut row = row(seed, self.step, metric, value);
+                    row.keys.task = Some(kind.clone());
+                    rows.push(row);
+                };
+                add("role_attention", found);
+                add("role_score", found - fixed);
+                if let Some(task) = task {
+                    add("role_cost", self.role_cost(run, layer, head, task)?);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What a task loses without a head, less what it loses without another of its layer.
+    fn role_cost(&self, run: usize, layer: usize, head: usize, task: usize) -> Result<f64> {
+        let alone: Vec<Vec<usize>> = (0..self.heads).map(|head| vec![head]).collect();
+        let losses = self.probe.losses_without(layer, &alone, Ablation::Mean)?;
+        let of = |head: usize| losses[[run, head, task]];
+        let others: f64 = (0..self.heads).filter(|&other| other != head).map(of).sum();
+        Ok(of(head) - others / (self.heads as f64 - 1.0))
+    }
+
+    fn of_runs(&self, metric: &str, values: &[f64]) -> Vec<Observation> {
+        self.seeds.iter().zip(values).map(|(&seed, &value)| row(seed, self.step, metric, value)).collect()
+    }
+}
+
+/// The mean over tasks of (loss - floor) / (chance - floor) of a run.
+fn excess(losses: &Losses, tasks: &[TaskInfo], run: usize) -> f64 {
+    let known = tasks.iter().enumerate().filter(|(task, info)| losses.count[[run, *task]] > 0.0 && info.chance > info.floor);
+    let shares: Vec<f64> =
+        known.map(|(task, info)| (losses.loss[[run, task]] - info.floor) / (info.chance - info.floor)).collect();
+    shares.iter().sum::<f64>() / shares.len() as f64
+}
+
+/// The mean over pairs of different heads of `[run, head, head]`, without missing values; NaN where there is no pair.
+fn over_pairs(matrix: &Array3<f64>) -> Vec<f64> {
+    let mean = |own: ndarray::ArrayView2<f64>| {
+        let pairs = own.indexed_iter().filter(|((a, b), value)| a < b && !value.is_nan());
+        let (sum, n) = pairs.fold((0.0, 0.0), |(sum, n), (_, value)| (sum + value, n + 1.0));
+        sum / n
+    };
+    matrix.outer_iter().map(mean).collect()
+}
+
+/// How often the best fixed offset from the query meets the source of a kind of dependency.
+fn best_offset(batch: &Batch, kind: &str) -> f64 {
+    let all = batch.samples.iter().flat_map(|sample| &sample.dependencies);
+    let mut counts = std::collections::BTreeMap::new();
+    let mut n = 0.0;
+    for dependency in all.filter(|dependency| dependency.kind == kind) {
+        *counts.entry(dependency.query.abs_diff(dependency.source)).or_insert(0.0) += 1.0;
+        n += 1.0;
+    }
+    counts.values().copied().fold(0.0, f64::max) / n
+}

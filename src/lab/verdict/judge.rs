@@ -1,0 +1,272 @@
+//! Evidence and rule to verdicts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::evidence::Evidence;
+use super::rule::{Case, Expect, Prediction, Rule};
+use crate::error::Result;
+use crate::stats::{
+    BootstrapOptions, Interval, PermutationOptions, Tail, TrendOptions, bootstrap_mean, holm, jonckheere, sign_flip,
+    tost,
+};
+
+/// What the evidence says of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// What was predicted was found, beyond the smallest effect of interest.
+    Supported,
+    /// The opposite was found, or an effect too small to be of interest.
+    Refuted,
+    /// Supported in some cases and refuted in others.
+    Mixed,
+    /// The evidence does not decide.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// The verdict on a whole from those on its parts.
+    pub fn of(parts: impl IntoIterator<Item = Self>) -> Self {
+        let parts: Vec<Self> = parts.into_iter().collect();
+        let any = |verdict| parts.contains(&verdict);
+        let all = |verdict| !parts.is_empty() && parts.iter().all(|part| *part == verdict);
+        match () {
+            () if all(Self::Supported) => Self::Supported,
+            () if all(Self::Refuted) => Self::Refuted,
+            () if any(Self::Mixed) || (any(Self::Supported) && any(Self::Refuted)) => Self::Mixed,
+            () => Self::Inconclusive,
+        }
+    }
+
+    /// The verdict in a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Supported => "supported",
+            Self::Refuted => "refuted",
+            Self::Mixed => "mixed",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.name())
+    }
+}
+
+/// What was found in one case; p-values are corrected for all cases of the claim in the experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The case.
+    pub case: String,
+    /// The effect of each seed.
+    pub effects: BTreeMap<u64, f64>,
+    /// Runs of either cell that do not count, having not learned.
+    pub unlearned: usize,
+    /// The mean effect and its interval; nothing where there are fewer than two effects.
+    pub effect: Option<Interval>,
+    /// The chance of effects this far beyond the smallest of interest (on the predicted side; on the nearer one where no
+    /// effect is predicted) if there were none beyond.
+    pub p_beyond: Option<f64>,
+    /// The chance of effects this far on the side opposite to the predicted one if there were none there.
+    pub p_opposite: Option<f64>,
+    /// The chance of a mean this close to 0 if the effect were as large as the smallest of interest.
+    pub p_equivalent: Option<f64>,
+    /// The chance of a trend this strong, in the order of the case's cells, if there were none.
+    pub p_trend: Option<f64>,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+/// What was found about one prediction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Judged {
+    /// The prediction.
+    pub prediction: Prediction,
+    /// What was found in each of its cases.
+    pub findings: Vec<Finding>,
+    /// The verdict on it.
+    pub verdict: Verdict,
+}
+
+/// What was found about all predictions of an experiment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// The experiment.
+    pub experiment: String,
+    /// What it is about.
+    pub title: String,
+    /// The rule.
+    pub rule: Rule,
+    /// How many cells there should be.
+    pub cells: usize,
+    /// Cells of which nothing is known yet.
+    pub missing_cells: Vec<String>,
+    /// The verdict on each claim, from those on its predictions here.
+    pub claims: BTreeMap<String, Verdict>,
+    /// The verdict on each prediction.
+    pub predictions: Vec<Judged>,
+}
+
+/// The verdict on each claim, from those on its predictions.
+pub fn claims<'a>(judged: impl IntoIterator<Item = &'a Judged>) -> BTreeMap<String, Verdict> {
+    let mut parts: BTreeMap<String, Vec<Verdict>> = BTreeMap::new();
+    for judged in judged {
+        parts.entry(judged.prediction.claim.clone()).or_default().push(judged.verdict);
+    }
+    parts.into_iter().map(|(claim, parts)| (claim, Verdict::of(parts))).collect()
+}
+
+/// Judges predictions by a rule.
+///
+/// # Errors
+/// Where the rule makes no sense.
+pub fn judge(predictions: &[Prediction], rule: &Rule, evidence: &Evidence) -> Result<Vec<Judged>> {
+    rule.validate()?;
+    let mut found: Vec<(usize, Finding)> = vec![];
+    for (number, prediction) in predictions.iter().enumerate() {
+        for case in &prediction.cases {
+            found.push((number, measure(prediction, case, rule, evidence)?));
+        }
+    }
+    let mut claims: Vec<&str> = predictions.iter().map(|prediction| prediction.claim.as_str()).collect();
+    claims.sort_unstable();
+    claims.dedup();
+    for claim in claims {
+        let family: Vec<usize> = (0..found.len()).filter(|&place| predictions[found[place].0].claim == claim).collect();
+        let fields: [fn(&mut Finding) -> &mut Option<f64>; 4] =
+            [|f| &mut f.p_beyond, |f| &mut f.p_opposite, |f| &mut f.p_equivalent, |f| &mut f.p_trend];
+        for field in fields {
+            correct(&mut found, &family, field)?;
+        }
+    }
+    let mut findings: Vec<Vec<Finding>> = predictions.iter().map(|_| vec![]).collect();
+    for (number, mut finding) in found {
+        (finding.verdict, finding.reason) = decide(&predictions[number], &finding, rule);
+        findings[number].push(finding);
+    }
+    let judged = predictions.iter().zip(findings).map(|(prediction, findings)| {
+        let verdict = Verdict::of(findings.iter().map(|finding| finding.verdict));
+        Judged { prediction: prediction.clone(), findings, verdict }
+    });
+    Ok(judged.collect())
+}
+
+/// Corrects one kind of p-value for a family of cases.
+fn correct(
+    found: &mut [(usize, Finding)],
+    family: &[usize],
+    field: fn(&mut Finding) -> &mut Option<f64>,
+) -> Result<()> {
+    let known: Vec<(usize, f64)> =
+        family.iter().filter_map(|&place| field(&mut found[place].1).map(|p| (place, p))).collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    let corrected = holm(&known.iter().map(|(_, p)| *p).collect::<Vec<_>>())?;
+    for ((place, _), p) in known.into_iter().zip(corrected) {
+        *field(&mut found[place].1) = Some(p);
+    }
+    Ok(())
+}
+
+/// The effects of a case and what tests say of them, uncorrected.
+fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Finding> {
+    let ours = evidence.read(&case.cell, prediction, rule);
+    let effects: BTreeMap<u64, f64> = match &case.against {
+        None => ours.iter().map(|(seed, value)| (*seed, value - prediction.level)).collect(),
+        Some(other) => {
+            let others = evidence.read(other, prediction, rule);
+            ours.iter().filter_map(|(seed, value)| Some((*seed, value - others.get(seed)?))).collect()
+        }
+    };
+    let out = |cell: &String| evidence.unlearned(cell, rule).len();
+    let unlearned = if prediction.learned { out(&case.cell) + case.against.as_ref().map_or(0, out) } else { 0 };
+    let mut finding = Finding {
+        case: case.name.clone(),
+        effects,
+        unlearned,
+        effect: None,
+        p_beyond: None,
+        p_opposite: None,
+        p_equivalent: None,
+        p_trend: trend(prediction, case, rule, evidence)?,
+        verdict: Verdict::Inconclusive,
+        reason: String::new(),
+    };
+    let d: Vec<f64> = finding.effects.values().copied().collect();
+    if d.len() < 2 {
+        return Ok(finding);
+    }
+    let options = BootstrapOptions { level: rule.interval, ..BootstrapOptions::default() };
+    finding.effect = Some(bootstrap_mean(&d, &options, 0)?);
+    let delta = prediction.smallest;
+    let chance = |values: Vec<f64>, tail| -> Result<Option<f64>> {
+        Ok(Some(sign_flip(&values, &PermutationOptions { tail, ..PermutationOptions::default() }, 0)?.p))
+    };
+    let moved = |by: f64| d.iter().map(|d| d - by).collect::<Vec<f64>>();
+    let up = d.iter().sum::<f64>() > 0.0;
+    match prediction.expect {
+        Expect::Greater => {
+            finding.p_beyond = chance(moved(delta), Tail::Greater)?;
+            finding.p_opposite = chance(d.clone(), Tail::Less)?;
+        }
+        Expect::Less => {
+            finding.p_beyond = chance(moved(-delta), Tail::Less)?;
+            finding.p_opposite = chance(d.clone(), Tail::Greater)?;
+        }
+        // Two sides are open, hence twice the chance on the nearer one.
+        Expect::Zero if up => finding.p_beyond = chance(moved(delta), Tail::Greater)?.map(|p| (2.0 * p).min(1.0)),
+        Expect::Zero => finding.p_beyond = chance(moved(-delta), Tail::Less)?.map(|p| (2.0 * p).min(1.0)),
+    }
+    finding.p_equivalent = Some(tost(&d, (-delta, delta), rule.alpha)?.p);
+    Ok(finding)
+}
+
+/// The trend over a case's cells, on the predicted side.
+fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Option<f64>> {
+    let read = |cell: &String| evidence.read(cell, prediction, rule).into_values().collect::<Vec<f64>>();
+    let groups: Vec<Vec<f64>> = case.trend.iter().map(read).collect();
+    let all: Vec<f64> = groups.iter().flatten().copied().collect();
+    let varied = all.iter().any(|value| *value != all[0]);
+    if groups.len() < 2 || groups.iter().any(Vec::is_empty) || !varied {
+        return Ok(None);
+    }
+    let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
+    Ok(Some(jonckheere(&groups, &options, 0)?.p))
+}
+
+/// The verdict on a case and why.
+fn decide(prediction: &Prediction, finding: &Finding, rule: &Rule) -> (Verdict, String) {
+    let n = finding.effects.len();
+    let (Some(effect), true) = (finding.effect, n >= rule.least_seeds) else {
+        let why =
+            if finding.unlearned > 0 { format!("; {} runs did not learn", finding.unlearned) } else { String::new() };
+        return (Verdict::Inconclusive, format!("{n} seeds, {} are needed{why}", rule.least_seeds));
+    };
+    let below = |p: Option<f64>| p.is_some_and(|p| p <= rule.alpha);
+    let (delta, sign) = (prediction.smallest, if prediction.expect == Expect::Less { -1.0 } else { 1.0 });
+    // The interval as seen from the predicted side.
+    let (low, high) = if sign > 0.0 { (effect.low, effect.high) } else { (-effect.high, -effect.low) };
+    let beyond = match prediction.expect {
+        Expect::Zero => low > delta || high < -delta,
+        _ => low > delta,
+    } && below(finding.p_beyond);
+    let (small, opposite) = (below(finding.p_equivalent), high < 0.0 && below(finding.p_opposite));
+    let (verdict, reason) = match prediction.expect {
+        Expect::Zero if small => (Verdict::Supported, "within the smallest effect of interest"),
+        Expect::Zero if beyond => (Verdict::Refuted, "beyond the smallest effect of interest"),
+        Expect::Zero => (Verdict::Inconclusive, "neither within nor beyond the smallest effect of interest"),
+        _ if beyond => (Verdict::Supported, "beyond the smallest effect of interest"),
+        _ if opposite => (Verdict::Refuted, "on the other side"),
+        _ if small => (Verdict::Refuted, "too small to be of interest"),
+        _ => (Verdict::Inconclusive, "neither beyond the smallest effect of interest nor within it"),
+    };
+    (verdict, reason.to_owned())
+}

@@ -1,0 +1,97 @@
+//! Predictions, rules and verdicts in words.
+
+use std::fmt;
+
+use super::judge::{Finding, Judged, Judgement};
+use super::rule::{Case, Expect, Prediction, Reading, Rule};
+
+impl fmt::Display for Prediction {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { claim, text, metric, smallest, level, .. } = self;
+        let expect = match self.expect {
+            Expect::Greater => format!("above {}", level + smallest),
+            Expect::Less => format!("below {}", level - smallest),
+            Expect::Zero => format!("within {smallest} of {level}"),
+        };
+        let task = self.task.as_ref().map(|task| format!(" of {task}")).unwrap_or_default();
+        let difference = if self.cases.iter().all(|case| case.against.is_some()) { "difference of " } else { "" };
+        write!(out, "{claim}: {text}\n      {difference}{metric}{task} {expect}, {}", self.reading)?;
+        if self.learned {
+            write!(out, ", of runs that learned")?;
+        }
+        self.cases.iter().try_for_each(|case| write!(out, "\n      {case}"))
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.name, self.cell)?;
+        match &self.against {
+            Some(other) => write!(out, " against {other}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => write!(out, "at the end"),
+            Self::AtExcessLoss(most) => write!(out, "at the first record with excess loss {most} or less"),
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { alpha, interval, least_seeds, learned } = self;
+        write!(
+            out,
+            "supported beyond the smallest effect (BCa interval {interval} and exact sign-flip test), refuted on the other \
+             side or within it (two one-sided t-tests), alpha {alpha} corrected for all cases of a claim (Holm), else \
+             inconclusive; at least {least_seeds} pairs of seeds; learned: excess loss {learned} or less; mixed where parts \
+             disagree"
+        )
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:<13} {:<26}", self.verdict, self.case)?;
+        if let Some(effect) = self.effect {
+            write!(out, " {:>7.3} [{:.3}, {:.3}]", effect.estimate, effect.low, effect.high)?;
+        }
+        let p = [
+            ("beyond", self.p_beyond),
+            ("opposite", self.p_opposite),
+            ("equivalent", self.p_equivalent),
+            ("trend", self.p_trend),
+        ];
+        for (name, p) in p.into_iter().filter_map(|(name, p)| Some((name, p?))) {
+            write!(out, "  p {name} {p:.3}")?;
+        }
+        write!(out, "  n {}", self.effects.len())?;
+        if self.unlearned > 0 {
+            write!(out, " ({} runs did not learn)", self.unlearned)?;
+        }
+        write!(out, "  {}", self.reason)
+    }
+}
+
+impl fmt::Display for Judged {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Prediction { claim, text, metric, .. } = &self.prediction;
+        write!(out, "  {claim} {:<13} {text} ({metric})", self.verdict)?;
+        self.findings.iter().try_for_each(|finding| write!(out, "\n       {finding}"))
+    }
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}: {}", self.experiment, self.title)?;
+        if !self.missing_cells.is_empty() {
+            write!(out, "\n  {} of {} cells are missing", self.missing_cells.len(), self.cells)?;
+        }
+        self.predictions.iter().try_for_each(|judged| write!(out, "\n{judged}"))
+    }
+}
