@@ -26,6 +26,8 @@ enum Command {
     Train(train::Train),
     /// Run an experiment's cells, all of them or a shard
     Run(experiments::Run),
+    /// Print a Slurm array job that runs an experiment in shards
+    Slurm(experiments::Slurm),
     /// Judge the claims by what an experiment, or several, found
     Verdict(experiments::Verdict),
     /// Write what experiments found as one HTML page
@@ -39,6 +41,7 @@ impl Lab {
             Command::Show(show) => show.run(),
             Command::Train(train) => train.run(),
             Command::Run(run) => run.run(),
+            Command::Slurm(slurm) => slurm.run(),
             Command::Verdict(verdict) => verdict.run(),
             Command::Report(report) => report.run(),
         }

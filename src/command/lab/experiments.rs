@@ -168,6 +168,36 @@ impl Run {
     }
 }
 
+/// Print a Slurm array job that runs an experiment in shards.
+///
+/// Example: headscope lab slurm E1 --grid full --shards 32 > E1.slurm && sbatch E1.slurm
+#[derive(Args)]
+pub struct Slurm {
+    #[command(flatten)]
+    which: Which,
+    /// Tasks of the array
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    shards: u32,
+}
+
+impl Slurm {
+    pub fn run(&self) -> Result<()> {
+        let experiment = self.which.experiment()?;
+        let shards = (self.shards as usize).min(experiment.cells.len());
+        let filled = [
+            ("{EXPERIMENT}", self.which.experiment.clone()),
+            ("{ID}", experiment.id.clone()),
+            ("{GRID}", self.which.grid.name().to_owned()),
+            ("{CELLS}", experiment.cells.len().to_string()),
+            ("{RUNS}", experiment.runs.to_string()),
+            ("{SHARDS}", shards.to_string()),
+        ];
+        let script = filled.iter().fold(include_str!("slurm.sh").to_owned(), |text, (name, value)| text.replace(name, value));
+        print!("{script}");
+        Ok(())
+    }
+}
+
 /// Judge the claims.
 ///
 /// Example: headscope lab verdict results/E1 results/E2

@@ -2,6 +2,7 @@
 
 use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
 use super::{Cell, Experiment, Grid};
+use crate::lab::train::{Optimiser, TrainOptions};
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
 /// The widths of a head, at four heads.
@@ -68,6 +69,59 @@ pub(super) fn widths(grid: Grid) -> Experiment {
                    width all learn the same?"
                 .to_owned(),
         seed: 1000,
+        runs: grid.runs(),
+        predictions,
+        rule: Rule::default(),
+        cells,
+    }
+}
+
+/// Weight decay, added to the gradient.
+const DECAYS: [(&str, f64); 3] = [("0", 0.0), ("1e-5", 1e-5), ("1e-4", 1e-4)];
+
+/// E8: does weight decay make the difference that width makes?
+pub(super) fn decay(grid: Grid) -> Experiment {
+    let name = |regime: &str, width: usize, decay: &str| format!("{regime}-width{width}-decay{decay}");
+    let mut cells: Vec<Cell> = vec![];
+    for (regime, of) in REGIMES {
+        for (width, (decay, weight_decay)) in [4, D_MODEL].into_iter().flat_map(|width| DECAYS.map(|decay| (width, decay))) {
+            let mut training = divided(grid, of, 4, width);
+            training.train = TrainOptions { optimiser: Optimiser::Adam, weight_decay, ..training.train };
+            cells.push(trained(name(regime, width, decay), training));
+        }
+    }
+    let case = |(regime, decay): (&str, &str)| {
+        against(&format!("{regime}, decay {decay}"), name(regime, 4, decay), name(regime, D_MODEL, decay))
+    };
+    let pairs = REGIMES.into_iter().flat_map(|(regime, _)| DECAYS.map(|(decay, _)| (regime, decay)));
+    let moved = |width: usize| {
+        let text = format!("width {width}");
+        REGIMES.map(|(regime, _)| {
+            against(&format!("{regime}, {text}"), name(regime, width, "1e-4"), name(regime, width, "0"))
+        })
+    };
+    let predictions = vec![
+        Prediction {
+            reading: HALF,
+            cases: pairs.map(case).collect(),
+            ..prediction(
+                "C1",
+                "Narrow heads divide the tasks more than heads of full width, at matched loss, whatever the weight decay",
+                "specialisation",
+                Expect::Greater,
+            )
+        },
+        Prediction {
+            reading: HALF,
+            cases: [moved(4), moved(D_MODEL)].concat(),
+            ..prediction("decay", "Weight decay leaves the division as it is", "specialisation", Expect::Zero)
+        },
+    ];
+    Experiment {
+        id: "E8".to_owned(),
+        title: "Weight decay".to_owned(),
+        question: "Does weight decay, rather than width, decide how heads divide the work?".to_owned(),
+        seed: 8000,
         runs: grid.runs(),
         predictions,
         rule: Rule::default(),

@@ -7,10 +7,15 @@
 //! | [`Experiment::run`] | cells to one Parquet file each, in shards, resumable |
 //! | [`Results`] | the union of a folder's cells, and the verdict on it |
 
+mod bottleneck;
 mod capacity;
+mod emergence;
 mod folder;
 mod grid;
+mod rank;
 mod run;
+mod symmetry;
+mod taken;
 mod work;
 
 use std::path::Path;
@@ -19,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::Results;
 pub use run::RunOptions;
-pub use work::{Circle, Measure, Regression, Start, Training, Work};
+pub use work::{Circle, Measure, Occupant, Regression, Start, Training, Work};
 
 use super::verdict::{Prediction, Rule};
 use crate::error::{Error, Result};
@@ -88,6 +93,12 @@ impl Experiment {
     pub fn named(id: &str, grid: Grid) -> Result<Self> {
         match id {
             "E1" => Ok(capacity::widths(grid)),
+            "E2" => Ok(symmetry::symmetry(grid)),
+            "E3" => Ok(taken::taken(grid)),
+            "E4" => Ok(bottleneck::bottleneck(grid)),
+            "E5" => Ok(rank::rank(grid)),
+            "E6" => Ok(emergence::emergence(grid)),
+            "E8" => Ok(capacity::decay(grid)),
             _ => Err(Error::argument("experiment", format!("one of {:?}", Self::NAMES), id)),
         }
     }

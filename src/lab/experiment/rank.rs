@@ -1,0 +1,81 @@
+//! E5: the rank of attention.
+
+use super::grid::{D_MODEL, REGIMES, against, alone, divided, one_layer, prediction, trained};
+use super::work::Circle;
+use super::{Cell, Experiment, Grid, Measure, Work};
+use crate::lab::language::{Language, Regime, Task, Tasks};
+use crate::lab::verdict::{Expect, Prediction, Rule};
+
+const KEYS: [usize; 3] = [8, 32, 128];
+/// Heads and their width, at the same number of parameters, from one of full rank to many of low rank.
+const SHAPES: [(usize, usize); 4] = [(1, D_MODEL), (2, 22), (4, 11), (11, 4)];
+
+/// E5: do dependencies need more rank than a head has, and do many heads of low rank make up for it?
+pub(super) fn rank(grid: Grid) -> Experiment {
+    let mut cells: Vec<Cell> = vec![];
+    for n in KEYS {
+        // So sharp that the bound on a target's weight is 0.9.
+        let step = 1.0 - (2.0 * std::f64::consts::PI / n as f64).cos();
+        let beta = (9.0 * (n as f64 - 1.0)).ln() / step;
+        cells.push(Cell { name: format!("circle{n}"), work: Work::Circle(Circle { n, beta }) });
+    }
+    for (regime, of) in REGIMES {
+        let mut training = divided(grid, of, 4, D_MODEL);
+        (training.measures, training.records) = (vec![Measure::Truncated], 2);
+        cells.push(trained(format!("{regime}-truncated"), training));
+    }
+    for (heads, width) in SHAPES {
+        let language = matching();
+        let mut training = divided(grid, Regime::Gated, heads, width);
+        (training.model, training.language) = (one_layer(heads, width, &language), language);
+        (training.measures, training.records) = (vec![], 8);
+        cells.push(trained(format!("matching-heads{heads}-width{width}"), training));
+    }
+    let predictions = vec![
+        Prediction {
+            learned: false,
+            level: 0.5,
+            cases: KEYS.map(|n| alone(&format!("{n} keys"), format!("circle{n}"))).to_vec(),
+            ..prediction(
+                "C4",
+                "Logits of rank 2 cannot give each of many queries a target of its own",
+                "target_weight",
+                Expect::Less,
+            )
+        },
+        Prediction {
+            cases: REGIMES.map(|(name, _)| alone(name, format!("{name}-truncated"))).to_vec(),
+            ..prediction(
+                "C4",
+                "Dependencies need a higher rank than a narrow head has: cutting QK of full-width heads to rank 4 costs",
+                "truncation_cost_4",
+                Expect::Greater,
+            )
+        },
+        Prediction {
+            learned: false,
+            cases: vec![against("matching", "matching-heads11-width4", format!("matching-heads1-width{D_MODEL}"))],
+            ..prediction(
+                "C4",
+                "Many heads of low rank together do what one of full rank does, with as many parameters",
+                "excess_loss",
+                Expect::Zero,
+            )
+        },
+    ];
+    Experiment {
+        id: "E5".to_owned(),
+        title: "Rank".to_owned(),
+        question: "Do dependencies need more rank than a head has, and do many heads of low rank make up for it?".to_owned(),
+        seed: 5000,
+        runs: grid.runs(),
+        predictions,
+        rule: Rule::default(),
+        cells,
+    }
+}
+
+/// One task, in which 32 symbols must be told apart.
+fn matching() -> Language {
+    Language::Tasks(Tasks { tasks: vec![Task::Duplicate], regime: Regime::Gated, symbols: 32, length: (6, 10) })
+}

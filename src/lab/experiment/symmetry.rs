@@ -1,0 +1,64 @@
+//! E2: heads that start alike.
+
+use super::grid::{D_MODEL, alone, divided, prediction, trained};
+use super::{Experiment, Grid};
+use crate::lab::language::Regime;
+use crate::lab::train::{HeadOptions, Optimiser, TrainOptions};
+use crate::lab::verdict::{Expect, Prediction, Rule};
+
+const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
+const OPTIMISERS: [(&str, Optimiser, f64); 2] =
+    [("adam", Optimiser::Adam, 3e-3), ("sgd", Optimiser::Sgd { momentum: 0.9 }, 0.3)];
+const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
+/// Standard deviation of what tells identical heads apart, relative to their weights'.
+const PERTURBATIONS: [(&str, f64); 2] = [("same", 0.0), ("perturbed", 1e-4)];
+
+/// E2: do heads that start alike come apart?
+pub(super) fn symmetry(grid: Grid) -> Experiment {
+    let name = |parts: [&str; 4]| parts.join("-");
+    let mut cells = vec![];
+    for (regime, of) in REGIMES {
+        for (rule, optimiser, learning_rate) in OPTIMISERS {
+            for (width, d_head) in WIDTHS {
+                for (start, perturbation) in PERTURBATIONS {
+                    let mut training = divided(grid, of, 4, d_head);
+                    let heads = HeadOptions { identical: true, perturbation, ..HeadOptions::default() };
+                    training.train = TrainOptions { optimiser, learning_rate, heads, ..training.train };
+                    cells.push(trained(name([regime, rule, width, start]), training));
+                }
+            }
+        }
+    }
+    let cases = |width: &str, start: &str| {
+        let each = |(regime, _): (&str, Regime)| {
+            OPTIMISERS.map(|(rule, ..)| alone(&format!("{regime}, {rule}, {width}"), name([regime, rule, width, start])))
+        };
+        REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
+    };
+    let apart = |claim, text, expect| prediction(claim, text, "pattern_divergence", expect);
+    let predictions = vec![
+        Prediction {
+            learned: false,
+            cases: [cases("narrow", "same"), cases("full", "same")].concat(),
+            ..apart("C2", "Heads that start identical attend alike for ever (a theorem)", Expect::Zero)
+        },
+        Prediction {
+            cases: cases("narrow", "perturbed"),
+            ..apart("C2", "A perturbation of one in ten thousand is enough for narrow heads to part", Expect::Greater)
+        },
+        Prediction {
+            cases: cases("full", "perturbed"),
+            ..apart("C6", "Heads of full width that start alike, but for that perturbation, stay alike", Expect::Zero)
+        },
+    ];
+    Experiment {
+        id: "E2".to_owned(),
+        title: "Symmetry".to_owned(),
+        question: "Do heads that start alike come apart, and does that depend on their width?".to_owned(),
+        seed: 2000,
+        runs: grid.runs(),
+        predictions,
+        rule: Rule::default(),
+        cells,
+    }
+}

@@ -1,0 +1,82 @@
+//! E3: a task that is taken already.
+
+use super::grid::{D_MODEL, against, divided, prediction, trained};
+use super::{Experiment, Grid, Measure, Start};
+use crate::lab::language::Regime;
+use crate::lab::train::HeadOptions;
+use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+
+use super::work::Occupant;
+
+const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
+const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
+/// How much of what head 0 writes arrives.
+const DOSES: [(&str, f64); 5] = [("0", 0.0), ("0.1", 0.1), ("0.25", 0.25), ("0.5", 0.5), ("1", 1.0)];
+/// The task that head 0 has solved: the token of the query's class.
+const TASK: usize = 2;
+
+/// E3: does a head that has solved a task keep the others from it?
+pub(super) fn taken(grid: Grid) -> Experiment {
+    let name = |regime: &str, width: &str, what: &str| format!("{regime}-{width}-{what}");
+    let mut cells = vec![];
+    for (regime, of) in REGIMES {
+        for (width, d_head) in WIDTHS {
+            let cell = |what: &str, occupant: Occupant, dose: f64| {
+                let mut training = divided(grid, of, 4, d_head);
+                training.start = Start::Taken { task: TASK, steps: grid.pick(300, 1000), occupant };
+                training.train.heads =
+                    HeadOptions { frozen: vec![(0, 0)], scaled: vec![(0, 0, dose)], ..HeadOptions::default() };
+                training.measures = vec![Measure::Others(TASK)];
+                trained(name(regime, width, what), training)
+            };
+            cells.extend(DOSES.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, dose)));
+            cells.push(cell("random", Occupant::Random, 1.0));
+            cells.push(cell("shuffled", Occupant::Shuffled, 1.0));
+        }
+    }
+    let cases = |cell: &str, other: &str| {
+        let each = |(regime, _): (&str, Regime)| {
+            WIDTHS.map(|(width, _)| {
+                against(&format!("{regime}, {width}"), name(regime, width, cell), name(regime, width, other))
+            })
+        };
+        REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
+    };
+    let with_doses = |case: Case| {
+        let stem = case.cell.trim_end_matches("dose1").to_owned();
+        Case { trend: DOSES.iter().rev().map(|(what, _)| format!("{stem}dose{what}")).collect(), ..case }
+    };
+    let task = || Some("class".to_owned());
+    let predictions = vec![
+        Prediction {
+            task: task(),
+            cases: cases("dose1", "dose0").into_iter().map(with_doses).collect(),
+            ..prediction(
+                "C2",
+                "Where a frozen head has solved a task, the others do less of it than where that head is silent",
+                "others_share",
+                Expect::Less,
+            )
+        },
+        Prediction {
+            task: task(),
+            cases: cases("shuffled", "dose0"),
+            ..prediction(
+                "C2",
+                "A frozen head with shuffled weights takes nothing from the others (a control)",
+                "others_share",
+                Expect::Zero,
+            )
+        },
+    ];
+    Experiment {
+        id: "E3".to_owned(),
+        title: "Task taken".to_owned(),
+        question: "Does a head that has solved a task keep the others from learning it?".to_owned(),
+        seed: 3000,
+        runs: grid.runs(),
+        predictions,
+        rule: Rule::default(),
+        cells,
+    }
+}
