@@ -32,4 +32,5 @@ pub use profile::{PatternOptions, pattern_scores};
 pub use repeats::{Repeats, head_scores, induction_scores};
 pub use role::{RoleOptions, Roles};
 pub use score::{PatternScore, Prompt};
+pub(crate) use similarity::DEAD;
 pub use similarity::{canonical_correlations, jensen_shannon, linear_cka};

@@ -6,7 +6,7 @@ use ndarray_linalg::{QR, SVD};
 use crate::error::{Error, Result};
 
 /// What varies by less than this part of its size is rounding.
-pub(super) const DEAD: f64 = 1e-6;
+pub(crate) const DEAD: f64 = 1e-6;
 
 /// How far apart are two distributions? Their Jensen-Shannon divergence in nats: 0 where they are equal, ln 2 where they have
 /// nothing in common.

@@ -7,7 +7,7 @@
 //! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
 //! | [`Paths`] | which part tells which: path patching from senders to receivers |
 //! | [`Estimate`] | the same from gradients |
-//! | [`shapley`] | what heads do together, shared out among them |
+//! | [`shapley`], [`shapley_values`] | what heads do together, shared out among them |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod ablation;
@@ -30,5 +30,6 @@ pub use gradient::Estimate;
 pub use metric::{Answer, Metric, Reading};
 pub use node::{Input, Node};
 pub use paths::Paths;
-pub use shapley::{Sampling, ShapleyOptions, shapley};
+pub(crate) use shapley::MOST;
+pub use shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
 pub use sweep::{Every, Strategy, Sweep, Variant};

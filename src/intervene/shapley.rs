@@ -45,7 +45,7 @@ impl Default for ShapleyOptions {
 }
 
 /// Most heads of which all subsets are computed.
-const MOST: usize = 12;
+pub(crate) const MOST: usize = 12;
 
 /// What is each head worth, if what several do together is shared out fairly? Shapley values of heads.
 ///
@@ -91,7 +91,10 @@ pub fn shapley(
     let mut values: BTreeMap<Vec<usize>, f64> = absent.into_iter().zip(table.f64("value")?).collect();
     values.insert(vec![], baseline);
     let shares = match &orders {
-        None => all_subsets(heads.len(), &values),
+        None => {
+            let by_mask = (0..1usize << heads.len()).map(|mask| values[&of_mask(mask, heads.len())]);
+            shapley_values(&by_mask.collect::<Vec<f64>>())?.into_iter().map(|value| (value, None)).collect()
+        }
         Some(orders) => along(orders, heads.len(), &values),
     };
     let rows = heads.iter().zip(shares).map(|(&(layer, head), (value, error))| Observation {
@@ -158,22 +161,37 @@ fn variant(number: usize, absent: &[usize], heads: &[(usize, usize)], ablation: 
     Variant { keys: Keys { step: u32::try_from(number).ok(), ..Keys::default() }, edits: edits.collect() }
 }
 
-/// The values from the metric of every set of absent heads.
-fn all_subsets(heads: usize, values: &BTreeMap<Vec<usize>, f64>) -> Vec<(f64, Option<f64>)> {
+/// Shapley values from the metric of every subset: `values[mask]` is m without the heads whose bits are set in `mask`.
+///
+/// With H heads, `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`, S the heads that are there;
+/// see [`shapley`]. They sum to the last value less the first.
+///
+/// ```
+/// use headscope::intervene::shapley_values;
+/// // The loss with both heads, without the first, without the second, without any: either will do.
+/// let phi = shapley_values(&[0.0, 0.0, 0.0, 2.0])?;
+/// assert_eq!(phi, [1.0, 1.0]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// Where there are not 2^H values for an H of at least 1.
+pub fn shapley_values(values: &[f64]) -> Result<Vec<f64>> {
+    if values.len() < 2 || !values.len().is_power_of_two() {
+        return Err(Error::argument("values", "one for each subset of at least one head", values.len()));
+    }
+    let heads = values.len().ilog2() as usize;
     // |S|! (H - |S| - 1)! / H! = 1 / (H C(H - 1, |S|)), by the number of heads that are absent before this one leaves.
     let mut weights = vec![1.0 / heads as f64];
     for k in 1..heads {
         weights.push(weights[k - 1] * k as f64 / (heads - k) as f64);
     }
     let of = |head: usize| {
-        let with = values.iter().filter(|(absent, _)| absent.contains(&head));
-        let share = with.map(|(absent, value)| {
-            let before: Vec<usize> = absent.iter().copied().filter(|&other| other != head).collect();
-            weights[before.len()] * (value - values[&before])
-        });
-        (share.sum(), None)
+        let bit = 1usize << head;
+        let without = (0..values.len()).filter(|mask| mask & bit != 0);
+        without.map(|mask| weights[(mask ^ bit).count_ones() as usize] * (values[mask] - values[mask ^ bit])).sum()
     };
-    (0..heads).map(of).collect()
+    Ok((0..heads).map(of).collect())
 }
 
 /// The means along orders, and their standard errors; an order and its reverse count as one draw.

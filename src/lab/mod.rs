@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`language`] | sequences with annotated dependencies: tasks, repeated sequences, a small English |
 //! | [`train`] | a model trained on a language: options, checkpoints, the trace |
+//! | [`trace`] | what heads are worth, where they look, what pulls at them, for many models at once |
 //! | [`Declaration`] | a model, a language and how to train, as data; some have names |
 //! | [`experiment`] | a claim tested by a grid of cells: E1 to E6, E8 |
 //! | [`verdict`] | what the evidence says of a claim, by a rule fixed before the run |
@@ -12,10 +13,12 @@
 
 pub mod experiment;
 pub mod language;
+pub mod trace;
 pub mod train;
 pub mod verdict;
 
 mod declaration;
+mod prepared;
 mod report;
 
 pub use declaration::Declaration;

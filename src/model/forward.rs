@@ -203,6 +203,19 @@ impl<'a> Pass<'a> {
         self.at(Site::Logits, logits)
     }
 
+    /// The logits of some tokens, the first and how many, of the residual stream behind the last block; they are no site.
+    pub(crate) fn some_logits(&mut self, x: &Tensor, columns: (i64, i64)) -> Result<Tensor> {
+        let weights = &self.model.weights;
+        let x = match (&weights.ln_final, self.model.config().norm_place) {
+            (Some(norm), NormPlace::Pre) => self.norm_with(norm, Site::LnFinalScale, x)?,
+            _ => x.shallow_clone(),
+        };
+        match &weights.head {
+            Some(head) => head.unembed.columns(columns).forward(&self.model.before_unembed(&x)?),
+            None => Err(Error::argument("model", "one with logits", &self.model.config().family)),
+        }
+    }
+
     /// Token, position and type embeddings, summed and, in some models, normalised.
     fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let weights = &self.model.weights;

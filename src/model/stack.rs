@@ -64,6 +64,52 @@ impl Norm {
 }
 
 impl Model {
+    /// Several models of one architecture as one, with the parameters of each along a leading `run` axis; one model stays as it
+    /// is. The tokenizer is the first one's.
+    ///
+    /// # Errors
+    /// Where there is no model, or two differ in architecture, type or device.
+    pub(crate) fn stacked(models: &[Self]) -> Result<Self> {
+        let first = models.first().ok_or_else(|| Error::argument("models", "at least one", "none"))?;
+        first.require("stacking", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
+        let alike = |model: &Self| {
+            let same = |(a, b): ((String, &Tensor), (String, &Tensor))| a.0 == b.0 && a.1.size() == b.1.size();
+            let (own, its) = (first.parameters(), model.parameters());
+            (model.config(), model.kind, model.device) == (first.config(), first.kind, first.device)
+                && own.len() == its.len()
+                && own.into_iter().zip(its).all(same)
+        };
+        if let Some(other) = models.iter().position(|model| !alike(model)) {
+            let found = format!("another in model {other}");
+            return Err(Error::argument("models", "one architecture, type and device", found));
+        }
+        if models.len() > 1 && first.config.n_token_types > 0 {
+            return Err(Error::argument("models", "one only, with token types", models.len()));
+        }
+        let all: Vec<Vec<(String, &Tensor)>> = models.iter().map(Self::parameters).collect();
+        let mut number = 0..;
+        Ok(first.with_parameters(|old| match (models.len(), number.next()) {
+            (2.., Some(i)) => Tensor::stack(&all.iter().map(|own| own[i].1).collect::<Vec<_>>(), 0),
+            _ => old.shallow_clone(),
+        }))
+    }
+
+    /// How many models stand along the `run` axis; 1 where there is none.
+    pub(crate) fn runs(&self) -> usize {
+        if self.weights_are_stacked() { self.weights.w_e.size()[0] as usize } else { 1 }
+    }
+
+    /// Whether parameters have a `run` axis.
+    pub(crate) fn weights_are_stacked(&self) -> bool {
+        self.weights.w_e.dim() == 3
+    }
+
+    /// One of the models that stand along the `run` axis, with parameters of its own.
+    pub(crate) fn unstacked(&self, run: usize) -> Self {
+        let stacked = self.runs() > 1;
+        self.with_parameters(|old| if stacked { old.get(run as i64).copy() } else { old.copy() })
+    }
+
     /// The same model with other parameters: what `each` makes of those there are, in the order of
     /// [`Model::parameters`].
     pub(crate) fn with_parameters(&self, each: impl FnMut(&Tensor) -> Tensor) -> Self {

@@ -101,6 +101,12 @@ impl Linear {
         product.f_view(shape.as_slice())
     }
 
+    /// Some of its columns, the first and how many.
+    pub(super) fn columns(&self, (first, n): (i64, i64)) -> Self {
+        let some = |x: &Tensor| x.narrow(-1, first, n);
+        Self { w: some(&self.w), b: self.b.as_ref().map(some) }
+    }
+
     fn names<'a>(&'a self, name: &str, all: &mut Vec<(String, &'a Tensor)>) {
         all.push((format!("w_{name}"), &self.w));
         all.extend(self.b.as_ref().map(|b| (format!("b_{name}"), b)));

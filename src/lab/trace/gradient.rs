@@ -1,0 +1,195 @@
+//! Which gradient reaches which head, and what heads do to each other's.
+
+use ndarray::{Array3, Array4, Array5};
+use tch::{Kind, Tensor};
+
+use super::probe::{Probe, array};
+use crate::error::{Error, Result};
+use crate::model::{Model, ModelConfig};
+
+/// The gradients `g_h^t` of every task's loss with respect to the heads' own parameters: their columns of W_Q, W_K and W_V with
+/// the biases, and their rows of W_O. Key/value heads that are shared count to each query head that they serve.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gradients {
+    /// `|g_h^t|`, `[run, layer, head, task]`, in nats per unit of a parameter.
+    pub norm: Array4<f64>,
+    /// `|g_h^t|^2 / sum over the layer's heads`: who gets how much of a task's gradient; NaN where there is none.
+    pub share: Array4<f64>,
+    /// Cosine of the gradients of two tasks in one head, `[run, layer, head, task, task]`: below 0 they pull apart. NaN with a
+    /// gradient of 0.
+    pub task_cosine: Array5<f64>,
+    /// Cosine of the gradients of all tasks together in two heads of a layer, `[run, layer, head, head]`: 1 for heads that are
+    /// the same and are pulled the same way. Heads with other bases have other coordinates.
+    pub head_cosine: Array4<f64>,
+}
+
+/// The trained tensors of a layer's heads: name, the axis that is divided (of a matrix with a `run` axis), whether by key/value
+/// head.
+const PARTS: [(&str, i64, bool); 7] = [
+    ("w_q", 2, false),
+    ("w_k", 2, true),
+    ("w_v", 2, true),
+    ("w_o", 1, false),
+    ("b_q", 1, false),
+    ("b_k", 1, true),
+    ("b_v", 1, true),
+];
+
+/// A model whose heads' parameters are leaves of the graph.
+struct Leaves {
+    model: Model,
+    /// By layer; each with its place in [`PARTS`].
+    layers: Vec<Vec<(usize, Tensor)>>,
+}
+
+impl Probe {
+    /// The gradients of every task's loss in every head.
+    ///
+    /// # Errors
+    /// Where libtorch fails.
+    pub fn gradients(&self) -> Result<Gradients> {
+        let leaves = self.leaves();
+        let losses = self.differentiable_losses(&leaves)?;
+        let all: Vec<&Tensor> = leaves.layers.iter().flatten().map(|(_, leaf)| leaf).collect();
+        let mut by_task = vec![];
+        for task in 0..self.tasks.len() as i64 {
+            let own = losses.select(2, task).sum(None::<Kind>);
+            let gradients = derivatives(&own, &all, task + 1 < self.tasks.len() as i64, false)?;
+            by_task.push(Tensor::stack(&leaves.by_head(&gradients, self.model.config()), 1)); // [run, layer, head, n]
+        }
+        let g = Tensor::stack(&by_task, 3).to_kind(Kind::Double); // [run, layer, head, task, n]
+        let squares = g.square().sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>);
+        let share = &squares / squares.sum_dim_intlist([2i64].as_slice(), true, None::<Kind>);
+        let weight = (&self.held.count / self.held.count.sum_dim_intlist([1i64].as_slice(), true, None::<Kind>))
+            .to_kind(Kind::Double)
+            .view([self.held.runs, 1, 1, -1, 1]);
+        let total = (&g * weight).sum_dim_intlist([3i64].as_slice(), false, None::<Kind>); // [run, layer, head, n]
+        Ok(Gradients {
+            norm: array(&squares.sqrt(), "gradients")?,
+            share: array(&share, "gradients")?,
+            task_cosine: array(&cosines(&g)?, "gradients")?,
+            head_cosine: array(&cosines(&total)?, "gradients")?,
+        })
+    }
+
+    /// What does head i of a layer do to the gradient that reaches head j, as both follow the gradient of the loss of all tasks?
+    /// `-g_j^T H_ji g_i`, the change of `1/2 |g_j|^2` in time that i's own descent causes; below 0 i takes away what j would
+    /// learn (competition), above 0 it adds. H is the Hessian: products with it are taken by differentiating twice, and
+    /// nothing is approximated.
+    ///
+    /// # Shapes
+    /// `[run, from_head, head]`: row i, column j.
+    ///
+    /// # Errors
+    /// Where there is no such layer, or libtorch fails.
+    pub fn interference(&self, layer: usize) -> Result<Array3<f64>> {
+        self.check_layer(layer)?;
+        let leaves = self.leaves();
+        let total = self.held.total(&self.differentiable_losses(&leaves)?);
+        self.interference_of(&total, &leaves, layer)
+    }
+
+    /// [`Probe::interference`] where only the loss of one task is descended; 0 where it has no prediction.
+    ///
+    /// # Errors
+    /// As [`Probe::interference`]; where there is no such task.
+    pub fn task_interference(&self, layer: usize, task: usize) -> Result<Array3<f64>> {
+        self.check_layer(layer)?;
+        if task >= self.tasks.len() {
+            let (at, limit) = ("tasks of the language".to_owned(), self.tasks.len() as i64);
+            return Err(Error::OutOfRange { at, axis: "task", found: task as i64, limit });
+        }
+        let leaves = self.leaves();
+        let own = self.differentiable_losses(&leaves)?.select(2, task as i64).sum(None::<Kind>);
+        self.interference_of(&own, &leaves, layer)
+    }
+
+    fn interference_of(&self, loss: &Tensor, leaves: &Leaves, layer: usize) -> Result<Array3<f64>> {
+        let config = self.model.config();
+        let own: Vec<&Tensor> = leaves.layers[layer].iter().map(|(_, leaf)| leaf).collect();
+        let gradients = derivatives(loss, &own, true, true)?;
+        let g = leaves.layer_by_head(layer, &gradients, config); // [run, head, n]
+        let fixed = g.detach();
+        let heads = config.n_heads as i64;
+        let mut rows = vec![];
+        for head in 0..heads {
+            let along = (g.select(1, head) * fixed.select(1, head)).sum(None::<Kind>);
+            let product = derivatives(&along, &own, head + 1 < heads, false)?;
+            let product = leaves.layer_by_head(layer, &product, config);
+            rows.push(-(product * &fixed).sum_dim_intlist([2i64].as_slice(), false, Kind::Double));
+        }
+        array(&Tensor::stack(&rows, 1), "interference")
+    }
+
+    /// The models with the heads' parameters as leaves of a graph of their own.
+    fn leaves(&self) -> Leaves {
+        let names: Vec<String> = self.model.parameters().into_iter().map(|(name, _)| name).collect();
+        let mut names = names.iter();
+        let mut layers: Vec<Vec<(usize, Tensor)>> = (0..self.model.config().n_layers).map(|_| vec![]).collect();
+        let model = self.model.with_parameters(|old| {
+            let name = names.next().map_or("", String::as_str);
+            let part = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
+            let part = part.and_then(|(layer, part)| {
+                let place = PARTS.iter().position(|(own, ..)| *own == part)?;
+                Some((layer.parse::<usize>().ok()?, place))
+            });
+            match part {
+                Some((layer, place)) if layer < layers.len() => {
+                    let leaf = old.detach().copy().set_requires_grad(true);
+                    layers[layer].push((place, leaf.shallow_clone()));
+                    leaf
+                }
+                _ => old.detach(),
+            }
+        });
+        Leaves { model, layers }
+    }
+
+    /// The losses, `[run, 1, task]`, differentiable twice.
+    fn differentiable_losses(&self, leaves: &Leaves) -> Result<Tensor> {
+        self.held.losses(&self.held.logits(&leaves.model, &self.program(true)?)?, 1)
+    }
+}
+
+impl Leaves {
+    /// Gradients of all leaves, head by head: for each layer `[run, head, n]`.
+    fn by_head(&self, gradients: &[Tensor], config: &ModelConfig) -> Vec<Tensor> {
+        let mut rest = gradients;
+        let layer = |layer: usize| {
+            let (own, others) = rest.split_at(self.layers[layer].len());
+            rest = others;
+            self.layer_by_head(layer, own, config)
+        };
+        (0..self.layers.len()).map(layer).collect()
+    }
+
+    /// Gradients of one layer's leaves, `[run, head, n]`.
+    fn layer_by_head(&self, layer: usize, gradients: &[Tensor], config: &ModelConfig) -> Tensor {
+        let parts = self.layers[layer].iter().zip(gradients).map(|((place, leaf), gradient)| {
+            let (name, axis, of_kv_head) = PARTS[*place];
+            // Without a `run` axis there is one run.
+            let whole = if name.starts_with('w') { 3 } else { 2 };
+            let gradient = if leaf.dim() < whole { gradient.unsqueeze(0) } else { gradient.shallow_clone() };
+            let heads = if of_kv_head { config.n_kv_heads } else { config.n_heads } as i64;
+            let by_head = gradient.unflatten(axis, [heads, -1]).movedim_int(axis, 1).flatten(2, -1);
+            match config.n_heads as i64 / heads {
+                1 => by_head,
+                group => by_head.repeat_interleave_self_int(group, 1, None),
+            }
+        });
+        Tensor::cat(&parts.collect::<Vec<_>>(), 2)
+    }
+}
+
+/// The derivatives of a number with respect to `leaves`; zeros where it does not depend on one.
+fn derivatives(of: &Tensor, leaves: &[&Tensor], keep: bool, create: bool) -> Result<Vec<Tensor>> {
+    let all = Tensor::f_run_backward(&[of], leaves, keep, create).map_err(Error::torch("a derivative"))?;
+    Ok(all.into_iter().zip(leaves).map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect())
+}
+
+/// Cosines of all pairs of vectors, `[.., k, n]` to `[.., k, k]`; NaN with a vector of 0.
+fn cosines(x: &Tensor) -> Result<Tensor> {
+    let norm = x.square().sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>).sqrt();
+    let unit = x / norm; // 0 / 0 is NaN
+    Ok(unit.f_matmul(&unit.transpose(-2, -1)).map_err(Error::torch("cosines"))?.clamp(-1.0, 1.0))
+}
