@@ -94,8 +94,9 @@ impl Probe {
         self
     }
 
-    /// Edits that belong to the models: they apply in all that is measured.
-    pub(in crate::lab) fn edits(mut self, edits: Vec<Edit>) -> Self {
+    /// Edits that belong to the models, such as heads that are scaled: they apply in all that is measured. They must need no
+    /// other run.
+    pub fn edits(mut self, edits: Vec<Edit>) -> Self {
         self.edits = edits;
         self
     }

@@ -57,9 +57,9 @@ impl Probe {
     }
 
     /// What `each` makes of the circuits of every model.
-    fn of_each<T: Send>(&self, each: impl Fn(&Circuits) -> Result<T> + Sync) -> Result<Vec<T>> {
+    fn of_each<T: Send>(&self, each: impl Fn(&Circuits) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
         let of = |run| self.model.unstacked(run).circuits(&CircuitOptions::default());
         let all = (0..self.runs()).map(of).collect::<Result<Vec<Circuits>>>()?;
-        all.par_iter().map(|circuits| each(circuits)).collect::<Result<Vec<T>, Error>>()
+        all.par_iter().map(each).collect::<Result<Vec<T>, Error>>()
     }
 }
