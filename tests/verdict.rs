@@ -1,7 +1,9 @@
 //! The rule by which claims are judged, on made-up evidence with a planted effect, none, and a reversed one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use headscope::lab::verdict::{Case, Evidence, Expect, Finding, Judged, Prediction, Reading, Rule, Verdict, claims, judge};
+use headscope::lab::verdict::{
+    Case, Evidence, Expect, Finding, Judged, Prediction, Reading, Rule, Verdict, claims, judge,
+};
 use headscope::table::{Keys, Observation, Provenance, Table};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

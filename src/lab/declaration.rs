@@ -40,20 +40,28 @@ impl Declaration {
     /// # Errors
     /// [`Error::Argument`] where there is none.
     pub fn named(name: &str) -> Result<Self> {
-        let (language, model, steps) = match name {
-            "induction" => (
-                Language::Repeats(Repeats::default()),
-                ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
-                1500,
-            ),
-            "english" => (
-                Language::English(English::default()),
-                ModelConfig { d_model: 64, d_head: 16, ..attention_only() },
-                1500,
-            ),
+        let language = match name {
+            "induction" => Language::Repeats(Repeats::default()),
+            "english" => Language::English(English::default()),
             _ => return Err(Error::argument("declaration", format!("one of {:?}", Self::NAMES), name)),
         };
-        Ok(Self { model, language, train: TrainOptions { steps, ..TrainOptions::default() } }.complete())
+        Ok(Self::attention_only(language, TrainOptions { steps: 1500, ..TrainOptions::default() }))
+    }
+
+    /// Two layers of four heads of width 16 with rotary positions, without MLP.
+    pub(super) fn attention_only(language: Language, train: TrainOptions) -> Self {
+        let model = ModelConfig {
+            family: "attention-only".to_owned(),
+            n_layers: 2,
+            d_model: 64,
+            d_head: 16,
+            d_mlp: 0,
+            vocab: 0,
+            n_positions: 0,
+            position: Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None },
+            ..ModelConfig::default()
+        };
+        Self { model, language, train }.complete()
     }
 
     /// Reads a declaration from a JSON file.
@@ -91,18 +99,5 @@ impl Declaration {
             }
         }
         self
-    }
-}
-
-/// Two layers of attention with rotary positions and no MLP.
-fn attention_only() -> ModelConfig {
-    ModelConfig {
-        family: "attention-only".to_owned(),
-        n_layers: 2,
-        d_mlp: 0,
-        vocab: 0,
-        n_positions: 0,
-        position: Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None },
-        ..ModelConfig::default()
     }
 }

@@ -157,6 +157,8 @@ pub enum Action {
         /// The factor.
         factor: f64,
     },
+    /// It is divided by its root mean square along the last axis.
+    Normalise,
     /// Only its part inside (`keep`) or outside a subspace of the last axis remains.
     Project {
         /// The subspace: rows that span it, `[k, d]`; they need not be orthonormal.
@@ -231,7 +233,7 @@ impl Action {
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Mean { key } | Self::Replace { key } | Self::Add { key, .. } | Self::Project { key, .. } => Some(key),
-            Self::Zero | Self::Scale { .. } | Self::KnockOut => None,
+            Self::Zero | Self::Scale { .. } | Self::Normalise | Self::KnockOut => None,
         }
     }
 }

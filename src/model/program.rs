@@ -22,6 +22,9 @@ pub(crate) struct Program {
     pub(crate) blocked: Option<usize>,
 }
 
+/// Added to a mean square before its root, so that nothing is divided by 0.
+const SMALL: f64 = 1e-12;
+
 /// One edit with its value at hand, for some rows of the batch.
 #[derive(Debug)]
 struct Op {
@@ -274,7 +277,7 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
             }
             orthonormal(site, &entry.tensor).map(Some)
         }
-        Action::Zero | Action::Scale { .. } | Action::KnockOut => Ok(None),
+        Action::Zero | Action::Scale { .. } | Action::Normalise | Action::KnockOut => Ok(None),
     }
 }
 
@@ -380,6 +383,10 @@ impl Op {
         Ok(match &self.edit.action {
             Action::Zero => x.zeros_like(),
             Action::Scale { factor } => x * *factor,
+            Action::Normalise => {
+                let square = x.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
+                x / (square + SMALL).sqrt()
+            }
             Action::Mean { .. } | Action::Replace { .. } => value().f_expand_as(x)?,
             Action::Add { alpha, .. } => x + value() * *alpha,
             Action::Project { keep, .. } => {

@@ -192,7 +192,8 @@ impl Slurm {
             ("{RUNS}", experiment.runs.to_string()),
             ("{SHARDS}", shards.to_string()),
         ];
-        let script = filled.iter().fold(include_str!("slurm.sh").to_owned(), |text, (name, value)| text.replace(name, value));
+        let script =
+            filled.iter().fold(include_str!("slurm.sh").to_owned(), |text, (name, value)| text.replace(name, value));
         print!("{script}");
         Ok(())
     }

@@ -56,9 +56,7 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
             )
         },
         Prediction {
-            cases: cases(&|name| {
-                against(name, format!("{name}-information4"), format!("{name}-information{D_MODEL}"))
-            }),
+            cases: cases(&|name| against(name, format!("{name}-information4"), format!("{name}-information{D_MODEL}"))),
             ..prediction(
                 "C3",
                 "What narrow heads carry of the answers is a different part in each, more than in heads of full width",
@@ -70,8 +68,9 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
     Experiment {
         id: "E4".to_owned(),
         title: "Bottleneck".to_owned(),
-        question: "Does a head keep what matters most to the loss, and each a different part, because little passes it?"
-            .to_owned(),
+        question:
+            "Does a head keep what matters most to the loss, and each a different part, because little passes it?"
+                .to_owned(),
         seed: 4000,
         runs: grid.runs(),
         predictions,

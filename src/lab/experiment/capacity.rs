@@ -84,7 +84,9 @@ pub(super) fn decay(grid: Grid) -> Experiment {
     let name = |regime: &str, width: usize, decay: &str| format!("{regime}-width{width}-decay{decay}");
     let mut cells: Vec<Cell> = vec![];
     for (regime, of) in REGIMES {
-        for (width, (decay, weight_decay)) in [4, D_MODEL].into_iter().flat_map(|width| DECAYS.map(|decay| (width, decay))) {
+        for (width, (decay, weight_decay)) in
+            [4, D_MODEL].into_iter().flat_map(|width| DECAYS.map(|decay| (width, decay)))
+        {
             let mut training = divided(grid, of, 4, width);
             training.train = TrainOptions { optimiser: Optimiser::Adam, weight_decay, ..training.train };
             cells.push(trained(name(regime, width, decay), training));

@@ -45,7 +45,8 @@ pub(super) fn emergence(grid: Grid) -> Experiment {
     Experiment {
         id: "E6".to_owned(),
         title: "Emergence".to_owned(),
-        question: "Do heads with the roles of the claim emerge in training, and does the work depend on them?".to_owned(),
+        question: "Do heads with the roles of the claim emerge in training, and does the work depend on them?"
+            .to_owned(),
         seed: 6000,
         runs: grid.runs(),
         predictions,

@@ -66,7 +66,8 @@ pub(super) fn rank(grid: Grid) -> Experiment {
     Experiment {
         id: "E5".to_owned(),
         title: "Rank".to_owned(),
-        question: "Do dependencies need more rank than a head has, and do many heads of low rank make up for it?".to_owned(),
+        question: "Do dependencies need more rank than a head has, and do many heads of low rank make up for it?"
+            .to_owned(),
         seed: 5000,
         runs: grid.runs(),
         predictions,

@@ -31,7 +31,8 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
     }
     let cases = |width: &str, start: &str| {
         let each = |(regime, _): (&str, Regime)| {
-            OPTIMISERS.map(|(rule, ..)| alone(&format!("{regime}, {rule}, {width}"), name([regime, rule, width, start])))
+            OPTIMISERS
+                .map(|(rule, ..)| alone(&format!("{regime}, {rule}, {width}"), name([regime, rule, width, start])))
         };
         REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
     };

@@ -136,7 +136,7 @@ impl Probe {
     }
 
     /// A run of all models that records `sites`, `[run * row, ..]`.
-    pub(super) fn record(&self, sites: impl IntoIterator<Item = Site>) -> Result<Run> {
+    pub(in crate::lab) fn record(&self, sites: impl IntoIterator<Item = Site>) -> Result<Run> {
         let sites: Vec<Site> = sites.into_iter().collect();
         let last = sites.iter().filter_map(|site| site.layer()).max().unwrap_or(usize::MAX);
         let seen = |edit: &&Edit| edit.site.layer().is_none_or(|layer| layer < last) || sites.contains(&edit.site);

@@ -54,9 +54,14 @@ impl Losses {
         Ok(Self { mean: nats / &divisor, accuracy: right / &divisor, count })
     }
 
-    /// The mean over all predictions of a run, summed over runs: the gradient of each run is its own.
-    pub(super) fn total(&self) -> Tensor {
+    /// The mean over all predictions of a run, summed over runs: the gradient of each run is its own. Where tasks have
+    /// weights each prediction counts with that of its task.
+    pub(super) fn total(&self, weights: &[f64]) -> Tensor {
         let all = self.count.sum_dim_intlist([1i64].as_slice(), true, None).clamp_min(1.0);
-        (&self.mean * &self.count / all).sum(None::<Kind>)
+        let mut share = &self.count / all;
+        if !weights.is_empty() {
+            share = share * Tensor::from_slice(weights).to_kind(self.mean.kind()).to_device(self.mean.device());
+        }
+        (&self.mean * share).sum(None::<Kind>)
     }
 }

@@ -6,17 +6,24 @@
 mod loss;
 mod options;
 mod parameters;
+mod surgery;
 
 use std::path::Path;
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 pub use options::{Decay, HeadOptions, Optimiser, TrainOptions};
 
+pub(in crate::lab) use surgery::{shuffled_head, transplanted};
+
 use self::loss::Losses;
 use self::parameters::Parameters;
 use super::language::{Batch, Language};
+use super::trace::Probe;
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
@@ -54,6 +61,8 @@ pub struct Trainer {
     rows: Vec<Observation>,
 }
 
+/// Tells the stream of a seed's noise from its other streams.
+const NOISE: u64 = 0x6E6F_6973_6500;
 /// The file from which training resumes.
 const STATE: &str = "training.safetensors";
 
@@ -92,20 +101,64 @@ impl Trainer {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        options.validate()?;
-        language.validate()?;
         check_fit(config, language, options)?;
-        let start = |seed: &u64| Model::initial(config, *seed, options.embedding_std, kind, device);
-        let mut models = seeds.iter().map(start).collect::<Result<Vec<_>>>()?;
-        if options.heads.identical {
-            models = models.iter().map(parameters::identical).collect();
+        let start = |seed: &u64| {
+            let drawn = Model::initial(config, *seed, options.embedding_std, kind, device)?;
+            let heads = &options.heads;
+            Ok(if heads.identical { surgery::identical(&drawn, heads.perturbation, *seed) } else { drawn })
+        };
+        let models = seeds.iter().map(start).collect::<Result<Vec<_>>>()?;
+        Self::from_models(models, language, options, seeds)
+    }
+
+    /// A trainer at step 0 that starts from given models of one architecture; each seed is that of a model's stream of sequences.
+    ///
+    /// # Errors
+    /// As [`Trainer::with_seeds`]; also where models differ in architecture or are not as many as seeds.
+    pub fn from_models(
+        mut models: Vec<Model>,
+        language: &Language,
+        options: &TrainOptions,
+        seeds: &[u64],
+    ) -> Result<Self> {
+        let Some(config) = models.first().map(|model| model.config().clone()) else {
+            return Err(Error::argument("seeds", "at least one", 0));
+        };
+        check_fit(&config, language, options)?;
+        if models.len() != seeds.len() || (models.len() > 1 && config.n_token_types > 0) {
+            let found = format!("{} models, {} seeds", models.len(), seeds.len());
+            return Err(Error::argument("seeds", "one for each model; one only with token types", found));
         }
-        if models.is_empty() || (models.len() > 1 && config.n_token_types > 0) {
-            return Err(Error::argument("seeds", "at least one; one only with token types", seeds.len()));
+        if let Some(other) = models.iter().find(|model| *model.config() != config) {
+            return Err(Error::argument("models", "models of one architecture", format!("{:?}", other.config())));
         }
         let parameters = Parameters::new(&models, &options.heads);
         let (language, options, seeds) = (language.clone(), options.clone(), seeds.to_vec());
         Ok(Self { language, options, seeds, template: models.swap_remove(0), parameters, step: 0, rows: vec![] })
+    }
+
+    /// The models as they are now, stacked where there are several.
+    pub(in crate::lab) fn models(&self) -> Result<Model> {
+        let (model, _) = self.parameters.attach(&self.template)?;
+        Ok(model.with_parameters(|leaf| leaf.detach().copy()))
+    }
+
+    /// The models as they are now on held-out sequences, one batch for each.
+    ///
+    /// # Errors
+    /// As [`Probe::new`].
+    pub fn probe(&self, batches: &[Batch]) -> Result<Probe> {
+        let probe = Probe::of(self.models()?, &self.language, batches)?;
+        Ok(probe.seeds(&self.seeds).step(self.step).edits(self.edits()))
+    }
+
+    /// What the options make of heads in every pass.
+    fn edits(&self) -> Vec<Edit> {
+        let heads = &self.options.heads;
+        let layers = heads.noise.map_or(0, |_| self.template.config().n_layers);
+        let normal = (0..layers).map(|layer| Edit::new(Site::Z(layer), Action::Normalise));
+        let scale = |&(layer, head, factor)| Edit::new(Site::Z(layer), Action::Scale { factor }).head(head);
+        normal.chain(heads.scaled.iter().map(scale)).collect()
     }
 
     /// How many steps have been taken.
@@ -147,7 +200,7 @@ impl Trainer {
             .map(|seed| self.language.batch(self.options.batch, *seed, number))
             .collect::<Result<_>>()?;
         let losses = self.losses(model, &batches)?;
-        let total = losses.total();
+        let total = losses.total(&self.options.task_weights);
         let gradients =
             Tensor::f_run_backward(&[total], leaves, false, false).map_err(Error::torch("a backward pass"))?;
         // What nothing depends on (a norm's weight before a head that is scaled by 0) has no gradient.
@@ -162,11 +215,33 @@ impl Trainer {
     /// The losses of one batch for each run.
     fn losses(&self, model: &Model, batches: &[Batch]) -> Result<Losses> {
         let rows: Vec<Vec<i64>> = batches.iter().flat_map(|batch| batch.tokens.rows().to_vec()).collect();
-        let scale = |&(layer, head, factor)| Edit::new(Site::Z(layer), Action::Scale { factor }).head(head);
         let plan = Plan::new().tap(Site::Logits).differentiable();
-        let plan = self.options.heads.scaled.iter().map(scale).fold(plan, Plan::edit);
+        let plan = self.edits().into_iter().fold(plan, Plan::edit);
+        let plan = self.noisy(plan, batches)?;
         let run = model.run(&Tokens::new(&rows)?, &plan)?;
         Losses::of(run.logits()?, batches, self.language.tasks().len())
+    }
+
+    /// The plan with noise on every z, drawn for each run from its seed and the step.
+    fn noisy(&self, mut plan: Plan, batches: &[Batch]) -> Result<Plan> {
+        let Some(sigma) = self.options.heads.noise.filter(|sigma| *sigma > 0.0) else { return Ok(plan) };
+        let config = self.template.config();
+        let positions = batches.iter().map(|batch| batch.tokens.positions()).max().unwrap_or(0);
+        for layer in 0..config.n_layers {
+            let mut noise = vec![];
+            for (seed, batch) in self.seeds.iter().zip(batches) {
+                let mut rng = ChaCha8Rng::seed_from_u64(*seed ^ NOISE);
+                rng.set_stream((self.step * config.n_layers + layer) as u64);
+                let n = batch.tokens.batch() * positions * config.n_heads * config.d_head;
+                noise.extend((0..n).map(|_| rng.sample::<f32, _>(StandardNormal)));
+            }
+            let shape = [-1, positions as i64, config.n_heads as i64, config.d_head as i64];
+            let noise = Tensor::from_slice(&noise).view(shape).to_kind(self.template.kind());
+            let key = format!("noise {layer}");
+            let edit = Edit::new(Site::Z(layer), Action::Add { key: key.clone(), alpha: sigma });
+            plan = plan.with_tensor(&key, Site::Z(layer), &noise.to_device(self.template.device())).edit(edit);
+        }
+        Ok(plan)
     }
 
     fn record(&mut self, losses: &Losses) -> Result<()> {
@@ -242,6 +317,13 @@ impl Trainer {
 
 /// Fails where the model cannot read the language or the options name heads that it does not have.
 fn check_fit(config: &ModelConfig, language: &Language, options: &TrainOptions) -> Result<()> {
+    options.validate()?;
+    language.validate()?;
+    let tasks = language.tasks().len();
+    if !options.task_weights.is_empty() && options.task_weights.len() != tasks {
+        let expected = format!("none, or one for each of {tasks} tasks");
+        return Err(Error::argument("task_weights", expected, options.task_weights.len()));
+    }
     if !(config.causal && config.has_logits()) {
         return Err(Error::argument("model", "a causal model with logits", &config.family));
     }

@@ -29,6 +29,9 @@ pub struct TrainOptions {
     /// Standard deviation of the token embeddings at the start; positions have half of it. Matrices start with variance
     /// 1 / inputs, so that attention logits have the same variance whatever the width of a head.
     pub embedding_std: f64,
+    /// Weight of each task in the loss that training follows; none for all alike.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub task_weights: Vec<f64>,
     /// Steps between two records of the loss.
     pub record_every: usize,
     /// What is different about some heads.
@@ -41,10 +44,17 @@ pub struct TrainOptions {
 pub struct HeadOptions {
     /// All heads of a layer start as copies of its first.
     pub identical: bool,
+    /// Where they do, each is then moved by Gaussian noise of this standard deviation, relative to that of the tensor.
+    pub perturbation: f64,
     /// Heads (layer, head) whose parameters stay as they are.
     pub frozen: Vec<(usize, usize)>,
     /// Heads (layer, head) whose z is multiplied by a factor.
     pub scaled: Vec<(usize, usize, f64)>,
+    /// Where given, every head's z is brought to a root mean square of 1 and Gaussian noise of this standard deviation is
+    /// added in training: at most `d_head / 2 ln(1 + 1 / sigma^2)` nats pass. What is asked of a model is asked without
+    /// the noise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub noise: Option<f64>,
 }
 
 /// The rule by which parameters change.
@@ -87,6 +97,7 @@ impl Default for TrainOptions {
             weight_decay: 0.0,
             clip: Some(1.0),
             embedding_std: 0.3,
+            task_weights: vec![],
             record_every: 50,
             heads: HeadOptions::default(),
         }
@@ -111,7 +122,11 @@ impl TrainOptions {
             ("clip", self.clip.unwrap_or(1.0)),
             ("embedding_std", self.embedding_std),
             ("momentum", momentum),
+            ("perturbation", self.heads.perturbation),
+            ("noise", self.heads.noise.unwrap_or(0.0)),
         ];
+        let weights = self.task_weights.iter().map(|weight| ("task_weights", *weight));
+        let positive: Vec<(&str, f64)> = positive.into_iter().chain(weights).collect();
         match positive.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
             Some((name, value)) => Err(Error::argument(name, "a finite number, at least 0", value)),
             None => Ok(()),

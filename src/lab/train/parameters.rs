@@ -206,7 +206,7 @@ fn trained(places: &[(String, Vec<i64>, i64)], config: &ModelConfig, heads: &Hea
 }
 
 /// The tensors of a layer that are divided among heads: name, the axis that is divided, whether among key/value heads.
-fn by_head(layer: usize) -> [(String, usize, bool); 7] {
+pub(super) fn by_head(layer: usize) -> [(String, usize, bool); 7] {
     [
         ("w_q", 1, false),
         ("w_k", 1, true),
@@ -217,23 +217,4 @@ fn by_head(layer: usize) -> [(String, usize, bool); 7] {
         ("b_v", 0, true),
     ]
     .map(|(name, axis, kv)| (format!("blocks.{layer}.{name}"), axis, kv))
-}
-
-/// `model` with every head of a layer a copy of its first.
-pub(super) fn identical(model: &Model) -> Model {
-    let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
-    let (config, mut names) = (model.config().clone(), names.into_iter());
-    model.with_parameters(|old| {
-        let name = names.next().unwrap_or_default();
-        let layer = name.split('.').nth(1).and_then(|layer| layer.parse().ok()).unwrap_or(0);
-        match by_head(layer).into_iter().find(|(own, ..)| *own == name) {
-            Some((_, axis, kv)) => {
-                let n = (if kv { config.n_kv_heads } else { config.n_heads }) as i64;
-                let axis = axis as i64;
-                let first = old.narrow(axis, 0, old.size()[axis as usize] / n);
-                Tensor::cat(&vec![&first; n as usize], axis)
-            }
-            None => old.shallow_clone(),
-        }
-    })
 }

@@ -1,14 +1,15 @@
 //! What the models of a cell are asked.
 
-use ndarray::{Array2, Array3, Axis, s};
 use super::row;
 use super::training::Measure;
 use crate::error::Result;
 use crate::intervene::Ablation;
-use crate::lab::language::{Batch, TaskInfo};
+use crate::lab::language::{Batch, Language, TaskInfo};
 use crate::lab::trace::{Losses, Probe, participation, specialisation};
 use crate::lab::verdict::EXCESS_LOSS;
+use crate::model::Model;
 use crate::table::Observation;
+use ndarray::{Array3, Axis, s};
 
 /// The least that a layer does for an index of its division to mean something, in nats.
 const LEAST: f64 = 0.1;
@@ -18,12 +19,16 @@ pub(super) struct Asked<'a> {
     pub probe: &'a Probe,
     /// The same models on other sequences.
     pub other: &'a Probe,
+    /// The models, stacked.
+    pub model: &'a Model,
+    pub language: &'a Language,
     pub batches: &'a [Batch],
     pub tasks: &'a [TaskInfo],
     pub seeds: &'a [u64],
     pub step: usize,
     pub layers: usize,
     pub heads: usize,
+    pub width: usize,
 }
 
 /// What was measured before any training, where a measure is held against it.
@@ -59,7 +64,8 @@ impl Asked<'_> {
             Measure::Gradients => self.gradients(),
             Measure::Others(task) => self.others(task),
             Measure::Roles => self.roles(),
-            Measure::Information | Measure::Truncated => Ok(vec![]),
+            Measure::Information => self.information(),
+            Measure::Truncated => self.truncated(),
         }
     }
 
@@ -67,8 +73,19 @@ impl Asked<'_> {
         self.layers - 1
     }
 
+    /// A row about a whole run.
+    pub(super) fn of_run(&self, run: usize, metric: &str, value: f64) -> Observation {
+        row(self.seeds[run], self.step, metric, value)
+    }
+
     /// A row about a head and a task.
-    fn detail(&self, run: usize, metric: &str, (layer, head, task): (usize, usize, usize), value: f64) -> Observation {
+    pub(super) fn detail(
+        &self,
+        run: usize,
+        metric: &str,
+        (layer, head, task): (usize, usize, usize),
+        value: f64,
+    ) -> Observation {
         let mut row = row(self.seeds[run], self.step, metric, value);
         row.keys.layer = u32::try_from(layer).ok();
         row.keys.head = u32::try_from(head).ok();
@@ -132,7 +149,8 @@ impl Asked<'_> {
         };
         let name = self.tasks.get(task).map(|info| info.name.clone());
         let of_run = |(run, &seed): (usize, &u64)| {
-            let found = [("others_share", share(&phi, run, LEAST)), ("others_gradient_share", share(&energy, run, 0.0))];
+            let found =
+                [("others_share", share(&phi, run, LEAST)), ("others_gradient_share", share(&energy, run, 0.0))];
             found.map(|(metric, value)| {
                 let mut row = row(seed, self.step, metric, value);
                 row.keys.task = name.clone();
@@ -185,8 +203,9 @@ impl Asked<'_> {
 }
 
 /// The mean over tasks of (loss - floor) / (chance - floor) of a run.
-fn excess(losses: &Losses, tasks: &[TaskInfo], run: usize) -> f64 {
-    let known = tasks.iter().enumerate().filter(|(task, info)| losses.count[[run, *task]] > 0.0 && info.chance > info.floor);
+pub(super) fn excess(losses: &Losses, tasks: &[TaskInfo], run: usize) -> f64 {
+    let known =
+        tasks.iter().enumerate().filter(|(task, info)| losses.count[[run, *task]] > 0.0 && info.chance > info.floor);
     let shares: Vec<f64> =
         known.map(|(task, info)| (losses.loss[[run, task]] - info.floor) / (info.chance - info.floor)).collect();
     shares.iter().sum::<f64>() / shares.len() as f64

@@ -1,14 +1,17 @@
 //! What a cell computes.
 
 mod circle;
+mod information;
+mod measure;
 mod regression;
 mod training;
+mod truncate;
 
 use serde::{Deserialize, Serialize};
 
 pub use circle::Circle;
 pub use regression::Regression;
-pub use training::{Measure, Start, Training};
+pub use training::{Measure, Occupant, Start, Training};
 
 use crate::error::Result;
 use crate::table::{Keys, Observation};

@@ -2,11 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use super::measure::{self, Asked};
+use crate::error::{Error, Result};
 use crate::lab::language::Language;
-use crate::lab::train::TrainOptions;
+use crate::lab::train::{HeadOptions, TrainOptions, Trainer, shuffled_head, transplanted};
 use crate::model::ModelConfig;
+use crate::stats::shuffled;
 use crate::table::Observation;
+use tch::Tensor;
 
 /// Models trained on a language, one for each seed, stacked, and asked questions on the way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +37,28 @@ pub struct Training {
 pub enum Start {
     /// Parameters drawn at random.
     Fresh,
+    /// Head 0 of layer 0 has a content of its own, and embeddings, norms and unembedding go with it: they come from models
+    /// in which head 0 alone has learned one task. The other heads are drawn at random.
+    Taken {
+        /// The task that head 0 has learned, as its place in the language's list.
+        task: usize,
+        /// For how many steps.
+        steps: usize,
+        /// What head 0 then is.
+        occupant: Occupant,
+    },
+}
+
+/// What stands in the place of head 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Occupant {
+    /// The head that has solved the task.
+    Solved,
+    /// A head drawn at random.
+    Random,
+    /// The head that has solved the task, with the dimensions of the stream that it reads and writes shuffled.
+    Shuffled,
 }
 
 /// A question to the models of a cell, at every recorded step. `loss` and `accuracy` of each task and `excess_loss` are
@@ -72,7 +97,73 @@ pub enum Measure {
 }
 
 impl Training {
-    pub(super) fn compute(&self, _seeds: &[u64]) -> Result<Vec<Observation>> {
-        Ok(vec![])
+    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
+        if self.records < 2 || self.held_out < 2 {
+            let found = format!("{} and {}", self.records, self.held_out);
+            return Err(Error::argument("records, held_out", "2 or more of each", found));
+        }
+        let mut trainer = self.begin(seeds)?;
+        let batch = |number: u64| {
+            let of = |seed: &u64| self.language.batch(self.held_out, *seed, number);
+            seeds.iter().map(of).collect::<Result<Vec<_>>>()
+        };
+        let (batches, others) = (batch(u64::MAX)?, batch(u64::MAX - 1)?);
+        let tasks = self.language.tasks();
+        let (mut rows, mut start) = (vec![], measure::Start::default());
+        for record in 0..self.records {
+            let step = self.train.steps * record / (self.records - 1);
+            trainer.train_to(step)?;
+            let asked = Asked {
+                probe: &trainer.probe(&batches)?,
+                other: &trainer.probe(&others)?,
+                model: &trainer.models()?,
+                language: &self.language,
+                batches: &batches,
+                tasks: &tasks,
+                seeds,
+                step,
+                layers: self.model.n_layers,
+                heads: self.model.n_heads,
+                width: self.model.d_head,
+            };
+            rows.extend(asked.losses()?);
+            for &measure in &self.measures {
+                rows.extend(asked.measure(measure, &mut start)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn begin(&self, seeds: &[u64]) -> Result<Trainer> {
+        let Start::Taken { task, steps, occupant } = self.start else {
+            return Trainer::with_seeds(&self.model, &self.language, &self.train, seeds);
+        };
+        let tasks = self.language.tasks().len();
+        if task >= tasks || self.model.n_heads < 2 {
+            let expected = format!("a task below {tasks}, and two heads or more");
+            return Err(Error::argument("taken", expected, format!("task {task}, {} heads", self.model.n_heads)));
+        }
+        let silent = (1..self.model.n_heads).map(|head| (0, head, 0.0)).collect();
+        let heads = HeadOptions { scaled: silent, ..HeadOptions::default() };
+        let task_weights = (0..tasks).map(|other| f64::from(u8::from(other == task))).collect();
+        let first = TrainOptions { steps, heads, task_weights, ..self.train.clone() };
+        let solved = Trainer::with_seeds(&self.model, &self.language, &first, seeds)?.run()?;
+        let fresh =
+            Trainer::with_seeds(&self.model, &self.language, &TrainOptions { steps: 0, ..first }, seeds)?.run()?;
+        let filled = solved.iter().zip(fresh).zip(seeds).map(|((solved, fresh), &seed)| {
+            let others = 1..self.model.n_heads;
+            let model = others.fold(solved.model.with_parameters(Tensor::shallow_clone), |model, head| {
+                transplanted(&model, &fresh.model, 0, head)
+            });
+            match occupant {
+                Occupant::Solved => model,
+                Occupant::Random => transplanted(&model, &fresh.model, 0, 0),
+                Occupant::Shuffled => {
+                    let order: Vec<i64> = (0..self.model.d_model as i64).collect();
+                    shuffled_head(&model, 0, 0, &shuffled(&order, seed))
+                }
+            }
+        });
+        Trainer::from_models(filled.collect(), &self.language, &self.train, seeds)
     }
 }
