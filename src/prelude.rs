@@ -10,8 +10,8 @@ pub use crate::heads::{
     pattern_scores, read_conllu, read_gap, similarity,
 };
 pub use crate::intervene::{
-    Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Sampling, ShapleyOptions, Strategy, Sweep, Variant,
-    direct_attribution, logit_lens, shapley,
+    Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Sampling, ShapleyOptions, Strategy, Subsets, Sweep,
+    Variant, direct_attribution, logit_lens, shapley, subsets,
 };
 pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};

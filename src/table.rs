@@ -49,6 +49,8 @@ pub struct Keys {
     pub query: Option<u32>,
     /// Position attended to.
     pub key: Option<u32>,
+    /// Coordinate of a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
+    pub neuron: Option<u32>,
     /// Position of the token that is predicted.
     pub target: Option<u32>,
     /// A token's text.
@@ -133,7 +135,7 @@ impl Table {
         }
         key!(
             model, cell, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component,
-            position, query, key, target, token, task, step, seed
+            position, query, key, neuron, target, token, task, step, seed
         );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         let values = rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>();

@@ -20,35 +20,35 @@ fn estimates_are_those_of_other_implementations() {
         let side = |i: usize| rows("answers").iter().map(|pair| pair[i]).collect::<Vec<i64>>();
         let (clean, corrupt) = (Tokens::new(&rows("clean")).unwrap(), Tokens::new(&rows("corrupt")).unwrap());
         let model = load(name, Kind::Double);
-        let compare = |what: &str, expected: &Value, site: Make, every: Every, estimate: Estimate| {
+        let compare = |what: &str, expected: &Value, site: Make, every: &[Every], estimate: Estimate| {
             let sweep = Sweep::noise(&model, &clean, &corrupt).each(site, every).per_prompt().estimate(estimate);
             let table = sweep.metric(Metric::logit_difference(side(0), side(1))).run().unwrap();
             let found = Tensor::from_slice(&table.effect().unwrap());
             let expected = Tensor::from_slice(&flat(&expected["prompts"]));
             assert_close(&format!("{name} {what}"), &found, &expected, MODEL);
         };
-        let sites: [(&str, Make, Every); 8] = [
-            ("z", Site::Z, Every::Head),
-            ("q", Site::Q, Every::Head),
-            ("k", Site::K, Every::Head),
-            ("v", Site::V, Every::Head),
-            ("pattern", Site::Pattern, Every::Head),
-            ("z_by_position", Site::Z, Every::HeadPosition),
-            ("resid_pre", Site::ResidPre, Every::Position),
-            ("mlp_out", Site::MlpOut, Every::Layer),
+        let sites: [(&str, Make, &[Every]); 8] = [
+            ("z", Site::Z, &[Every::Head]),
+            ("q", Site::Q, &[Every::Head]),
+            ("k", Site::K, &[Every::Head]),
+            ("v", Site::V, &[Every::Head]),
+            ("pattern", Site::Pattern, &[Every::Head]),
+            ("z_by_position", Site::Z, &[Every::Head, Every::Position]),
+            ("resid_pre", Site::ResidPre, &[Every::Position]),
+            ("mlp_out", Site::MlpOut, &[Every::Layer]),
         ];
         for (site, make, every) in sites {
             compare(site, &golden["attribution"][site], make, every, Estimate::Attribution);
             let steps = Estimate::IntegratedGradients { steps: 5 };
             compare(site, &golden["integrated_gradients"][site], make, every, steps);
         }
-        let nodes: [(&str, Make, Every); 6] = [
-            ("z", Site::Z, Every::Head),
-            ("z_by_position", Site::Z, Every::HeadPosition),
-            ("q", Site::Q, Every::Head),
-            ("q_by_position", Site::Q, Every::HeadPosition),
-            ("k", Site::K, Every::Head),
-            ("k_by_position", Site::K, Every::HeadPosition),
+        let nodes: [(&str, Make, &[Every]); 6] = [
+            ("z", Site::Z, &[Every::Head]),
+            ("z_by_position", Site::Z, &[Every::Head, Every::Position]),
+            ("q", Site::Q, &[Every::Head]),
+            ("q_by_position", Site::Q, &[Every::Head, Every::Position]),
+            ("k", Site::K, &[Every::Head]),
+            ("k_by_position", Site::K, &[Every::Head, Every::Position]),
         ];
         for (node, make, every) in nodes {
             compare(node, &golden["atp_star"]["grad_drop"][node], make, every, Estimate::AtpStar);

@@ -159,7 +159,7 @@ proptest! {
         let metric = || Metric::logit_difference(3, 5);
         let whole = Sweep::patch(&model, &other, &tokens).each(Site::ResidPre, Every::Layer).metric(metric()).normalised().run().unwrap();
         assert_near("restored", whole.f64("value").unwrap()[layer], 1.0, Tol::Fused(Kind::Float));
-        let own = Sweep::patch(&model, &tokens, &tokens).each(Site::K, Every::HeadPosition).metric(metric()).run().unwrap();
+        let own = Sweep::patch(&model, &tokens, &tokens).each(Site::K, [Every::Head, Every::Position]).metric(metric()).run().unwrap();
         assert_close("itself", &Tensor::from_slice(&own.effect().unwrap()), &Tensor::zeros([own.len() as i64], (Kind::Double, tch::Device::Cpu)), MODEL);
         let noise = Sweep::noise(&model, &tokens, &other).each(Site::V, Every::Position).metric(metric()).run().unwrap();
         let swapped = Sweep::patch(&model, &other, &tokens).each(Site::V, Every::Position).metric(metric()).run().unwrap();
@@ -382,7 +382,8 @@ fn every_site_can_be_read_and_changed() {
 fn tables_are_tidy_and_sorted() {
     let model = load("tiny-llama", Kind::Float);
     let tokens = some_tokens(2, 5, 97, 2);
-    let table = Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::K, Every::HeadPosition).run().unwrap();
+    let table =
+        Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::K, [Every::Head, Every::Position]).run().unwrap();
     assert_eq!(table.columns(), ["layer", "kv_head", "position", "metric", "value", "baseline"]);
     assert_eq!(table.len(), 3 * 2 * 5);
     let folder = tempfile::tempdir().unwrap();
@@ -431,7 +432,7 @@ fn patches_that_do_not_fit() {
     says(Sweep::patch(&model, &clean, &clean).metric(Metric::Kl).normalised(), "a metric of one run");
     says(Sweep::ablate(&model, &clean, Ablation::Zero).normalised(), "a patch");
     let pattern = Sweep::patch(&model, &clean, &some_tokens(2, 5, 97, 2))
-        .each(Site::Pattern, Every::HeadPosition)
+        .each(Site::Pattern, [Every::Head, Every::Position])
         .metric(metric())
         .run()
         .unwrap();
@@ -555,17 +556,17 @@ fn patches_are_those_of_transformer_lens() {
         let (clean, corrupt) = (Tokens::new(&rows("clean")).unwrap(), Tokens::new(&rows("corrupt")).unwrap());
         let side = |i: usize| rows("answers").iter().map(|pair| pair[i]).collect::<Vec<i64>>();
         type Make = fn(usize) -> Site;
-        let sites: [(&str, Make, Every); 10] = [
-            ("resid_pre", Site::ResidPre, Every::Position),
-            ("resid_mid", Site::ResidMid, Every::Position),
-            ("attn_out", Site::AttnOut, Every::Position),
-            ("mlp_out", Site::MlpOut, Every::Position),
-            ("z", Site::Z, Every::Head),
-            ("q", Site::Q, Every::Head),
-            ("k", Site::K, Every::Head),
-            ("v", Site::V, Every::Head),
-            ("pattern", Site::Pattern, Every::Head),
-            ("z_by_position", Site::Z, Every::HeadPosition),
+        let sites: [(&str, Make, &[Every]); 10] = [
+            ("resid_pre", Site::ResidPre, &[Every::Position]),
+            ("resid_mid", Site::ResidMid, &[Every::Position]),
+            ("attn_out", Site::AttnOut, &[Every::Position]),
+            ("mlp_out", Site::MlpOut, &[Every::Position]),
+            ("z", Site::Z, &[Every::Head]),
+            ("q", Site::Q, &[Every::Head]),
+            ("k", Site::K, &[Every::Head]),
+            ("v", Site::V, &[Every::Head]),
+            ("pattern", Site::Pattern, &[Every::Head]),
+            ("z_by_position", Site::Z, &[Every::Head, Every::Position]),
         ];
         for (key, site, every) in sites {
             for (direction, normalised) in

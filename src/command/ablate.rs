@@ -4,13 +4,16 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Ablation, Sweep};
 
+use super::each::EachArguments;
 use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::{ModelArguments, PromptArguments};
 
-/// Ablate every head in turn and tabulate what it does to a metric.
+/// Ablate every head in turn (or something else: --site, --each) and tabulate what it does to a metric.
 ///
 /// Example: headscope ablate minilm --text "The cat sat." "A dog ran." --kind mean --out heads.parquet
+///
+/// Cut every attention edge: headscope ablate MODEL --tokens @tokens.json --kind knock-out --out edges.parquet
 ///
 /// One row a head: the metric with the head ablated (value) and without (baseline).
 #[derive(Args)]
@@ -19,9 +22,11 @@ pub struct Ablate {
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
-    /// What a head's output becomes: zero, its mean over the prompts, or what it is on another prompt
+    /// What the site becomes: zero, its mean over the prompts, or what it is on another prompt; or attention edges are cut
     #[arg(long, value_enum, default_value_t = Kind::Zero)]
     kind: Kind,
+    #[command(flatten)]
+    each: EachArguments,
     #[command(flatten)]
     metric: MetricArguments,
     /// Prompts over which means are taken and others are drawn, in place of the prompts themselves
@@ -34,11 +39,12 @@ pub struct Ablate {
     output: OutputArguments,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Kind {
     Zero,
     Mean,
     Resample,
+    KnockOut,
 }
 
 impl Ablate {
@@ -47,7 +53,12 @@ impl Ablate {
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
         let reference = (!self.reference.is_empty()).then(|| model.tokens(&self.reference)).transpose()?;
-        let mut sweep = Sweep::ablate(&model, &tokens, self.ablation()).metric(self.metric.metric(&model)?);
+        let sweep = match self.ablation() {
+            Some(ablation) => Sweep::ablate(&model, &tokens, ablation),
+            None => Sweep::knock_out(&model, &tokens),
+        };
+        let sweep = self.each.apply(sweep, self.kind == Kind::KnockOut, model.config(), &tokens)?;
+        let mut sweep = sweep.metric(self.metric.metric(&model)?);
         if let Some(reference) = &reference {
             sweep = sweep.reference(reference);
         }
@@ -56,20 +67,23 @@ impl Ablate {
 
     /// Refuses options that would be of no use.
     fn check(&self) -> Result<()> {
-        if self.seed.is_some() && !matches!(self.kind, Kind::Resample) {
+        if self.seed.is_some() && self.kind != Kind::Resample {
             bail!("--seed: expected --kind resample with it");
         }
-        if !self.reference.is_empty() && matches!(self.kind, Kind::Zero) {
+        if !self.reference.is_empty() && matches!(self.kind, Kind::Zero | Kind::KnockOut) {
             bail!("--reference: expected --kind mean or resample with it");
         }
+        self.each.site()?;
         self.output.check()
     }
 
-    fn ablation(&self) -> Ablation {
+    /// Nothing for a knock-out.
+    fn ablation(&self) -> Option<Ablation> {
         match self.kind {
-            Kind::Zero => Ablation::Zero,
-            Kind::Mean => Ablation::Mean,
-            Kind::Resample => Ablation::Resample { seed: self.seed.unwrap_or(0) },
+            Kind::Zero => Some(Ablation::Zero),
+            Kind::Mean => Some(Ablation::Mean),
+            Kind::Resample => Some(Ablation::Resample { seed: self.seed.unwrap_or(0) }),
+            Kind::KnockOut => None,
         }
     }
 }

@@ -4,6 +4,7 @@ mod ablate;
 mod activations;
 mod attribute;
 mod circuits;
+mod each;
 mod generate;
 mod heads;
 mod inspect;

@@ -1,10 +1,11 @@
 //! `headscope patch`
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
-use headscope::intervene::{Every, Sweep};
-use headscope::model::{Axis, Model, Site, Tokens};
+use headscope::intervene::Sweep;
+use headscope::model::{Model, Tokens};
 
+use super::each::EachArguments;
 use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::{ModelArguments, json};
@@ -23,12 +24,8 @@ pub struct Patch {
     /// Corrupted prompts, as many and as long
     #[arg(long, value_name = "JSON|@FILE")]
     corrupt: String,
-    /// The site to patch in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, pattern, ...
-    #[arg(long, default_value = "z")]
-    site: String,
-    /// One row for each: layer, head, position, or head,position; head where the site has heads, unless said otherwise
-    #[arg(long, value_enum, value_delimiter = ',')]
-    each: Vec<Each>,
+    #[command(flatten)]
+    each: EachArguments,
     /// Clean activations into the corrupted run (denoise), or the other way round (noise)
     #[arg(long, value_enum, default_value_t = Direction::Denoise)]
     direction: Direction,
@@ -39,13 +36,6 @@ pub struct Patch {
     normalised: bool,
     #[command(flatten)]
     output: OutputArguments,
-}
-
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Each {
-    Layer,
-    Head,
-    Position,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -61,8 +51,7 @@ impl Patch {
 
     /// Builds the sweep and hands it on.
     pub fn run_with(&self, finish: impl Fn(Sweep<'_>, &OutputArguments) -> Result<()>) -> Result<()> {
-        // The site's name, without a layer, decides the sites of all layers.
-        let site: Site = self.site.parse().or_else(|_| format!("{}.0", self.site).parse())?;
+        self.each.site()?;
         self.output.check()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
@@ -70,26 +59,12 @@ impl Patch {
             Direction::Denoise => Sweep::patch(&model, &clean, &corrupt),
             Direction::Noise => Sweep::noise(&model, &clean, &corrupt),
         };
-        let mut sweep = sweep.each(|layer| site.at_layer(layer), self.every(site)?).metric(self.metric.metric(&model)?);
+        let sweep = self.each.apply(sweep, false, model.config(), &clean)?;
+        let mut sweep = sweep.metric(self.metric.metric(&model)?);
         if self.normalised {
             sweep = sweep.normalised();
         }
         finish(sweep, &self.output)
-    }
-
-    fn every(&self, site: Site) -> Result<Every> {
-        if self.each.is_empty() {
-            let headed = site.axes().iter().any(|axis| matches!(axis, Axis::Head | Axis::KvHead));
-            return Ok(if headed { Every::Head } else { Every::Layer });
-        }
-        let has = |each| self.each.contains(&each);
-        Ok(match (has(Each::Layer), has(Each::Head), has(Each::Position)) {
-            (_, true, true) => Every::HeadPosition,
-            (_, true, false) => Every::Head,
-            (_, false, true) => Every::Position,
-            (true, false, false) => Every::Layer,
-            (false, false, false) => bail!("--each: expected layer, head, position, or head,position"),
-        })
     }
 }
 

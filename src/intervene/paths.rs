@@ -10,6 +10,7 @@ use super::gradient::Estimate;
 use super::metric::Metric;
 use super::node::{Input, Node};
 use super::outcome::Outcome;
+use super::sets::name_of;
 use super::sweep::{Strategy, Variant, same_lengths};
 use crate::error::{Error, Result};
 use crate::model::{Bank, Edit, Frozen, Model, Plan, Site, Tokens};
@@ -350,12 +351,6 @@ impl<'a> Paths<'a> {
         });
         self.model.provenance(options, None)
     }
-}
-
-/// `z.3.5` for head 5 of layer 3.
-fn name_of(edit: &Edit) -> String {
-    let head = edit.at.heads.iter().flatten().map(|head| format!(".{head}")).collect::<String>();
-    format!("{}{head}", edit.site)
 }
 
 fn sending(nodes: &[Node]) -> Variant {

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::intervene::ablation::{self, Ablation, REFERENCE};
+use crate::intervene::change::{Change, Direction};
 use crate::intervene::engine::{Engine, Explanation, Journal, Setup};
+use crate::intervene::every::{self, Every};
 use crate::intervene::gradient::{self, Estimate, Estimator};
 use crate::intervene::metric::Metric;
 use crate::intervene::outcome::Outcome;
-use crate::model::{Action, Axis, Bank, Edit, Model, Plan, Site, Tokens};
+use crate::intervene::sets;
+use crate::model::{Action, Bank, Edit, Model, Plan, Site, Tokens};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
@@ -50,22 +52,6 @@ pub struct Sweep<'a> {
     exact: usize,
 }
 
-/// What happens to an activation in a sweep made by [`Sweep::each`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Change {
-    Ablation(Ablation),
-    Patch(Direction),
-}
-
-/// Which run is patched, and from which.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Direction {
-    Denoise,
-    Noise,
-}
-
 /// One variant of a run: what is changed, and what its row in the table is about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Variant {
@@ -73,20 +59,6 @@ pub struct Variant {
     pub keys: Keys,
     /// The edits; all of them apply together.
     pub edits: Vec<Edit>,
-}
-
-/// Along which axes of a site [`Sweep::each`] makes one variant an index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Every {
-    /// One variant a layer.
-    Layer,
-    /// One a layer and head (key/value head at `k` and `v`).
-    Head,
-    /// One a layer and position. A prompt that is too short to have a position is not changed there, and counts in the mean
-    /// as it is.
-    Position,
-    /// One a layer, head and position.
-    HeadPosition,
 }
 
 /// How to compute a sweep. The results are the same to float tolerance.
@@ -104,6 +76,13 @@ impl<'a> Sweep<'a> {
     /// An ablation of every head of every layer; narrow or change it with [`Sweep::each`] or [`Sweep::variants`].
     pub fn ablate(model: &'a Model, tokens: &'a Tokens, ablation: Ablation) -> Self {
         Self::new(model, tokens, None, Change::Ablation(ablation))
+    }
+
+    /// Attention edges cut: at first every edge of every head of every layer, in turn; choose others with [`Sweep::each`] at
+    /// `scores`. What does the model lose when it cannot look there? The other weights of the query are renormalised
+    /// ([`Action::KnockOut`]; Geva et al. 2023).
+    pub fn knock_out(model: &'a Model, tokens: &'a Tokens) -> Self {
+        Self::new(model, tokens, None, Change::KnockOut).each(Site::Scores, [Every::Head, Every::Query, Every::Key])
     }
 
     /// Activation patching that denoises: the corrupted run receives clean activations, at first z of every head of every
@@ -163,12 +142,50 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// One variant for each index: `each(Site::Z, Every::Head)`. Replaces the variants there were.
-    pub fn each(mut self, site: impl Fn(usize) -> Site, every: Every) -> Self {
-        let mut sites: Vec<Site> = (0..self.model.config().n_layers).map(site).collect();
+    /// One variant for each index along an axis, `each(Site::Z, Every::Head)`, or along several,
+    /// `each(Site::Pattern, [Every::Head, Every::Query, Every::Key])`, in every layer. Replaces the variants there were.
+    pub fn each(mut self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>) -> Self {
+        let config = self.model.config();
+        let mut sites: Vec<Site> = (0..config.n_layers).map(site).collect();
         sites.dedup(); // a site without layers is one site
-        self.variants = sites.into_iter().flat_map(|site| self.along(site, every)).collect();
+        let (action, positions) = (self.change.action(), self.tokens.positions());
+        let of = |site| every::variants(site, every.as_ref(), &action, config, positions);
+        self.variants = sites.into_iter().flat_map(of).collect();
         self
+    }
+
+    /// Only the variants whose keys `keep` accepts: `only(|keys| keys.layer == Some(5))`.
+    pub fn only(mut self, keep: impl Fn(&Keys) -> bool) -> Self {
+        self.variants.retain(|variant| keep(&variant.keys));
+        self
+    }
+
+    /// What this sweep does to a site, as an edit that can be narrowed: a part for [`Sweep::sets`].
+    pub fn edit(&self, site: Site) -> Edit {
+        Edit::new(site, self.change.action())
+    }
+
+    /// One variant for each of these sets of parts, which change together, whatever they are: heads, positions, neurons.
+    /// Column `site` names the parts of a set, `step` is their number. Replaces the variants there were.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let sweep = Sweep::patch(&model, &clean, &corrupt);
+    /// let set = vec![sweep.edit(Site::Z(0)).heads([1, 2]), sweep.edit(Site::ResidPre(2)).position(3)];
+    /// let table = sweep.sets([set]).run()?;
+    /// assert_eq!(table.columns()[0], "site"); // z.0.1.2+resid_pre.2@3
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn sets(mut self, sets: impl IntoIterator<Item = Vec<Edit>>) -> Self {
+        self.variants = sets.into_iter().map(sets::together).collect();
+        self
+    }
+
+    /// The variants as they stand.
+    pub fn planned(&self) -> &[Variant] {
+        &self.variants
     }
 
     /// One variant for each length of `order`: the first head of it ablated, the first two, and so on to all of them.
@@ -389,37 +406,13 @@ impl<'a> Sweep<'a> {
             return Err(Error::argument("reference", "an ablation by means or resampling", found));
         }
         let Change::Patch(_) = self.change else {
-            let found = "an ablation";
+            let found = if self.change == Change::KnockOut { "a knock-out" } else { "an ablation" };
             return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
         };
         if self.normalised && self.metric.is_relative() {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
         same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
-    }
-
-    /// One variant for each index of `site` along `every`.
-    fn along(&self, site: Site, every: Every) -> Vec<Variant> {
-        let config = self.model.config();
-        let (kv, attends) = (site.axes().contains(&Axis::KvHead), site.axes().contains(&Axis::Query));
-        let n_heads = if kv { config.n_kv_heads } else { config.n_heads };
-        let heads = matches!(every, Every::Head | Every::HeadPosition).then_some(n_heads);
-        let positions = matches!(every, Every::Position | Every::HeadPosition).then_some(self.tokens.positions());
-        let all = |n: Option<usize>| n.map_or_else(|| vec![None], |n| (0..n).map(Some).collect());
-        let number = |n: usize| u32::try_from(n).ok();
-        let mut variants = vec![];
-        for head in all(heads) {
-            for position in all(positions) {
-                let mut edit = Edit::new(site, self.change.action());
-                edit.at.heads = head.map(|head| vec![head]);
-                edit.at.positions = position.map(|position| vec![position]);
-                let mut keys = Keys { layer: site.layer().and_then(number), ..Keys::default() };
-                *(if attends { &mut keys.query } else { &mut keys.position }) = position.and_then(number);
-                *(if kv { &mut keys.kv_head } else { &mut keys.head }) = head.and_then(number);
-                variants.push(Variant { keys, edits: vec![edit] });
-            }
-        }
-        variants
     }
 
     /// The activations that the edits refer to: the reference run's, drawn anew where the ablation resamples.
@@ -467,23 +460,6 @@ impl<'a> Sweep<'a> {
             "reference": self.other.or(self.references).map(Tokens::rows),
         });
         self.model.provenance(options, self.change.seed())
-    }
-}
-
-impl Change {
-    fn action(self) -> Action {
-        match self {
-            Self::Ablation(ablation) => ablation.action(),
-            Self::Patch(_) => Action::replace(REFERENCE),
-        }
-    }
-
-    /// The seed, where chance takes part.
-    fn seed(self) -> Option<u64> {
-        match self {
-            Self::Ablation(ablation) => ablation.seed(),
-            Self::Patch(_) => None,
-        }
     }
 }
 
