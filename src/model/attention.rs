@@ -57,25 +57,81 @@ impl Past<'_> {
         }
     }
 
-    /// A layer's new keys and values behind those that stand before; of some heads, where the new ones are.
-    fn with(&mut self, layer: usize, k: Tensor, v: Tensor, some: Option<&SomeHeads>) -> (Tensor, Tensor) {
+    /// What a layer's queries see: its new keys and values and those that stand before; of some heads, where the new ones
+    /// are.
+    fn with(&mut self, layer: usize, k: Tensor, v: Tensor, some: Option<&SomeHeads>) -> Seen {
         match self {
-            Self::None => (k, v),
-            Self::Growing(cache) => cache.extend(layer, k, v),
+            Self::None => Seen { k, v, before: None },
+            Self::Growing(cache) => {
+                let (k, v) = cache.extend(layer, k, v);
+                Seen { k, v, before: None }
+            }
             Self::Fixed(cache, positions) => {
-                let Some((old_k, old_v)) = cache.layers.get(layer).filter(|_| *positions > 0) else { return (k, v) };
-                let behind = |old: &Tensor, new: &Tensor| {
-                    let old = old.narrow(2, 0, *positions);
-                    let old = match some {
-                        Some(some) => some.of_kv(&old, 1),
-                        None => old.repeat([new.size()[0] / old.size()[0], 1, 1, 1]),
+                let before = cache.layers.get(layer).filter(|_| *positions > 0).map(|(k, v)| {
+                    let of = |old: &Tensor| {
+                        let old = old.narrow(2, 0, *positions);
+                        some.map_or_else(|| old.shallow_clone(), |some| some.of_kv(&old, 1))
                     };
-                    Tensor::cat(&[&old, new], 2)
-                };
-                (behind(old_k, &k), behind(old_v, &v))
+                    (of(k), of(v))
+                });
+                Seen { k, v, before }
             }
         }
     }
+}
+
+/// Keys and values, `[row, head, position, d_head]`.
+struct Seen {
+    k: Tensor,
+    v: Tensor,
+    /// Those of earlier positions, where the rows are copies of fewer that share them: rows that stand as far apart.
+    before: Option<(Tensor, Tensor)>,
+}
+
+impl Seen {
+    fn positions(&self) -> i64 {
+        self.k.size()[2] + self.before.as_ref().map_or(0, |(k, _)| k.size()[2])
+    }
+
+    /// Each head's as often as query heads share it.
+    fn shared(self, group: i64) -> Self {
+        if group == 1 {
+            return self;
+        }
+        let each = |x: &Tensor| x.repeat_interleave_self_int(group, 1, None);
+        let before = self.before.as_ref().map(|(k, v)| (each(k), each(v)));
+        Self { k: each(&self.k), v: each(&self.v), before }
+    }
+
+    /// Products of queries with all keys, `[row, head, query, key]`.
+    fn scores(&self, q: &Tensor) -> Result<Tensor, tch::TchError> {
+        let new = q.f_matmul(&self.k.transpose(2, 3))?;
+        match &self.before {
+            Some((k, _)) => Tensor::f_cat(&[across(q, &k.transpose(2, 3))?, new], 3),
+            None => Ok(new),
+        }
+    }
+
+    /// What a pattern gathers, `[row, head, query, d_head]`.
+    fn gathered(&self, pattern: &Tensor) -> Result<Tensor, tch::TchError> {
+        let Some((_, v)) = &self.before else { return pattern.f_matmul(&self.v) };
+        let first = v.size()[2];
+        let new = pattern.narrow(3, first, pattern.size()[3] - first).f_matmul(&self.v)?;
+        across(&pattern.narrow(3, 0, first), v)?.f_add(&new)
+    }
+}
+
+/// Products of `x` `[row, head, query, a]`, whose rows are copies of fewer, with what those share, `[shared, head, a, b]`:
+/// the copies' queries stand below each other in one product a head, and what is shared is not copied.
+fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchError> {
+    let (size, b) = (x.size(), shared.size()[3]);
+    let [rows, heads, queries, a] = [size[0], size[1], size[2], size[3]];
+    let few = shared.size()[0];
+    let below = x.f_reshape([rows / few, few, heads, queries, a])?.f_permute([1, 2, 0, 3, 4])?;
+    let below = below.f_reshape([few * heads, rows / few * queries, a])?;
+    let product = below.f_bmm(&shared.f_reshape([few * heads, a, b])?)?;
+    let product = product.f_view([few, heads, rows / few, queries, b])?.f_permute([2, 0, 1, 3, 4])?;
+    product.f_reshape([rows, heads, queries, b])
 }
 
 /// The heads that each of some copies of the batch has, as many in each.
@@ -154,30 +210,25 @@ pub(super) fn heads(
         k = rotate(&k, cos, sin);
     }
     let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
-    let (k, v) = pass.past.with(layer, k, v, some);
-    let mask = mask(pass, wanted.as_ref(), q.size()[2], k.size()[2], k.size()[0]);
-    let group = q.size()[1] / k.size()[1];
-    let shared = |x: Tensor| if group == 1 { x } else { x.repeat_interleave_self_int(group, 1, None) };
-    let z = attend(pass, layer, &q, &shared(k), &shared(v), mask)?;
+    let (group, rows) = (q.size()[1] / k.size()[1], k.size()[0]);
+    let seen = pass.past.with(layer, k, v, some).shared(group);
+    let mask = mask(pass, wanted.as_ref(), q.size()[2], seen.positions(), rows);
+    let z = attend(pass, layer, &q, &seen, mask)?;
     Ok(z.transpose(1, 2))
 }
 
-/// Attention of `q` over `k`, `[batch, head, position, d_head]`: fused where nothing asks for the pattern.
-fn attend(
-    pass: &mut Pass<'_>,
-    layer: usize,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    mask: Option<Tensor>,
-) -> Result<Tensor> {
+/// Attention of `q`, `[row, head, position, d_head]`: fused where nothing asks for the pattern and no keys are shared.
+fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, seen: &Seen, mask: Option<Tensor>) -> Result<Tensor> {
     let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
     let scale = (q.size()[3] as f64).powf(-0.5);
-    if !pass.program.explicit && !pass.program.touches(scores_site) && !pass.program.touches(pattern_site) {
+    let asked = pass.program.explicit || pass.program.touches(scores_site) || pass.program.touches(pattern_site);
+    if !asked && seen.before.is_none() {
+        let (k, v) = (&seen.k, &seen.v);
         let whole = mask.is_some() && pass.valid.is_none() && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };
         return Tensor::f_scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false).map_err(failed(q, k));
     }
+    let k = &seen.k;
     let hidden = mask.map(|mask| mask.logical_not());
     // As tensors: where an operation with a plain number fails, tch panics while it drops that number.
     let number = |value: f64| Tensor::from(value).to_kind(q.kind()).to_device(q.device());
@@ -186,8 +237,7 @@ fn attend(
         Some(hidden) => scores.f_masked_fill_tensor(hidden, &number(f64::NEG_INFINITY)).map_err(failed(q, k)),
         None => Ok(scores),
     };
-    let scores =
-        q.f_matmul(&k.transpose(2, 3)).and_then(|scores| scores.f_mul(&number(scale))).map_err(failed(q, k))?;
+    let scores = seen.scores(q).and_then(|scores| scores.f_mul(&number(scale))).map_err(failed(q, k))?;
     let mut scores = pass.at(scores_site, masked(scores)?)?;
     if pass.program.edits(scores_site) {
         scores = masked(scores)?;
@@ -198,7 +248,7 @@ fn attend(
         pattern = pattern.masked_fill(&top.eq(f64::NEG_INFINITY), 0.0);
     }
     let pattern = pass.at(pattern_site, pattern)?;
-    pattern.f_matmul(v).map_err(failed(q, k))
+    seen.gathered(&pattern).map_err(failed(q, k))
 }
 
 /// An error of attention that says how large it was: memory may not hold a long prompt's pattern.

@@ -132,10 +132,9 @@ impl<'a> Pass<'a> {
         }
         let join = |step, site, x| joins.join(Entry(layer, step), site, x);
         let (pre, z_site) = (Site::ResidPre(layer), Site::Z(layer));
-        let mut x = join(Step::ResidPre, pre, x);
+        let mut x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
         let mut qkv = [None, None, None];
         if let Some(resid) = x {
-            let resid = self.at(pre, resid)?;
             let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
             qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
             x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
@@ -157,10 +156,24 @@ impl<'a> Pass<'a> {
             _ => None,
         };
         mid = below(mid, self.some_heads(layer, block, joins)?);
-        mid = join(Step::ResidMid, Site::ResidMid(layer), mid);
-        let mut post = mid.map(|mid| self.behind_attention(layer, block, mid)).transpose()?;
-        post = join(Step::ResidPost, Site::ResidPost(layer), post);
-        post.map(|post| self.at(Site::ResidPost(layer), post)).transpose()
+        mid = self.joined(joins, Entry(layer, Step::ResidMid), Site::ResidMid(layer), mid)?;
+        let post = mid.map(|mid| self.behind_attention(layer, block, &mid)).transpose()?;
+        self.joined(joins, Entry(layer, Step::ResidPost), Site::ResidPost(layer), post)
+    }
+
+    /// `x` and below it the rows that join at `entry`, as `site` then holds them: with its edits. They are made before the
+    /// two become one, so that what is there already is copied once.
+    pub(super) fn joined(
+        &mut self,
+        joins: &Joins<'_>,
+        entry: Entry,
+        site: Site,
+        x: Option<Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let start = x.as_ref().map_or(0, |x| x.size()[0]);
+        let x = x.map(|x| self.program.apply(site, x, 0)).transpose()?;
+        let new = joins.new_rows(entry, site).map(|new| self.program.apply(site, new, start)).transpose()?;
+        Ok(below(x, new).map(|x| self.record(site, x)))
     }
 
     /// Whether the heads of `layer` need only look from the wanted positions: nothing behind it reads another, and nothing
@@ -258,10 +271,9 @@ impl<'a> Pass<'a> {
     }
 
     /// The rest of a block behind its attention.
-    pub(super) fn behind_attention(&mut self, layer: usize, block: &Block, mid: Tensor) -> Result<Tensor> {
-        let x = self.at(Site::ResidMid(layer), mid)?;
-        let Some(mlp) = &block.mlp else { return Ok(x) };
-        let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;
+    pub(super) fn behind_attention(&mut self, layer: usize, block: &Block, x: &Tensor) -> Result<Tensor> {
+        let Some(mlp) = &block.mlp else { return Ok(x.shallow_clone()) };
+        let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), x, NormPlace::Pre)?;
         let mlp_out = self.mlp(layer, mlp, &normed)?;
         self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)
     }
@@ -323,7 +335,12 @@ impl<'a> Pass<'a> {
 
     /// What `site` holds after its edits; recorded where the program asks for it.
     pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
-        let mut x = self.program.apply(site, x, self.start.unwrap_or(0))?;
+        let x = self.program.apply(site, x, self.start.unwrap_or(0))?;
+        Ok(self.record(site, x))
+    }
+
+    /// Keeps what `site` holds where the program asks for it.
+    fn record(&mut self, site: Site, mut x: Tensor) -> Tensor {
         if self.start.is_none() && self.program.records(site) {
             // What nothing differentiable leads to is where gradients end.
             if self.program.differentiable && !x.requires_grad() {
@@ -332,7 +349,7 @@ impl<'a> Pass<'a> {
             let kept = if self.program.differentiable { x.shallow_clone() } else { x.detach() };
             self.taps.insert(site, kept);
         }
-        Ok(x)
+        x
     }
 }
 

@@ -77,7 +77,7 @@ impl Pass<'_> {
         frozen: Frozen,
     ) -> Result<Option<Tensor>> {
         let pre = Site::ResidPre(layer);
-        let x = joins.join(Entry(layer, Step::ResidPre), pre, x).map(|x| self.at(pre, x)).transpose()?;
+        let x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
         if let Some(x) = &x {
             self.record_inputs(layer, block, x)?;
         }
@@ -88,13 +88,12 @@ impl Pass<'_> {
             mid = Some(self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)?);
         }
         mid = below(mid, self.some_heads(layer, block, joins)?);
-        mid = joins.join(Entry(layer, Step::ResidMid), Site::ResidMid(layer), mid);
+        mid = self.joined(joins, Entry(layer, Step::ResidMid), Site::ResidMid(layer), mid)?;
         let post = match mid {
             Some(mid) if frozen.mlps => Some(self.frozen_mlp(layer, block, mid, joins)?),
-            mid => mid.map(|mid| self.behind_attention(layer, block, mid)).transpose()?,
+            mid => mid.map(|mid| self.behind_attention(layer, block, &mid)).transpose()?,
         };
-        let post = joins.join(Entry(layer, Step::ResidPost), Site::ResidPost(layer), post);
-        post.map(|post| self.at(Site::ResidPost(layer), post)).transpose()
+        self.joined(joins, Entry(layer, Step::ResidPost), Site::ResidPost(layer), post)
     }
 
     fn record_inputs(&mut self, layer: usize, block: &Block, x: &Tensor) -> Result<()> {
@@ -124,8 +123,7 @@ impl Pass<'_> {
     }
 
     /// The rest of a block whose MLP writes what it writes in the unchanged run, unless that is edited.
-    fn frozen_mlp(&mut self, layer: usize, block: &Block, mid: Tensor, joins: &Joins<'_>) -> Result<Tensor> {
-        let x = self.at(Site::ResidMid(layer), mid)?;
+    fn frozen_mlp(&mut self, layer: usize, block: &Block, x: Tensor, joins: &Joins<'_>) -> Result<Tensor> {
         let Some(mlp) = &block.mlp else { return Ok(x) };
         if self.program.records(Site::MlpOut(layer)) {
             let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &x, NormPlace::Pre)?;

@@ -105,9 +105,13 @@ impl Joins<'_> {
     /// `x`, the rows that are there already, and below them those that join at `entry` with what the unchanged run has at
     /// `site`.
     pub(super) fn join(&self, entry: Entry, site: Site, x: Option<Tensor>) -> Option<Tensor> {
-        let new = self.copies.get(&entry).zip(self.base.and_then(|base| base.get(&site)));
-        let Some((&n, base)) = new else { return x };
-        below(x, Some(copies(&from_position(site, base, self.first), n)))
+        below(x, self.new_rows(entry, site))
+    }
+
+    /// The rows that join at `entry`, with what the unchanged run has at `site`.
+    pub(super) fn new_rows(&self, entry: Entry, site: Site) -> Option<Tensor> {
+        let (&n, base) = self.copies.get(&entry).zip(self.base.and_then(|base| base.get(&site)))?;
+        Some(copies(&from_position(site, base, self.first), n))
     }
 
     /// The unchanged run's value at `site`, at the positions that the pass computes.

@@ -226,6 +226,10 @@ impl Program {
             return ops.iter().try_fold(x, |x, op| op.apply(&x));
         }
         // Variants of a sweep stand below each other in the batch; each sees its own edits only.
+        let here = |op: &Op| op.rows.is_none_or(|(first, _)| (start..start + x.size()[0]).contains(&first));
+        if !ops.iter().any(here) {
+            return Ok(x);
+        }
         let (mut pieces, mut done) = (vec![], 0);
         for group in ops.chunk_by(|a, b| a.rows == b.rows) {
             let (first, n) = group[0].rows.map_or((0, x.size()[0]), |(first, n)| (first - start, n));
