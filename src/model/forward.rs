@@ -381,7 +381,8 @@ impl Model {
         let n = ids.size()[0];
         let Some(head) = &self.weights.head else { return (zeros(&[n, self.config.d_model as i64]), zeros(&[n])) };
         let b = head.unembed.b.as_ref().map_or_else(|| zeros(&[n]), |b| b.index_select(0, ids));
-        (head.unembed.w.index_select(1, ids).tr(), b)
+        // By rows: chosen by columns, libtorch first copies the whole matrix.
+        (head.unembed.w.tr().index_select(0, ids), b)
     }
 
     /// Weight and bias of the norm behind the last block, where there is one.
