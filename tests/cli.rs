@@ -118,6 +118,47 @@ fn ablate_writes_a_table() {
 }
 
 #[test]
+fn sweeps_go_along_any_axes() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("table.parquet");
+    let out = out.to_str().unwrap();
+    let sweep = |verb: &str, more: &[&str]| {
+        let tokens: &[&str] = match verb {
+            "ablate" => &["--tokens", "[[5,6,7,8,9],[9,8,7,6,5]]"],
+            _ => &["--clean", "[[5,6,7,8,9],[9,8,7,6,5]]", "--corrupt", "[[5,6,70,8,9],[9,80,7,6,5]]"],
+        };
+        done(&[&[verb, "fixtures/checkpoints/tiny-llama", "--out", out], tokens, more].concat());
+        let table = Table::read(out).unwrap();
+        let columns = table.columns();
+        (columns[..columns.len() - 3].join(","), table.len())
+    };
+    let is = |columns: &str, rows: usize| (columns.to_owned(), rows);
+    assert_eq!(sweep("ablate", &["--kind", "knock-out"]), is("layer,head,query,key", 12 * 15));
+    let last = ["--kind", "knock-out", "--each", "head,edge", "--positions", "4", "--layers", "0,2"];
+    assert_eq!(sweep("ablate", &last), is("layer,head,query,key", 8 * 5));
+    assert_eq!(sweep("ablate", &["--site", "mlp_post", "--each", "neuron", "--layers", "1"]).0, "layer,neuron");
+    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3"]), is("site,step", 7));
+    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3", "--drawn", "3"]), is("site,step", 3));
+    assert_eq!(sweep("patch", &["--site", "pattern", "--each", "head,edge"]), is("layer,head,query,key", 12 * 15));
+    assert_eq!(sweep("patch", &["--each", "kv-head,position"]), is("layer,kv_head,position", 3 * 2 * 5));
+    assert_eq!(sweep("patch", &["--site", "resid_mid", "--each", "position"]), is("layer,position", 3 * 5));
+    let refused = |more: &[&str], part: &str| {
+        let tokens = ["ablate", "fixtures/checkpoints/tiny-llama", "--tokens", "[[5,6,7,8,9]]"];
+        let message = fails(&[&tokens, more].concat(), 1);
+        assert!(message.contains(part), "`{message}` does not say `{part}`");
+    };
+    refused(&["--heads", "4"], "--heads: expected numbers below 4, found 4");
+    refused(&["--positions", "1"], "--positions: expected --each with rows for them");
+    refused(&["--each", "key"], "a selector on the site's axes");
+    refused(&["--subsets", "0-1"], "expected a head as LAYER.HEAD, found 0-1");
+    refused(&["--kind", "knock-out", "--site", "z"], "scores");
+    fails(
+        &["ablate", "fixtures/checkpoints/tiny-llama", "--tokens", "[[5,6]]", "--subsets", "0.1", "--each", "head"],
+        2,
+    );
+}
+
+#[test]
 fn patch_writes_a_table() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("patch.parquet");
