@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """TransformerLens 3.9.0 and headscope on path patching and on attention-edge knock-out, side by side in one run.
 
-    peers/bin/python benches/side_by_side_paths.py [--paths WORDS] [--knockouts WORDS] [--rounds N] [--quick]
-        [--threads N] [--headscope PATH]
+    peers/bin/python benches/side_by_side_paths.py [--rounds N] [--quick] [--threads N] [--headscope PATH]
 
 The set-up is that of side_by_side.py: GPT-2 small's shape with random weights, 8 prompts of 16 tokens, float32, CPU,
 all cores. TransformerLens' loops take minutes, so that each is timed on a sample and extrapolated, as the table says.
@@ -16,12 +15,9 @@ all cores. TransformerLens' loops take minutes, so that each is timed on a sampl
 * Knock-outs: every edge from the last position to each position, of every head in every layer, 12 x 12 x 16: that
   score is minus infinity, and the rest of the row is normalised anew. By hooks, one run an edge.
 
-`--paths` and `--knockouts` are the words with which headscope does the same, such as "paths {folder} --clean
-@{folder}/clean.json --corrupt @{folder}/corrupt.json --answers @{folder}/answers.json ... --out {out}"; the folder has
-the checkpoint too. The table must be JSON with the columns from_layer, from_head, layer, head and value, or layer,
-head, key and value; the values of the sample are compared. Base is the clean run, the metric the logit difference of
-the last position, its mean over the prompts. Without the words only TransformerLens is timed. What `headscope inspect`
-takes in the same round, start and loading, is taken off, unless the command prints its own time.
+headscope runs its command, on all pairs and all edges; the values of the sample are compared. Base is the clean run, the
+metric the logit difference of the last position, its mean over the prompts. What `headscope inspect` takes in the same
+round, start and loading, is taken off.
 
 Prints a table and writes it to benches/results/side_by_side_paths.md, unless it is `--quick` (9 layers, small samples).
 """
@@ -30,8 +26,6 @@ import argparse
 import datetime
 import json
 import os
-import re
-import shlex
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -151,17 +145,23 @@ def time_knockouts(lens, edges):
 # -------------------------------------------------------------------------------------------------------- headscope
 
 class Command(side_by_side.Command):
-    def table(self, words, columns):
+    def table(self, verb, words, columns):
         """Seconds, with those of start and loading taken off, and the values by these columns."""
         out = self.folder / "table.json"
         before = self.start_and_load()
-        words = [word.format(folder=self.folder, out=out) for word in shlex.split(words)]
-        seconds, printed = timed(lambda: self.call(*words))
-        own = re.search(r"time\D*([\d.]+) ?s", printed)
-        if own:
-            seconds, before = numpy.array([float(own[1]), seconds[1]]), numpy.array([0.0, before[1]])
+        words = [*words, "--answers", f"@{self.folder}/answers.json", "--metric", "logit-difference"]
+        seconds, _ = timed(lambda: self.call(verb, self.folder, *words, "--top", "1", "--out", out))
         values = {tuple(row[column] for column in columns): row["value"] for row in json.loads(out.read_text())}
         return seconds - before, values
+
+    def paths(self):
+        words = ["--clean", f"@{self.folder}/clean.json", "--corrupt", f"@{self.folder}/corrupt.json"]
+        words += ["--from", "head", "--to", "query", "--layers", ",".join(map(str, LAYERS))]
+        return self.table("paths", words, ["from_layer", "from_head", "layer", "head"])
+
+    def knockouts(self):
+        words = ["--tokens", f"@{self.folder}/clean.json", "--kind", "knock-out", "--positions", LENGTH - 1]
+        return self.table("ablate", words, ["layer", "head", "key"])
 
 
 # ------------------------------------------------------------------------------------------------------------- main
@@ -186,14 +186,14 @@ def row(name, cells, sampled, theirs, ours=None, agreement=None):
 
 def main():
     parser = argparse.ArgumentParser(description="Times path patching and knock-outs, TransformerLens and headscope.")
-    parser.add_argument("--paths", help="headscope's words for the paths")
-    parser.add_argument("--knockouts", help="headscope's words for the knock-outs")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is timed [default: 3]")
     parser.add_argument("--quick", action="store_true", help="9 layers, small samples, one round; nothing is written")
     parser.add_argument("--threads", type=int, default=CORES, help="for both tools [default: all cores]")
     parser.add_argument("--headscope", type=Path, default=ROOT / "target" / "debug" / "headscope", help="the command")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file to write")
     arguments = parser.parse_args()
+    if not arguments.headscope.is_file():
+        parser.error(f"{arguments.headscope} is not there: `cargo build` makes it")
     layers, rounds = (9, 1) if arguments.quick else (12, arguments.rounds)
     n_senders, n_pairs, n_edges = (2, 6, 6) if arguments.quick else (6, 24, 36)
     torch.set_num_threads(arguments.threads)
@@ -210,17 +210,15 @@ def main():
         folder = Path(temporary)
         model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_layer=layers)).eval()
         lens = Lens(model, *(torch.from_numpy(value) for value in (clean, corrupt, answers)))
-        command = None
-        if arguments.paths or arguments.knockouts:
-            model.save_pretrained(folder)
-            for name, value in {"clean": clean, "corrupt": corrupt, "answers": answers}.items():
-                (folder / f"{name}.json").write_text(json.dumps(value.tolist()))
-            program = folder / "headscope"  # a copy: a build in the meantime does not change what is measured
-            program.write_bytes(arguments.headscope.read_bytes())
-            program.chmod(0o755)
-            command = Command(program, folder, arguments.threads)
-            described = command.call("--version").strip()
-            command.start_and_load()  # the checkpoint is in the page cache from here on
+        model.save_pretrained(folder)
+        for name, value in {"clean": clean, "corrupt": corrupt, "answers": answers}.items():
+            (folder / f"{name}.json").write_text(json.dumps(value.tolist()))
+        program = folder / "headscope"  # a copy: a build in the meantime does not change what is measured
+        program.write_bytes(arguments.headscope.read_bytes())
+        program.chmod(0o755)
+        command = Command(program, folder, arguments.threads)
+        described = command.call("--version").strip()
+        command.start_and_load()  # the checkpoint is in the page cache from here on
         del model
 
         heads = lens.cfg.n_heads
@@ -233,25 +231,24 @@ def main():
         tasks = {
             "paths": (
                 "exact paths, head to query", len(everything), f"{len(senders)} senders, {len(pairs)} pairs",
-                lambda: time_paths(lens, senders, pairs), arguments.paths, ["from_layer", "from_head", "layer", "head"],
+                lambda: time_paths(lens, senders, pairs), command.paths,
             ),
             "knockouts": (
                 "knock-out of every edge of the last query", len(edges), f"{len(knocked)} edges",
-                lambda: time_knockouts(lens, knocked), arguments.knockouts, ["layer", "head", "key"],
+                lambda: time_knockouts(lens, knocked), command.knockouts,
             ),
         }
         theirs, ours, agreement, own = {key: [] for key in tasks}, {key: [] for key in tasks}, {}, []
         for turn in range(rounds):
-            for key, (name, _, _, measure, words, columns) in tasks.items():
+            for key, (name, _, _, measure, ourselves) in tasks.items():
                 rate, forward = max(rate, gigaflops()), min(forward, timed(lens.forward)[0][0])
                 seconds, values = measure()
                 theirs[key].append(seconds)
                 report = f"round {turn + 1}: {name}: TransformerLens {seconds[0]:.1f} s"
-                if words:
-                    seconds, found = command.table(words, columns)
-                    ours[key].append(seconds)
-                    agreement[key] = compare(values, found)
-                    report += f", headscope {seconds[0]:.2f} s"
+                seconds, found = ourselves()
+                ours[key].append(seconds)
+                agreement[key] = compare(values, found)
+                report += f", headscope {seconds[0]:.2f} s"
                 loads.append(os.getloadavg()[0])
                 print(f"{report} (load {loads[-1]:.1f})", flush=True)
             seconds, count = lens.linearised()
@@ -263,8 +260,7 @@ def main():
         "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for key, (name, cells, sampled, *_) in tasks.items():
-        measured = (best(ours[key]), agreement[key]) if ours[key] else ()
-        lines.append(row(name, cells, sampled, best(theirs[key]), *measured))
+        lines.append(row(name, cells, sampled, best(theirs[key]), best(ours[key]), agreement[key]))
     lines.append(row("`get_act_patch_direct_path` (linearised)", len(everything), f"{count} pairs", best(own)))
 
     def git(*words):
@@ -282,7 +278,7 @@ def main():
         *lines,
         "",
         f"- TransformerLens {version('transformer_lens')} on PyTorch {torch.__version__}, one forward pass "
-        f"{forward:.2f} s" + (f"; {described} ({commit})." if command else "."),
+        f"{forward:.2f} s; {described} ({commit}).",
         f"- Paths: layers {LAYERS[0]}, {LAYERS[1]} and {LAYERS[2]}, every earlier head to every later head's query, "
         "MLPs recomputed; two caches, one run a sender (stopped at the last receiver), one run a pair.",
         f"- Threads: {arguments.threads}, on {CORES} cores of {processor()}; a large float32 matrix product reaches "

@@ -151,7 +151,7 @@ fn sweeps_go_along_any_axes() {
     refused(&["--positions", "1"], "--positions: expected --each with rows for them");
     refused(&["--each", "key"], "a selector on the site's axes");
     refused(&["--subsets", "0-1"], "expected a head as LAYER.HEAD, found 0-1");
-    refused(&["--kind", "knock-out", "--site", "z"], "scores");
+    refused(&["--kind", "knock-out", "--site", "z"], "expected --site scores with it, found z");
     fails(
         &["ablate", "fixtures/checkpoints/tiny-llama", "--tokens", "[[5,6]]", "--subsets", "0.1", "--each", "head"],
         2,

@@ -72,6 +72,9 @@ impl EachArguments {
             return Ok(sweep.sets(subsets(&parts, self.drawn.map_or(Subsets::All, drawn))?));
         }
         let site = self.site()?.unwrap_or(if cuts { Site::Scores(0) } else { Site::Z(0) });
+        if cuts && !matches!(site, Site::Scores(_)) {
+            bail!("--kind knock-out: expected --site scores with it, found {}", site.kind());
+        }
         let every = self.every(site, cuts);
         let mut sweep = sweep.each(|layer| site.at_layer(layer), &every);
         let heads = if site.axes().contains(&Axis::KvHead) { config.n_kv_heads } else { config.n_heads };
