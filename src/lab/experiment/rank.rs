@@ -28,7 +28,7 @@ pub(super) fn rank(grid: Grid) -> Experiment {
         let language = matching();
         let mut training = divided(grid, Regime::Gated, heads, width);
         (training.model, training.language) = (one_layer(heads, width, &language), language);
-        (training.measures, training.records) = (vec![], 8);
+        (training.measures, training.train.steps) = (vec![], 2 * grid.steps());
         cells.push(trained(format!("matching-heads{heads}-width{width}"), training));
     }
     let predictions = vec![
@@ -76,7 +76,7 @@ pub(super) fn rank(grid: Grid) -> Experiment {
     }
 }
 
-/// One task, in which 32 symbols must be told apart.
+/// One task, in which 16 symbols must be told apart.
 fn matching() -> Language {
-    Language::Tasks(Tasks { tasks: vec![Task::Duplicate], regime: Regime::Gated, symbols: 32, length: (6, 10) })
+    Language::Tasks(Tasks { tasks: vec![Task::Duplicate], regime: Regime::Gated, symbols: 16, length: (6, 10) })
 }

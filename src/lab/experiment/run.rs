@@ -113,7 +113,7 @@ impl Experiment {
         };
         let done: Vec<Result<usize>> = std::thread::scope(|scope| {
             let threads = options.threads.unwrap_or(cores).clamp(1, open.len().max(1));
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             let lost = || Err(Error::argument("cell", "one that can be computed", "a panic"));
             workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| lost())).collect()
         });

@@ -23,7 +23,9 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
                 for (start, perturbation) in PERTURBATIONS {
                     let mut training = divided(grid, of, 4, d_head);
                     let heads = HeadOptions { identical: true, perturbation, ..HeadOptions::default() };
-                    training.train = TrainOptions { optimiser, learning_rate, heads, ..training.train };
+                    // What starts alike needs longer to part.
+                    let steps = grid.pick(1000, 6000);
+                    training.train = TrainOptions { optimiser, learning_rate, heads, steps, ..training.train };
                     cells.push(trained(name([regime, rule, width, start]), training));
                 }
             }

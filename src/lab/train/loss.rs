@@ -60,7 +60,7 @@ impl Losses {
         let all = self.count.sum_dim_intlist([1i64].as_slice(), true, None).clamp_min(1.0);
         let mut share = &self.count / all;
         if !weights.is_empty() {
-            share = share * Tensor::from_slice(weights).to_kind(self.mean.kind()).to_device(self.mean.device());
+            share *= Tensor::from_slice(weights).to_kind(self.mean.kind()).to_device(self.mean.device());
         }
         (&self.mean * share).sum(None::<Kind>)
     }

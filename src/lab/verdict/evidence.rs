@@ -9,13 +9,16 @@ use crate::table::Table;
 /// The metric by which runs are compared at matched loss, and by which it is decided whether they learned.
 pub const EXCESS_LOSS: &str = "excess_loss";
 
-/// A metric of a cell: (metric, task).
+/// (metric, task).
 type Name = (String, Option<String>);
+/// The values of a metric, by seed and step.
+type Runs = BTreeMap<u64, BTreeMap<u32, f64>>;
+/// What was measured in a cell.
+type Metrics = BTreeMap<Name, Runs>;
 
 /// What the runs of an experiment measured, without the rows about single heads.
 pub struct Evidence {
-    /// Cell, metric, seed, step: value.
-    values: BTreeMap<String, BTreeMap<Name, BTreeMap<u64, BTreeMap<u32, f64>>>>,
+    cells: BTreeMap<String, Metrics>,
 }
 
 impl Evidence {
@@ -25,7 +28,7 @@ impl Evidence {
     /// # Errors
     /// Where a row names no cell or no seed, or one thing is measured twice.
     pub fn new(table: &Table) -> Result<Self> {
-        let mut values: BTreeMap<String, BTreeMap<Name, BTreeMap<u64, BTreeMap<u32, f64>>>> = BTreeMap::new();
+        let mut cells: BTreeMap<String, Metrics> = BTreeMap::new();
         for row in table.rows()? {
             let keys = row.keys;
             if keys.head.is_some() || keys.layer.is_some() {
@@ -35,23 +38,23 @@ impl Evidence {
                 return Err(Error::argument("results", "a cell and a seed in every row", &row.metric));
             };
             let name = (row.metric, keys.task);
-            let runs = values.entry(cell.clone()).or_default().entry(name.clone()).or_default();
+            let runs = cells.entry(cell.clone()).or_default().entry(name.clone()).or_default();
             if runs.entry(seed).or_default().insert(keys.step.unwrap_or(0), row.value).is_some() {
                 let found = format!("two of {} in cell {cell}, seed {seed}", name.0);
                 return Err(Error::argument("results", "one value for each cell, metric, task, seed and step", found));
             }
         }
-        Ok(Self { values })
+        Ok(Self { cells })
     }
 
     /// The cells that there is anything about.
     pub fn cells(&self) -> BTreeSet<&str> {
-        self.values.keys().map(String::as_str).collect()
+        self.cells.keys().map(String::as_str).collect()
     }
 
     /// A metric's last value of every run of a cell.
     pub(super) fn last(&self, cell: &str, metric: &str) -> BTreeMap<u64, f64> {
-        let runs = self.values.get(cell).and_then(|metrics| metrics.get(&(metric.to_owned(), None)));
+        let runs = self.cells.get(cell).and_then(|metrics| metrics.get(&(metric.to_owned(), None)));
         let last = |steps: &BTreeMap<u32, f64>| steps.last_key_value().map(|(_, value)| *value);
         runs.into_iter().flatten().filter_map(|(seed, steps)| Some((*seed, last(steps)?))).collect()
     }
@@ -65,13 +68,13 @@ impl Evidence {
     /// The prediction's metric in a cell, of every run that counts; a missing value does not.
     pub(super) fn read(&self, cell: &str, prediction: &Prediction, rule: &Rule) -> BTreeMap<u64, f64> {
         let name = (prediction.metric.clone(), prediction.task.clone());
-        let Some(runs) = self.values.get(cell).and_then(|metrics| metrics.get(&name)) else { return BTreeMap::new() };
+        let Some(runs) = self.cells.get(cell).and_then(|metrics| metrics.get(&name)) else { return BTreeMap::new() };
         let out = if prediction.learned { self.unlearned(cell, rule) } else { BTreeSet::new() };
         let counted = runs.iter().filter(|(seed, _)| !out.contains(seed));
         let value = |seed: &u64, steps: &BTreeMap<u32, f64>| match prediction.reading {
             Reading::End => steps.last_key_value().map(|(_, value)| *value),
             Reading::AtExcessLoss(most) => {
-                let losses = self.values.get(cell)?.get(&(EXCESS_LOSS.to_owned(), None))?.get(seed)?;
+                let losses = self.cells.get(cell)?.get(&(EXCESS_LOSS.to_owned(), None))?.get(seed)?;
                 steps.iter().find(|(step, _)| losses.get(step).is_some_and(|loss| *loss <= most)).map(|(_, v)| *v)
             }
         };

@@ -29,7 +29,7 @@ pub struct Circle {
 
 impl Circle {
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
-        if !(3..=1000).contains(&self.n) || !(self.beta.is_finite() && self.beta > 0.0) {
+        if !((3..=1000).contains(&self.n) && self.beta.is_finite() && self.beta > 0.0) {
             let found = format!("n = {}, beta = {}", self.n, self.beta);
             return Err(Error::argument("circle", "n from 3 to 1000 and a finite beta above 0", found));
         }

@@ -38,7 +38,8 @@ pub struct Regression {
 impl Regression {
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
         let sizes = self.width >= 1 && self.width < self.d_model && self.d_model <= 1000;
-        if !sizes || !(self.decay > 0.0 && self.decay <= 1.0 && self.learning_rate > 0.0 && self.learning_rate < 1.0) {
+        let rates = self.decay > 0.0 && self.decay <= 1.0 && self.learning_rate > 0.0 && self.learning_rate < 1.0;
+        if !(sizes && rates) {
             let found = format!("{self:?}");
             let expected = "1 <= width < d_model <= 1000, decay in (0, 1] and a learning rate in (0, 1)";
             return Err(Error::argument("regression", expected, found));

@@ -1,0 +1,264 @@
+//! Experiments as data, cells as pure functions, shards, resuming, and the constructions whose outcome is known.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use headscope::Error;
+use headscope::lab::experiment::{Cell, Circle, Measure, Occupant, Regression, Start, Work};
+use headscope::lab::{Experiment, Grid, Results, RunOptions, report};
+use headscope::table::Table;
+
+/// The named experiments, small.
+fn named() -> Vec<Experiment> {
+    Experiment::NAMES.iter().map(|name| Experiment::named(name, Grid::Small).unwrap()).collect()
+}
+
+/// Some cells that are computed at once.
+fn quick(cells: usize) -> Experiment {
+    let cell = |number: usize| {
+        let circle = Circle { n: 3 + number, beta: 50.0 };
+        Cell { name: format!("circle{number}"), work: Work::Circle(circle) }
+    };
+    let mut experiment = Experiment::named("E5", Grid::Small).unwrap();
+    experiment.cells = (0..cells).map(cell).collect();
+    experiment.predictions.truncate(1);
+    let case = experiment.predictions[0].cases[0].clone();
+    experiment.predictions[0].cases = vec![headscope::lab::verdict::Case { cell: "circle0".into(), ..case }];
+    experiment.validate().unwrap();
+    experiment
+}
+
+/// A small training cell of an experiment: few steps, few sequences.
+fn trained(id: &str, cell: &str) -> Cell {
+    let mut cell = Experiment::named(id, Grid::Small).unwrap().cell(cell).unwrap().clone();
+    if let Work::Training(training) = &mut cell.work {
+        training.train.steps = 6;
+        training.train.batch = 8;
+        training.records = 3;
+        training.held_out = 24;
+        if let Start::Taken { steps, .. } = &mut training.start {
+            *steps = 3;
+        }
+    }
+    cell
+}
+
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder.join("cells"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), std::fs::read(&path).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn every_experiment_holds_together() {
+    for grid in [Grid::Small, Grid::Full] {
+        for name in Experiment::NAMES {
+            let experiment = Experiment::named(name, grid).unwrap();
+            experiment.validate().unwrap();
+            assert!(experiment.runs >= experiment.rule.least_seeds, "{name}");
+            let json = serde_json::to_vec(&experiment).unwrap();
+            assert_eq!(serde_json::from_slice::<Experiment>(&json).unwrap(), experiment, "{name}");
+        }
+    }
+    let claims: std::collections::BTreeSet<String> =
+        named().into_iter().flat_map(|experiment| experiment.predictions).map(|prediction| prediction.claim).collect();
+    assert!(["C1", "C2", "C3", "C4", "C5", "C6"].iter().all(|claim| claims.contains(*claim)), "{claims:?}");
+}
+
+#[test]
+fn what_does_not_hold_together_is_refused() {
+    let refused = |change: &dyn Fn(&mut Experiment)| {
+        let mut experiment = quick(2);
+        change(&mut experiment);
+        experiment.validate().unwrap_err().to_string()
+    };
+    assert!(refused(&|e| e.runs = 0).contains("runs"));
+    assert!(refused(&|e| e.cells[1].name = "circle0".into()).contains("twice"));
+    assert!(refused(&|e| e.cells[1].name = "../elsewhere".into()).contains("a cell's name"));
+    assert!(refused(&|e| e.predictions[0].cases[0].cell = "nowhere".into()).contains("nowhere"));
+    assert!(refused(&|e| e.predictions[0].smallest = 0.0).contains("smallest"));
+    assert!(refused(&|e| e.rule.alpha = 2.0).contains("alpha"));
+    assert!(Experiment::named("E99", Grid::Small).is_err());
+}
+
+/// Shards, in any order and with any number of threads, leave the bytes of one run.
+#[test]
+fn shards_together_are_one_run() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut experiment = quick(7);
+    experiment.cells.push(trained("E1", "gated-heads4-width4"));
+    experiment.runs = 2;
+    let one = RunOptions { threads: Some(2), ..RunOptions::default() };
+    assert_eq!(experiment.run(whole.path(), &one).unwrap(), 8);
+    let mut done = 0;
+    for shard in [3, 1, 2] {
+        let options = RunOptions { shard: (shard, 3), threads: Some(1), ..RunOptions::default() };
+        done += experiment.run(parts.path(), &options).unwrap();
+    }
+    assert_eq!(done, 8);
+    assert_eq!(files(whole.path()), files(parts.path()));
+    for folder in [&whole, &parts] {
+        let results = Results::read(folder.path()).unwrap();
+        assert!(results.missing.is_empty());
+        results.write(&results.judge().unwrap(), folder.path()).unwrap();
+    }
+    for file in ["results.parquet", "verdict.json", "experiment.json"] {
+        let read = |folder: &tempfile::TempDir| std::fs::read(folder.path().join(file)).unwrap();
+        assert_eq!(read(&whole), read(&parts), "{file}");
+    }
+}
+
+/// A run that is stopped keeps its finished cells; another one goes on, to the same bytes; without `resume` nothing is touched.
+#[test]
+fn a_stopped_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = quick(3);
+    let stop = AtomicBool::new(true);
+    let stopped = experiment.run(folder.path(), &RunOptions { stop: Some(&stop), ..RunOptions::default() });
+    assert!(matches!(stopped, Err(Error::Stopped { done: 0, total: 3, .. })), "{stopped:?}");
+    experiment.run(folder.path(), &RunOptions { shard: (2, 3), ..RunOptions::default() }).unwrap();
+    let before = files(folder.path());
+    assert_eq!((before.len(), Results::read(folder.path()).unwrap().missing.len()), (1, 2));
+    let again = experiment.run(folder.path(), &RunOptions::default()).unwrap_err().to_string();
+    assert!(again.contains("circle1.parquet") && again.contains("resume"), "{again}");
+    let resumed = experiment.run(folder.path(), &RunOptions { resume: true, ..RunOptions::default() });
+    assert_eq!(resumed.unwrap(), 2);
+    assert!(files(folder.path()).contains(&before[0]) && files(folder.path()).len() == 3);
+    let mut other = quick(3);
+    other.seed += 1;
+    assert!(other.run(folder.path(), &RunOptions::default()).unwrap_err().to_string().contains("experiment.json"));
+}
+
+/// A cell that cannot be computed says which it was, and leaves no file.
+#[test]
+fn a_cell_that_fails_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut experiment = quick(2);
+    experiment.cells[1].work = Work::Circle(Circle { n: 2, beta: 1.0 });
+    let failed = experiment.run(folder.path(), &RunOptions { threads: Some(1), ..RunOptions::default() });
+    assert!(failed.unwrap_err().to_string().contains("cell `circle1`"));
+    assert_eq!(files(folder.path()).len(), 2); // circle0's table and its provenance
+}
+
+/// Invariant 33: keys on a circle, each target's weight at least the bound, with logits of rank 2 and attention of full rank.
+#[test]
+fn keys_on_a_circle_need_rank_two() {
+    for n in [5, 16, 40] {
+        let step = 1.0 - (2.0 * std::f64::consts::PI / f64::from(n)).cos();
+        let beta = (9.0 * f64::from(n - 1)).ln() / step;
+        let cell = Cell { name: "circle".into(), work: Work::Circle(Circle { n: n as usize, beta }) };
+        let table = cell.compute(3, 2).unwrap();
+        for row in table.rows().unwrap() {
+            match row.metric.as_str() {
+                "bound" => assert!((row.value - 0.9).abs() < 1e-9),
+                "target_weight" => assert!(row.value >= 0.9 - 1e-9, "{n}: {}", row.value),
+                "rank" => assert_eq!(row.value, 2.0),
+                _ => assert_eq!(row.value, f64::from(n), "{}", row.metric),
+            }
+        }
+    }
+}
+
+/// Invariant 35: a linear head that is trained ends in the reduced-rank regression.
+#[test]
+fn a_linear_head_ends_in_reduced_rank_regression() {
+    let regression = Regression { d_model: 16, width: 3, decay: 0.7, steps: 5000, learning_rate: 0.1 };
+    let table = Cell { name: "linear".into(), work: Work::Regression(regression) }.compute(0, 3).unwrap();
+    for row in table.rows().unwrap() {
+        match row.metric.as_str() {
+            "gap" => assert!((0.0..1e-6).contains(&(row.value + 1e-12)), "{}", row.value),
+            "kept_overlap" => assert!(row.value > 1.0 - 1e-5, "{}", row.value),
+            _ => {}
+        }
+    }
+}
+
+/// The value of a metric at the last step, run by run.
+fn last(table: &Table, metric: &str) -> Vec<f64> {
+    let rows = table.rows().unwrap();
+    let step = rows.iter().filter_map(|row| row.keys.step).max();
+    rows.iter().filter(|row| row.metric == metric && row.keys.step == step).map(|row| row.value).collect()
+}
+
+/// Invariant 20, in a whole cell: heads that start identical attend alike at the end; heads that do not, do not.
+#[test]
+fn identical_heads_attend_alike_at_the_end() {
+    let same = trained("E2", "gated-adam-narrow-same").compute(1, 2).unwrap();
+    assert!(last(&same, "pattern_divergence").iter().all(|apart| *apart < 1e-6));
+    let fresh = trained("E1", "gated-heads4-width4").compute(1, 2).unwrap();
+    assert!(last(&fresh, "pattern_divergence").iter().all(|apart| *apart > 1e-3));
+}
+
+/// Invariant 24, in a whole cell: a frozen head that is silenced leaves the others alone; runs follow from their seeds.
+#[test]
+fn a_cell_follows_from_its_seed() {
+    let cell = trained("E3", "gated-narrow-dose1");
+    let (once, again) = (cell.compute(5, 2).unwrap(), cell.compute(5, 2).unwrap());
+    assert!(once.frame().equals_missing(again.frame()));
+    let other = cell.compute(6, 2).unwrap();
+    let of = |table: &Table| last(table, "excess_loss");
+    assert!((of(&once)[1] - of(&other)[0]).abs() < 1e-4, "run 1 of seed 5 is run 0 of seed 6");
+    assert!((of(&once)[0] - of(&other)[1]).abs() > 1e-6);
+    let occupied = |occupant| {
+        let mut cell = cell.clone();
+        if let Work::Training(training) = &mut cell.work {
+            training.start = Start::Taken { task: 2, steps: 3, occupant };
+        }
+        of(&cell.compute(5, 1).unwrap())[0]
+    };
+    let found = [Occupant::Solved, Occupant::Random, Occupant::Shuffled].map(occupied);
+    assert!(found[0] != found[1] && found[1] != found[2] && found[0] != found[2], "{found:?}");
+}
+
+/// All measures on one small cell give finite rows where they say so.
+#[test]
+fn every_measure_measures() {
+    let mut cell = trained("E1", "simultaneous-heads4-width11");
+    let Work::Training(training) = &mut cell.work else { panic!("a training") };
+    training.held_out = 64;
+    training.measures = vec![
+        Measure::Division,
+        Measure::Patterns,
+        Measure::Written,
+        Measure::Gradients,
+        Measure::Others(1),
+        Measure::Roles,
+        Measure::Information,
+        Measure::Truncated,
+    ];
+    let table = cell.compute(0, 2).unwrap();
+    let finite = |metric: &str, n: usize| {
+        let found = last(&table, metric);
+        assert!(found.len() == n && found.iter().all(|value| value.is_finite()), "{metric}: {found:?}");
+    };
+    for metric in ["excess_loss", "total_effect", "pattern_divergence", "cka", "cka_gain", "truncation_cost_4"] {
+        finite(metric, 2);
+    }
+    for metric in ["loss", "accuracy", "role_attention", "role_score", "role_cost"] {
+        finite(metric, 2 * 4);
+    }
+    for metric in ["shapley", "gradient_share", "information"] {
+        finite(metric, 2 * 4 * 4);
+    }
+    finite("others_gradient_share", 2);
+}
+
+/// The page says every verdict that the rule gave.
+#[test]
+fn the_report_says_what_was_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = quick(2);
+    experiment.run(folder.path(), &RunOptions::default()).unwrap();
+    let results = Results::read(folder.path()).unwrap();
+    let judgement = results.judge().unwrap();
+    assert_eq!(judgement.claims["C4"].name(), "refuted");
+    let page = report(&[results]).unwrap();
+    assert!(page.as_str().contains("refuted") && page.as_str().contains("<svg") && !page.as_str().contains("https://"));
+}
