@@ -125,12 +125,13 @@ fn a_stopped_run_goes_on() {
     assert!(matches!(stopped, Err(Error::Stopped { done: 0, total: 3, .. })), "{stopped:?}");
     experiment.run(folder.path(), &RunOptions { shard: (2, 3), ..RunOptions::default() }).unwrap();
     let before = files(folder.path());
-    assert_eq!((before.len(), Results::read(folder.path()).unwrap().missing.len()), (1, 2));
+    // A table and its provenance.
+    assert_eq!((before.len(), Results::read(folder.path()).unwrap().missing.len()), (2, 2));
     let again = experiment.run(folder.path(), &RunOptions::default()).unwrap_err().to_string();
     assert!(again.contains("circle1.parquet") && again.contains("resume"), "{again}");
     let resumed = experiment.run(folder.path(), &RunOptions { resume: true, ..RunOptions::default() });
     assert_eq!(resumed.unwrap(), 2);
-    assert!(files(folder.path()).contains(&before[0]) && files(folder.path()).len() == 3);
+    assert!(before.iter().all(|file| files(folder.path()).contains(file)) && files(folder.path()).len() == 6);
     let mut other = quick(3);
     other.seed += 1;
     assert!(other.run(folder.path(), &RunOptions::default()).unwrap_err().to_string().contains("experiment.json"));
