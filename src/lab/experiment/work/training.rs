@@ -92,7 +92,7 @@ pub enum Measure {
     /// How much a linear reader gets of each task's answer from each head's z, and how heads divide it: `information` in nats
     /// by head and task; of the whole, where all heads together have 0.1 nat, `information_specialisation`.
     Information,
-    /// The loss with every head's QK product cut to a rank: `excess_loss_at_rank`, by `component` (the rank).
+    /// What cutting every head's QK product to rank 1, 2, 4, ... adds to the excess loss: `truncation_cost_1`, ...
     Truncated,
 }
 

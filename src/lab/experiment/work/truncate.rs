@@ -48,14 +48,15 @@ fn truncated(model: &Model, rank: usize) -> Result<Model> {
         // [.., d_model, head, d_head] to [.., head, d_model, d_head]
         let split = |w: &Tensor| w.unflatten(-1, heads).transpose(-3, -2);
         let product = split(&w_q).f_matmul(&split(&w_k).transpose(-2, -1)).map_err(torch())?;
-        let (u, s, vh) = Tensor::f_linalg_svd(&product, false, "").map_err(torch())?;
+        // With `some`, of min(rows, columns) values; `linalg_svd` would hand on a driver, which only GPUs take.
+        let (u, s, v) = product.f_svd(true, true).map_err(torch())?;
         let back = |w: Tensor| {
             let rest = heads[1] - rank as i64;
             let w = w.narrow(-1, 0, rank as i64).constant_pad_nd([0, rest]);
             w.transpose(-3, -2).flatten(-2, -1)
         };
         new.insert(q, back(u * s.unsqueeze(-2)));
-        new.insert(k, back(vh.transpose(-2, -1)));
+        new.insert(k, back(v));
     }
     let mut names = named.iter().map(|(name, _)| name);
     Ok(model.with_parameters(|old| {
