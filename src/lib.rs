@@ -27,6 +27,7 @@
 //! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |
 //! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
 //! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
+//! | 2 | [`neural`] | lower bounds on mutual information from trained critics |
 //! | 1 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
 //! | 1 | [`information`] | mutual information and its kin, decompositions, what a probe can use |
 //! | 1 | [`stats`] | ranks, random orders |
@@ -45,6 +46,7 @@ pub mod information;
 pub mod intervene;
 pub mod lab;
 pub mod model;
+pub mod neural;
 pub mod prelude;
 mod progress;
 pub mod stats;

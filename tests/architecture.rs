@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor. A module may import from lower floors, and from its own name only.
-const FLOORS: [(&str, u8); 14] = [
+const FLOORS: [(&str, u8); 15] = [
     ("error", 0),
     ("file", 0),
     ("progress", 0),
@@ -15,6 +15,7 @@ const FLOORS: [(&str, u8); 14] = [
     ("information", 1),
     ("stats", 1),
     ("model", 2),
+    ("neural", 2),
     ("checkpoint", 2),
     ("intervene", 3),
     ("heads", 3),

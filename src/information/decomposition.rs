@@ -36,7 +36,7 @@ pub struct Decomposition {
 }
 
 impl Decomposition {
-    fn new(measure: Redundancy, redundant: f64, first: f64, second: f64, both: f64) -> Self {
+    pub(super) fn new(measure: Redundancy, redundant: f64, first: f64, second: f64, both: f64) -> Self {
         let (unique_1, unique_2) = (first - redundant, second - redundant);
         Self { redundant, unique_1, unique_2, synergistic: both - redundant - unique_1 - unique_2, measure }
     }

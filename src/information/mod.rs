@@ -8,7 +8,8 @@
 //! | what can a simple probe get out of x? | [`v_information`], [`v_information_of_labels`] |
 //! | how many nats does it take to send labels to one who has x? | [`online_code`] |
 //! | does the probe read x, or learn by heart? | [`selectivity`] |
-//! | is what two sources say about a target the same, or more together? | [`gaussian_decomposition`], [`decomposition`] |
+//! | is what two sources say about a target the same, or more together? | [`decomposition_of_samples`]; exact: [`gaussian_decomposition`], [`decomposition`] |
+//! | how widely does attention spread, and how much does the query decide? | [`pattern_entropy`], [`pattern_transfer`] |
 //! | exact values | [`gaussian_information`], [`discrete_information`], [`entropy`] |
 //! | distributions whose information is known | [`Truth`] |
 //!
@@ -18,27 +19,35 @@
 //! much. No estimate from N samples can be trusted far beyond ln N (McAllester & Stratos 2020), and none from few samples in
 //! many dimensions. Every [`Estimate`] carries what speaks against it as [`Warning`]s.
 
+mod attention;
 mod binned;
 mod decomposition;
 mod estimate;
+mod estimator;
 mod gaussian;
+mod lbfgs;
 mod local;
-mod logistic;
 mod neighbour;
 mod probe;
+mod question;
 mod sample;
 mod tree;
 mod truth;
 
+pub use attention::{pattern_entropy, pattern_transfer};
 pub use binned::{BinRule, BinnedOptions, discrete_information, entropy};
 pub use decomposition::{Decomposition, Redundancy, decomposition, gaussian_decomposition};
-pub use estimate::{
-    Certainty, Estimate, Estimator, Scaling, Warning, conditional_information, mutual_information, o_information,
-    total_correlation,
-};
+pub(crate) use estimate::exceeded;
+pub use estimate::{Certainty, Estimate, Warning};
+pub use estimator::{Estimator, Scaling};
 pub use gaussian::{CcaOptions, GaussianOptions, Shrinkage, gaussian_information};
 pub use neighbour::{KsgOptions, KsgVariant};
 pub use probe::{
-    OnlineCode, ProbeOptions, Selectivity, online_code, selectivity, v_information, v_information_of_labels,
+    OnlineCode, ProbeFamily, ProbeOptions, Selectivity, online_code, selectivity, v_information,
+    v_information_of_labels,
 };
+pub use question::{
+    Parts, conditional_information, decomposition_of_samples, mutual_information, o_information, total_correlation,
+};
+pub(crate) use sample::checked_pair;
 pub use truth::Truth;

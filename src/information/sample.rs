@@ -40,6 +40,11 @@ impl Sample {
         Ok(Self { rows: values.select(Axis(1), &kept) })
     }
 
+    /// Labels as a variable of one dimension.
+    pub fn of_labels(labels: &[usize]) -> Self {
+        Self { rows: Array2::from_shape_fn((labels.len(), 1), |(row, _)| labels[row] as f64) }
+    }
+
     pub fn dimensions(&self) -> usize {
         self.rows.ncols()
     }
@@ -124,4 +129,16 @@ pub(super) fn differ(x: &Sample, y: &Sample) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Two variables, checked as every estimator does, in standard units.
+pub(crate) fn checked_pair(
+    x: ArrayView2<f64>,
+    y: ArrayView2<f64>,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Array2<f64>, Array2<f64>)> {
+    same_length("y", x, y)?;
+    let (x, y) = (Sample::new("x", x, warnings)?, Sample::new("y", y, warnings)?);
+    differ(&x, &y)?;
+    Ok((x.scaled(Scaling::Standard).rows, y.scaled(Scaling::Standard).rows))
 }

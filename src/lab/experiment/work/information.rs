@@ -59,5 +59,6 @@ fn nats_of(x: ArrayView2<f64>, labels: &[usize], seed: u64) -> Result<f64> {
     if x.rows().into_iter().all(|row| row == x.row(0)) {
         return Ok(0.0);
     }
-    Ok(v_information_of_labels(x, labels, &ProbeOptions::default(), seed)?.nats().max(0.0))
+    let options = ProbeOptions { convergence: false, ..ProbeOptions::default() };
+    Ok(v_information_of_labels(x, labels, &options, seed)?.nats().max(0.0))
 }

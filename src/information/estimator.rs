@@ -1,0 +1,114 @@
+//! The ways to estimate, by name.
+
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::binned::{self, BinnedOptions};
+use super::gaussian::{self, CcaOptions, GaussianOptions};
+use super::neighbour::{self, KsgOptions, KsgVariant};
+use super::sample::Sample;
+use crate::error::{Error, Result};
+
+/// What is done with each coordinate before distances are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Scaling {
+    /// Nothing: the estimate then depends on the units of x against those of y.
+    None,
+    /// Mean 0 and variance 1.
+    #[default]
+    Standard,
+    /// Ranks, as normal quantiles: for heavy tails. Information does not change, distances do.
+    NormalScores,
+}
+
+/// How information is estimated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Estimator {
+    /// In closed form, as if all were Gaussian; misses what is not linear.
+    Gaussian(GaussianOptions),
+    /// From nearest neighbours (Kraskov, Stögbauer & Grassberger 2004): the first choice for few dimensions.
+    Ksg(KsgOptions),
+    /// From nearest neighbours, y being labels (Ross 2014).
+    Ross(KsgOptions),
+    /// From counts in bins: for discrete variables, or one dimension each.
+    Binned(BinnedOptions),
+    /// From the canonical correlations that are there by Bartlett's test.
+    Cca(CcaOptions),
+}
+
+impl Estimator {
+    /// Its name in tables and on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Gaussian(_) => "gaussian",
+            Self::Ksg(KsgOptions { variant: KsgVariant::One, .. }) => "ksg",
+            Self::Ksg(KsgOptions { variant: KsgVariant::Two, .. }) => "ksg2",
+            Self::Ksg(KsgOptions { variant: KsgVariant::LocalNonUniformity, .. }) => "lnc",
+            Self::Ross(_) => "ross",
+            Self::Binned(_) => "binned",
+            Self::Cca(_) => "cca",
+        }
+    }
+
+    /// The names that [`Estimator::from_str`] knows.
+    pub const NAMES: [&str; 7] = ["gaussian", "ksg", "ksg2", "lnc", "ross", "binned", "cca"];
+
+    /// The same with `k` neighbours.
+    ///
+    /// # Errors
+    /// Where the estimator has no neighbours.
+    pub fn with_k(self, k: usize) -> Result<Self> {
+        match self {
+            Self::Ksg(options) => Ok(Self::Ksg(KsgOptions { k, ..options })),
+            Self::Ross(options) => Ok(Self::Ross(KsgOptions { k, ..options })),
+            other => Err(Error::argument("k", "an estimator with neighbours: ksg, ksg2, lnc or ross", other.name())),
+        }
+    }
+
+    /// The estimate and, where cells are counted, how many are occupied.
+    pub(super) fn point(&self, x: &Sample, y: &Sample, z: Option<&Sample>) -> Result<(f64, usize)> {
+        match (self, z) {
+            (Self::Gaussian(options), z) => Ok((gaussian::gaussian(x, y, z, options)?, 0)),
+            (Self::Ksg(options), None) => Ok((neighbour::shared(&[x, y], options)?, 0)),
+            (Self::Ksg(options), Some(z)) => Ok((neighbour::conditional(x, y, z, options)?, 0)),
+            (Self::Ross(options), None) => Ok((neighbour::ross(x, &y.labels(), options)?, 0)),
+            (Self::Binned(options), None) => binned::binned(x, y, options),
+            (Self::Binned(options), Some(z)) => binned::conditional(x, y, z, options),
+            (Self::Cca(options), None) => Ok((gaussian::cca(x, y, options)?, 0)),
+            (other, Some(_)) => Err(Error::argument(
+                "estimator",
+                "gaussian, ksg or binned, which have a conditional form",
+                other.name(),
+            )),
+        }
+    }
+
+    /// How many samples so many dimensions need at the least; below, the estimate says little.
+    pub(super) fn samples_needed(&self, dimensions: usize) -> usize {
+        match self {
+            // Fewer samples than this leave less than k a quadrant.
+            Self::Ksg(options) | Self::Ross(options) => options.k.saturating_mul(1 << dimensions.min(40)),
+            Self::Gaussian(_) | Self::Cca(_) => 10 * dimensions,
+            Self::Binned(_) => 0,
+        }
+    }
+}
+
+impl FromStr for Estimator {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let ksg = |variant| KsgOptions { variant, ..KsgOptions::default() };
+        match name {
+            "gaussian" => Ok(Self::Gaussian(GaussianOptions::default())),
+            "ksg" => Ok(Self::Ksg(KsgOptions::default())),
+            "ksg2" => Ok(Self::Ksg(ksg(KsgVariant::Two))),
+            "lnc" => Ok(Self::Ksg(KsgOptions { k: 15, ..ksg(KsgVariant::LocalNonUniformity) })),
+            "ross" => Ok(Self::Ross(KsgOptions::default())),
+            "binned" => Ok(Self::Binned(BinnedOptions::default())),
+            "cca" => Ok(Self::Cca(CcaOptions::default())),
+            other => Err(Error::argument("estimator", Self::NAMES.join(", "), other)),
+        }
+    }
+}

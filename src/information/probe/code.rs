@@ -1,0 +1,135 @@
+//! Codes and control tasks: how easily, and how honestly, a probe gets labels out of x.
+
+use ndarray::{ArrayView2, Axis};
+use rand::Rng;
+use serde::Serialize;
+
+use super::{Asked, Known, Probe, ProbeOptions, classes, held_out, interval, log_softmax};
+use crate::error::{Error, Result};
+use crate::information::sample::Sample;
+use crate::information::{Estimate, Warning};
+use crate::stats::{Interval, shuffled, stream};
+
+/// What sending labels costs, in nats, to one who has x.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OnlineCode {
+    /// The length with a probe that learns from what was sent already.
+    pub codelength: f64,
+    /// Its interval, by the bootstrap over samples; that of the first block is not random.
+    pub interval: Interval,
+    /// The length without x and without learning: `n ln K` (`n log2 K` bits).
+    pub uniform: f64,
+    /// `uniform / codelength`: above 1 where x helps.
+    pub compression: f64,
+    /// Number of samples.
+    pub n: usize,
+    /// Dimensions of x, and classes.
+    pub dimensions: Vec<usize>,
+    /// What speaks against it.
+    pub warnings: Vec<Warning>,
+}
+
+/// How many nats does it take to send labels to one who has x? The online code (Voita & Titov 2020): the first block is sent
+/// at `ln K` each, every further one with a probe fitted to all that came before. A short code needs labels that are
+/// easy to get out of x from few examples, where accuracy asks only whether many suffice. Blocks end at 0.1, 0.2, 0.4, 0.8,
+/// 1.6, 3.2, 6.25, 12.5, 25, 50 and 100 % of the samples, in an order drawn with the seed.
+///
+/// # Shapes
+/// `x`: \[sample, dimension\]; `labels`: \[sample\], numbered from 0.
+///
+/// # Errors
+/// As [`v_information_of_labels`](super::v_information_of_labels).
+pub fn online_code(x: ArrayView2<f64>, labels: &[usize], options: &ProbeOptions, seed: u64) -> Result<OnlineCode> {
+    options.validate()?;
+    let mut warnings = vec![];
+    let x = Sample::new("x", x, &mut warnings)?;
+    let classes = classes(&x, labels)?;
+    let n = labels.len();
+    let order = shuffled(&(0..n).collect::<Vec<_>>(), seed);
+    let ends = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0];
+    let mut ends: Vec<usize> =
+        ends.iter().map(|share| ((share * n as f64).round() as usize).max(classes.min(n))).collect();
+    ends.dedup();
+    let first = ends[0] as f64 * (classes as f64).ln();
+    let mut costs = vec![];
+    for pair in ends.windows(2) {
+        let (fit, predict) = (&order[..pair[0]], &order[pair[0]..pair[1]]);
+        let known = Known::Labels { labels: fit.iter().map(|&row| labels[row]).collect(), classes };
+        let probe = Probe::fit(x.rows.select(Axis(0), fit).view(), &known, options, None, seed)?;
+        let scores = probe.scores(x.rows.select(Axis(0), predict).view());
+        for (row, scores) in predict.iter().zip(scores.rows()) {
+            // A probe from few examples can be sure and wrong: a hundredth of the uniform code is mixed in, as a coder would.
+            costs.push(-(0.99 * log_softmax(scores)[labels[*row]].exp() + 0.01 / classes as f64).ln());
+        }
+    }
+    if n < 10 * x.dimensions() {
+        warnings.push(Warning::Dimension { dimensions: x.dimensions(), needed: 10 * x.dimensions() });
+    }
+    let mean = interval(&costs, options.level, seed)?;
+    let whole = |mean: f64| first + costs.len() as f64 * mean;
+    let codelength = whole(mean.estimate);
+    let interval = Interval { estimate: codelength, low: whole(mean.low), high: whole(mean.high), level: mean.level };
+    let uniform = n as f64 * (classes as f64).ln();
+    let (compression, dimensions) = (uniform / codelength, vec![x.dimensions(), classes]);
+    Ok(OnlineCode { codelength, interval, uniform, compression, n, dimensions, warnings })
+}
+
+/// Accuracies of a probe on a task and on its control.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Selectivity {
+    /// Held-out accuracy on the task.
+    pub task: f64,
+    /// Held-out accuracy on the control task.
+    pub control: f64,
+    /// Task minus control.
+    pub selectivity: f64,
+    /// The same (an accuracy, not nats) with interval, convergence, null and warnings.
+    pub estimate: Estimate,
+}
+
+/// Does the probe read x, or learn by heart? Its accuracy less that on a control task, in which each type (the word, say)
+/// has a label of its own drawn at random from the labels' distribution (Hewitt & Liang 2019).
+///
+/// # Shapes
+/// `x`: \[sample, dimension\]; `labels`, `types`: \[sample\], numbered from 0.
+///
+/// # Errors
+/// As [`v_information_of_labels`](super::v_information_of_labels); and where the types differ in number, or all control labels
+/// come out the same.
+pub fn selectivity(
+    x: ArrayView2<f64>,
+    labels: &[usize],
+    types: &[usize],
+    options: &ProbeOptions,
+    seed: u64,
+) -> Result<Selectivity> {
+    options.validate()?;
+    let mut warnings = vec![];
+    let x = Sample::new("x", x, &mut warnings)?;
+    if types.len() != labels.len() {
+        let (expected, found) = (format!("[sample {}]", labels.len()), vec![types.len() as i64]);
+        return Err(Error::Shape { at: "types".into(), expected, found });
+    }
+    let draw = |kind: usize| labels[stream(seed, kind + 1).random_range(0..labels.len())];
+    let control: Vec<usize> = types.iter().map(|&kind| draw(kind)).collect();
+    let sizes = [classes(&x, labels)?, classes(&x, &control)?];
+    let right = |labels: &[usize], classes: usize, rows: &[usize], order: &[usize]| -> Result<Vec<f64>> {
+        let mut hits = vec![];
+        held_out(&x, rows, order, labels, classes, options, seed, |log_p, _, label| {
+            let first = log_p.iter().enumerate().all(|(class, p)| class == label || *p < log_p[label]);
+            hits.push(f64::from(u8::from(first)));
+        })?;
+        Ok(hits)
+    };
+    let asked = Asked { n: labels.len(), dimensions: vec![x.dimensions(), sizes[0]], warnings };
+    let mut estimate = asked.answer(options, seed, |rows, order| {
+        let task = right(labels, sizes[0], rows, order)?;
+        Ok(task.iter().zip(right(&control, sizes[1], rows, order)?).map(|(task, control)| task - control).collect())
+    })?;
+    estimate.estimator = "selectivity";
+    let rows: Vec<usize> = (0..labels.len()).collect();
+    let control = right(&control, sizes[1], &rows, &rows)?;
+    let control = control.iter().sum::<f64>() / control.len() as f64;
+    let selectivity = estimate.interval.estimate;
+    Ok(Selectivity { task: control + selectivity, control, selectivity, estimate })
+}

@@ -1,0 +1,289 @@
+//! What is asked of samples.
+
+use ndarray::{Array3, ArrayView2};
+use rayon::prelude::*;
+
+use super::estimate::{Certainty, Estimate, Question, Warning, finish};
+use super::sample::{Sample, beside, differ, same_length};
+use super::{BinnedOptions, Estimator, Redundancy, binned, decomposition, gaussian, neighbour};
+use crate::error::{Error, Result};
+
+/// What do x and y share? `I(X; Y)`, in nats, by the estimator given.
+///
+/// The interval is `estimate ± z s`, s the spread of the estimates from random halves of the samples, which for estimators
+/// that average over samples is that of the whole (the delete-half jackknife; Shao & Wu 1989); resampling with replacement
+/// would make copies, which nearest neighbours take for information. It covers chance; bias shows in `convergence`.
+///
+/// # Shapes
+/// `x`, `y`: \[sample, dimension\]. For [`Estimator::Ross`], equal rows of `y` are one label.
+///
+/// # Errors
+/// Where the numbers of samples differ or are fewer than 8, a value is not finite, a variable is constant, a column of x is
+/// one of y (not for `Ross` and `Binned`), there are too few samples for the estimator, or an option makes no sense.
+///
+/// ```
+/// use headscope::information::{Certainty, Estimator, Truth, mutual_information};
+/// let (x, y) = Truth::Normal { rho: 0.75 }.sample(2000, 0)?;
+/// let found = mutual_information(x.view(), y.view(), &"ksg".parse::<Estimator>()?, &Certainty::default(), 0)?;
+/// assert!((found.nats() - 0.413).abs() < 0.06 && found.warnings.is_empty());
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn mutual_information(
+    x: ArrayView2<f64>,
+    y: ArrayView2<f64>,
+    estimator: &Estimator,
+    certainty: &Certainty,
+    seed: u64,
+) -> Result<Estimate> {
+    same_length("y", x, y)?;
+    let mut warnings = vec![];
+    let parts = [Sample::new("x", x, &mut warnings)?, Sample::new("y", y, &mut warnings)?];
+    if !matches!(estimator, Estimator::Ross(_) | Estimator::Binned(_)) {
+        differ(&parts[0], &parts[1])?;
+    }
+    warnings.extend(copies(estimator, &parts));
+    let dimensions =
+        if matches!(estimator, Estimator::Ross(_)) { parts[0].dimensions() } else { total_dimensions(&parts) };
+    let question =
+        Question { estimator: estimator.name(), needed: estimator.samples_needed(dimensions), shuffled: 1..2 };
+    let found =
+        finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], None))?;
+    if !matches!(estimator, Estimator::Ross(_)) {
+        return Ok(found);
+    }
+    let labels = parts[1].labels();
+    Ok(found.below(binned::discrete_information(&labels, &labels, false)?))
+}
+
+/// What do x and y share that z does not tell? `I(X; Y | Z)`, in nats; Gaussian, KSG-1 or binned. The null shuffles y, which
+/// also breaks its tie to z: p is of `I(X; Y | Z) = 0` only where y and z are unrelated.
+///
+/// # Shapes
+/// `x`, `y`, `z`: \[sample, dimension\].
+///
+/// # Errors
+/// As [`mutual_information`]; and where the estimator has no conditional form.
+pub fn conditional_information(
+    x: ArrayView2<f64>,
+    y: ArrayView2<f64>,
+    z: ArrayView2<f64>,
+    estimator: &Estimator,
+    certainty: &Certainty,
+    seed: u64,
+) -> Result<Estimate> {
+    same_length("y", x, y)?;
+    same_length("z", x, z)?;
+    let mut warnings = vec![];
+    let x = Sample::new("x", x, &mut warnings)?;
+    let parts = [x, Sample::new("y", y, &mut warnings)?, Sample::new("z", z, &mut warnings)?];
+    if !matches!(estimator, Estimator::Binned(_)) {
+        differ(&parts[0], &parts[1])?;
+    }
+    warnings.extend(copies(estimator, &parts));
+    let needed = estimator.samples_needed(total_dimensions(&parts));
+    let question = Question { estimator: estimator.name(), needed, shuffled: 1..2 };
+    finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], Some(&parts[2])))
+}
+
+/// What do several variables share, all together? `sum H(X_i) - H(X)`, in nats, by [`Estimator::Gaussian`] or
+/// [`Estimator::Ksg`]; of two variables it is their mutual information (Watanabe 1960).
+///
+/// # Shapes
+/// `variables`: each \[sample, dimension\].
+///
+/// # Errors
+/// As [`mutual_information`]; and where there are fewer than two variables, or the estimator is another one.
+pub fn total_correlation(
+    variables: &[ArrayView2<f64>],
+    estimator: &Estimator,
+    certainty: &Certainty,
+    seed: u64,
+) -> Result<Estimate> {
+    let (parts, warnings) = several(variables, 2)?;
+    let needed = estimator.samples_needed(total_dimensions(&parts));
+    let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
+    finish(question, &parts, warnings, certainty, seed, |parts| Ok((total(parts, estimator)?, 0)))
+}
+
+/// Do variables share more by repeating each other (positive), or by what only all of them together tell (negative)?
+/// The O-information `(m - 2) H(X) + sum_i [H(X_i) - H(X without i)] = (2 - m) TC(X) + sum_i TC(X without i)` (Rosas et al.
+/// 2019); of three variables it is redundancy minus synergy, whatever measure of redundancy is used.
+///
+/// # Shapes
+/// `variables`: each \[sample, dimension\].
+///
+/// # Errors
+/// As [`total_correlation`]; and where there are fewer than three variables.
+pub fn o_information(
+    variables: &[ArrayView2<f64>],
+    estimator: &Estimator,
+    certainty: &Certainty,
+    seed: u64,
+) -> Result<Estimate> {
+    let (parts, warnings) = several(variables, 3)?;
+    let needed = estimator.samples_needed(total_dimensions(&parts));
+    let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
+    finish(question, &parts, warnings, certainty, seed, |parts| {
+        let m = parts.len();
+        // H(X) = sum H(X_i) - TC(X), so that the entropies of single variables cancel.
+        let mut sum = (2.0 - m as f64) * total(parts, estimator)?;
+        for left_out in 0..m {
+            let rest: Vec<Sample> =
+                parts.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, part)| part.clone()).collect();
+            sum += total(&rest, estimator)?;
+        }
+        Ok((sum, 0))
+    })
+}
+
+fn several(variables: &[ArrayView2<f64>], least: usize) -> Result<(Vec<Sample>, Vec<Warning>)> {
+    if variables.len() < least {
+        return Err(Error::argument("variables", format!("{least} or more"), variables.len()));
+    }
+    let mut warnings = vec![];
+    let mut parts: Vec<Sample> = vec![];
+    for variable in variables {
+        same_length("variables", variables[0], *variable)?;
+        let part = Sample::new("variables", *variable, &mut warnings)?;
+        parts.iter().try_for_each(|other| differ(other, &part))?;
+        parts.push(part);
+    }
+    Ok((parts, warnings))
+}
+
+fn total(parts: &[Sample], estimator: &Estimator) -> Result<f64> {
+    let parts: Vec<&Sample> = parts.iter().collect();
+    match estimator {
+        Estimator::Gaussian(options) => gaussian::total(&parts, options),
+        Estimator::Ksg(options) => neighbour::shared(&parts, options),
+        other => Err(Error::argument("estimator", "gaussian or ksg, which take many variables", other.name())),
+    }
+}
+
+fn total_dimensions(parts: &[Sample]) -> usize {
+    parts.iter().map(Sample::dimensions).sum()
+}
+
+/// The four parts of what two sources tell about a target, each with its interval.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Parts {
+    /// Told by both.
+    pub redundant: Estimate,
+    /// Told by the first alone.
+    pub unique_1: Estimate,
+    /// Told by the second alone.
+    pub unique_2: Estimate,
+    /// Told only by both together.
+    pub synergistic: Estimate,
+    /// By which measure.
+    pub measure: Redundancy,
+}
+
+/// What do two sources tell about a target by repeating each other, each alone, and only together? [`decomposition`] from
+/// samples: `Mmi` as if all were Gaussian, with the bias of finite samples taken off; `IMin` and `Broja` from counts, variables
+/// with many values cut into bins. A part is flagged as any other estimate is: counts of three variables need many samples.
+///
+/// # Shapes
+/// `target`, `first`, `second`: \[sample, dimension\].
+///
+/// # Errors
+/// As [`mutual_information`].
+///
+/// ```
+/// use headscope::information::{BinnedOptions, Certainty, Redundancy, decomposition_of_samples};
+/// let bit = |samples: &dyn Fn(usize) -> usize| ndarray::Array2::from_shape_fn((400, 1), |(i, _)| samples(i) as f64);
+/// let (a, b) = (bit(&|i| i % 2), bit(&|i| i / 2 % 2));
+/// let xor = bit(&|i| (i % 2) ^ (i / 2 % 2));
+/// let options = BinnedOptions::default();
+/// let certainty = Certainty::default();
+/// let parts = decomposition_of_samples(xor.view(), a.view(), b.view(), Redundancy::Broja, &options, &certainty, 0)?;
+/// assert!((parts.synergistic.nats() - 2f64.ln()).abs() < 1e-6 && parts.redundant.nats().abs() < 1e-6);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn decomposition_of_samples(
+    target: ArrayView2<f64>,
+    first: ArrayView2<f64>,
+    second: ArrayView2<f64>,
+    measure: Redundancy,
+    options: &BinnedOptions,
+    certainty: &Certainty,
+    seed: u64,
+) -> Result<Parts> {
+    same_length("first", target, first)?;
+    same_length("second", target, second)?;
+    options.validate()?;
+    let mut warnings = vec![];
+    let parts = [
+        Sample::new("target", target, &mut warnings)?,
+        Sample::new("first", first, &mut warnings)?,
+        Sample::new("second", second, &mut warnings)?,
+    ];
+    let gaussian = Estimator::Gaussian(gaussian::GaussianOptions::default());
+    let (estimator, needed) = match measure {
+        Redundancy::Mmi => {
+            differ(&parts[0], &parts[1])?;
+            differ(&parts[0], &parts[2])?;
+            ("mmi", gaussian.samples_needed(total_dimensions(&parts)))
+        }
+        Redundancy::IMin => ("i_min", 0),
+        Redundancy::Broja => ("broja", 0),
+    };
+    // Bins are those of all samples, so that halves of them are told apart by chance alone.
+    let parts = match measure {
+        Redundancy::Mmi => parts,
+        _ => parts.map(|part| Sample::of_labels(&binned::cells(&part, options))),
+    };
+    let part = |which: fn(&decomposition::Decomposition) -> f64| {
+        let question = Question { estimator, needed, shuffled: 0..1 };
+        finish(question, &parts, warnings.clone(), certainty, seed, |parts| {
+            let (found, cells) = decompose(parts, measure)?;
+            Ok((which(&found), cells))
+        })
+    };
+    Ok(Parts {
+        redundant: part(|found| found.redundant)?,
+        unique_1: part(|found| found.unique_1)?,
+        unique_2: part(|found| found.unique_2)?,
+        synergistic: part(|found| found.synergistic)?,
+        measure,
+    })
+}
+
+/// The decomposition of target, first and second source, and the number of occupied cells where counts were taken.
+fn decompose(parts: &[Sample], measure: Redundancy) -> Result<(decomposition::Decomposition, usize)> {
+    let [target, first, second] = parts else {
+        return Err(Error::argument("variables", "a target and two sources", parts.len()));
+    };
+    if measure == Redundancy::Mmi {
+        let options = gaussian::GaussianOptions::default();
+        let both = Sample { rows: beside(&[first, second]) };
+        let told = |source: &Sample| gaussian::gaussian(target, source, None, &options);
+        let (one, two) = (told(first)?, told(second)?);
+        return Ok((decomposition::Decomposition::new(measure, one.min(two), one, two, told(&both)?), 0));
+    }
+    let labels: Vec<Vec<usize>> = parts.iter().map(Sample::labels).collect();
+    let sizes = [0, 1, 2].map(|i| labels[i].iter().max().map_or(0, |most| most + 1));
+    let mut p = Array3::zeros(sizes);
+    let share = 1.0 / labels[0].len() as f64;
+    (0..labels[0].len()).for_each(|row| p[[labels[0][row], labels[1][row], labels[2][row]]] += share);
+    let cells = p.iter().filter(|p| **p > 0.0).count();
+    Ok((decomposition::decomposition(p.view(), measure)?, cells))
+}
+
+/// The share of samples that are copies, where distances matter.
+fn copies(estimator: &Estimator, parts: &[Sample]) -> Option<Warning> {
+    let joint = match estimator {
+        Estimator::Ksg(_) => Sample { rows: beside(&parts.iter().collect::<Vec<_>>()) },
+        Estimator::Ross(_) => parts[0].clone(),
+        _ => return None,
+    };
+    let mut first = joint.rows.column(0).to_vec();
+    first.par_sort_unstable_by(f64::total_cmp);
+    if first.windows(2).all(|pair| pair[0] != pair[1]) {
+        return None; // rows that differ in one coordinate differ: the usual case, and a quick one
+    }
+    let labels = joint.labels();
+    let distinct = labels.iter().max().map_or(0, |most| most + 1);
+    let share = (labels.len() - distinct) as f64 / labels.len() as f64;
+    (share > 1e-3).then_some(Warning::Copies { share })
+}

@@ -1,0 +1,68 @@
+//! The bounds on samples that a critic has not seen.
+
+use tch::{Device, Kind, Tensor};
+
+use super::critic::Critic;
+use super::{Bound, Pair};
+use crate::error::{Error, Result};
+
+/// Most samples of which every x is scored with every y; more are taken in blocks.
+const BLOCK: i64 = 2048;
+
+/// What each sample contributes to the bound, so that their mean is the bound and their spread gives its error: for bounds with
+/// a mean over pairs, Hájek's projection of that mean on its samples.
+pub(super) fn contributions(critic: &Critic, pair: &Pair, bound: Bound) -> Result<Vec<f64>> {
+    let n = pair.x.size()[0];
+    let blocks = (n + BLOCK - 1) / BLOCK;
+    let mut parts = vec![];
+    for block in 0..blocks {
+        let (first, end) = (block * n / blocks, (block + 1) * n / blocks);
+        let some = Pair { x: pair.x.narrow(0, first, end - first), y: pair.y.narrow(0, first, end - first) };
+        let scores = tch::no_grad(|| critic.scores(&some)).to_kind(Kind::Double);
+        parts.push(Scored::new(&scores, bound)?);
+    }
+    // The mean over all blocks' pairs, each block's by its number of samples.
+    let all = parts.iter().map(|part| part.own.len() as f64 * part.others).sum::<f64>() / n as f64;
+    Ok(parts.iter().flat_map(|part| part.values(bound, all)).collect())
+}
+
+/// The scores of a block, summed up: for InfoNCE `own` is `T_ii - ln mean_j e^T_ij`, and nothing else is needed; else `own` is
+/// `T_ii`, `rows` and `columns` are the means of `e^T_ij` over the other samples (of `e^(T - 1)` for NWJ), `others` that over all.
+struct Scored {
+    own: Vec<f64>,
+    rows: Vec<f64>,
+    columns: Vec<f64>,
+    others: f64,
+}
+
+impl Scored {
+    fn new(scores: &Tensor, bound: Bound) -> Result<Self> {
+        let n = scores.size()[0];
+        let own = scores.diagonal(0, 0, 1);
+        if bound == Bound::InfoNce {
+            let all = scores.logsumexp([1i64].as_slice(), false) - (n as f64).ln();
+            return Ok(Self { own: read(&(own - all))?, rows: vec![], columns: vec![], others: 0.0 });
+        }
+        let shift = if bound == Bound::Nwj { 1.0 } else { 0.0 };
+        let diagonal = Tensor::eye(n, (Kind::Bool, scores.device()));
+        let ratios = (scores - shift).exp().masked_fill(&diagonal, 0.0) / (n - 1) as f64;
+        let mean = |axis: i64| ratios.sum_dim_intlist([axis].as_slice(), false, Kind::Double);
+        let rows = read(&mean(1))?;
+        let others = rows.iter().sum::<f64>() / n as f64;
+        Ok(Self { own: read(&own)?, rows, columns: read(&mean(0))?, others })
+    }
+
+    fn values(&self, bound: Bound, all: f64) -> Vec<f64> {
+        let both = |i: usize| self.rows[i] + self.columns[i];
+        let value = |(i, own): (usize, &f64)| match bound {
+            Bound::InfoNce => *own,
+            Bound::Nwj => own - both(i) + all,
+            Bound::Mine => own - all.ln() - both(i) / all + 2.0,
+        };
+        self.own.iter().enumerate().map(value).collect()
+    }
+}
+
+fn read(tensor: &Tensor) -> Result<Vec<f64>> {
+    Vec::<f64>::try_from(tensor.to(Device::Cpu)).map_err(Error::torch("reading a critic's scores"))
+}

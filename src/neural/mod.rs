@@ -1,0 +1,259 @@
+//! Lower bounds on information from trained critics, always reported on samples that training has not seen.
+//!
+//! | bound | formula, T the critic | at its best where |
+//! |---|---|---|
+//! | [`Bound::InfoNce`] | `mean_i [T(x_i, y_i) - ln mean_j e^T(x_i, y_j)]` over K samples, at most `ln K` | T is the log density ratio |
+//! | [`Bound::Nwj`] | `E_p T - E_q e^(T - 1)` | T is 1 + the log density ratio |
+//! | [`Bound::Mine`] | `E_p T - ln E_q e^T` (Donsker & Varadhan) | T is the log density ratio, up to a constant |
+//!
+//! p are pairs as they come, q pairs of samples that do not belong together. They serve where neighbours fail (many dimensions, no
+//! linear structure), and they are lower bounds: a small value can mean little information or a poor critic. No lower bound that
+//! can be trusted exceeds ln N from N samples (McAllester & Stratos 2020), so larger ones are flagged.
+
+mod critic;
+mod evaluate;
+
+use ndarray::{Array2, ArrayView2};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::information::{Estimate, Warning, checked_pair, exceeded};
+use crate::stats::{BootstrapOptions, bootstrap_mean, shuffled};
+use critic::Critic;
+
+/// Which lower bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Contrastive prediction (van den Oord et al. 2018): steady, at most ln K.
+    #[default]
+    InfoNce,
+    /// Nguyen, Wainwright & Jordan 2010: no bias, but a variance that grows exponentially with the information.
+    Nwj,
+    /// MINE (Belghazi et al. 2018) by the Donsker-Varadhan bound. The logarithm of a mean over held-out pairs lies a little high
+    /// where few of them carry it.
+    Mine,
+}
+
+impl Bound {
+    /// The names, as on the command line.
+    pub const NAMES: [&str; 3] = ["infonce", "nwj", "mine"];
+
+    /// Its name in tables and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InfoNce => "infonce",
+            Self::Nwj => "nwj",
+            Self::Mine => "mine",
+        }
+    }
+}
+
+impl std::str::FromStr for Bound {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Self::InfoNce, Self::Nwj, Self::Mine];
+        let found = all.into_iter().find(|bound| bound.name() == name);
+        found.ok_or_else(|| Error::argument("estimator", Self::NAMES.join(", "), name))
+    }
+}
+
+/// Options of the trained bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NeuralOptions {
+    /// Which bound.
+    pub bound: Bound,
+    /// Units in each of the two hidden layers of x's and of y's half of the critic.
+    pub hidden: usize,
+    /// Dimensions in which the halves meet: `T(x, y) = f(x) . g(y)`.
+    pub embedding: usize,
+    /// Samples a training step, each paired with every other.
+    pub batch: usize,
+    /// Adam's step size.
+    pub rate: f64,
+    /// Training steps at most.
+    pub steps: usize,
+    /// Looks at the validation samples, one every 50 steps, without gain, after which training ends.
+    pub patience: usize,
+    /// Confidence level of the interval.
+    pub level: f64,
+    /// Shuffles of y for the permutation null, each trained anew; 0 for no p-value.
+    pub permutations: usize,
+    /// Whether a critic is trained on half of the samples, too: does the estimate still move with their number?
+    pub convergence: bool,
+    /// Where it computes.
+    pub device: Device,
+}
+
+impl Default for NeuralOptions {
+    fn default() -> Self {
+        Self {
+            bound: Bound::InfoNce,
+            hidden: 64,
+            embedding: 32,
+            batch: 256,
+            rate: 1e-3,
+            steps: 3000,
+            patience: 8,
+            level: 0.95,
+            permutations: 0,
+            convergence: true,
+            device: Device::Cpu,
+        }
+    }
+}
+
+impl NeuralOptions {
+    /// Fails where an option makes no sense.
+    ///
+    /// # Errors
+    /// Where a size is 0, a batch holds fewer than 8 samples, the step size is not above 0, the level is not between 0 and 1,
+    /// or the device is not there.
+    pub fn validate(&self) -> Result<()> {
+        for (name, found, least) in [
+            ("hidden", self.hidden, 1),
+            ("embedding", self.embedding, 1),
+            ("batch", self.batch, 8),
+            ("steps", self.steps, 1),
+            ("patience", self.patience, 1),
+        ] {
+            if found < least {
+                return Err(Error::argument(name, format!("{least} or more"), found));
+            }
+        }
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            return Err(Error::argument("rate", "above 0", self.rate));
+        }
+        crate::device::check(self.device)?;
+        crate::stats::check_probability("level", self.level)
+    }
+}
+
+/// How much do x and y share, at the least? A lower bound on `I(X; Y)` in nats, from a critic trained on three fifths of the
+/// samples, stopped by one fifth and evaluated on the last, which neither has seen.
+///
+/// The interval is by the bootstrap over the held-out samples' contributions; it covers their chance, not that of the training.
+///
+/// # Shapes
+/// `x`, `y`: \[sample, dimension\].
+///
+/// # Errors
+/// Where the numbers of samples differ or are fewer than 50, a value is not finite, a variable is constant, a column of x is one
+/// of y (they would share infinitely much), or an option makes no sense.
+///
+/// ```
+/// use headscope::information::Truth;
+/// use headscope::neural::{NeuralOptions, neural_information};
+/// let (x, y) = Truth::Normal { rho: 0.75 }.sample(2000, 0)?; // 0.413 nats
+/// let options = NeuralOptions { convergence: false, ..NeuralOptions::default() };
+/// let found = neural_information(x.view(), y.view(), &options, 0)?;
+/// assert!(found.nats() > 0.25 && found.interval.low < 0.413);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn neural_information(
+    x: ArrayView2<f64>,
+    y: ArrayView2<f64>,
+    options: &NeuralOptions,
+    seed: u64,
+) -> Result<Estimate> {
+    options.validate()?;
+    let mut warnings = vec![];
+    let (x, y) = checked_pair(x, y, &mut warnings)?;
+    let n = x.nrows();
+    if n < 50 {
+        return Err(Error::argument("x", "50 samples or more: a fifth of them is held out", n));
+    }
+    let pair = Pair { x: tensor(&x, options.device)?, y: tensor(&y, options.device)? };
+    let rows: Vec<i64> = (0..n as i64).collect();
+    let held_out = bound(&pair, &rows, &rows, options, seed)?;
+    let bootstrap = BootstrapOptions { resamples: 1000, level: options.level, ..BootstrapOptions::default() };
+    let interval = bootstrap_mean(&held_out, &bootstrap, seed)?;
+    let estimate = interval.estimate;
+    let mut convergence = vec![(n, estimate)];
+    if options.convergence && n >= 100 {
+        let half = &shuffled(&rows, seed.wrapping_add(1))[..n / 2];
+        let values = bound(&pair, half, half, options, seed)?;
+        let (mean, error) = mean_and_error(&values);
+        convergence.insert(0, (half.len(), mean));
+        let moved = (estimate - mean).abs();
+        if moved > 0.02 + 0.05 * estimate.abs() && moved > 2.0 * error {
+            warnings.push(Warning::NotConverged { half: mean });
+        }
+    }
+    let dimensions = vec![x.ncols(), y.ncols()];
+    let together: usize = dimensions.iter().sum();
+    let (needed, most) = (20 * together, (held_out.len() as f64 / 10.0).ln());
+    if n < needed {
+        warnings.push(Warning::Dimension { dimensions: together, needed });
+    }
+    if estimate > most {
+        warnings.push(Warning::Wall { most });
+    }
+    let draws = (0..options.permutations).map(|number| {
+        let order = shuffled(&rows, seed.wrapping_add(2 + number as u64));
+        Ok(mean_and_error(&bound(&pair, &rows, &order, options, seed)?).0)
+    });
+    let p = exceeded(estimate, &draws.collect::<Result<Vec<f64>>>()?);
+    Ok(Estimate { interval, estimator: options.bound.name(), n, dimensions, p, convergence, warnings })
+}
+
+/// Labels as coordinates: 1 at the label's own, 0 elsewhere. For critics, which want numbers.
+///
+/// # Shapes
+/// \[sample, class\].
+///
+/// # Errors
+/// Where a label is none of the classes.
+pub fn one_hot(labels: &[usize], classes: usize) -> Result<Array2<f64>> {
+    if let Some(&found) = labels.iter().find(|label| **label >= classes) {
+        let (at, found, limit) = ("labels".into(), found as i64, classes as i64);
+        return Err(Error::OutOfRange { at, axis: "class", found, limit });
+    }
+    Ok(Array2::from_shape_fn((labels.len(), classes), |(row, class)| f64::from(u8::from(labels[row] == class))))
+}
+
+/// Both variables, `[sample, dimension]`.
+struct Pair {
+    x: Tensor,
+    y: Tensor,
+}
+
+impl Pair {
+    /// Rows `rows` of x beside rows `order` of y.
+    fn select(&self, rows: &[i64], order: &[i64]) -> Self {
+        let take =
+            |tensor: &Tensor, rows: &[i64]| tensor.index_select(0, &Tensor::from_slice(rows).to(tensor.device()));
+        Self { x: take(&self.x, rows), y: take(&self.y, order) }
+    }
+}
+
+/// Trains a critic and returns what each held-out sample contributes to the bound; their mean is the bound. Row `rows[i]` of x is
+/// paired with row `order[i]` of y.
+fn bound(pair: &Pair, rows: &[i64], order: &[i64], options: &NeuralOptions, seed: u64) -> Result<Vec<f64>> {
+    let places = shuffled(&(0..rows.len()).collect::<Vec<usize>>(), seed);
+    let fifth = rows.len() / 5;
+    let part = |places: &[usize]| {
+        let of = |from: &[i64]| places.iter().map(|&place| from[place]).collect::<Vec<i64>>();
+        pair.select(&of(rows), &of(order))
+    };
+    let (test, rest) = places.split_at(fifth);
+    let (validation, train) = rest.split_at(fifth);
+    let critic = Critic::train(&part(train), &part(validation), options, seed)?;
+    evaluate::contributions(&critic, &part(test), options.bound)
+}
+
+fn tensor(rows: &Array2<f64>, device: Device) -> Result<Tensor> {
+    let (n, d) = rows.dim();
+    let flat: Vec<f64> = rows.iter().copied().collect();
+    let shaped = Tensor::from_slice(&flat).f_view([n as i64, d as i64]).map_err(Error::torch("reading samples"))?;
+    Ok(shaped.to_kind(Kind::Float).to(device))
+}
+
+fn mean_and_error(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, (variance / n).sqrt())
+}
