@@ -101,3 +101,59 @@ pub(crate) fn check(device: Device) -> Result<()> {
     }
     Err(Error::argument("device", format!("one of {there:?}"), format!("{device:?}")))
 }
+
+/// Bytes of memory that are free on a device: of the CPU what the system says that it can give, within the limits of this
+/// process' control groups; of a GPU what its driver says. 1 GiB where neither is known.
+pub(crate) fn free_memory(device: Device) -> usize {
+    let free = match device {
+        Device::Cpu => [free_of_system(), free_of_control_group()].into_iter().flatten().min(),
+        Device::Cuda(number) => free_of_gpu(number),
+        _ => None,
+    };
+    free.unwrap_or(1 << 30)
+}
+
+fn free_of_system() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: usize| kib * 1024)
+}
+
+/// What is left below the limit of the group in which a container or a job of a cluster runs (version 2).
+fn free_of_control_group() -> Option<usize> {
+    let group = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = group.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mut free: Option<usize> = None;
+    for folder in Path::new(path.trim_start_matches('/')).ancestors() {
+        let number = |name: &str| {
+            let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(folder).join(name)).ok()?;
+            text.trim().parse::<usize>().ok() // `max` where there is no limit
+        };
+        if let (Some(most), Some(taken)) = (number("memory.max"), number("memory.current")) {
+            free = Some(free.unwrap_or(usize::MAX).min(most.saturating_sub(taken)));
+        }
+    }
+    free
+}
+
+/// Of the CUDA runtime that libtorch has loaded. Memory that libtorch keeps for later counts as taken.
+fn free_of_gpu(number: usize) -> Option<usize> {
+    use std::ffi::c_int;
+    type Device = unsafe extern "C" fn(c_int) -> c_int;
+    type Current = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type Free = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+    let loaded = Library::this();
+    // SAFETY: the CUDA runtime's own functions, with its signatures; the device that was chosen is chosen again.
+    unsafe {
+        let set = loaded.get::<Device>(b"cudaSetDevice\0").ok()?;
+        let current = loaded.get::<Current>(b"cudaGetDevice\0").ok()?;
+        let info = loaded.get::<Free>(b"cudaMemGetInfo\0").ok()?;
+        let (mut before, mut free, mut total) = (0, 0, 0);
+        if current(&raw mut before) != 0 || set(c_int::try_from(number).ok()?) != 0 {
+            return None;
+        }
+        let known = info(&raw mut free, &raw mut total) == 0;
+        set(before);
+        known.then_some(free)
+    }
+}

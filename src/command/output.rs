@@ -6,8 +6,49 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use headscope::Error;
-use headscope::intervene::Sweep;
+use headscope::intervene::{Explanation, Paths, Sweep};
 use headscope::table::Table;
+
+/// What the commands that sweep run: variants, or paths.
+pub trait Work: Sized {
+    fn per_prompt(self) -> Self;
+    fn per_token(self) -> Self;
+    fn interval(self, seed: u64) -> Self;
+    fn memory(self, bytes: usize) -> Self;
+    fn kept(self, journal: &Path, stop: &'static AtomicBool) -> Self;
+    fn explain(&self) -> headscope::Result<Explanation>;
+    fn run(&self) -> headscope::Result<Table>;
+}
+
+macro_rules! work {
+    ($($name:ident),*) => {$(
+        impl Work for $name<'_> {
+            fn per_prompt(self) -> Self {
+                self.per_prompt()
+            }
+            fn per_token(self) -> Self {
+                self.per_token()
+            }
+            fn interval(self, seed: u64) -> Self {
+                self.interval(seed)
+            }
+            fn memory(self, bytes: usize) -> Self {
+                self.memory(bytes)
+            }
+            fn kept(self, journal: &Path, stop: &'static AtomicBool) -> Self {
+                self.journal(journal).stop(stop)
+            }
+            fn explain(&self) -> headscope::Result<Explanation> {
+                self.explain()
+            }
+            fn run(&self) -> headscope::Result<Table> {
+                self.run()
+            }
+        }
+    )*};
+}
+
+work!(Sweep, Paths);
 
 #[derive(Args)]
 pub struct OutputArguments {
@@ -23,7 +64,8 @@ pub struct OutputArguments {
     /// Print how the sweep would be computed and what it costs, and compute nothing
     #[arg(long)]
     explain: bool,
-    /// Largest memory for stacked activations, in MiB; a quarter of what is free, unless said otherwise
+    /// Largest memory for activations beside the model, in MiB; a quarter of what is free on the model's device, unless said
+    /// otherwise. What does not fit at once is computed in parts
     #[arg(long, value_name = "MIB")]
     memory: Option<usize>,
     #[command(flatten)]
@@ -78,7 +120,7 @@ impl OutputArguments {
     }
 
     /// Runs the sweep, prints its strongest rows and writes its table.
-    pub fn finish(&self, sweep: Sweep<'_>) -> Result<()> {
+    pub fn finish(&self, sweep: impl Work) -> Result<()> {
         let sweep = self.asked(sweep);
         if self.explain {
             println!("{}", sweep.explain()?);
@@ -89,9 +131,9 @@ impl OutputArguments {
     }
 
     /// Runs a sweep of estimates, which takes one pass and need not be resumed, and does the same with it.
-    pub fn finish_estimate(&self, sweep: Sweep<'_>) -> Result<()> {
+    pub fn finish_estimate(&self, sweep: impl Work) -> Result<()> {
         if self.resume || self.explain {
-            bail!("--resume, --explain: expected an exact sweep, found estimates");
+            bail!("--resume, --explain: expected exact values, found estimates");
         }
         let table = self.asked(sweep).run()?;
         self.table.finish(&table)?;
@@ -102,7 +144,7 @@ impl OutputArguments {
         Ok(())
     }
 
-    fn asked<'a>(&self, mut sweep: Sweep<'a>) -> Sweep<'a> {
+    fn asked<W: Work>(&self, mut sweep: W) -> W {
         if self.per_prompt {
             sweep = sweep.per_prompt();
         }
@@ -119,7 +161,7 @@ impl OutputArguments {
     }
 
     /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.
-    fn finish_resumable(&self, sweep: Sweep<'_>, out: &Path) -> Result<()> {
+    fn finish_resumable(&self, sweep: impl Work, out: &Path) -> Result<()> {
         let mut journal = out.as_os_str().to_owned();
         journal.push(".partial");
         let journal = PathBuf::from(journal);
@@ -127,7 +169,7 @@ impl OutputArguments {
             std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
         }
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
-        let table = sweep.journal(&journal).stop(&STOP).run();
+        let table = sweep.kept(&journal, &STOP).run();
         if let Err(Error::Stopped { .. }) = &table {
             let kept = format!("finished rows are kept in {}; --resume goes on", journal.display());
             return table.map(drop).context(kept);

@@ -1,19 +1,23 @@
 //! `headscope paths`
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use headscope::intervene::{Input, Node};
+use headscope::intervene::{Estimate, Input, Node};
 use headscope::model::Model;
 
 use super::ModelArguments;
 use super::metric::MetricArguments;
-use super::output::TableArguments;
+use super::output::OutputArguments;
 use super::patch::{Direction, prompts};
 
-/// Path patching: which part of the model tells which? Every sender against every receiver behind it, exactly.
+/// Path patching: which part of the model tells which? Every sender against every receiver behind it, exactly; or the direct
+/// paths estimated from gradients (EAP, EAP-IG).
 ///
 /// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head --to query,logits
 /// --metric logit-difference --answers @pairs.json --out paths.parquet
+///
+/// Estimated, the 20 largest exactly, too: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head,mlp
+/// --to query,key,value,mlp,logits --method eap-ig --frozen-mlps --exact 20 --out edges.parquet
 #[derive(Args)]
 pub struct Paths {
     #[command(flatten)]
@@ -44,14 +48,25 @@ pub struct Paths {
     /// Put the metric on the scale from the corrupted run (0) to the clean one (1)
     #[arg(long)]
     normalised: bool,
-    /// One row a pair and prompt, in place of the mean over prompts
+    /// How to find the effects: exactly, or estimated from gradients (attribution, or integrated gradients over --steps),
+    /// which takes --frozen-mlps
+    #[arg(long, value_enum, default_value_t = Method::Exact)]
+    method: Method,
+    /// Steps of integrated gradients (5, unless said otherwise)
     #[arg(long)]
-    per_prompt: bool,
-    /// Largest memory for stacked activations, in MiB; a quarter of what is free, unless said otherwise
-    #[arg(long, value_name = "MIB")]
-    memory: Option<usize>,
+    steps: Option<usize>,
+    /// Compute this many of the largest estimates exactly, too
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    exact: usize,
     #[command(flatten)]
-    table: TableArguments,
+    output: OutputArguments,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Method {
+    Exact,
+    Eap,
+    EapIg,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -73,7 +88,8 @@ enum To {
 impl Paths {
     pub fn run(&self) -> Result<()> {
         use headscope::intervene::Paths;
-        self.table.check()?;
+        self.output.check()?;
+        let estimate = self.estimate()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let paths = match self.direction {
@@ -84,11 +100,25 @@ impl Paths {
         paths = paths.metric(self.metric.metric(&model)?);
         paths = if self.frozen_mlps { paths.frozen_mlps() } else { paths };
         paths = if self.normalised { paths.normalised() } else { paths };
-        paths = if self.per_prompt { paths.per_prompt() } else { paths };
-        if let Some(mib) = self.memory {
-            paths = paths.memory(mib.saturating_mul(1 << 20));
+        match estimate {
+            Some(estimate) => self.output.finish_estimate(paths.estimate(estimate).exact(self.exact)),
+            None => self.output.finish(paths),
         }
-        self.table.finish(&paths.run()?)
+    }
+
+    /// Nothing where the paths are computed exactly.
+    fn estimate(&self) -> Result<Option<Estimate>> {
+        if self.steps.is_some() && self.method != Method::EapIg {
+            bail!("--steps: expected --method eap-ig with it");
+        }
+        if self.exact > 0 && self.method == Method::Exact {
+            bail!("--exact: expected --method eap or eap-ig with it");
+        }
+        Ok(match self.method {
+            Method::Exact => None,
+            Method::Eap => Some(Estimate::Attribution),
+            Method::EapIg => Some(Estimate::IntegratedGradients { steps: self.steps.unwrap_or(5) }),
+        })
     }
 
     fn senders(&self, model: &Model) -> Vec<Node> {

@@ -51,7 +51,7 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     sites.retain(|site| site.check(config).is_ok());
     let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
     let last = run.get(Site::ResidPost(config.n_layers - 1))?;
-    let reader = Reader::new(model, metric, tokens, &Output::whole(last))?;
+    let reader = Reader::new(model, metric, tokens, &Output::whole(last), usize::MAX)?;
     let mut terms = Terms { rows: vec![], metric: metric.name() };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
@@ -138,7 +138,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
     let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
     let end = |site: Site| -> Result<Output> { Ok(Output::whole(run.get(site)?)) };
     let rows = tch::no_grad(|| {
-        let reader = Reader::new(model, metric, tokens, &end(last)?)?;
+        let reader = Reader::new(model, metric, tokens, &end(last)?, usize::MAX)?;
         let row = |site: Site| {
             let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
             let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };

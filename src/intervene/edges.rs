@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ndarray::Array2;
 use tch::{Kind, Tensor};
 
 use super::ablation::REFERENCE;
@@ -9,52 +10,46 @@ use super::engine::{Engine, to_array};
 use super::gradient::{Estimate, Gradients, back, backward};
 use super::node::{Input, Node};
 use super::paths::Paths;
+use super::paths_computed::{Pair, Share};
 use super::reader::Output;
 use crate::error::{Error, Result};
-use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Plan, Program, Site, Step, Window};
-use crate::table::{Keys, Observation};
+use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Plan, Program, Site, Step, Tokens, Window};
 
-impl Paths<'_> {
-    /// Edge attribution of all pairs: `(sender's output' - sender's output) . dm/d(receiver's input)`, where the gradient is
-    /// taken through the receiver alone and its exact norm. With [`Estimate::Attribution`] at the unpatched run (EAP, Syed
-    /// et al. 2023), with [`Estimate::IntegratedGradients`] as the mean on the way from its embeddings to the other run's
-    /// (EAP-IG, Hanna et al. 2024).
+impl Share<'_> {
+    /// Edge attribution of all pairs, `[pair, batch]`: `(sender's output' - sender's output) . dm/d(receiver's input)`, where
+    /// the gradient is taken through the receiver alone and its exact norm. With [`Estimate::Attribution`] at the unpatched
+    /// run (EAP, Syed et al. 2023), with [`Estimate::IntegratedGradients`] as the mean on the way from its embeddings to the
+    /// other run's (EAP-IG, Hanna et al. 2024).
     ///
     /// Of the heads only z is kept; what they write exists for one pair of layers at a time.
-    pub(super) fn edge_rows(&self, pairs: &[(usize, usize)], estimate: Estimate) -> Result<Vec<Observation>> {
-        self.check_edges(estimate)?;
-        let engine = Engine::new(self.setup(self.tokens), &[], &[])?;
-        let outcome = self.outcome(&engine)?;
-        let edges = Edges::new(self, &engine, estimate)?;
-        let mut rows = vec![];
-        let mut scores: BTreeMap<(usize, usize), Vec<f64>> = BTreeMap::new();
+    pub(super) fn edge_effects(&self, engine: &Engine<'_>, pairs: &[Pair], estimate: Estimate) -> Result<Array2<f64>> {
+        let paths = self.paths;
+        let edges = Edges::new(self, engine, estimate)?;
+        let mut effects = Array2::zeros((pairs.len(), self.tokens.batch()));
         let part = |input: Input| (input.time(), input.site());
-        let mut inputs: Vec<Input> = self.receivers.iter().flatten().copied().collect();
+        let mut inputs: Vec<Input> = paths.receivers.iter().flatten().copied().collect();
         inputs.sort_by_key(|input| (part(*input), *input));
         inputs.dedup();
         for together in inputs.chunk_by(|a, b| part(*a) == part(*b)) {
             let gradients = edges.at_inputs(together)?;
-            for (node, found) in edges.scores(&self.nodes(), &gradients, together[0])? {
-                for &(s, r) in pairs {
-                    let times = self.senders[s].iter().filter(|sender| **sender == node).count();
+            for (node, found) in edges.scores(&paths.nodes(), &gradients, together[0])? {
+                for (&(s, r), mut effect) in pairs.iter().zip(effects.outer_iter_mut()) {
+                    if !paths.senders[s].contains(&node) {
+                        continue;
+                    }
                     for (column, input) in together.iter().enumerate() {
-                        if times > 0 && self.receivers[r].contains(input) {
-                            let sum = scores.entry((s, r)).or_insert_with(|| vec![0.0; engine.baseline.len()]);
-                            let of_prompt = |prompt: usize| found[[prompt, column]];
-                            sum.iter_mut().enumerate().for_each(|(prompt, sum)| *sum += of_prompt(prompt));
+                        if paths.receivers[r].contains(input) {
+                            effect += &found.column(column);
                         }
                     }
                 }
             }
         }
-        for ((s, r), effect) in scores {
-            let values: Vec<f64> = effect.iter().zip(&engine.baseline).map(|(effect, base)| effect + base).collect();
-            let keys = Keys { method: Some(estimate.name().to_owned()), ..self.keys(s, r) };
-            rows.extend(outcome.rows(&keys, &values)?);
-        }
-        Ok(rows)
+        Ok(effects)
     }
+}
 
+impl Paths<'_> {
     /// Every sender once.
     fn nodes(&self) -> Vec<Node> {
         let mut nodes: Vec<Node> = self.senders.iter().flatten().copied().collect();
@@ -63,7 +58,7 @@ impl Paths<'_> {
         nodes
     }
 
-    fn check_edges(&self, estimate: Estimate) -> Result<()> {
+    pub(super) fn check_edges(&self, estimate: Estimate) -> Result<()> {
         estimate.check(&self.metric)?;
         if estimate == Estimate::AtpStar {
             let expected = "attribution or integrated gradients for paths";
@@ -83,7 +78,7 @@ impl Paths<'_> {
 
 /// What edge attribution needs of the runs.
 struct Edges<'a> {
-    paths: &'a Paths<'a>,
+    share: &'a Share<'a>,
     engine: &'a Engine<'a>,
     /// By how much what each sender's site holds changes.
     changes: BTreeMap<Site, Tensor>,
@@ -95,18 +90,19 @@ struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    fn new(paths: &'a Paths<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
-        let (bank, config) = (paths.bank()?, paths.model.config());
-        let run = paths.model.run(paths.tokens, &Plan::new().taps(bank.sites(REFERENCE)))?;
+    fn new(share: &'a Share<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
+        let (paths, model) = (share.paths, share.model());
+        let (bank, config) = (share.bank()?, model.config());
+        let run = model.run(&share.tokens, &Plan::new().taps(bank.sites(REFERENCE)))?;
         let mut changes = BTreeMap::new();
         for site in bank.sites(REFERENCE) {
             changes.insert(site, &bank.get(REFERENCE, site)?.tensor - run.get(site)?);
         }
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
         let mut edges =
-            Self { paths, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
+            Self { share, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
         let program = edges.program(estimate)?;
-        let ids = paths.tokens.ids(paths.model.device());
+        let ids = share.tokens.ids(model.device());
         let copies = BTreeMap::from([(Entry(0, Step::Ids), edges.steps)]);
         let joins = Joins { ids, copies, heads: BTreeMap::new(), base: None, first: 0 };
         let reads = |input: &Input| {
@@ -122,7 +118,7 @@ impl<'a> Edges<'a> {
         };
         let sites: BTreeSet<Site> = paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
         let program = program.recording(sites.iter().copied());
-        (edges.values, edges.gradients) = back(&paths.setup(paths.tokens), engine, &program, &joins)?;
+        (edges.values, edges.gradients) = back(&share.setup(), engine, &program, &joins)?;
         Ok(edges)
     }
 
@@ -131,9 +127,10 @@ impl<'a> Edges<'a> {
         let mut program = Program::taps([]);
         program.differentiable = true;
         let Estimate::IntegratedGradients { steps } = estimate else { return Ok(program) };
-        let (model, tokens) = (self.paths.model, self.paths.tokens);
-        let embed = |tokens| Ok(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
-        let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(self.paths.other)?);
+        let (model, tokens) = (self.share.model(), &self.share.tokens);
+        let embed =
+            |tokens: &Tokens| Ok(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
+        let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(&self.share.other)?);
         let mut bank = Bank::default();
         for step in 0..steps {
             let (key, share) = (step.to_string(), (step as f64 + 0.5) / steps as f64);
@@ -148,7 +145,7 @@ impl<'a> Edges<'a> {
     /// Gradients of the metric with respect to the inputs of receivers of one kind and layer, through each alone:
     /// `[batch, position, receiver, d_model]`.
     fn at_inputs(&self, inputs: &[Input]) -> Result<Tensor> {
-        let model = self.paths.model;
+        let model = self.share.model();
         let heads: Vec<i64> = inputs.iter().map(|input| input.head().unwrap_or(0) as i64).collect();
         let heads = Tensor::from_slice(&heads).to_device(model.device());
         let value = |site: Site| self.values.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] });
@@ -193,13 +190,15 @@ impl<'a> Edges<'a> {
     }
 
     /// The scores of every sender before `input` against those receivers, `[batch, receiver]`.
-    fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, ndarray::Array2<f64>)>> {
+    fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, Array2<f64>)>> {
         let mut all = vec![];
         let before: Vec<Node> = nodes.iter().copied().filter(|node| node.time() < input.time()).collect();
         for together in before.chunk_by(|a, b| a.site() == b.site()) {
             let change = &self.changes[&together[0].site()];
             let written = match together[0] {
-                Node::Head { layer, .. } => change.unsqueeze(-2).matmul(&self.paths.model.w_o(layer)?).squeeze_dim(-2),
+                Node::Head { layer, .. } => {
+                    change.unsqueeze(-2).matmul(&self.share.model().w_o(layer)?).squeeze_dim(-2)
+                }
                 Node::Embed | Node::Mlp { .. } => change.unsqueeze(2),
             };
             // Sums over positions and d_model, one product a prompt.

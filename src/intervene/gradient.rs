@@ -11,7 +11,7 @@ use super::metric::Metric;
 use super::reader::Output;
 use super::sweep::Variant;
 use crate::error::{Error, Result};
-use crate::model::{Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Step, Window};
+use crate::model::{Action, Bank, Edit, Entry, Joins, ModelConfig, Pass, Past, Program, Selector, Site, Step, Window};
 use crate::stats::{pearson, spearman};
 
 /// How to estimate what a sweep would find. With a the unchanged activations, a' those of a variant and m the metric:
@@ -302,15 +302,32 @@ fn pattern_of(site: Site) -> Option<Site> {
 }
 
 /// The sites of the unchanged run that estimates join from.
-pub(super) fn needs(variants: &[Variant], setup: &Setup<'_>) -> Vec<Site> {
-    let config = setup.model.config();
+pub(super) fn needs(variants: &[Variant], config: &ModelConfig) -> Vec<Site> {
     let sites = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site);
     let entries = sites.filter_map(|site| Entry::of(site, config));
     entries.flat_map(|entry| entry.needs(config)).collect()
 }
 
-/// How well estimates agree with exact values; nothing where one of them does not vary.
-pub(super) fn agreement(estimates: &[f64], exact: &[f64]) -> serde_json::Value {
-    let (pearson, spearman) = (pearson(estimates, exact).ok(), spearman(estimates, exact).ok());
+/// The numbers of the `n` variants of largest estimated effect, `[variant, cell]`, summed over prompts.
+pub(super) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
+    let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
+    let mut largest: Vec<usize> = (0..size.len()).collect();
+    largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
+    largest.truncate(n);
+    largest
+}
+
+/// How well the estimated effects of some variants agree with their exact values, `[variant, cell]`; nothing where one of
+/// them does not vary.
+pub(super) fn agreement(
+    numbers: &[usize],
+    effects: &Array2<f64>,
+    exact: &Array2<f64>,
+    baseline: &[f64],
+) -> serde_json::Value {
+    let base: f64 = baseline.iter().sum();
+    let estimates: Vec<f64> = numbers.iter().map(|&number| base + effects.row(number).sum()).collect();
+    let exact: Vec<f64> = exact.outer_iter().map(|row| row.sum()).collect();
+    let (pearson, spearman) = (pearson(&estimates, &exact).ok(), spearman(&estimates, &exact).ok());
     serde_json::json!({ "variants": exact.len(), "pearson": pearson, "spearman": spearman })
 }

@@ -155,6 +155,24 @@ impl Metric {
         matches!(self, Self::Kl | Self::EmbeddingDistance)
     }
 
+    /// The metric of `n` prompts of a batch of `of`, from `first` on.
+    pub(super) fn of_prompts(&self, first: usize, n: usize, of: usize) -> Result<Self> {
+        let some = |answer: &Answer| match answer {
+            Answer::PerPrompt(ids) if ids.len() != of => {
+                Err(Error::argument("answers", format!("one for each of {of} prompts"), ids.len()))
+            }
+            Answer::PerPrompt(ids) => Ok(Answer::PerPrompt(ids[first..first + n].to_vec())),
+            other => Ok(other.clone()),
+        };
+        Ok(match self {
+            Self::Logit(answer) => Self::Logit(some(answer)?),
+            Self::LogitDifference(correct, wrong) => Self::LogitDifference(some(correct)?, some(wrong)?),
+            Self::Probability(answer) => Self::Probability(some(answer)?),
+            Self::Rank(answer) => Self::Rank(some(answer)?),
+            other => other.clone(),
+        })
+    }
+
     /// The tokens it asks about, at each prompt's last token.
     pub(super) fn answers(&self) -> Vec<&Answer> {
         match self {

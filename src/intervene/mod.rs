@@ -13,6 +13,7 @@
 
 mod ablation;
 mod change;
+mod computed;
 mod direct;
 mod edges;
 mod engine;
@@ -21,7 +22,9 @@ mod gradient;
 mod metric;
 mod node;
 mod outcome;
+mod parts;
 mod paths;
+mod paths_computed;
 mod reader;
 mod sets;
 mod shapley;

@@ -1,6 +1,7 @@
 //! From the metric of every variant to the rows of a table.
 
 use super::metric::Metric;
+use super::parts::Part;
 use crate::error::{Error, Result};
 use crate::stats::{BootstrapMethod, BootstrapOptions, bootstrap};
 use crate::table::{Keys, Observation};
@@ -21,9 +22,34 @@ pub(super) struct Outcome<'a> {
     pub interval: Option<u64>,
 }
 
-impl Outcome<'_> {
+impl<'a> Outcome<'a> {
+    /// Of no prompt yet.
+    pub(super) fn new(metric: &'a Metric, denoises: bool, per_prompt: bool, interval: Option<u64>) -> Self {
+        Self { metric, cells: vec![], baseline: vec![], other: None, denoises, per_prompt, interval }
+    }
+
+    /// The cells of a part, the metric of its unchanged run, and that of the run from which activations come where values
+    /// are to be put on the scale between the two.
+    ///
+    /// # Errors
+    /// Where the part is the last and the ends of that scale are the same.
+    pub(super) fn add(
+        &mut self,
+        part: Part,
+        cells: Vec<(usize, Option<usize>)>,
+        baseline: &[f64],
+        other: Option<Vec<f64>>,
+    ) -> Result<()> {
+        self.cells.extend(cells.into_iter().map(|(prompt, token)| (prompt + part.first, token)));
+        self.baseline.extend_from_slice(baseline);
+        if let Some(other) = other {
+            self.other.get_or_insert_default().extend(other);
+        }
+        if part.is_last() { self.check() } else { Ok(()) }
+    }
+
     /// Fails where values are to be put on a scale whose ends are the same.
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let Some(other) = &self.other else { return Ok(()) };
         let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
         let pairs = || self.baseline.iter().zip(other);

@@ -1,21 +1,16 @@
 //! Which part of the model tells which: path patching.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
-use tch::Tensor;
-
-use super::ablation::REFERENCE;
-use super::engine::{Engine, Setup, to_array};
 use super::gradient::Estimate;
 use super::metric::Metric;
 use super::node::{Input, Node};
-use super::outcome::Outcome;
 use super::sets::name_of;
-use super::sweep::{Strategy, Variant, same_lengths};
+use super::sweep::same_lengths;
 use crate::error::{Error, Result};
-use crate::model::{Bank, Edit, Frozen, Model, Plan, Site, Tokens};
-use crate::progress::Progress;
-use crate::table::{Keys, Observation, Table};
+use crate::model::{Frozen, Model, Tokens};
+use crate::table::{Keys, Provenance};
 
 /// Which part of the model tells which? Path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023), exact.
 ///
@@ -45,16 +40,20 @@ pub struct Paths<'a> {
     pub(super) model: &'a Model,
     pub(super) tokens: &'a Tokens,
     pub(super) other: &'a Tokens,
-    denoises: bool,
+    pub(super) denoises: bool,
     pub(super) senders: Vec<Vec<Node>>,
     pub(super) receivers: Vec<Vec<Input>>,
     pub(super) frozen: Frozen,
     pub(super) metric: Metric,
-    memory: Option<usize>,
-    per_prompt: bool,
-    normalised: bool,
-    interval: Option<u64>,
-    estimate: Option<Estimate>,
+    pub(super) memory: Option<usize>,
+    pub(super) per_prompt: bool,
+    pub(super) per_token: bool,
+    pub(super) normalised: bool,
+    pub(super) interval: Option<u64>,
+    pub(super) journal: Option<PathBuf>,
+    pub(super) stop: Option<&'a AtomicBool>,
+    pub(super) estimate: Option<Estimate>,
+    pub(super) exact: usize,
 }
 
 impl<'a> Paths<'a> {
@@ -81,9 +80,13 @@ impl<'a> Paths<'a> {
             metric: Metric::Loss,
             memory: None,
             per_prompt: false,
+            per_token: false,
             normalised: false,
             interval: None,
+            journal: None,
+            stop: None,
             estimate: None,
+            exact: 0,
         }
     }
 
@@ -121,7 +124,7 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// At most about this many bytes for stacked activations; a quarter of what is free, unless said otherwise.
+    /// At most this many bytes beside the model, as [`Sweep::memory`](super::Sweep::memory) has it.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
@@ -130,6 +133,12 @@ impl<'a> Paths<'a> {
     /// One row a pair and prompt, in place of the mean over prompts.
     pub fn per_prompt(mut self) -> Self {
         self.per_prompt = true;
+        self
+    }
+
+    /// One row a pair, prompt and token that is predicted, as [`Sweep::per_token`](super::Sweep::per_token) has it.
+    pub fn per_token(mut self) -> Self {
+        self.per_token = true;
         self
     }
 
@@ -152,22 +161,24 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// Computes the table.
-    ///
-    /// # Errors
-    /// Where a sender or receiver does not exist, no receiver comes after a sender, or the two batches do not fit.
-    pub fn run(&self) -> Result<Table> {
-        let pairs = self.pairs()?;
-        let rows = tch::no_grad(|| match self.estimate {
-            Some(estimate) => self.edge_rows(&pairs, estimate),
-            None => self.rows(&pairs),
-        })?;
-        Table::new(rows, self.provenance()?)
+    /// Beside estimates, the exact rows (`method` is `exact`) of the `n` pairs of largest estimated effect, and in the
+    /// table's provenance (`agreement`) how well the two agree there.
+    pub fn exact(mut self, n: usize) -> Self {
+        self.exact = n;
+        self
     }
 
-    pub(super) fn setup<'b>(&'b self, tokens: &'b Tokens) -> Setup<'b> {
-        let (model, metric, strategy, memory) = (self.model, &self.metric, Strategy::Auto, self.memory);
-        Setup { model, tokens, metric, per_token: false, strategy, memory, stop: None }
+    /// Writes finished pairs to this file as they come, and goes on from those that an interrupted run of the same left
+    /// there, as [`Sweep::journal`](super::Sweep::journal) does.
+    pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
+        self.journal = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Ends the run with [`Error::Stopped`] soon after `stop` is set.
+    pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
     }
 
     /// Numbers of the senders and receivers between which there is a path.
@@ -218,86 +229,22 @@ impl<'a> Paths<'a> {
         if self.normalised && self.metric.is_relative() {
             return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
         }
+        if self.interval.is_some() && (self.per_prompt || self.per_token) {
+            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
+        }
+        match self.estimate {
+            Some(_) if self.per_token => {
+                return Err(Error::argument("estimate", "one value a prompt", "one row a token"));
+            }
+            Some(_) if self.journal.is_some() => {
+                return Err(Error::argument("journal", "exact paths", "estimates, which take one pass"));
+            }
+            None if self.exact > 0 => {
+                return Err(Error::argument("exact", "estimates beside which to put them", "exact paths"));
+            }
+            _ => {}
+        }
         same_lengths(self.tokens, self.other)
-    }
-
-    fn rows(&self, pairs: &[(usize, usize)]) -> Result<Vec<Observation>> {
-        let senders: Vec<Variant> = self.senders.iter().map(|nodes| sending(nodes)).collect();
-        let receivers: Vec<Variant> = self.receivers.iter().filter_map(|inputs| receiving(inputs, "")).collect();
-        let engine = Engine::new(self.setup(self.tokens), &[senders.clone(), receivers].concat(), &self.needs())?;
-        let outcome = self.outcome(&engine)?;
-        let bank = self.bank()?;
-        let mut progress = Progress::new("paths", pairs.len());
-        let (taps, layers) = self.reads();
-        let mut rows = vec![];
-        let numbers: Vec<usize> = (0..senders.len()).filter(|s| pairs.iter().any(|pair| pair.0 == *s)).collect();
-        for block in numbers.chunks(engine.senders_at_once(&taps)) {
-            let sending: Vec<Variant> = block.iter().map(|&s| senders[s].clone()).collect();
-            let first = if taps.is_empty() { engine.last_positions() } else { 0 };
-            let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.frozen, layers, first)?;
-            let read = Read { block, order: &order, taps: &taps };
-            let (variants, ours, bank) = read.variants(self, pairs);
-            let values = engine.values(&variants, &bank, None, &mut progress)?;
-            for (&(s, r), values) in ours.iter().zip(values.outer_iter()) {
-                rows.extend(outcome.rows(&self.keys(s, r), &values.to_vec())?);
-            }
-            let Some(logits) = self.receivers.iter().position(|inputs| inputs.contains(&Input::Logits)) else {
-                continue;
-            };
-            let direct = to_array(&engine.reader.read(&end)?)?;
-            for (row, values) in direct.outer_iter().enumerate() {
-                rows.extend(outcome.rows(&self.keys(block[order[row]], logits), &values.to_vec())?);
-            }
-            progress.add(block.len());
-        }
-        Ok(rows)
-    }
-
-    pub(super) fn outcome(&self, engine: &Engine<'_>) -> Result<Outcome<'_>> {
-        let other = match self.normalised {
-            true => Some(Engine::new(self.setup(self.other), &[], &[])?.baseline),
-            false => None,
-        };
-        let outcome = Outcome {
-            metric: &self.metric,
-            cells: engine.reader.cells()?,
-            baseline: engine.baseline.clone(),
-            other,
-            denoises: self.denoises,
-            per_prompt: self.per_prompt,
-            interval: self.interval,
-        };
-        outcome.check()?;
-        Ok(outcome)
-    }
-
-    /// The sites of the unpatched run that frozen parts keep.
-    fn needs(&self) -> Vec<Site> {
-        let config = self.model.config();
-        let layers = 0..config.n_layers;
-        let mut needs: Vec<Site> = layers.clone().map(Site::AttnOut).collect();
-        needs.extend(self.senders.iter().flatten().map(|node| node.site()).filter(|site| matches!(site, Site::Z(_))));
-        if self.frozen.mlps && config.has_mlp() {
-            needs.extend(layers.map(Site::MlpOut));
-        }
-        needs
-    }
-
-    /// The sites at which receivers read, and how many layers lead there.
-    fn reads(&self) -> (Vec<Site>, usize) {
-        let inputs = || self.receivers.iter().flatten();
-        let sites: BTreeSet<Site> = inputs().filter_map(|input| input.site()).collect();
-        let last = sites.iter().filter_map(|site| site.layer()).max().map_or(0, |layer| layer + 1);
-        let logits = inputs().any(|input| *input == Input::Logits);
-        (sites.into_iter().collect(), if logits { self.model.config().n_layers } else { last })
-    }
-
-    /// What the senders write in the other run.
-    pub(super) fn bank(&self) -> Result<Bank> {
-        let sites: BTreeSet<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
-        let mut bank = Bank::default();
-        bank.insert_run(REFERENCE, &self.model.run(self.other, &Plan::new().taps(sites))?);
-        Ok(bank)
     }
 
     pub(super) fn keys(&self, sender: usize, receiver: usize) -> Keys {
@@ -334,7 +281,7 @@ impl<'a> Paths<'a> {
         keys
     }
 
-    fn provenance(&self) -> Result<crate::table::Provenance> {
+    pub(super) fn provenance(&self) -> Result<Provenance> {
         let options = serde_json::json!({
             "change": "path patching",
             "estimate": self.estimate,
@@ -345,57 +292,11 @@ impl<'a> Paths<'a> {
             "metric": format!("{:?}", self.metric),
             "normalised": self.normalised,
             "per_prompt": self.per_prompt,
+            "per_token": self.per_token,
             "interval": self.interval,
             "tokens": self.tokens.rows(),
             "reference": self.other.rows(),
         });
         self.model.provenance(options, None)
-    }
-}
-
-fn sending(nodes: &[Node]) -> Variant {
-    Variant { keys: Keys::default(), edits: nodes.iter().map(|node| node.edit()).collect() }
-}
-
-/// The receivers read what the bank has as `key`; nothing for the logits.
-fn receiving(inputs: &[Input], key: &str) -> Option<Variant> {
-    let edits: Option<Vec<Edit>> = inputs.iter().map(|input| input.edit(key)).collect();
-    Some(Variant { keys: Keys::default(), edits: edits? })
-}
-
-/// What a block of senders made the receivers read.
-struct Read<'a> {
-    /// Numbers of the senders.
-    block: &'a [usize],
-    /// Which of them each copy of the batch in `taps` is.
-    order: &'a [usize],
-    taps: &'a BTreeMap<Site, Tensor>,
-}
-
-impl Read<'_> {
-    /// The variants in which receivers read that, the pairs they belong to, and the activations.
-    fn variants(&self, paths: &Paths<'_>, pairs: &[(usize, usize)]) -> (Vec<Variant>, Vec<(usize, usize)>, Bank) {
-        let batch = paths.tokens.batch() as i64;
-        let (mut variants, mut ours, mut bank) = (vec![], vec![], Bank::default());
-        for (row, &place) in self.order.iter().enumerate() {
-            let key = self.block[place].to_string();
-            for (&site, tensor) in self.taps {
-                // Rows that join behind a site are not in its record: no path leads there.
-                let start = row as i64 * batch;
-                if start < tensor.size()[0] {
-                    bank.insert(&key, site, tensor.narrow(0, start, batch));
-                }
-            }
-            for &(s, r) in pairs.iter().filter(|pair| pair.0 == self.block[place]) {
-                let mut inputs = paths.receivers[r].clone();
-                // A receiver before the sender reads what it always reads.
-                inputs.retain(|input| paths.senders[s].iter().any(|node| node.time() < input.time()));
-                if let Some(variant) = receiving(&inputs, &key) {
-                    variants.push(variant);
-                    ours.push((s, r));
-                }
-            }
-        }
-        (variants, ours, bank)
     }
 }

@@ -26,8 +26,8 @@ impl Output {
     }
 }
 
-/// Logits are computed this many values at a time.
-const BLOCK: i64 = 1 << 24;
+/// Logits are computed at most this many values at a time.
+const BLOCK: usize = 1 << 24;
 
 /// A metric bound to a model, a batch and its unchanged run.
 pub(super) struct Reader<'a> {
@@ -49,11 +49,20 @@ pub(super) struct Reader<'a> {
     base: Option<Tensor>,
     /// The metric of the unchanged run at each place, where it is a mean over places.
     unchanged: Option<Tensor>,
+    /// How many places are read at a time.
+    at_once: i64,
 }
 
 impl<'a> Reader<'a> {
-    /// Binds `metric`; `base` is the end of the unchanged run.
-    pub(super) fn new(model: &'a Model, metric: &'a Metric, tokens: &Tokens, base: &Output) -> Result<Self> {
+    /// Binds `metric`; `base` is the end of the unchanged run; at most `values` logits are computed at a time, but all of a
+    /// place.
+    pub(super) fn new(
+        model: &'a Model,
+        metric: &'a Metric,
+        tokens: &Tokens,
+        base: &Output,
+        values: usize,
+    ) -> Result<Self> {
         if !model.config().has_logits() && !matches!(metric, Metric::EmbeddingDistance) {
             let found = format!("`{}`; embedding_distance needs none", metric.name());
             return Err(Error::argument("metric", "one that a model without logits has", found));
@@ -72,6 +81,7 @@ impl<'a> Reader<'a> {
             targets: vec![],
             base: None,
             unchanged: None,
+            at_once: (values.min(BLOCK) / model.config().vocab.max(1)).max(1) as i64,
         };
         let (places, targets) = reader.places(tokens)?;
         (reader.places, reader.targets) =
@@ -247,8 +257,7 @@ impl<'a> Reader<'a> {
 
     /// The metric at flat places of an output, which are the batch's places with these numbers, `[place]`.
     fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
-        let at_once = (BLOCK / self.model.config().vocab as i64).max(1);
-        let blocks = places.split(at_once, 0).into_iter().zip(numbers.split(at_once, 0));
+        let blocks = places.split(self.at_once, 0).into_iter().zip(numbers.split(self.at_once, 0));
         let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
         Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
     }

@@ -1,23 +1,20 @@
 //! Many variants of one run, as one table.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use sha2::{Digest, Sha256};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::intervene::ablation::{self, Ablation, REFERENCE};
+use crate::intervene::ablation::Ablation;
 use crate::intervene::change::{Change, Direction};
-use crate::intervene::engine::{Engine, Explanation, Journal, Setup};
 use crate::intervene::every::{self, Every};
-use crate::intervene::gradient::{self, Estimate, Estimator};
+use crate::intervene::gradient::Estimate;
 use crate::intervene::metric::Metric;
-use crate::intervene::outcome::Outcome;
 use crate::intervene::sets;
-use crate::model::{Action, Bank, Edit, Model, Plan, Site, Tokens};
-use crate::progress::Progress;
-use crate::table::{Keys, Provenance, Table};
+use crate::model::{Action, Bank, Edit, Model, Run, Site, Tokens};
+use crate::table::Keys;
 
 /// A sweep: (a batch, variants of its run, a metric) -> a table. It says what is wanted; the engine decides how to
 /// compute it.
@@ -31,25 +28,27 @@ use crate::table::{Keys, Provenance, Table};
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub struct Sweep<'a> {
-    model: &'a Model,
-    tokens: &'a Tokens,
+    pub(super) model: &'a Model,
+    pub(super) tokens: &'a Tokens,
     /// The prompts from which patches come.
-    other: Option<&'a Tokens>,
+    pub(super) other: Option<&'a Tokens>,
     /// The prompts of an ablation's means and draws, where they are others than `tokens`.
-    references: Option<&'a Tokens>,
-    change: Change,
-    variants: Vec<Variant>,
-    metric: Metric,
-    strategy: Strategy,
-    memory: Option<usize>,
-    per_prompt: bool,
-    per_token: bool,
-    normalised: bool,
-    interval: Option<u64>,
-    journal: Option<PathBuf>,
-    stop: Option<&'a AtomicBool>,
-    estimate: Option<Estimate>,
-    exact: usize,
+    pub(super) references: Option<&'a Tokens>,
+    pub(super) change: Change,
+    pub(super) variants: Vec<Variant>,
+    pub(super) metric: Metric,
+    pub(super) strategy: Strategy,
+    pub(super) memory: Option<usize>,
+    pub(super) per_prompt: bool,
+    pub(super) per_token: bool,
+    pub(super) normalised: bool,
+    pub(super) interval: Option<u64>,
+    pub(super) journal: Option<PathBuf>,
+    pub(super) stop: Option<&'a AtomicBool>,
+    /// Activations of other runs, and tensors, that edits refer to.
+    pub(super) bank: Bank,
+    pub(super) estimate: Option<Estimate>,
+    pub(super) exact: usize,
 }
 
 /// One variant of a run: what is changed, and what its row in the table is about.
@@ -130,6 +129,7 @@ impl<'a> Sweep<'a> {
             interval: None,
             journal: None,
             stop: None,
+            bank: Bank::default(),
             estimate: None,
             exact: 0,
         };
@@ -144,11 +144,18 @@ impl<'a> Sweep<'a> {
 
     /// One variant for each index along an axis, `each(Site::Z, Every::Head)`, or along several,
     /// `each(Site::Pattern, [Every::Head, Every::Query, Every::Key])`, in every layer. Replaces the variants there were.
-    pub fn each(mut self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>) -> Self {
+    pub fn each(self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>) -> Self {
+        let action = self.change.action();
+        self.each_with(site, every, action)
+    }
+
+    /// [`Sweep::each`] with any action in place of the sweep's own: scale, add a direction, project out or onto a subspace
+    /// (their tensors: [`Sweep::with_tensor`]).
+    pub fn each_with(mut self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>, action: Action) -> Self {
         let config = self.model.config();
         let mut sites: Vec<Site> = (0..config.n_layers).map(site).collect();
         sites.dedup(); // a site without layers is one site
-        let (action, positions) = (self.change.action(), self.tokens.positions());
+        let positions = self.tokens.positions();
         let of = |site| every::variants(site, every.as_ref(), &action, config, positions);
         self.variants = sites.into_iter().flat_map(of).collect();
         self
@@ -208,6 +215,36 @@ impl<'a> Sweep<'a> {
         self
     }
 
+    /// Makes the activations of `run` known to edits as `key`, as [`Plan::with`](crate::model::Plan::with) does. A run has
+    /// as many prompts as the batch, or one for all of them. What a patch patches from, and means are taken over, is known as
+    /// `reference`.
+    pub fn with(mut self, key: &str, run: &Run) -> Self {
+        self.bank.insert_run(key, run);
+        self
+    }
+
+    /// Makes `tensor` known to edits at `site` as `key`: a direction to add, a subspace to project onto or out of.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
+    /// // What does the model lose without the direction that says "3, not 4", at each depth?
+    /// let w_e = model.parameters()[0].1; // [vocab, d_model], and in this model the unembedding too
+    /// let direction = (w_e.get(3) - w_e.get(4)).unsqueeze(0); // [1, d_model]
+    /// let mut sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit_difference(3, 4));
+    /// for layer in 0..3 {
+    ///     sweep = sweep.with_tensor("direction", Site::ResidPost(layer), &direction);
+    /// }
+    /// let table = sweep.each_with(Site::ResidPost, Every::Layer, Action::project_out("direction")).run()?;
+    /// assert_eq!(table.len(), 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn with_tensor(mut self, key: &str, site: Site, tensor: &Tensor) -> Self {
+        self.bank.insert(key, site, tensor.shallow_clone());
+        self
+    }
+
     /// What is measured; the loss, unless said otherwise.
     pub fn metric(mut self, metric: Metric) -> Self {
         self.metric = metric;
@@ -227,7 +264,9 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// At most about this many bytes for stacked activations; a quarter of what is free, unless said otherwise.
+    /// At most this many bytes for what is held beside the model: the unchanged run, the activations that edits read, and
+    /// stacked variants. Where all prompts together would take more, they are computed in parts, down to one variant of one
+    /// prompt. Unless said otherwise, a quarter of what is free on the model's device.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
@@ -278,189 +317,6 @@ impl<'a> Sweep<'a> {
         self.exact = n;
         self
     }
-
-    /// Computes the table: the metric of each variant, and as `baseline` that of the unchanged run.
-    ///
-    /// # Errors
-    /// Where a token, an edit or the metric does not fit the model, or the reference does not fit the batch.
-    pub fn run(&self) -> Result<Table> {
-        self.check()?;
-        let bank = self.bank()?;
-        let provenance = self.provenance()?;
-        if let Some(estimate) = self.estimate {
-            return tch::no_grad(|| self.estimated(estimate, &bank, provenance));
-        }
-        tch::no_grad(|| {
-            let engine = Engine::new(self.setup(self.tokens), &self.variants, &[])?;
-            let outcome = self.outcome(&engine)?;
-            let mut journal = self.open_journal(&provenance, outcome.cells.len())?;
-            let mut progress = Progress::new("variants", self.variants.len());
-            let values = engine.values(&self.variants, &bank, journal.as_mut(), &mut progress)?;
-            let rows = self.variants.iter().zip(values.outer_iter());
-            let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
-            Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
-        })
-    }
-
-    /// The table of estimates, and of the exact values that were asked for beside them.
-    fn estimated(&self, estimate: Estimate, bank: &Bank, mut provenance: Provenance) -> Result<Table> {
-        let setup = self.setup(self.tokens);
-        let engine = Engine::new(setup, &self.variants, &gradient::needs(&self.variants, &setup))?;
-        let outcome = self.outcome(&engine)?;
-        let effects = Estimator::new(setup, &engine, bank, &self.variants)?.effects(&self.variants, estimate)?;
-        let keys = |variant: &Variant, method: &str| Keys { method: Some(method.to_owned()), ..variant.keys.clone() };
-        let mut rows = vec![];
-        for (variant, effect) in self.variants.iter().zip(effects.outer_iter()) {
-            let values: Vec<f64> =
-                effect.iter().zip(&engine.baseline).map(|(effect, baseline)| baseline + effect).collect();
-            rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
-        }
-        let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
-        let mut largest: Vec<usize> = (0..size.len()).collect();
-        largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
-        largest.truncate(self.exact);
-        let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
-        if !chosen.is_empty() {
-            let values = engine.values(&chosen, bank, None, &mut Progress::new("variants", chosen.len()))?;
-            for (variant, values) in chosen.iter().zip(values.outer_iter()) {
-                rows.extend(outcome.rows(&keys(variant, "exact"), &values.to_vec())?);
-            }
-            let exact: Vec<f64> = values.outer_iter().map(|row| row.sum()).collect();
-            let baseline: f64 = engine.baseline.iter().sum();
-            let estimates: Vec<f64> = largest.iter().map(|&number| baseline + effects.row(number).sum()).collect();
-            provenance.options["what"]["agreement"] = gradient::agreement(&estimates, &exact);
-        }
-        Table::new(rows, provenance)
-    }
-
-    /// How the sweep would be computed: what goes through the layers together and from where, how many multiplications that
-    /// takes beside one whole pass a variant, and how much memory. Computes the unchanged run only.
-    ///
-    /// # Errors
-    /// As [`Sweep::run`].
-    pub fn explain(&self) -> Result<Explanation> {
-        self.check()?;
-        tch::no_grad(|| Engine::new(self.setup(self.tokens), &self.variants, &[])?.explain(&self.variants))
-    }
-
-    fn setup<'b>(&'b self, tokens: &'b Tokens) -> Setup<'b> {
-        let (model, metric, per_token, strategy) = (self.model, &self.metric, self.per_token, self.strategy);
-        Setup { model, tokens, metric, per_token, strategy, memory: self.memory, stop: self.stop }
-    }
-
-    fn outcome(&self, engine: &Engine<'_>) -> Result<Outcome<'_>> {
-        let cells = engine.reader.cells()?;
-        let baseline = engine.baseline.clone();
-        let other = self.other.filter(|_| self.normalised);
-        let other = other.map(|other| Ok(Engine::new(self.setup(other), &[], &[])?.baseline)).transpose()?;
-        let outcome = Outcome {
-            metric: &self.metric,
-            cells,
-            baseline,
-            other,
-            denoises: self.change == Change::Patch(Direction::Denoise),
-            per_prompt: self.per_prompt,
-            interval: self.interval,
-        };
-        outcome.check()?;
-        Ok(outcome)
-    }
-
-    /// The journal of this very sweep, where one was asked for.
-    fn open_journal(&self, provenance: &Provenance, cells: usize) -> Result<Option<Journal>> {
-        let Some(path) = &self.journal else { return Ok(None) };
-        let all = serde_json::json!({
-            "model": [&provenance.model, &provenance.sha256],
-            "options": provenance.options,
-            "variants": self.variants.iter().map(|variant| &variant.edits).collect::<Vec<_>>(),
-        });
-        let digest = Sha256::digest(all.to_string());
-        let sweep: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Journal::open(path, &sweep, cells).map(Some)
-    }
-
-    /// Fails where the options do not go together.
-    fn check(&self) -> Result<()> {
-        if self.variants.is_empty() {
-            return Err(Error::argument("variants", "at least one", "none"));
-        }
-        if self.interval.is_some() && (self.per_prompt || self.per_token) {
-            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
-        }
-        match self.estimate {
-            Some(_) if self.per_token => {
-                return Err(Error::argument("estimate", "one value a prompt", "one row a token"));
-            }
-            Some(_) if self.journal.is_some() => {
-                return Err(Error::argument("journal", "an exact sweep", "estimates, which take one pass"));
-            }
-            Some(estimate) => estimate.check(&self.metric)?,
-            None if self.exact > 0 => {
-                return Err(Error::argument("exact", "estimates beside which to put them", "an exact sweep"));
-            }
-            None => {}
-        }
-        let reads = self.variants.iter().flat_map(|variant| &variant.edits).any(|edit| reads_reference(&edit.action));
-        if self.references.is_some() && (self.other.is_some() || !reads) {
-            let found = if self.other.is_some() { "a patch, which has its own" } else { "edits that read none" };
-            return Err(Error::argument("reference", "an ablation by means or resampling", found));
-        }
-        let Change::Patch(_) = self.change else {
-            let found = if self.change == Change::KnockOut { "a knock-out" } else { "an ablation" };
-            return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
-        };
-        if self.normalised && self.metric.is_relative() {
-            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
-        }
-        same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
-    }
-
-    /// The activations that the edits refer to: the reference run's, drawn anew where the ablation resamples.
-    fn bank(&self) -> Result<Bank> {
-        let mut bank = Bank::default();
-        let edits = self.variants.iter().flat_map(|variant| &variant.edits);
-        let sites: Vec<Site> = edits.filter(|edit| reads_reference(&edit.action)).map(|edit| edit.site).collect();
-        if sites.is_empty() {
-            return Ok(bank);
-        }
-        let reference = self.other.or(self.references).unwrap_or(self.tokens);
-        let drawn = match self.change {
-            Change::Ablation(Ablation::Resample { seed }) => {
-                reference.select(&ablation::draw(self.tokens, reference, seed)?)?
-            }
-            _ => reference.clone(),
-        };
-        if drawn.positions() < self.tokens.positions() {
-            let expected = format!("prompts of at least {} tokens, as the batch has", self.tokens.positions());
-            return Err(Error::argument("reference", expected, drawn.positions()));
-        }
-        // What stands behind the batch's last position cannot be used; cutting it off changes nothing before it in a
-        // causal model, and in the others the reference is run whole.
-        let run = self.model.run(&drawn, &Plan::new().taps(sites))?;
-        bank.insert_run(REFERENCE, &run);
-        bank.cut(self.tokens.positions());
-        Ok(bank)
-    }
-
-    fn provenance(&self) -> Result<Provenance> {
-        let edits = self.variants.iter().flat_map(|variant| &variant.edits);
-        let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
-        let options = serde_json::json!({
-            "change": self.change,
-            "sites": sites,
-            "variants": self.variants.len(),
-            "metric": format!("{:?}", self.metric),
-            "normalised": self.normalised,
-            "per_prompt": self.per_prompt,
-            "per_token": self.per_token,
-            "interval": self.interval,
-            "estimate": self.estimate,
-            "strategy": format!("{:?}", self.strategy),
-            "tokens": self.tokens.rows(),
-            "reference": self.other.or(self.references).map(Tokens::rows),
-        });
-        self.model.provenance(options, self.change.seed())
-    }
 }
 
 /// Fails where the positions of two batches can't stand for each other.
@@ -471,8 +327,4 @@ pub(super) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
         return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
     }
     Ok(())
-}
-
-fn reads_reference(action: &Action) -> bool {
-    action.key() == Some(REFERENCE)
 }

@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::Model;
 use super::forward::{Pass, causal_mask};
 use super::position::rotate;
 use super::site::Site;
 use super::weights::{Attention, Linear};
+use super::{Model, sent};
 use crate::error::{Error, Result};
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
@@ -150,7 +150,7 @@ impl SomeHeads {
         let config = model.config();
         let each = heads.first().map_or(0, Vec::len);
         let query: Vec<i64> = heads.iter().flatten().map(|&head| head as i64).collect();
-        let query = Tensor::from_slice(&query).to_device(model.device());
+        let query = sent(&Tensor::from_slice(&query), model.device());
         let group = (config.n_heads / config.n_kv_heads) as i64;
         let kv = query.divide_scalar_mode(group, "floor");
         Self { shape: [heads.len() as i64, each as i64], query, kv }

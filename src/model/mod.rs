@@ -41,7 +41,7 @@ pub(crate) use inject::Frozen;
 pub(crate) use join::{Entry, Joins, Step};
 pub(crate) use plan::Bank;
 pub use plan::{Action, Edit, Plan, Selector};
-pub(crate) use program::{Program, Window};
+pub(crate) use program::{Means, Program, Window};
 pub use run::Run;
 pub use site::{Axis, Site};
 pub use tokens::Tokens;
@@ -306,6 +306,14 @@ impl Model {
         let limit = self.config.n_layers as i64;
         let none = Error::OutOfRange { at: "model".into(), axis: "layer", found: layer as i64, limit };
         self.weights.blocks.get(layer).ok_or(none)
+    }
+}
+
+/// A small tensor of the CPU on `device`, which is not waited for: a sweep sends many.
+pub(crate) fn sent(x: &Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cpu => x.shallow_clone(),
+        device => x.to_device_(device, x.kind(), true, false),
     }
 }
 

@@ -1,10 +1,12 @@
 //! What to read and what to change in a run: data, not closures.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+use super::program::mean_over_prompts;
 use super::run::Run;
 use super::site::{Axis, Site};
 use crate::error::{Error, Result};
@@ -229,6 +231,16 @@ impl Action {
         Self::Replace { key: key.to_owned() }
     }
 
+    /// [`Action::Project`] onto the subspace known as `key`: only what is inside remains.
+    pub fn project_onto(key: &str) -> Self {
+        Self::Project { key: key.to_owned(), keep: true }
+    }
+
+    /// [`Action::Project`] out of the subspace known as `key`: only what is outside remains.
+    pub fn project_out(key: &str) -> Self {
+        Self::Project { key: key.to_owned(), keep: false }
+    }
+
     /// The bank entry the action reads.
     pub fn key(&self) -> Option<&str> {
         match self {
@@ -301,20 +313,89 @@ pub(crate) struct Stored {
     pub(crate) valid: Option<Tensor>,
     /// Lengths of the prompts of the run that it comes from, where it comes from one.
     pub(crate) lengths: Option<Vec<usize>>,
+    /// What edits made of it: they are many, and it is one.
+    pub(crate) made: Made,
+}
+
+/// What edits make of a stored activation, once it is made.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// The mean over prompts, `[1, ..]`.
+    pub(crate) mean: OnceCell<Tensor>,
+    /// An orthonormal basis of its rows, `[d, rank]`.
+    pub(crate) basis: OnceCell<Tensor>,
+}
+
+/// The value that `cell` has or receives.
+pub(crate) fn once(cell: &OnceCell<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+    if let Some(known) = cell.get() {
+        return Ok(known.shallow_clone());
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made).shallow_clone())
+}
+
+impl Stored {
+    fn of(tensor: Tensor) -> Self {
+        Self { tensor, valid: None, lengths: None, made: Made::default() }
+    }
+
+    /// The mean over prompts, `[1, ..]`, made when it is first asked for.
+    pub(crate) fn mean(&self, site: Site) -> Result<Tensor> {
+        once(&self.made.mean, || mean_over_prompts(site, &self.tensor, self.valid.as_ref()))
+    }
 }
 
 impl Bank {
     pub(crate) fn insert(&mut self, key: &str, site: Site, tensor: Tensor) {
-        self.entries.insert((key.to_owned(), site), Stored { tensor: tensor.detach(), valid: None, lengths: None });
+        self.entries.insert((key.to_owned(), site), Stored::of(tensor.detach()));
     }
 
     pub(crate) fn insert_run(&mut self, key: &str, run: &Run) {
         let tokens = run.tokens();
         for (site, tensor) in run.taps() {
             let valid = tokens.is_padded().then(|| tokens.valid(tensor.device()));
-            let entry = Stored { tensor: tensor.detach(), valid, lengths: Some(tokens.lengths()) };
+            let entry = Stored { valid, lengths: Some(tokens.lengths()), ..Stored::of(tensor.detach()) };
             self.entries.insert((key.to_owned(), site), entry);
         }
+    }
+
+    /// The mean over prompts that edits at `site` by `key` read, where it is known from elsewhere.
+    pub(crate) fn insert_mean(&mut self, key: &str, site: Site, mean: Tensor) {
+        let entry = self.entries.entry((key.to_owned(), site)).or_insert_with(|| Stored::of(mean.shallow_clone()));
+        entry.made.mean = OnceCell::from(mean);
+    }
+
+    /// The entries of `other`, too.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.entries.extend(other.entries);
+    }
+
+    /// The entries as they are for `n` prompts of a batch of `of` from `first` on, on `device`. Means stay those of the
+    /// whole batch.
+    pub(crate) fn part(&self, first: usize, n: usize, of: usize, device: Device) -> Self {
+        let of_prompts = |(key, entry): (&(String, Site), &Stored)| {
+            let whole = entry.tensor.dim() == key.1.axes().len() && of > n;
+            let runs = entry.tensor.size().first() == Some(&(of as i64));
+            let narrow = |x: &Tensor| match whole && runs {
+                true => x.narrow(0, first as i64, n as i64).to_device(device),
+                false => x.to_device(device),
+            };
+            let lengths = entry.lengths.as_ref().map(|all| match whole && runs {
+                true => all[first..first + n].to_vec(),
+                false => all.clone(),
+            });
+            let mean = entry.made.mean.get().map(|mean| mean.to_device(device));
+            let made = Made { mean: mean.map_or_else(OnceCell::new, OnceCell::from), basis: OnceCell::new() };
+            let valid = entry.valid.as_ref().map(narrow);
+            (key.clone(), Stored { tensor: narrow(&entry.tensor), valid, lengths, made })
+        };
+        Self { entries: self.entries.iter().map(of_prompts).collect() }
+    }
+
+    /// Keys, sites and activations.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, Site, &Tensor)> {
+        self.entries.iter().map(|((key, site), entry)| (key.as_str(), *site, &entry.tensor))
     }
 
     /// Leaves only the first `positions` positions of every entry.

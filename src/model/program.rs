@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tch::{Kind, Tensor};
 
 use super::config::ModelConfig;
-use super::plan::{Action, Edit, Plan, Stored};
+use super::plan::{Action, Edit, Plan, Stored, once};
+use super::sent;
 use super::site::{Axis, Site};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -263,7 +264,7 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
             if found.len() != shape.len() || found[1..] != shape[1..] {
                 return wrong(format!("a reference of shape [any, {:?}]", &shape[1..]));
             }
-            mean_over_prompts(edit, entry, shape).map(Some)
+            entry.mean(site).map(Some)
         }
         Action::Replace { .. } | Action::Add { .. } => {
             covers(edit, entry, tokens)?;
@@ -279,7 +280,7 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
             if found.len() != 2 || found[1] != width || found[0] > width || found[0] == 0 {
                 return wrong(format!("a basis of shape [k, {width}] with 1 <= k <= {width}"));
             }
-            orthonormal(site, &entry.tensor).map(Some)
+            once(&entry.made.basis, || orthonormal(site, &entry.tensor)).map(Some)
         }
         Action::Zero | Action::Scale { .. } | Action::Normalise | Action::KnockOut => Ok(None),
     }
@@ -347,28 +348,72 @@ fn of_heads(site: Site, value: &Tensor, heads: &[usize]) -> Tensor {
     match axis.and_then(|axis| axis.checked_sub(missing)).filter(|&axis| value.size()[axis] > 1) {
         Some(axis) => {
             let heads: Vec<i64> = heads.iter().map(|&head| head as i64).collect();
-            value.index_select(axis as i64, &Tensor::from_slice(&heads).to_device(value.device()))
+            value.index_select(axis as i64, &sent(&Tensor::from_slice(&heads), value.device()))
         }
         None => value.shallow_clone(),
     }
 }
 
 /// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
-fn mean_over_prompts(edit: &Edit, entry: &Stored, shape: &[i64]) -> Result<Tensor> {
-    let Some(valid) = &entry.valid else { return Ok(entry.tensor.mean_dim([0i64].as_slice(), true, None)) };
-    let attention = matches!(edit.site, Site::Scores(_) | Site::Pattern(_));
-    let mut weight_shape = vec![1i64; shape.len()];
-    weight_shape[0] = valid.size()[0];
-    weight_shape[if attention { 2 } else { 1 }] = valid.size()[1];
-    let weight = valid.to_kind(entry.tensor.kind()).view(weight_shape.as_slice());
-    let count = weight.sum_dim_intlist([0i64].as_slice(), true, None);
-    let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
-    if uncovered != 0 {
-        let expected = "a reference with a prompt at every position".to_owned();
-        return Err(Error::Edit { site: edit.site, expected, found: "only padding at some position".into() });
+pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
+    let mut means = Means::default();
+    means.add(site, x, valid);
+    means.finish(usize::MAX)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
+}
+
+/// Means over prompts of runs that come one after another.
+#[derive(Default)]
+pub(crate) struct Means {
+    /// Sums over the prompts so far, `[1, ..]`, and how many they were at each position.
+    sums: BTreeMap<Site, (Tensor, Tensor)>,
+}
+
+impl Means {
+    /// More prompts: what `site` holds, and where their real tokens stand, if some are padded.
+    pub(crate) fn add(&mut self, site: Site, x: &Tensor, valid: Option<&Tensor>) {
+        let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
+        let mut shape = vec![1i64; x.dim()];
+        shape[0] = x.size()[0];
+        let axis = site.axes().iter().position(|axis| matches!(axis, Axis::Position | Axis::Query)).unwrap_or(1);
+        shape[axis] = x.size()[axis];
+        let (total, count) = match valid {
+            Some(valid) => {
+                let real = valid.view(shape.as_slice());
+                (sum(&x.where_self(&real, &x.zeros_like())), sum(&real.to_kind(x.kind())))
+            }
+            None => (sum(x), sum(&Tensor::ones(shape, (x.kind(), x.device())))),
+        };
+        let so_far = match self.sums.remove(&site) {
+            Some((t, c)) => (t + total, c + count),
+            None => (total, count),
+        };
+        self.sums.insert(site, so_far);
     }
-    let masked = entry.tensor.where_self(&weight.gt(0.0), &entry.tensor.zeros_like());
-    Ok(masked.sum_dim_intlist([0i64].as_slice(), true, None) / count)
+
+    /// The means at the first `positions` positions.
+    ///
+    /// # Errors
+    /// Where a position is padding in every prompt.
+    pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
+        let cut = |site: Site, x: Tensor| {
+            let axes = site.axes().into_iter().enumerate();
+            let axes = axes.filter(|(_, axis)| matches!(axis, Axis::Position | Axis::Query | Axis::Key));
+            axes.fold(x, |x, (i, _)| {
+                let n = x.size()[i].min(i64::try_from(positions).unwrap_or(i64::MAX));
+                x.narrow(i as i64, 0, n)
+            })
+        };
+        let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
+            let (sum, count) = (cut(site, sum), cut(site, count));
+            let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
+            if uncovered != 0 {
+                let expected = "a reference with a prompt at every position".to_owned();
+                return Err(Error::Edit { site, expected, found: "only padding at some position".into() });
+            }
+            Ok((site, sum / count))
+        };
+        self.sums.into_iter().map(mean).collect()
+    }
 }
 
 impl Op {
@@ -414,7 +459,7 @@ impl Op {
             }
             let mut view = vec![1i64; shape.len()];
             view[i] = shape[i];
-            let on = Tensor::from_slice(&on).to_kind(Kind::Bool).view(view.as_slice()).to_device(x.device());
+            let on = sent(&Tensor::from_slice(&on).to_kind(Kind::Bool).view(view.as_slice()), x.device());
             mask = Some(match mask {
                 Some(mask) => mask.logical_and(&on),
                 None => on,

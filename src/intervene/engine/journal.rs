@@ -13,7 +13,10 @@ use crate::error::{Error, Result};
 pub(in crate::intervene) struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
-    known: HashMap<usize, Vec<f64>>,
+    /// Finished values by variant and first cell of the part of the batch that they are of.
+    known: HashMap<(usize, usize), Vec<f64>>,
+    /// The first cell of the part that is being computed.
+    first: usize,
 }
 
 /// The first line: what is computed.
@@ -22,10 +25,11 @@ struct Head {
     sweep: String,
 }
 
-/// A finished variant; values as their bits, so that none is rounded.
+/// A variant that is finished for a part of the batch; values as their bits, so that none is rounded.
 #[derive(Serialize, Deserialize)]
 struct Line {
     variant: usize,
+    first: usize,
     bits: Vec<u64>,
 }
 
@@ -34,16 +38,16 @@ impl Journal {
     ///
     /// # Errors
     /// Where the file is another sweep's, or cannot be written.
-    pub(in crate::intervene) fn open(path: &Path, sweep: &str, cells: usize) -> Result<Self> {
+    pub(in crate::intervene) fn open(path: &Path, sweep: &str) -> Result<Self> {
         let head = Head { sweep: sweep.to_owned() };
         let (known, whole) = match File::open(path) {
-            Ok(file) => read(path, file, &head, cells)?,
+            Ok(file) => read(path, file, &head)?,
             Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => (HashMap::new(), 0),
             Err(reason) => return Err(Error::io("read", path)(reason)),
         };
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
         file.set_len(whole).map_err(Error::io("write", path))?;
-        let mut journal = Self { path: path.to_owned(), file: BufWriter::new(file), known };
+        let mut journal = Self { path: path.to_owned(), file: BufWriter::new(file), known, first: 0 };
         if whole == 0 {
             journal.line(&head)?;
             journal.flush()?;
@@ -51,18 +55,23 @@ impl Journal {
         Ok(journal)
     }
 
-    /// A variant's values, where they are known.
-    pub(super) fn get(&self, variant: usize) -> Option<&[f64]> {
-        self.known.get(&variant).map(Vec::as_slice)
+    /// From here on the part of the batch whose cells begin at `first`.
+    pub(in crate::intervene) fn at(&mut self, first: usize) {
+        self.first = first;
+    }
+
+    /// A variant's values at `cells` cells, where they are known.
+    pub(in crate::intervene) fn get(&self, variant: usize, cells: usize) -> Option<&[f64]> {
+        self.known.get(&(variant, self.first)).map(Vec::as_slice).filter(|values| values.len() == cells)
     }
 
     /// A variant is finished.
-    pub(super) fn push(&mut self, variant: usize, values: impl Iterator<Item = f64>) -> Result<()> {
-        self.line(&Line { variant, bits: values.map(f64::to_bits).collect() })
+    pub(in crate::intervene) fn push(&mut self, variant: usize, values: impl Iterator<Item = f64>) -> Result<()> {
+        self.line(&Line { variant, first: self.first, bits: values.map(f64::to_bits).collect() })
     }
 
     /// Hands what was pushed to the operating system.
-    pub(super) fn flush(&mut self) -> Result<()> {
+    pub(in crate::intervene) fn flush(&mut self) -> Result<()> {
         self.file.flush().map_err(Error::io("write", &self.path))
     }
 
@@ -73,8 +82,11 @@ impl Journal {
     }
 }
 
+/// Finished values by variant and first cell.
+type Known = HashMap<(usize, usize), Vec<f64>>;
+
 /// The finished variants of a journal, and how many of its bytes are whole lines.
-fn read(path: &Path, file: File, head: &Head, cells: usize) -> Result<(HashMap<usize, Vec<f64>>, u64)> {
+fn read(path: &Path, file: File, head: &Head) -> Result<(Known, u64)> {
     let mut known = HashMap::new();
     let (mut whole, mut reader, mut text) = (0, BufReader::new(file), String::new());
     while reader.read_line(&mut text).map_err(Error::io("read", path))? > 0 {
@@ -88,8 +100,8 @@ fn read(path: &Path, file: File, head: &Head, cells: usize) -> Result<(HashMap<u
         }
         if whole > 0 {
             match serde_json::from_str::<Line>(&text) {
-                Ok(line) if text.ends_with('\n') && line.bits.len() == cells => {
-                    known.insert(line.variant, line.bits.into_iter().map(f64::from_bits).collect());
+                Ok(line) if text.ends_with('\n') => {
+                    known.insert((line.variant, line.first), line.bits.into_iter().map(f64::from_bits).collect());
                 }
                 _ => break,
             }

@@ -12,12 +12,13 @@ mod planner;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ndarray::{Array2, Axis as NdAxis};
+use ndarray::{Array2, ArrayView1, Axis as NdAxis};
 use tch::Tensor;
 
 pub(super) use journal::Journal;
+use planner::Group;
+pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
-use planner::{Group, Place};
 
 use super::metric::Metric;
 use super::reader::{Output, Reader};
@@ -25,6 +26,9 @@ use super::sweep::{Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Window};
 use crate::progress::Progress;
+
+/// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared.
+const READ: usize = 6;
 
 /// What a sweep is over, and how it may be computed.
 #[derive(Clone, Copy)]
@@ -34,7 +38,10 @@ pub(super) struct Setup<'a> {
     pub metric: &'a Metric,
     pub per_token: bool,
     pub strategy: Strategy,
-    pub memory: Option<usize>,
+    /// Bytes that may be held beside the model,
+    pub memory: usize,
+    /// of which so many are held throughout.
+    pub kept: usize,
     /// Set from outside to end the work between two stacks of variants.
     pub stop: Option<&'a AtomicBool>,
 }
@@ -46,6 +53,12 @@ pub(super) struct Engine<'a> {
     pub reader: Reader<'a>,
     /// The metric of the unchanged run, one value a cell.
     pub baseline: Vec<f64>,
+}
+
+/// Where finished values are kept: a journal, and the numbers that the variants have there.
+pub(super) struct Kept<'j> {
+    pub journal: &'j mut Journal,
+    pub numbers: &'j [usize],
 }
 
 /// The unchanged run.
@@ -60,11 +73,13 @@ impl<'a> Engine<'a> {
     /// Runs the unchanged run, and keeps of it what `variants` need, and `more`.
     pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[Site]) -> Result<Self> {
         setup.tokens.check(setup.model.config())?;
-        let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let changed = variants.iter().filter(|variant| !variant.edits.is_empty());
+        let places = changed.map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let mut sites: Vec<Site> = places.iter().flat_map(|place| place.entry.needs(setup.model.config())).collect();
         sites.extend(more);
         let (base, end) = setup.base(sites, places.iter().any(|place| place.group.first > 0))?;
-        let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end)?.per_token(setup.per_token)?;
+        let values = setup.budget() / (READ * setup.model.kind().elt_size_in_bytes());
+        let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
         Ok(Self { setup, base, reader, baseline })
     }
@@ -75,19 +90,22 @@ impl<'a> Engine<'a> {
     }
 
     /// The metric of every variant, `[variant, cell]`. What the journal holds is not computed again; what is computed, it
-    /// receives at once.
+    /// receives at once. A variant without an edit is the unchanged run.
     pub(super) fn values(
         &self,
         variants: &[Variant],
         bank: &Bank,
-        mut journal: Option<&mut Journal>,
+        mut kept: Option<Kept<'_>>,
         progress: &mut Progress,
     ) -> Result<Array2<f64>> {
-        let mut values = Array2::zeros((variants.len(), self.baseline.len()));
+        let cells = self.baseline.len();
+        let mut values = Array2::zeros((variants.len(), cells));
         let mut groups: BTreeMap<Group, Vec<(Place, usize)>> = BTreeMap::new();
-        for (number, variant) in variants.iter().enumerate() {
-            match journal.as_ref().and_then(|journal| journal.get(number)) {
-                Some(known) => known.iter().zip(values.row_mut(number)).for_each(|(known, value)| *value = *known),
+        for (number, (variant, mut row)) in variants.iter().zip(values.outer_iter_mut()).enumerate() {
+            let known = kept.as_ref().and_then(|kept| kept.journal.get(kept.numbers[number], cells));
+            let known = known.or(variant.edits.is_empty().then_some(self.baseline.as_slice()));
+            match known {
+                Some(known) => row.assign(&ArrayView1::from(known)),
                 None => {
                     let place = self.setup.place(variant)?;
                     groups.entry(place.group).or_default().push((place, number));
@@ -103,12 +121,12 @@ impl<'a> Engine<'a> {
                 let read = to_array(&self.reader.read(&output)?)?;
                 for ((_, number), row) in chunk.iter().zip(read.axis_iter(NdAxis(0))) {
                     values.row_mut(*number).assign(&row);
-                    if let Some(journal) = journal.as_mut() {
-                        journal.push(*number, row.iter().copied())?;
+                    if let Some(kept) = &mut kept {
+                        kept.journal.push(kept.numbers[*number], row.iter().copied())?;
                     }
                 }
-                if let Some(journal) = journal.as_mut() {
-                    journal.flush()?;
+                if let Some(kept) = &mut kept {
+                    kept.journal.flush()?;
                 }
                 progress.add(chunk.len());
             }
@@ -116,7 +134,8 @@ impl<'a> Engine<'a> {
         Ok(values)
     }
 
-    fn check_stop(&self, progress: &Progress) -> Result<()> {
+    /// Fails where the work was stopped from outside.
+    pub(super) fn check_stop(&self, progress: &Progress) -> Result<()> {
         if self.setup.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             return Err(Error::Stopped { what: progress.what(), done: progress.done(), total: progress.total() });
         }

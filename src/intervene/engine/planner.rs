@@ -13,7 +13,7 @@ use crate::model::{Axis, Edit, Entry, ModelConfig, Site, Step};
 
 /// What variants must have in common to go through the layers together; the order is that of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Group {
+pub(in crate::intervene) struct Group {
     /// The pass computes the logits itself: they are edited, or the whole loop is asked for.
     pub whole: bool,
     /// The first position that is computed.
@@ -24,7 +24,7 @@ pub(super) struct Group {
 
 /// With which others a variant is computed, and where it joins them.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(in crate::intervene) struct Place {
     pub group: Group,
     pub entry: Entry,
     /// The heads that it changes in the block where it joins, where it joins with them only.
@@ -43,7 +43,7 @@ const MOST_TOKENS: usize = 8192;
 
 impl Setup<'_> {
     /// Where a variant joins.
-    pub(super) fn place(&self, variant: &Variant) -> Result<Place> {
+    pub(in crate::intervene) fn place(&self, variant: &Variant) -> Result<Place> {
         let config = self.model.config();
         if variant.edits.is_empty() {
             return Err(Error::argument("variant", "at least one edit", "none"));
@@ -80,19 +80,41 @@ impl Setup<'_> {
 
     /// Bytes that stacked activations may take.
     pub(super) fn budget(&self) -> usize {
-        self.memory.unwrap_or_else(|| free_memory() / 4)
+        self.memory.saturating_sub(self.kept)
+    }
+
+    /// Bytes that the batch's values at some sites take.
+    pub(in crate::intervene) fn bytes_at(&self, sites: &[Site]) -> usize {
+        let (batch, positions) = (self.tokens.batch(), self.tokens.positions());
+        let size = |site: &Site| site.shape(self.model.config(), batch, positions).iter().product::<i64>() as usize;
+        sites.iter().map(size).sum::<usize>() * self.model.kind().elt_size_in_bytes()
+    }
+
+    /// Bytes that are kept of the unchanged run for variants that join at `places`, and `more`.
+    pub(in crate::intervene) fn base_bytes(&self, places: &[Place], more: &[Site]) -> usize {
+        let config = self.model.config();
+        let entries: BTreeSet<Entry> = places.iter().map(|place| place.entry).collect();
+        let mut sites: BTreeSet<Site> = entries.into_iter().flat_map(|entry| entry.needs(config)).collect();
+        sites.extend(more);
+        sites.insert(Site::ResidPost(config.n_layers - 1));
+        if places.iter().any(|place| place.group.first > 0) {
+            sites.extend((0..config.n_layers).flat_map(|layer| [Site::K(layer), Site::V(layer)]));
+        }
+        if matches!(self.metric, Metric::Kl) {
+            sites.insert(Site::Logits);
+        }
+        self.bytes_at(&sites.into_iter().collect::<Vec<_>>())
     }
 
     /// About how many bytes one variant of a group takes at the fullest moment of its pass.
-    pub(super) fn bytes(&self, group: Group) -> usize {
+    pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
         let config = self.model.config();
         let positions = self.tokens.positions();
         let tokens = self.tokens.batch() * (positions - group.first);
         let width = 8 * config.d_model + 3 * config.d_mlp + 4 * config.n_heads * config.d_head;
         let pattern = 3 * tokens * positions * config.n_heads;
-        let before = 2 * self.tokens.batch() * group.first * config.n_heads * config.d_head;
         let logits = if group.whole { tokens * config.vocab } else { 0 };
-        (tokens * width + pattern + before + logits) * self.model.kind().elt_size_in_bytes()
+        (tokens * width + pattern + logits) * self.model.kind().elt_size_in_bytes()
     }
 }
 
@@ -127,15 +149,6 @@ fn some_heads(edits: &[Edit], Entry(layer, step): Entry, config: &ModelConfig) -
     Some((Entry(layer, step), heads.into_iter().collect()))
 }
 
-/// Bytes of memory that are free, by the system's own estimate; 1 GiB where it gives none.
-fn free_memory() -> usize {
-    let from = |text: String| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: usize| kib * 1024)
-    };
-    std::fs::read_to_string("/proc/meminfo").ok().and_then(from).unwrap_or(1 << 30)
-}
-
 /// How a sweep would be computed, and what it costs beside the loop over whole passes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
@@ -147,6 +160,28 @@ pub struct Explanation {
     pub naive: f64,
     /// Bytes that stacked activations may take.
     pub budget: usize,
+    /// Bytes that the unchanged run and the activations that edits read take.
+    pub kept: usize,
+    /// In how many parts the batch is computed, one after another, because memory does not hold all prompts at once.
+    pub parts: usize,
+}
+
+impl Explanation {
+    /// The same of more parts of the batch.
+    pub(in crate::intervene) fn and(mut self, part: &Self) -> Self {
+        for group in &part.groups {
+            let alike =
+                |known: &&mut PlannedGroup| known.first_position == group.first_position && known.joins == group.joins;
+            match self.groups.iter_mut().find(alike) {
+                Some(known) => known.needed += group.needed,
+                None => self.groups.push(group.clone()),
+            }
+        }
+        self.needed += part.needed;
+        self.naive += part.naive;
+        self.parts += part.parts;
+        self
+    }
 }
 
 /// Variants that go through the layers together.
@@ -190,7 +225,12 @@ impl fmt::Display for Explanation {
             self.naive / giga,
             self.naive / self.needed.max(1.0)
         )?;
-        write!(f, "stacked activations take at most {:.0} MiB", self.budget as f64 / f64::from(1 << 20))
+        if self.parts > 1 {
+            writeln!(f, "the prompts are computed in {} parts, one after another; each as above", self.parts)?;
+        }
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        let (kept, budget) = (mib(self.kept), mib(self.budget));
+        write!(f, "unchanged activations take {kept:.0} MiB, stacked ones at most {budget:.0} MiB more")
     }
 }
 
@@ -199,7 +239,7 @@ impl Engine<'_> {
     pub(in crate::intervene) fn explain(&self, variants: &[Variant]) -> Result<Explanation> {
         let whole = self.arithmetic(None);
         let mut groups: BTreeMap<Group, Vec<Place>> = BTreeMap::new();
-        for variant in variants {
+        for variant in variants.iter().filter(|variant| !variant.edits.is_empty()) {
             let place = self.setup.place(variant)?;
             groups.entry(place.group).or_default().push(place);
         }
@@ -209,6 +249,8 @@ impl Engine<'_> {
             needed: whole + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
             budget: self.setup.budget(),
+            kept: self.setup.kept,
+            parts: 1,
             groups,
         })
     }

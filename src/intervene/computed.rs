@@ -1,0 +1,370 @@
+//! A sweep computed: part by part, from the activations that its edits read to its table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ndarray::Array2;
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use super::ablation::{self, Ablation, REFERENCE};
+use super::change::{Change, Direction};
+use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup};
+use super::gradient::{self, Estimate, Estimator};
+use super::metric::Metric;
+use super::outcome::Outcome;
+use super::parts::{Part, check_prompts, side_by_side};
+use super::sweep::{Strategy, Sweep, Variant, same_lengths};
+use crate::error::{Error, Result};
+use crate::model::{Action, Bank, Means, Plan, Site, Tokens};
+use crate::progress::Progress;
+use crate::table::{Keys, Provenance, Table};
+
+/// What a sweep is over in one part of its batch.
+struct Share {
+    part: Part,
+    tokens: Tokens,
+    variants: Vec<Variant>,
+    metric: Metric,
+    /// Bytes that the unchanged run and the activations that edits read take.
+    kept: usize,
+}
+
+/// How a sweep's batch is computed: its parts, and what is known before the first of them.
+struct Course {
+    parts: Vec<Part>,
+    memory: usize,
+    /// Bytes that are kept of the unchanged run and others, for all prompts together.
+    kept: usize,
+    /// Means over all reference prompts.
+    means: BTreeMap<Site, Tensor>,
+    /// For each prompt the reference prompt that it takes from, where chance decides.
+    draws: Option<Vec<usize>>,
+}
+
+impl Sweep<'_> {
+    /// Computes the table: the metric of each variant, and as `baseline` that of the unchanged run.
+    ///
+    /// # Errors
+    /// Where a token, an edit or the metric does not fit the model, or the reference does not fit the batch.
+    pub fn run(&self) -> Result<Table> {
+        self.check()?;
+        let provenance = self.provenance()?;
+        tch::no_grad(|| match self.estimate {
+            Some(estimate) => self.estimated(estimate, provenance),
+            None => {
+                let mut journal = self.open_journal(&provenance)?;
+                let (outcome, values) = self.values(&self.variants, journal.as_mut())?;
+                let rows = self.variants.iter().zip(values.outer_iter());
+                let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
+                Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
+            }
+        })
+    }
+
+    /// The metric of variants, `[variant, cell]`.
+    fn values(&self, variants: &[Variant], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
+        let course = self.course(variants, &[], 1)?;
+        let mut outcome = self.outcome();
+        let mut progress = Progress::new("variants", variants.len() * course.parts.len());
+        let (mut parts, numbers): (Vec<_>, Vec<usize>) = (vec![], (0..variants.len()).collect());
+        for &part in &course.parts {
+            let share = self.share(part, variants, course.kept)?;
+            let bank = self.bank(&share, &course)?;
+            let engine = Engine::new(self.setup(&share, course.memory), &share.variants, &[])?;
+            let first = outcome.cells.len();
+            outcome.add(part, engine.reader.cells()?, &engine.baseline, self.other_end(&share, &course)?)?;
+            let kept = journal.as_mut().map(|journal| {
+                journal.at(first);
+                Kept { journal, numbers: &numbers }
+            });
+            parts.push(engine.values(&share.variants, &bank, kept, &mut progress)?);
+        }
+        Ok((outcome, side_by_side(&parts)?))
+    }
+
+    /// The table of estimates, and of the exact values that were asked for beside them.
+    fn estimated(&self, estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
+        let needs = gradient::needs(&self.variants, self.model.config());
+        let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
+        let (mut outcome, mut parts) = (self.outcome(), vec![]);
+        for &part in &course.parts {
+            let share = self.share(part, &self.variants, course.kept)?;
+            let bank = self.bank(&share, &course)?;
+            let setup = self.setup(&share, course.memory);
+            let engine = Engine::new(setup, &share.variants, &needs)?;
+            outcome.add(part, engine.reader.cells()?, &engine.baseline, self.other_end(&share, &course)?)?;
+            parts.push(Estimator::new(setup, &engine, &bank, &share.variants)?.effects(&share.variants, estimate)?);
+        }
+        let effects = side_by_side(&parts)?;
+        let keys = |variant: &Variant, method: &str| Keys { method: Some(method.to_owned()), ..variant.keys.clone() };
+        let mut rows = vec![];
+        for (variant, effect) in self.variants.iter().zip(effects.outer_iter()) {
+            let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| base + effect).collect();
+            rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
+        }
+        let largest = gradient::largest(&effects, self.exact);
+        let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
+        if !chosen.is_empty() {
+            let (_, values) = self.values(&chosen, None)?;
+            for (variant, values) in chosen.iter().zip(values.outer_iter()) {
+                rows.extend(outcome.rows(&keys(variant, "exact"), &values.to_vec())?);
+            }
+            let agreement = gradient::agreement(&largest, &effects, &values, &outcome.baseline);
+            provenance.options["what"]["agreement"] = agreement;
+        }
+        Table::new(rows, provenance)
+    }
+
+    /// How the sweep would be computed: what goes through the layers together and from where, how many multiplications that
+    /// takes beside one whole pass a variant, and how much memory. Computes the unchanged run only.
+    ///
+    /// # Errors
+    /// As [`Sweep::run`].
+    pub fn explain(&self) -> Result<Explanation> {
+        self.check()?;
+        tch::no_grad(|| {
+            let course = self.course(&self.variants, &[], 1)?;
+            let mut whole: Option<Explanation> = None;
+            for &part in &course.parts {
+                let share = self.share(part, &self.variants, course.kept)?;
+                let engine = Engine::new(self.setup(&share, course.memory), &share.variants, &[])?;
+                let explained = engine.explain(&share.variants)?;
+                whole = Some(whole.map_or_else(|| explained.clone(), |whole| whole.and(&explained)));
+            }
+            whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
+        })
+    }
+
+    fn outcome(&self) -> Outcome<'_> {
+        let denoises = self.change == Change::Patch(Direction::Denoise);
+        Outcome::new(&self.metric, denoises, self.per_prompt, self.interval)
+    }
+
+    /// How the batch is computed; a variant's activations are held `held` times over, as where gradients go back through
+    /// all layers.
+    fn course(&self, variants: &[Variant], more: &[Site], held: usize) -> Result<Course> {
+        let batch = self.tokens.batch();
+        check_prompts(variants, self.model.config(), self.tokens)?;
+        let memory = self.memory.unwrap_or_else(|| crate::device::free_memory(self.model.device()) / 4);
+        let share = Share {
+            part: Part::whole(batch),
+            tokens: self.tokens.clone(),
+            variants: vec![],
+            metric: self.metric.clone(),
+            kept: 0,
+        };
+        let setup = self.setup(&share, memory);
+        let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let read = reads(variants, |action| !matches!(action, Action::Mean { .. }));
+        let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
+        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
+        // A function of the user's own sees the whole batch; the naive loop is one.
+        let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom(..));
+        let most = if whole { batch } else { memory / ((kept + pass) / batch).max(1) };
+        let means = self.means(variants, most.max(1))?;
+        let draws = match self.change {
+            Change::Ablation(Ablation::Resample { seed }) if !read.is_empty() => {
+                Some(ablation::draw(self.tokens, self.reference_tokens(), seed)?)
+            }
+            _ => None,
+        };
+        Ok(Course { parts: Part::at_most(most, batch), memory, kept, means, draws })
+    }
+
+    fn share(&self, part: Part, variants: &[Variant], kept: usize) -> Result<Share> {
+        Ok(Share {
+            part,
+            tokens: part.tokens(self.tokens)?,
+            variants: part.variants(variants),
+            metric: part.metric(&self.metric)?,
+            kept: kept / part.of * part.n,
+        })
+    }
+
+    fn setup<'b>(&'b self, share: &'b Share, memory: usize) -> Setup<'b> {
+        let (model, per_token, strategy, stop) = (self.model, self.per_token, self.strategy, self.stop);
+        Setup {
+            model,
+            tokens: &share.tokens,
+            metric: &share.metric,
+            per_token,
+            strategy,
+            memory,
+            kept: share.kept,
+            stop,
+        }
+    }
+
+    /// The metric of the run from which patches come, where values are put on the scale between the two.
+    fn other_end(&self, share: &Share, course: &Course) -> Result<Option<Vec<f64>>> {
+        let Some(other) = self.other.filter(|_| self.normalised) else { return Ok(None) };
+        let tokens = share.part.tokens(other)?;
+        let setup = Setup { tokens: &tokens, ..self.setup(share, course.memory) };
+        Ok(Some(Engine::new(setup, &[], &[])?.baseline))
+    }
+
+    fn reference_tokens(&self) -> &Tokens {
+        self.other.or(self.references).unwrap_or(self.tokens)
+    }
+
+    /// Means over all reference prompts, `at_once` of them in a run, at the sites where an edit reads one.
+    fn means(&self, variants: &[Variant], at_once: usize) -> Result<BTreeMap<Site, Tensor>> {
+        let sites = reads(variants, |action| matches!(action, Action::Mean { .. }));
+        let mut means = Means::default();
+        if sites.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let reference = self.reference_tokens();
+        self.check_reference(reference)?;
+        for part in Part::at_most(at_once, reference.batch()) {
+            let run = self.model.run(&part.tokens(reference)?, &Plan::new().taps(sites.iter().copied()))?;
+            let valid = reference.is_padded().then(|| run.tokens().valid(self.model.device()));
+            run.taps().for_each(|(site, tensor)| means.add(site, tensor, valid.as_ref()));
+        }
+        means.finish(self.tokens.positions())
+    }
+
+    /// Fails where a reference is too short.
+    fn check_reference(&self, reference: &Tokens) -> Result<()> {
+        if reference.positions() < self.tokens.positions() {
+            let expected = format!("prompts of at least {} tokens, as the batch has", self.tokens.positions());
+            return Err(Error::argument("reference", expected, reference.positions()));
+        }
+        Ok(())
+    }
+
+    /// The activations that the edits refer to: the user's own, and those of the reference run, drawn anew where the
+    /// ablation resamples.
+    fn bank(&self, share: &Share, course: &Course) -> Result<Bank> {
+        for edit in self.variants.iter().flat_map(|variant| &variant.edits) {
+            if let Action::Mean { key } = &edit.action
+                && key != REFERENCE
+            {
+                let _ = self.bank.get(key, edit.site)?.mean(edit.site)?; // over all prompts, whatever the part
+            }
+        }
+        let Part { first, n, of } = share.part;
+        let mut bank = self.bank.part(first, n, of, self.model.device());
+        let sites = reads(&share.variants, |action| !matches!(action, Action::Mean { .. }));
+        if !sites.is_empty() {
+            let reference = self.reference_tokens();
+            let drawn = match &course.draws {
+                Some(draws) => reference.select(&draws[first..first + n])?,
+                None if reference.batch() == of => share.part.tokens(reference)?,
+                None => reference.clone(),
+            };
+            self.check_reference(&drawn)?;
+            // What stands behind the batch's last position cannot be used; cutting it off changes nothing before it in a
+            // causal model, and in the others the reference is run whole.
+            let run = self.model.run(&drawn, &Plan::new().taps(sites))?;
+            let mut own = Bank::default();
+            own.insert_run(REFERENCE, &run);
+            own.cut(self.tokens.positions());
+            bank.extend(own);
+        }
+        for (site, mean) in &course.means {
+            bank.insert_mean(REFERENCE, *site, mean.shallow_clone());
+        }
+        Ok(bank)
+    }
+
+    /// The journal of this very sweep, where one was asked for.
+    fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
+        let Some(path) = &self.journal else { return Ok(None) };
+        let all = serde_json::json!({
+            "model": [&provenance.model, &provenance.sha256],
+            "options": provenance.options,
+            "variants": self.variants.iter().map(|variant| &variant.edits).collect::<Vec<_>>(),
+        });
+        Journal::open(path, &hex(all.to_string())).map(Some)
+    }
+
+    /// Fails where the options do not go together.
+    fn check(&self) -> Result<()> {
+        if self.variants.is_empty() {
+            return Err(Error::argument("variants", "at least one", "none"));
+        }
+        if self.variants.iter().any(|variant| variant.edits.is_empty()) {
+            return Err(Error::argument("variant", "at least one edit", "none"));
+        }
+        if self.bank.entries().any(|(key, ..)| key == REFERENCE) {
+            let expected = format!("another key than `{REFERENCE}`, which is what a patch or an ablation reads");
+            return Err(Error::argument("with", expected, REFERENCE));
+        }
+        if self.interval.is_some() && (self.per_prompt || self.per_token) {
+            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
+        }
+        self.check_estimate()?;
+        let mut edits = self.variants.iter().flat_map(|variant| &variant.edits);
+        let reads = edits.any(|edit| edit.action.key() == Some(REFERENCE));
+        if self.references.is_some() && (self.other.is_some() || !reads) {
+            let found = if self.other.is_some() { "a patch, which has its own" } else { "edits that read none" };
+            return Err(Error::argument("reference", "an ablation by means or resampling", found));
+        }
+        let Change::Patch(_) = self.change else {
+            let found = if self.change == Change::KnockOut { "a knock-out" } else { "an ablation" };
+            return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
+        };
+        if self.normalised && self.metric.is_relative() {
+            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
+        }
+        same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
+    }
+
+    fn check_estimate(&self) -> Result<()> {
+        match self.estimate {
+            Some(_) if self.per_token => Err(Error::argument("estimate", "one value a prompt", "one row a token")),
+            Some(_) if self.journal.is_some() => {
+                Err(Error::argument("journal", "an exact sweep", "estimates, which take one pass"))
+            }
+            Some(estimate) => estimate.check(&self.metric),
+            None if self.exact > 0 => {
+                Err(Error::argument("exact", "estimates beside which to put them", "an exact sweep"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn provenance(&self) -> Result<Provenance> {
+        let edits = self.variants.iter().flat_map(|variant| &variant.edits);
+        let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
+        let mut options = serde_json::json!({
+            "change": self.change,
+            "sites": sites,
+            "variants": self.variants.len(),
+            "metric": format!("{:?}", self.metric),
+            "normalised": self.normalised,
+            "per_prompt": self.per_prompt,
+            "per_token": self.per_token,
+            "interval": self.interval,
+            "estimate": self.estimate,
+            "strategy": format!("{:?}", self.strategy),
+            "tokens": self.tokens.rows(),
+            "reference": self.other.or(self.references).map(Tokens::rows),
+        });
+        let mut activations = serde_json::Map::new();
+        for (key, site, tensor) in self.bank.entries() {
+            let flat = tensor.to_kind(tch::Kind::Double).flatten(0, -1).to_device(tch::Device::Cpu);
+            let values = Vec::<f64>::try_from(flat).map_err(Error::torch("reading an activation"))?;
+            let bytes: Vec<u8> = values.into_iter().flat_map(f64::to_le_bytes).collect();
+            let entry = serde_json::json!({ "shape": tensor.size(), "sha256": hex(bytes) });
+            activations.insert(format!("{key}@{site}"), entry);
+        }
+        if !activations.is_empty() {
+            options["activations"] = activations.into();
+        }
+        self.model.provenance(options, self.change.seed())
+    }
+}
+
+/// The sites at which an edit reads the reference run by an action that `wanted` accepts.
+fn reads(variants: &[Variant], wanted: impl Fn(&Action) -> bool) -> Vec<Site> {
+    let edits = variants.iter().flat_map(|variant| &variant.edits);
+    let edits = edits.filter(|edit| edit.action.key() == Some(REFERENCE) && wanted(&edit.action));
+    edits.map(|edit| edit.site).collect::<BTreeSet<Site>>().into_iter().collect()
+}
+
+/// The SHA-256 of some bytes, in hexadecimal.
+pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,330 @@
+//! Paths computed: part by part of the batch, a block of senders at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ndarray::{Array2, ArrayView1};
+use tch::Tensor;
+
+use super::ablation::REFERENCE;
+use super::computed::hex;
+use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, to_array};
+use super::gradient::{self, Estimate};
+use super::metric::Metric;
+use super::node::{Input, Node};
+use super::outcome::Outcome;
+use super::parts::{Part, side_by_side};
+use super::paths::Paths;
+use super::sweep::{Strategy, Variant};
+use crate::error::{Error, Result};
+use crate::model::{Bank, Edit, Model, Plan, Site, Tokens};
+use crate::progress::Progress;
+use crate::table::{Keys, Provenance, Table};
+
+/// A sender and a receiver, by their numbers.
+pub(super) type Pair = (usize, usize);
+
+/// What paths are over in one part of the batch.
+pub(super) struct Share<'a> {
+    pub paths: &'a Paths<'a>,
+    pub tokens: Tokens,
+    pub other: Tokens,
+    metric: Metric,
+    part: Part,
+    memory: usize,
+    kept: usize,
+}
+
+impl Paths<'_> {
+    /// Computes the table.
+    ///
+    /// # Errors
+    /// Where a sender or receiver does not exist, no receiver comes after a sender, or the two batches do not fit.
+    pub fn run(&self) -> Result<Table> {
+        let pairs = self.pairs()?;
+        let provenance = self.provenance()?;
+        tch::no_grad(|| match self.estimate {
+            Some(estimate) => self.estimated(&pairs, estimate, provenance),
+            None => {
+                let mut journal = self.open_journal(&provenance)?;
+                let (outcome, values) = self.values(&pairs, journal.as_mut())?;
+                let rows = pairs.iter().zip(values.outer_iter());
+                let rows = rows.map(|(&(s, r), values)| outcome.rows(&self.keys(s, r), &values.to_vec()));
+                Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
+            }
+        })
+    }
+
+    /// The exact metric of every pair, `[pair, cell]`.
+    fn values(&self, pairs: &[Pair], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
+        let shares = self.shares(1)?;
+        let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
+        let mut progress = Progress::new("paths", pairs.len() * shares.len());
+        let mut parts = vec![];
+        for share in &shares {
+            let engine = share.engine()?;
+            let first = outcome.cells.len();
+            share.add_to(&mut outcome, &engine)?;
+            if let Some(journal) = &mut journal {
+                journal.at(first);
+            }
+            parts.push(share.values(&engine, pairs, journal.as_deref_mut(), &mut progress)?);
+        }
+        Ok((outcome, side_by_side(&parts)?))
+    }
+
+    /// The table of estimates, and of the exact values that were asked for beside them.
+    fn estimated(&self, pairs: &[Pair], estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
+        self.check_edges(estimate)?;
+        let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
+        let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
+        let mut parts = vec![];
+        for share in self.shares(self.model.config().n_layers * steps)? {
+            let engine = Engine::new(share.setup(), &[], &[])?;
+            share.add_to(&mut outcome, &engine)?;
+            parts.push(share.edge_effects(&engine, pairs, estimate)?);
+        }
+        let effects = side_by_side(&parts)?;
+        let keys = |(s, r): Pair, method: &str| Keys { method: Some(method.to_owned()), ..self.keys(s, r) };
+        let mut rows = vec![];
+        for (&pair, effect) in pairs.iter().zip(effects.outer_iter()) {
+            let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| effect + base).collect();
+            rows.extend(outcome.rows(&keys(pair, estimate.name()), &values)?);
+        }
+        let largest = gradient::largest(&effects, self.exact);
+        if !largest.is_empty() {
+            let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
+            let (_, values) = self.values(&chosen, None)?;
+            for (&pair, values) in chosen.iter().zip(values.outer_iter()) {
+                rows.extend(outcome.rows(&keys(pair, "exact"), &values.to_vec())?);
+            }
+            let agreement = gradient::agreement(&largest, &effects, &values, &outcome.baseline);
+            provenance.options["what"]["agreement"] = agreement;
+        }
+        Table::new(rows, provenance)
+    }
+
+    /// How the receivers' passes would be computed, one a pair (a sender's own pass comes before them, one for all of its
+    /// receivers). Computes the unchanged run only.
+    ///
+    /// # Errors
+    /// As [`Paths::run`].
+    pub fn explain(&self) -> Result<Explanation> {
+        let pairs = self.pairs()?;
+        tch::no_grad(|| {
+            let mut whole: Option<Explanation> = None;
+            for share in self.shares(1)? {
+                let variants: Vec<Variant> =
+                    pairs.iter().filter_map(|&(_, r)| receiving(&self.receivers[r], "")).collect();
+                let explained = share.engine()?.explain(&variants)?;
+                whole = Some(whole.map_or_else(|| explained.clone(), |whole| whole.and(&explained)));
+            }
+            whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
+        })
+    }
+
+    fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
+        let Some(path) = &self.journal else { return Ok(None) };
+        let options = [&provenance.model, &provenance.sha256, &provenance.options.to_string()];
+        Journal::open(path, &hex(serde_json::json!(options).to_string())).map(Some)
+    }
+
+    /// The batch in parts that memory holds, where a pass' activations are held `held` times over.
+    fn shares(&self, held: usize) -> Result<Vec<Share<'_>>> {
+        let batch = self.tokens.batch();
+        let memory = self.memory.unwrap_or_else(|| crate::device::free_memory(self.model.device()) / 4);
+        let share = |part: Part, kept: usize| {
+            let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
+            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.metric)?, part, memory, kept })
+        };
+        let whole: Share<'_> = share(Part::whole(batch), 0)?;
+        let setup = whole.setup();
+        let changes = [whole.senders(), whole.receivers()].concat();
+        let places = changes.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
+        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
+        let pass = pass + setup.bytes_at(&self.reads().0);
+        let custom = matches!(self.metric, Metric::Custom(..)); // a function of the user's own sees the whole batch
+        let most = if custom { batch } else { memory / ((kept + pass) / batch).max(1) };
+        Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
+    }
+
+    /// The sites of the unpatched run that frozen parts keep.
+    fn needs(&self) -> Vec<Site> {
+        let config = self.model.config();
+        let layers = 0..config.n_layers;
+        let mut needs: Vec<Site> = layers.clone().map(Site::AttnOut).collect();
+        needs.extend(self.senders.iter().flatten().map(|node| node.site()).filter(|site| matches!(site, Site::Z(_))));
+        if self.frozen.mlps && config.has_mlp() {
+            needs.extend(layers.map(Site::MlpOut));
+        }
+        needs
+    }
+
+    /// The sites at which senders write.
+    fn sent(&self) -> Vec<Site> {
+        let sites: BTreeSet<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
+        sites.into_iter().collect()
+    }
+
+    /// The sites at which receivers read, and how many layers lead there.
+    fn reads(&self) -> (Vec<Site>, usize) {
+        let inputs = || self.receivers.iter().flatten();
+        let sites: BTreeSet<Site> = inputs().filter_map(|input| input.site()).collect();
+        let last = sites.iter().filter_map(|site| site.layer()).max().map_or(0, |layer| layer + 1);
+        let logits = inputs().any(|input| *input == Input::Logits);
+        (sites.into_iter().collect(), if logits { self.model.config().n_layers } else { last })
+    }
+}
+
+impl<'a> Share<'a> {
+    pub(super) fn model(&self) -> &'a Model {
+        self.paths.model
+    }
+
+    pub(super) fn setup(&self) -> Setup<'_> {
+        Setup {
+            model: self.paths.model,
+            tokens: &self.tokens,
+            metric: &self.metric,
+            per_token: self.paths.per_token,
+            strategy: Strategy::Auto,
+            memory: self.memory,
+            kept: self.kept,
+            stop: self.paths.stop,
+        }
+    }
+
+    fn engine(&self) -> Result<Engine<'_>> {
+        Engine::new(self.setup(), &[self.senders(), self.receivers()].concat(), &self.paths.needs())
+    }
+
+    fn senders(&self) -> Vec<Variant> {
+        self.paths.senders.iter().map(|nodes| sending(nodes)).collect()
+    }
+
+    fn receivers(&self) -> Vec<Variant> {
+        self.paths.receivers.iter().filter_map(|inputs| receiving(inputs, "")).collect()
+    }
+
+    /// Adds this part's cells and baseline.
+    fn add_to(&self, outcome: &mut Outcome<'_>, engine: &Engine<'_>) -> Result<()> {
+        let other = match self.paths.normalised {
+            true => Some(Engine::new(Setup { tokens: &self.other, ..self.setup() }, &[], &[])?.baseline),
+            false => None,
+        };
+        outcome.add(self.part, engine.reader.cells()?, &engine.baseline, other)
+    }
+
+    /// What the senders write in the other run.
+    pub(super) fn bank(&self) -> Result<Bank> {
+        let mut bank = Bank::default();
+        bank.insert_run(REFERENCE, &self.model().run(&self.other, &Plan::new().taps(self.paths.sent()))?);
+        Ok(bank)
+    }
+
+    /// The metric of every pair, `[pair, cell]`.
+    fn values(
+        &self,
+        engine: &Engine<'_>,
+        pairs: &[Pair],
+        mut journal: Option<&mut Journal>,
+        progress: &mut Progress,
+    ) -> Result<Array2<f64>> {
+        let cells = engine.baseline.len();
+        let mut values = Array2::zeros((pairs.len(), cells));
+        let mut left: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // pairs by sender
+        for (number, &(s, _)) in pairs.iter().enumerate() {
+            match journal.as_ref().and_then(|journal| journal.get(number, cells)) {
+                Some(known) => values.row_mut(number).assign(&ArrayView1::from(known)),
+                None => left.entry(s).or_default().push(number),
+            }
+        }
+        progress.add(pairs.len() - left.values().map(Vec::len).sum::<usize>());
+        let bank = self.bank()?;
+        let (taps, layers) = self.paths.reads();
+        let senders: Vec<usize> = left.keys().copied().collect();
+        for block in senders.chunks(engine.senders_at_once(&taps)) {
+            engine.check_stop(progress)?;
+            let sending: Vec<Variant> = block.iter().map(|&s| sending(&self.paths.senders[s])).collect();
+            let first = if taps.is_empty() { engine.last_positions() } else { 0 };
+            let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.paths.frozen, layers, first)?;
+            let here: Vec<usize> = block.iter().flat_map(|s| &left[s]).copied().collect();
+            let read = Read { block, order: &order, taps: &taps, batch: self.tokens.batch() as i64 };
+            let (variants, numbers, bank) = read.variants(self.paths, pairs, &here);
+            let kept = journal.as_deref_mut().map(|journal| Kept { journal, numbers: &numbers });
+            let found = engine.values(&variants, &bank, kept, progress)?;
+            for (number, found) in numbers.iter().zip(found.outer_iter()) {
+                values.row_mut(*number).assign(&found);
+            }
+            let to_logits: BTreeMap<usize, usize> = here
+                .iter()
+                .filter(|&&n| self.paths.receivers[pairs[n].1] == [Input::Logits])
+                .map(|&n| (pairs[n].0, n))
+                .collect();
+            if to_logits.is_empty() {
+                continue;
+            }
+            let direct = to_array(&engine.reader.read(&end)?)?;
+            for (row, found) in direct.outer_iter().enumerate() {
+                let Some(&number) = to_logits.get(&block[order[row]]) else { continue };
+                values.row_mut(number).assign(&found);
+                if let Some(journal) = &mut journal {
+                    journal.push(number, found.iter().copied())?;
+                }
+            }
+            if let Some(journal) = &mut journal {
+                journal.flush()?;
+            }
+            progress.add(to_logits.len());
+        }
+        Ok(values)
+    }
+}
+
+fn sending(nodes: &[Node]) -> Variant {
+    Variant { keys: Keys::default(), edits: nodes.iter().map(|node| node.edit()).collect() }
+}
+
+/// The receivers read what the bank has as `key`; nothing for the logits.
+fn receiving(inputs: &[Input], key: &str) -> Option<Variant> {
+    let edits: Option<Vec<Edit>> = inputs.iter().map(|input| input.edit(key)).collect();
+    Some(Variant { keys: Keys::default(), edits: edits? })
+}
+
+/// What a block of senders made the receivers read.
+struct Read<'a> {
+    /// Numbers of the senders.
+    block: &'a [usize],
+    /// Which of them each copy of the batch in `taps` is.
+    order: &'a [usize],
+    taps: &'a BTreeMap<Site, Tensor>,
+    batch: i64,
+}
+
+impl Read<'_> {
+    /// The variants in which receivers read that, the numbers of their pairs among `here`, and the activations.
+    fn variants(&self, paths: &Paths<'_>, pairs: &[Pair], here: &[usize]) -> (Vec<Variant>, Vec<usize>, Bank) {
+        let (mut variants, mut numbers, mut bank) = (vec![], vec![], Bank::default());
+        for (row, &place) in self.order.iter().enumerate() {
+            let key = self.block[place].to_string();
+            for (&site, tensor) in self.taps {
+                // Rows that join behind a site are not in its record: no path leads there.
+                let start = row as i64 * self.batch;
+                if start < tensor.size()[0] {
+                    bank.insert(&key, site, tensor.narrow(0, start, self.batch));
+                }
+            }
+            for &number in here.iter().filter(|&&number| pairs[number].0 == self.block[place]) {
+                let (s, r) = pairs[number];
+                let mut inputs = paths.receivers[r].clone();
+                // A receiver before the sender reads what it always reads.
+                inputs.retain(|input| paths.senders[s].iter().any(|node| node.time() < input.time()));
+                if let Some(variant) = receiving(&inputs, &key) {
+                    variants.push(variant);
+                    numbers.push(number);
+                }
+            }
+        }
+        (variants, numbers, bank)
+    }
+}
