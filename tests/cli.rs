@@ -321,22 +321,35 @@ fn attribute_and_paths_write_tables() {
     let table = Table::read(out).unwrap();
     assert_eq!(table.len(), (4 * 4 * 3 + 4 * 2 * 3 + 12) + (4 * 3 + 2 * 3 + 1));
     assert_eq!(table.columns()[..6], ["from_layer", "from_site", "from_head", "layer", "site", "head"]);
+    for (method, n) in [("eap", 4), ("eap-ig", 0)] {
+        let more = ["--to", "query", "--frozen-mlps", "--method", method, "--exact", &n.to_string()];
+        let shown = done(&[&["paths"][..], &common, &metric, &more].concat());
+        assert_eq!(shown.contains("agreement"), n > 0, "{shown}");
+        assert_eq!(Table::read(out).unwrap().len(), 4 * 4 * 3 + n);
+    }
+    let free = fails(&[&["paths"][..], &common, &metric, &["--to", "query", "--method", "eap"]].concat(), 1);
+    assert!(free.contains("frozen MLPs"), "{free}");
     let wrong = fails(&[&["paths"][..], &common, &metric, &["--layers", "0", "--to", "query"]].concat(), 1);
     assert!(wrong.contains("comes after"), "{wrong}");
     fails(&[&["attribute"][..], &common, &metric, &["--steps", "3"]].concat(), 1);
 }
 
-/// A sweep that was killed in the middle goes on where it stopped, and ends with the same table.
+/// Sweeps and paths that were killed in the middle go on where they stopped, and end with the same table.
 #[test]
-fn a_killed_sweep_resumes() {
+fn killed_sweeps_resume() {
+    let common = ["--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]", "--memory", "0"];
+    resumes("patch", &[&common[..], &["--site", "z", "--each", "head,position"]].concat());
+    resumes("paths", &[&common[..], &["--from", "embed,head,mlp", "--to", "query,key,value,mlp,logits"]].concat());
+}
+
+fn resumes(command: &str, words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let (whole, out) = (folder.path().join("whole.csv"), folder.path().join("table.csv"));
     let partial = folder.path().join("table.csv.partial");
     let model = path("tiny-gpt2");
     let arguments = |out: &std::path::Path| -> Vec<String> {
-        let words = ["patch", &model, "--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]"];
-        let more = ["--site", "z", "--each", "head,position", "--memory", "0", "--out", out.to_str().unwrap()];
-        words.iter().chain(&more).map(ToString::to_string).collect()
+        let all = [&[command, &model], words, &["--out", out.to_str().unwrap()]].concat();
+        all.iter().map(ToString::to_string).collect()
     };
     let run = |out: &std::path::Path, more: &[&str]| {
         let given = arguments(out);
