@@ -160,7 +160,7 @@ impl Sweep<'_> {
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // A function of the user's own sees the whole batch; the naive loop is one.
         let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom(..));
-        let most = if whole { batch } else { memory / ((kept + pass) / batch).max(1) };
+        let most = if whole { batch } else { (memory - memory / 8) / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1))?;
         let draws = match self.change {
             Change::Ablation(Ablation::Resample { seed }) if !read.is_empty() => {

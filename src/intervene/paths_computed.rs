@@ -144,7 +144,7 @@ impl Paths<'_> {
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         let pass = pass + setup.bytes_at(&self.reads().0);
         let custom = matches!(self.metric, Metric::Custom(..)); // a function of the user's own sees the whole batch
-        let most = if custom { batch } else { memory / ((kept + pass) / batch).max(1) };
+        let most = if custom { batch } else { (memory - memory / 8) / ((kept + pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 

@@ -78,9 +78,9 @@ impl Setup<'_> {
         (self.budget() / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(tokens))
     }
 
-    /// Bytes that stacked activations may take.
+    /// Bytes that stacked activations may take; an eighth is left for what a product takes for a moment.
     pub(super) fn budget(&self) -> usize {
-        self.memory.saturating_sub(self.kept)
+        (self.memory - self.memory / 8).saturating_sub(self.kept)
     }
 
     /// Bytes that the batch's values at some sites take.
