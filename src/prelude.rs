@@ -13,6 +13,7 @@ pub use crate::intervene::{
     Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Sampling, ShapleyOptions, Strategy, Subsets, Sweep,
     Variant, direct_attribution, logit_lens, shapley, subsets,
 };
+pub use crate::lab;
 pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};

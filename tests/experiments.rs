@@ -228,6 +228,7 @@ fn every_measure_measures() {
         Measure::Division,
         Measure::Patterns,
         Measure::Written,
+        Measure::Overlaps,
         Measure::Gradients,
         Measure::Others(1),
         Measure::Roles,
@@ -239,7 +240,9 @@ fn every_measure_measures() {
         let found = last(&table, metric);
         assert!(found.len() == n && found.iter().all(|value| value.is_finite()), "{metric}: {found:?}");
     };
-    for metric in ["excess_loss", "total_effect", "pattern_divergence", "cka", "cka_gain", "truncation_cost_4"] {
+    for metric in
+        ["excess_loss", "total_effect", "pattern_divergence", "cka", "cka_gain", "write_overlap", "truncation_cost_4"]
+    {
         finite(metric, 2);
     }
     for metric in ["loss", "accuracy", "role_attention", "role_score", "role_cost"] {

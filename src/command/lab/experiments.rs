@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use headscope::lab::verdict::{Judgement, claims};
 use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
@@ -107,12 +107,7 @@ impl Show {
             println!("{}", serde_json::to_string_pretty(&experiment)?);
             return Ok(());
         }
-        println!("{}: {}\n{}\n", experiment.id, experiment.title, experiment.question);
-        println!("predictions:");
-        experiment.predictions.iter().for_each(|prediction| println!("  {prediction}"));
-        println!("\nrule: {}\n", experiment.rule);
-        println!("{} cells of {} runs, seeds from {}:", experiment.cells.len(), experiment.runs, experiment.seed);
-        experiment.cells.iter().for_each(|cell| println!("  {}", cell.name));
+        println!("{experiment}");
         Ok(())
     }
 }
@@ -261,19 +256,6 @@ impl Report {
 
 /// The experiments of folders, each itself or a folder of such folders.
 fn read(folders: &[PathBuf]) -> Result<Vec<(PathBuf, Results)>> {
-    let is_one = |folder: &Path| folder.join("experiment.json").is_file();
-    let mut found = vec![];
-    for folder in folders {
-        let mut inner: Vec<PathBuf> = vec![folder.clone()];
-        if !is_one(folder) {
-            let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-            inner = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).filter(|f| is_one(f)).collect();
-            inner.sort();
-        }
-        if inner.is_empty() {
-            bail!("{}: expected experiment.json, or folders with one, found neither", folder.display());
-        }
-        found.extend(inner);
-    }
-    found.into_iter().map(|folder| Ok((folder.clone(), Results::read(&folder)?))).collect()
+    let all = folders.iter().map(Results::read_all).collect::<headscope::Result<Vec<_>>>()?;
+    Ok(all.into_iter().flatten().collect())
 }

@@ -1,7 +1,7 @@
 //! E1 and E8: how heads divide the work as their width changes.
 
 use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
-use super::{Cell, Experiment, Grid};
+use super::{Cell, Experiment, Grid, Measure};
 use crate::lab::train::{Optimiser, TrainOptions};
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
@@ -19,8 +19,11 @@ pub(super) fn widths(grid: Grid) -> Experiment {
         let mut shapes: Vec<(usize, usize)> = WIDTHS.map(|width| (4, width)).to_vec();
         // The same width in all; and more heads of one width.
         shapes.extend([(1, D_MODEL), (2, 22), (11, 4), (1, 4), (2, 4), (8, 4)]);
-        let cell =
-            |&(heads, width): &(usize, usize)| trained(wide(name, heads, width), divided(grid, regime, heads, width));
+        let cell = |&(heads, width): &(usize, usize)| {
+            let mut training = divided(grid, regime, heads, width);
+            training.measures.extend([Measure::Written, Measure::Overlaps]);
+            trained(wide(name, heads, width), training)
+        };
         cells.extend(shapes.iter().map(cell));
     }
     let cases = |of: &dyn Fn(&str) -> Case| REGIMES.iter().map(|(name, _)| of(name)).collect::<Vec<_>>();
@@ -59,6 +62,15 @@ pub(super) fn widths(grid: Grid) -> Experiment {
         Prediction {
             cases: cases(&|name| alone(name, wide(name, 4, D_MODEL))),
             ..prediction("C6", "Heads of full width attend alike where it counts", "pattern_divergence", Expect::Zero)
+        },
+        Prediction {
+            cases: cases(&|name| alone(name, wide(name, 4, D_MODEL))),
+            ..prediction(
+                "C6",
+                "Heads of full width come to write alike, more than before any training",
+                "cka_gain",
+                Expect::Greater,
+            )
         },
     ];
     Experiment {

@@ -1,11 +1,12 @@
 //! An experiment's folder: `experiment.json` and `cells/NAME.parquet`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Experiment;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::lab::verdict::{Evidence, Judgement, claims, judge};
+use crate::lab::verdict::{Evidence, Judgement, Runs, claims, judge};
 use crate::table::{Provenance, Table};
 
 const DECLARATION: &str = "experiment.json";
@@ -45,6 +46,7 @@ pub struct Results {
     pub table: Table,
     /// Names of cells that are not computed yet.
     pub missing: Vec<String>,
+    evidence: Evidence,
 }
 
 impl Results {
@@ -83,7 +85,59 @@ impl Results {
         }
         let names = experiment.cells.iter().map(|cell| cell.name.clone());
         let missing = names.filter(|name| !there.contains(name.as_str())).collect();
-        Ok(Self { experiment, table, missing })
+        Ok(Self { experiment, table, missing, evidence })
+    }
+
+    /// Reads all experiments of a folder, which is one's own or holds such folders; by name, each with its folder.
+    ///
+    /// # Errors
+    /// As [`Results::read`], and where there is none.
+    pub fn read_all(folder: impl AsRef<Path>) -> Result<Vec<(PathBuf, Self)>> {
+        let folder = folder.as_ref();
+        let is_one = |folder: &Path| folder.join(DECLARATION).is_file();
+        let mut found = vec![folder.to_owned()];
+        if !is_one(folder) {
+            let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+            found = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).filter(|f| is_one(f)).collect();
+            found.sort();
+        }
+        if found.is_empty() {
+            let expected = format!("{DECLARATION}, or folders with one");
+            return Err(Error::argument("folder", expected, format!("neither in {}", folder.display())));
+        }
+        found.into_iter().map(|folder| Ok((folder.clone(), Self::read(&folder)?))).collect()
+    }
+
+    /// The runs of a cell: the values of a metric by seed and step.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the experiment has no such cell, or the cell no such metric.
+    pub fn runs(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Runs> {
+        self.experiment.cell(cell)?;
+        self.evidence.runs(cell, metric, task)
+    }
+
+    /// The course of a metric: at each recorded step the mean over runs, without missing values.
+    ///
+    /// # Errors
+    /// As [`Results::runs`].
+    pub fn course(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Vec<(f64, f64)>> {
+        let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        for (step, value) in self.runs(cell, metric, task)?.into_values().flatten().filter(|(_, v)| !v.is_nan()) {
+            steps.entry(step).or_default().push(value);
+        }
+        let mean =
+            |(step, values): (u32, Vec<f64>)| (f64::from(step), values.iter().sum::<f64>() / values.len() as f64);
+        Ok(steps.into_iter().map(mean).collect())
+    }
+
+    /// The value of a metric at the last step of each run.
+    ///
+    /// # Errors
+    /// As [`Results::runs`].
+    pub fn last(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Vec<f64>> {
+        let runs = self.runs(cell, metric, task)?;
+        Ok(runs.into_values().filter_map(|steps| steps.last_key_value().map(|(_, value)| *value)).collect())
     }
 
     /// The verdict on each prediction and on each claim, by the experiment's own rule.
@@ -92,7 +146,7 @@ impl Results {
     /// Where the table does not hold what the rule reads.
     pub fn judge(&self) -> Result<Judgement> {
         let experiment = &self.experiment;
-        let predictions = judge(&experiment.predictions, &experiment.rule, &Evidence::new(&self.table)?)?;
+        let predictions = judge(&experiment.predictions, &experiment.rule, &self.evidence)?;
         Ok(Judgement {
             experiment: experiment.id.clone(),
             title: experiment.title.clone(),

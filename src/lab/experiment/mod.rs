@@ -18,6 +18,7 @@ mod symmetry;
 mod taken;
 mod work;
 
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -155,5 +156,15 @@ impl Experiment {
             let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
             Error::argument("cell", format!("one of {names:?}"), name)
         })
+    }
+}
+
+impl fmt::Display for Experiment {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "{}: {}\n{}\n\npredictions:", self.id, self.title, self.question)?;
+        self.predictions.iter().try_for_each(|prediction| writeln!(out, "  {prediction}"))?;
+        writeln!(out, "\nrule: {}\n", self.rule)?;
+        write!(out, "{} cells of {} runs, seeds from {}:", self.cells.len(), self.runs, self.seed)?;
+        self.cells.iter().try_for_each(|cell| write!(out, "\n  {}", cell.name))
     }
 }

@@ -12,7 +12,7 @@ pub const EXCESS_LOSS: &str = "excess_loss";
 /// (metric, task).
 type Name = (String, Option<String>);
 /// The values of a metric, by seed and step.
-type Runs = BTreeMap<u64, BTreeMap<u32, f64>>;
+pub type Runs = BTreeMap<u64, BTreeMap<u32, f64>>;
 /// What was measured in a cell.
 type Metrics = BTreeMap<Name, Runs>;
 
@@ -50,6 +50,19 @@ impl Evidence {
     /// The cells that there is anything about.
     pub fn cells(&self) -> BTreeSet<&str> {
         self.cells.keys().map(String::as_str).collect()
+    }
+
+    /// The values of a metric in a cell, by seed and step.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there are none, naming those that there are.
+    pub fn runs(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Runs> {
+        let metrics = self.cells.get(cell);
+        let found = metrics.and_then(|all| all.get(&(metric.to_owned(), task.map(str::to_owned))));
+        found.cloned().ok_or_else(|| {
+            let names: Vec<&Name> = metrics.into_iter().flat_map(BTreeMap::keys).collect();
+            Error::argument("metric", format!("one of cell {cell}: {names:?}"), format!("{metric}, task {task:?}"))
+        })
     }
 
     /// A metric's last value of every run of a cell.

@@ -13,6 +13,6 @@ mod judge;
 mod rule;
 mod words;
 
-pub use evidence::{EXCESS_LOSS, Evidence};
+pub use evidence::{EXCESS_LOSS, Evidence, Runs};
 pub use judge::{Finding, Judged, Judgement, Verdict, claims, judge};
 pub use rule::{Case, Expect, Prediction, Reading, Rule};

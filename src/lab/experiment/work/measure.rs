@@ -2,6 +2,7 @@
 
 use super::row;
 use super::training::Measure;
+use crate::circuits::Measure as Weights;
 use crate::error::Result;
 use crate::intervene::Ablation;
 use crate::lab::language::{Batch, Language, TaskInfo};
@@ -61,6 +62,7 @@ impl Asked<'_> {
             Measure::Division => self.division(),
             Measure::Patterns => self.patterns(),
             Measure::Written => self.written(start),
+            Measure::Overlaps => self.overlaps(),
             Measure::Gradients => self.gradients(),
             Measure::Others(task) => self.others(task),
             Measure::Roles => self.roles(),
@@ -126,6 +128,17 @@ impl Asked<'_> {
         let gain = cka.iter().zip(&start.cka).map(|(now, then)| (now - then) / (1.0 - then));
         let gain: Vec<f64> = gain.collect();
         Ok([self.of_runs("cka", &cka), self.of_runs("cka_gain", &gain)].concat())
+    }
+
+    fn overlaps(&self) -> Result<Vec<Observation>> {
+        let last = self.last() * self.heads;
+        let of = |measure: Weights| {
+            let all = self.probe.weight_similarity(measure)?;
+            let layer = all.slice(s![.., last.., last..]).to_owned();
+            Ok(self.of_runs(measure.name(), &over_pairs(&layer)))
+        };
+        let subspaces = [Weights::QueryOverlap, Weights::KeyOverlap, Weights::ValueOverlap, Weights::WriteOverlap];
+        Ok(subspaces.map(of).into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
     fn gradients(&self) -> Result<Vec<Observation>> {

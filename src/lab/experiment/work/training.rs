@@ -77,6 +77,10 @@ pub enum Measure {
     /// Whether heads write alike: `cka`, the mean over pairs of the last layer's heads that are not dead, and `cka_gain`:
     /// (cka - cka at step 0) / (1 - cka at step 0), since wide heads are alike before any training.
     Written,
+    /// Whether heads read and write alike by their weights: `query_overlap`, `key_overlap`, `value_overlap` and
+    /// `write_overlap`, means over pairs of the last layer's heads of the mean squared cosine of the principal angles between
+    /// their subspaces; of random ones d_head / d_model.
+    Overlaps,
     /// Who gets which gradient in the last layer: `gradient_share`, by head and task.
     Gradients,
     /// How much of what heads other than 0 do is this task's, `others_share`: their positive Shapley values of it over those
