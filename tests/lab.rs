@@ -176,6 +176,36 @@ fn stacked_runs_are_as_single_ones() {
     }
 }
 
+/// Many seeds train in groups, on several threads, and can be stopped.
+#[test]
+fn groups_of_runs_are_as_single_ones() {
+    let language = every_task(Regime::Gated);
+    let config = small(&language);
+    let options = TrainOptions { batch: 64, ..short(4) };
+    let seeds = [3, 1, 4, 15, 9];
+    let (kind, device) = (tch::Kind::Double, tch::Device::Cpu);
+    let start = || Trainer::start(&config, &language, &options, &seeds, kind, device).unwrap();
+    let all = start().run().unwrap();
+    tch::set_num_threads(2);
+    let folder = tempfile::tempdir().unwrap();
+    let mut stopped = start();
+    stopped.train_to(2).unwrap();
+    stopped.save(folder.path()).unwrap();
+    let again = start().resume(folder.path()).unwrap().run().unwrap();
+    tch::set_num_threads(1);
+    for ((seed, grouped), again) in seeds.into_iter().zip(all).zip(again) {
+        let single = Trainer::start(&config, &language, &options, &[seed], kind, device).unwrap();
+        let single = single.run().unwrap().remove(0);
+        let models = [&grouped.model, &single.model, &again.model].map(Model::parameters);
+        for (((name, a), (_, b)), (_, c)) in models[0].iter().zip(&models[1]).zip(&models[2]) {
+            assert_close(name, a, b, Tol::Model(kind));
+            assert_close(name, a, c, Tol::Exact);
+        }
+        assert_eq!(grouped.trace.len(), single.trace.len());
+    }
+    assert!(start().resume(tempfile::tempdir().unwrap().path()).is_err());
+}
+
 /// Invariant 20: identical heads, output matrices included, get identical gradients and stay identical for ever.
 #[test]
 fn identical_heads_stay_identical() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use super::language::Batch;
+use super::language::{Batch, Sample};
 use crate::error::{Error, Result};
 use crate::model::{Joins, Model, Pass, Past, Program, Tokens};
 
@@ -55,18 +55,27 @@ impl Prepared {
     /// # Errors
     /// Where there is none, or they have not as many rows.
     pub(in crate::lab) fn new(batches: &[Batch], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
-        let each = batches.first().map_or(0, |batch| batch.samples.len());
-        if let Some(other) = batches.iter().find(|batch| batch.samples.len() != each || each == 0) {
-            return Err(Error::argument("batches", format!("{each} rows in each, at least 1"), other.samples.len()));
+        let samples: Vec<&[Sample]> = batches.iter().map(|batch| batch.samples.as_slice()).collect();
+        Self::of_samples(&samples, tasks, kind, device)
+    }
+
+    /// The samples of some runs.
+    ///
+    /// # Errors
+    /// As [`Prepared::new`].
+    pub(in crate::lab) fn of_samples(batches: &[&[Sample]], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
+        let each = batches.first().map_or(0, |samples| samples.len());
+        if let Some(other) = batches.iter().find(|samples| samples.len() != each || each == 0) {
+            return Err(Error::argument("batches", format!("{each} rows in each, at least 1"), other.len()));
         }
-        let rows: Vec<Vec<i64>> = batches.iter().flat_map(|batch| batch.tokens.rows().iter().cloned()).collect();
-        let tokens = Tokens::new(&rows)?;
+        let rows = batches.iter().flat_map(|samples| samples.iter().map(|sample| sample.tokens.clone()));
+        let tokens = Tokens::owning(rows.collect())?;
         let ids = tokens.ids(device);
         let (places, number) = places(batches, tokens.positions(), device);
         let mut groups: BTreeMap<(i64, i64), Vec<Prediction>> = BTreeMap::new();
         let mut count = vec![0.0; batches.len() * tasks];
-        for (run, batch) in batches.iter().enumerate() {
-            for (row, sample) in batch.samples.iter().enumerate() {
+        for (run, samples) in batches.iter().enumerate() {
+            for (row, sample) in samples.iter().enumerate() {
                 for target in &sample.targets {
                     let columns = (target.choices.start, target.choices.end - target.choices.start);
                     let place = number.get(run, row, target.position);
@@ -101,7 +110,7 @@ impl Prepared {
     /// The logits that predictions read, `[run * place, 1, column]` (or rows by positions in place of places, where all are
     /// read).
     pub(in crate::lab) fn logits(&self, model: &Model, program: &Program) -> Result<Tensor> {
-        let mut pass = Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted());
+        let mut pass = Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted()).whole();
         let x = pass.residual(&Joins::whole(self.ids.shallow_clone()), model.config().n_layers)?;
         let x = match &self.places {
             Places::Some(_) => self.pick(&x),
@@ -198,9 +207,14 @@ impl Prepared {
     }
 
     /// The mean over all predictions of a run, summed over runs, of `[run, 1, task]`: the gradient of each run is its own.
-    pub(in crate::lab) fn total(&self, losses: &Tensor) -> Tensor {
+    /// Where tasks have weights each prediction counts with that of its task.
+    pub(in crate::lab) fn total(&self, losses: &Tensor, weights: &[f64]) -> Tensor {
         let all = self.count.sum_dim_intlist([1i64].as_slice(), true, None).clamp_min(1.0);
-        (losses.squeeze_dim(1) * (&self.count / all)).sum(None::<Kind>)
+        let mut share = &self.count / all;
+        if !weights.is_empty() {
+            share *= Tensor::from_slice(weights).to_kind(losses.kind()).to_device(losses.device());
+        }
+        (losses.squeeze_dim(1) * share).sum(None::<Kind>)
     }
 }
 
@@ -253,8 +267,8 @@ impl Numbers {
 }
 
 /// Where predictions are made, and how places are numbered.
-fn places(batches: &[Batch], positions: usize, device: Device) -> (Places, Numbers) {
-    let samples = || batches.iter().flat_map(|batch| &batch.samples);
+fn places(batches: &[&[Sample]], positions: usize, device: Device) -> (Places, Numbers) {
+    let samples = || batches.iter().flat_map(|samples| samples.iter());
     let one = |targets: &[super::language::Target]| {
         let first = targets.first()?.position;
         targets.iter().all(|target| target.position == first).then_some(first as i64)
@@ -267,15 +281,15 @@ fn places(batches: &[Batch], positions: usize, device: Device) -> (Places, Numbe
         return (Places::All, Numbers::All(positions as i64));
     }
     let mut listed = vec![];
-    for batch in batches {
-        let all = batch.samples.iter().enumerate();
+    for samples in batches {
+        let all = samples.iter().enumerate();
         let all = all.flat_map(|(row, sample)| sample.targets.iter().map(move |target| (row, target.position)));
         let mut own: BTreeMap<(usize, usize), i64> = all.map(|place| (place, 0)).collect();
         own.values_mut().zip(0..).for_each(|(number, n)| *number = n);
         listed.push(own);
     }
     let longest = listed.iter().map(BTreeMap::len).max().unwrap_or(0);
-    let rows = batches.first().map_or(0, |batch| batch.samples.len());
+    let rows = batches.first().map_or(0, |samples| samples.len());
     let flat = |run: usize, (row, position): (usize, usize)| ((run * rows + row) * positions + position) as i64;
     let mut index = vec![];
     for (run, own) in listed.iter().enumerate() {

@@ -12,7 +12,7 @@ use super::program::Program;
 use super::site::Site;
 use super::tokens::Tokens;
 use super::weights::{Block, Linear, Mlp, Norm};
-use super::{Model, norm, position, stack};
+use super::{Model, absorbed, norm, position, stack};
 use crate::error::{Error, Result};
 
 /// One pass through the blocks: a program fires in it, taps gather.
@@ -31,6 +31,8 @@ pub(crate) struct Pass<'a> {
     pub(super) wanted: Option<Tensor>,
     /// What stays as in the unchanged run, whatever the rows change.
     pub(super) frozen: Option<Frozen>,
+    /// Whether all rows are there from the start and nothing is asked but what comes out.
+    pub(super) whole: bool,
     /// The first of the rows that are computed, where it is not the first of all; nothing is recorded of them.
     pub(super) start: Option<i64>,
     pub(super) taps: BTreeMap<Site, Tensor>,
@@ -61,6 +63,7 @@ impl<'a> Pass<'a> {
             rotary,
             wanted: None,
             frozen: None,
+            whole: false,
             start: None,
             taps: BTreeMap::new(),
         }
@@ -75,6 +78,12 @@ impl<'a> Pass<'a> {
     /// Asks for one position of each prompt only, `[batch]`: the last block then computes no other.
     pub(crate) fn only(mut self, wanted: Option<Tensor>) -> Self {
         self.wanted = wanted;
+        self
+    }
+
+    /// No rows join on the way: what is not asked for need not be computed.
+    pub(crate) fn whole(mut self) -> Self {
+        self.whole = true;
         self
     }
 
@@ -133,10 +142,13 @@ impl<'a> Pass<'a> {
         let join = |step, site, x| joins.join(Entry(layer, step), site, x);
         let (pre, z_site) = (Site::ResidPre(layer), Site::Z(layer));
         let mut x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
-        let mut qkv = [None, None, None];
+        let (mut qkv, mut z) = ([None, None, None], None);
         if let Some(resid) = x {
             let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
-            qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
+            match absorbed::serves(self, layer) {
+                true => z = Some(absorbed::heads(self, &block.attn, &normed)?),
+                false => qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some),
+            }
             x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
         }
         x = join(Step::Qkv, pre, x);
@@ -146,10 +158,9 @@ impl<'a> Pass<'a> {
             join(Step::Qkv, Site::K(layer), k),
             join(Step::Qkv, Site::V(layer), v),
         );
-        let mut z = match qkv {
-            (Some(q), Some(k), Some(v)) => Some(attention::heads(self, layer, [q, k, v], None)?),
-            _ => None,
-        };
+        if let (Some(q), Some(k), Some(v)) = qkv {
+            z = Some(attention::heads(self, layer, [q, k, v], None)?);
+        }
         (x, z) = (join(Step::Z, pre, x), join(Step::Z, z_site, z));
         let mut mid = match (x, z) {
             (Some(x), Some(z)) => Some(self.attention_out(layer, block, &x, z)?),
@@ -179,14 +190,18 @@ impl<'a> Pass<'a> {
     /// Whether the heads of `layer` need only look from the wanted positions: nothing behind it reads another, and nothing
     /// in it is changed.
     pub(super) fn trims_heads(&self, layer: usize) -> bool {
-        let last = layer + 1 == self.model.config().n_layers;
-        last && self.wanted.is_some() && !self.program.edits_within(layer, self.model.config(), Site::Q(layer))
+        self.trims(layer, Site::Q(layer))
     }
 
     /// Whether behind the heads of `layer` only the wanted positions are needed.
     pub(super) fn trims_tail(&self, layer: usize) -> bool {
-        let last = layer + 1 == self.model.config().n_layers;
-        last && self.wanted.is_some() && !self.program.edits_within(layer, self.model.config(), Site::AttnOut(layer))
+        self.trims(layer, Site::AttnOut(layer))
+    }
+
+    fn trims(&self, layer: usize, from: Site) -> bool {
+        let config = self.model.config();
+        let last = layer + 1 == config.n_layers;
+        last && self.wanted.is_some() && !self.program.edits_within(layer, config, from, self.whole)
     }
 
     /// The wanted position of each row, `[row, position, ..]` to `[row, 1, ..]`; all where none is asked for.
@@ -250,8 +265,11 @@ impl<'a> Pass<'a> {
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {
-            let rows = stack::each_row(&w_pos.narrow(-2, self.past.positions(), ids.size()[1]), x.size()[0]);
-            x = &x + self.at(Site::PosEmbed, rows)?;
+            let own = w_pos.narrow(-2, self.past.positions(), ids.size()[1]);
+            x = match self.program.touches(Site::PosEmbed) {
+                true => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
+                false => stack::add_to_each_row(&x, &own),
+            };
         }
         match &weights.ln_embed {
             Some(norm) => self.norm_with(norm, Site::LnEmbedScale, &x),

@@ -10,6 +10,7 @@
 //! | [`Model::circuits`], [`Model::copying`] | the weights of heads, for [`circuits`](crate::circuits) |
 //! | [`Generation`] | cached generation |
 
+mod absorbed;
 mod attention;
 mod circuits;
 mod config;

@@ -8,8 +8,7 @@ use super::weights::Norm;
 /// The normalised `x` in one libtorch call where there is one.
 pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
     if weights.w.dim() == 2 && kind != NormKind::None {
-        let (centred, scale) = parts(kind, x, eps);
-        return joined(weights, &centred, &scale);
+        return stacked(kind, weights, x, eps);
     }
     match kind {
         NormKind::Layer => {
@@ -20,6 +19,23 @@ pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Ten
         NormKind::Rms => &weights.w * (x * (mean(&x.square()) + eps).rsqrt()),
         NormKind::None => x.shallow_clone(),
     }
+}
+
+/// [`fused`] where weights have a `run` axis: in few passes over `x`, forwards and backwards.
+fn stacked(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
+    let width = x.size()[x.dim() - 1];
+    let scaled = if kind == NormKind::Layer {
+        x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false)
+    } else {
+        let square = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true).square() / width as f64;
+        x * (square + eps).rsqrt()
+    };
+    let by_run = scaled.reshape([weights.w.size()[0], -1, width]);
+    let out = match &weights.b {
+        Some(b) => by_run * weights.w.unsqueeze(1) + b.unsqueeze(1),
+        None => by_run * weights.w.unsqueeze(1),
+    };
+    out.view_as(x)
 }
 
 /// The mean over the last axis, kept as 1.

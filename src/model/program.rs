@@ -204,10 +204,15 @@ impl Program {
         self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.edit.action == Action::KnockOut))
     }
 
-    /// Whether something within block `layer` is changed at or behind `from`.
-    pub(crate) fn edits_within(&self, layer: usize, config: &ModelConfig, from: Site) -> bool {
+    /// Whether something within block `layer` is changed at or behind `from`; if `but_heads`, what changes z of some heads
+    /// alike at all positions does not count.
+    pub(crate) fn edits_within(&self, layer: usize, config: &ModelConfig, from: Site, but_heads: bool) -> bool {
         let behind = |site: &Site| site.layer() == Some(layer) && moment(*site, config) >= moment(from, config);
-        self.ops.keys().any(behind)
+        let alike = |op: &Op| op.rows.is_none() && op.value.is_none() && op.edit.at.positions.is_none();
+        let counts = |(site, ops): (&Site, &Vec<Op>)| {
+            behind(site) && !(but_heads && *site == Site::Z(layer) && ops.iter().all(alike))
+        };
+        self.ops.iter().any(counts)
     }
 
     /// Whether anything is recorded after block `layer`'s last site.

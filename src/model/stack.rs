@@ -140,6 +140,14 @@ pub(super) fn each_row(x: &Tensor, rows: i64) -> Tensor {
     if x.dim() == 3 { own(size[0]) } else { x.unsqueeze(0).expand([rows, size[0], size[1]], false) }
 }
 
+/// `x`, `[row, position, d_model]`, with the same `[position, d_model]`, or each run's own, added to every row.
+pub(super) fn add_to_each_row(x: &Tensor, own: &Tensor) -> Tensor {
+    match own.dim() {
+        3 => (x.unflatten(0, [own.size()[0], -1]) + own.unsqueeze(1)).flatten(0, 1),
+        _ => x + own,
+    }
+}
+
 /// What each head writes, `[row, position, head, d_head]` to `[row, position, head, d_model]`, by `w_o`,
 /// `[head, d_head, d_model]`, before which there may be a `run` axis.
 pub(super) fn write(z: &Tensor, w_o: &Tensor) -> Tensor {

@@ -34,6 +34,11 @@ impl Tokens {
     /// # Errors
     /// [`Error::Argument`] where there is no row, or an empty one.
     pub fn new(rows: &[Vec<i64>]) -> Result<Self> {
+        Self::owning(rows.to_vec())
+    }
+
+    /// [`Tokens::new`] of rows that nobody else needs.
+    pub(crate) fn owning(rows: Vec<Vec<i64>>) -> Result<Self> {
         let positions = rows.iter().map(Vec::len).max().unwrap_or(0);
         if let Some(row) = rows.iter().position(Vec::is_empty) {
             return Err(Error::argument("tokens", "at least one token a prompt", format!("prompt {row} is empty")));
@@ -41,7 +46,7 @@ impl Tokens {
         if positions == 0 {
             return Err(Error::argument("tokens", "at least one prompt", "none"));
         }
-        Ok(Self { rows: rows.to_vec(), positions, pad: 0, pieces: None, types: None })
+        Ok(Self { rows, positions, pad: 0, pieces: None, types: None })
     }
 
     /// The same batch with each token's text, for pictures and tables.
@@ -159,12 +164,11 @@ impl Tokens {
     }
 
     fn padded(&self, rows: &[Vec<i64>], pad: i64, device: Device) -> Tensor {
-        let whole = |row: &Vec<i64>| {
-            let mut row = row.clone();
-            row.resize(self.positions, pad);
-            row
-        };
-        let flat: Vec<i64> = rows.iter().flat_map(whole).collect();
+        let mut flat = Vec::with_capacity(rows.len() * self.positions);
+        for row in rows {
+            flat.extend_from_slice(row);
+            flat.resize(flat.len() + self.positions - row.len(), pad);
+        }
         Tensor::from_slice(&flat).view([self.batch() as i64, self.positions as i64]).to_device(device)
     }
 

@@ -157,13 +157,7 @@ impl Language {
     /// # Errors
     /// Where an option makes no sense, or `n` is 0.
     pub fn batch(&self, n: usize, seed: u64, number: u64) -> Result<Batch> {
-        self.validate()?;
-        if n == 0 {
-            return Err(Error::argument("batch", "at least 1", n));
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(number);
-        let samples: Vec<Sample> = (0..n).map(|_| self.sample(&mut rng)).collect();
+        let samples = self.samples(n, seed, number)?;
         let rows: Vec<Vec<i64>> = samples.iter().map(|sample| sample.tokens.clone()).collect();
         let mut tokens = Tokens::new(&rows)?;
         if let Some(words) = self.words() {
@@ -171,6 +165,17 @@ impl Language {
             tokens = tokens.with_pieces(rows.iter().map(pieces).collect())?;
         }
         Ok(Batch { tokens, samples })
+    }
+
+    /// The samples of [`Language::batch`].
+    pub(in crate::lab) fn samples(&self, n: usize, seed: u64, number: u64) -> Result<Vec<Sample>> {
+        self.validate()?;
+        if n == 0 {
+            return Err(Error::argument("batch", "at least 1", n));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(number);
+        Ok((0..n).map(|_| self.sample(&mut rng)).collect())
     }
 
     /// One sequence; the options have been validated.

@@ -85,7 +85,7 @@ impl Probe {
     pub fn interference(&self, layer: usize) -> Result<Array3<f64>> {
         self.check_layer(layer)?;
         let leaves = self.leaves();
-        let total = self.held.total(&self.differentiable_losses(&leaves)?);
+        let total = self.held.total(&self.differentiable_losses(&leaves)?, &[]);
         self.interference_of(&total, &leaves, layer)
     }
 

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::lab::language::{Batch, Language};
 use crate::lab::prepared::Prepared;
-use crate::model::{Edit, Model, Plan, Program, Run, Site};
+use crate::model::{Edit, Model, ModelConfig, Plan, Program, Run, Site};
 
 /// One model, or several of one architecture at once, on sequences of a language that they were not trained on.
 ///
@@ -99,6 +99,11 @@ impl Probe {
     pub fn edits(mut self, edits: Vec<Edit>) -> Self {
         self.edits = edits;
         self
+    }
+
+    /// The models' architecture.
+    pub(in crate::lab) fn config(&self) -> &ModelConfig {
+        self.model.config()
     }
 
     /// Number of models.

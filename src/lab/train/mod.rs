@@ -3,32 +3,31 @@
 //! A step's sequences follow from the seed and the step's number, so that a run that was stopped goes on to the same bits.
 //! Several seeds train as one stacked model: small models leave a processor idle.
 
-mod loss;
+mod group;
 mod options;
 mod parameters;
 mod surgery;
 
 use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 pub use options::{Decay, HeadOptions, Optimiser, TrainOptions};
 
 pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 
-use self::loss::Losses;
+use self::group::{Common, Group};
 use self::parameters::Parameters;
 use super::language::{Batch, Language};
 use super::trace::Probe;
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
-use crate::table::{Keys, Observation, Provenance, Table};
+use crate::table::{Observation, Provenance, Table};
 
 /// A trained model and how its loss fell.
 pub struct Trained {
@@ -51,18 +50,11 @@ pub struct Trained {
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub struct Trainer {
-    language: Language,
-    options: TrainOptions,
-    seeds: Vec<u64>,
-    /// The first seed's model as it was at the start.
-    template: Model,
-    parameters: Parameters,
+    common: Common,
+    groups: Vec<Group>,
     step: usize,
-    rows: Vec<Observation>,
 }
 
-/// Tells the stream of a seed's noise from its other streams.
-const NOISE: u64 = 0x6E6F_6973_6500;
 /// The file from which training resumes.
 const STATE: &str = "training.safetensors";
 
@@ -132,15 +124,30 @@ impl Trainer {
         if let Some(other) = models.iter().find(|model| *model.config() != config) {
             return Err(Error::argument("models", "models of one architecture", format!("{:?}", other.config())));
         }
-        let parameters = Parameters::new(&models, &options.heads);
-        let (language, options, seeds) = (language.clone(), options.clone(), seeds.to_vec());
-        Ok(Self { language, options, seeds, template: models.swap_remove(0), parameters, step: 0, rows: vec![] })
+        let each = group::at_once(seeds.len(), &models[0], language, options);
+        let mut groups = vec![];
+        for seeds in seeds.chunks(each) {
+            let mut own: Vec<Model> = models.drain(..seeds.len()).collect();
+            let parameters = Parameters::new(&own, &options.heads);
+            groups.push(Group { seeds: seeds.to_vec(), template: own.swap_remove(0), parameters, rows: vec![] });
+        }
+        let tasks = language.tasks().into_iter().map(|task| task.name).collect();
+        let common = Common { language: language.clone(), options: options.clone(), tasks };
+        Ok(Self { common, groups, step: 0 })
+    }
+
+    /// One model for each seed, as it is now.
+    fn each_model(&self) -> impl Iterator<Item = (u64, Model)> {
+        let of = |group: &Group| {
+            let own = |(run, &seed): (usize, &u64)| (seed, group.parameters.detach(&group.template, run as i64));
+            group.seeds.iter().enumerate().map(own).collect::<Vec<_>>()
+        };
+        self.groups.iter().flat_map(of)
     }
 
     /// The models as they are now, stacked where there are several.
     pub(in crate::lab) fn models(&self) -> Result<Model> {
-        let (model, _) = self.parameters.attach(&self.template)?;
-        Ok(model.with_parameters(|leaf| leaf.detach().copy()))
+        Model::stacked(&self.each_model().map(|(_, model)| model).collect::<Vec<_>>())
     }
 
     /// The models as they are now on held-out sequences, one batch for each.
@@ -148,17 +155,10 @@ impl Trainer {
     /// # Errors
     /// As [`Probe::new`].
     pub fn probe(&self, batches: &[Batch]) -> Result<Probe> {
-        let probe = Probe::of(self.models()?, &self.language, batches)?;
-        Ok(probe.seeds(&self.seeds).step(self.step).edits(self.edits()))
-    }
-
-    /// What the options make of heads in every pass.
-    fn edits(&self) -> Vec<Edit> {
-        let heads = &self.options.heads;
-        let layers = heads.noise.map_or(0, |_| self.template.config().n_layers);
-        let normal = (0..layers).map(|layer| Edit::new(Site::Z(layer), Action::Normalise));
-        let scale = |&(layer, head, factor)| Edit::new(Site::Z(layer), Action::Scale { factor }).head(head);
-        normal.chain(heads.scaled.iter().map(scale)).collect()
+        let probe = Probe::of(self.models()?, &self.common.language, batches)?;
+        let seeds: Vec<u64> = self.groups.iter().flat_map(|group| &group.seeds).copied().collect();
+        let config = probe.config().clone();
+        Ok(probe.seeds(&seeds).step(self.step).edits(group::edits(&self.common.options.heads, &config)))
     }
 
     /// How many steps have been taken.
@@ -171,123 +171,53 @@ impl Trainer {
     /// # Errors
     /// [`Error::NotFinite`] with the step and the tensor where a gradient is not finite.
     pub fn run(mut self) -> Result<Vec<Trained>> {
-        self.train_to(self.options.steps)?;
+        self.train_to(self.common.options.steps)?;
         self.finish()
     }
 
-    /// Trains up to step `end`, or the last one where that is earlier.
+    /// Trains up to step `end`, or the last one where that is earlier. Where there are many seeds, groups of them train on as
+    /// many threads as libtorch may use, each with one of its own: results do not depend on how many there are.
     ///
     /// # Errors
     /// As [`Trainer::run`].
     pub fn train_to(&mut self, end: usize) -> Result<()> {
-        let end = end.min(self.options.steps);
-        let (model, leaves) = self.parameters.attach(&self.template)?;
-        let mut progress = Progress::new("training", end.saturating_sub(self.step));
-        while self.step < end {
-            self.one(&model, &leaves)?;
-            self.step += 1;
-            progress.add(1);
+        let (from, to) = (self.step, end.min(self.common.options.steps));
+        if from >= to {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// One step.
-    fn one(&mut self, model: &Model, leaves: &[Tensor]) -> Result<()> {
-        let number = self.step as u64;
-        let batches: Vec<Batch> = self
-            .seeds
-            .iter()
-            .map(|seed| self.language.batch(self.options.batch, *seed, number))
-            .collect::<Result<_>>()?;
-        let losses = self.losses(model, &batches)?;
-        let total = losses.total(&self.options.task_weights);
-        let gradients =
-            Tensor::f_run_backward(&[total], leaves, false, false).map_err(Error::torch("a backward pass"))?;
-        // What nothing depends on (a norm's weight before a head that is scaled by 0) has no gradient.
-        let known = gradients.into_iter().zip(leaves);
-        let gradients: Vec<Tensor> = known.map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect();
-        if self.step.is_multiple_of(self.options.record_every) || self.step + 1 == self.options.steps {
-            self.record(&losses)?;
-        }
-        tch::no_grad(|| self.parameters.step(&gradients, self.step, &self.options))
-    }
-
-    /// The losses of one batch for each run.
-    fn losses(&self, model: &Model, batches: &[Batch]) -> Result<Losses> {
-        let rows: Vec<Vec<i64>> = batches.iter().flat_map(|batch| batch.tokens.rows().to_vec()).collect();
-        let plan = Plan::new().tap(Site::Logits).differentiable();
-        let plan = self.edits().into_iter().fold(plan, Plan::edit);
-        let plan = self.noisy(plan, batches)?;
-        let run = model.run(&Tokens::new(&rows)?, &plan)?;
-        Losses::of(run.logits()?, batches, self.language.tasks().len())
-    }
-
-    /// The plan with noise on every z, drawn for each run from its seed and the step.
-    fn noisy(&self, mut plan: Plan, batches: &[Batch]) -> Result<Plan> {
-        let Some(sigma) = self.options.heads.noise.filter(|sigma| *sigma > 0.0) else { return Ok(plan) };
-        let config = self.template.config();
-        let positions = batches.iter().map(|batch| batch.tokens.positions()).max().unwrap_or(0);
-        for layer in 0..config.n_layers {
-            let mut noise = vec![];
-            for (seed, batch) in self.seeds.iter().zip(batches) {
-                let mut rng = ChaCha8Rng::seed_from_u64(*seed ^ NOISE);
-                rng.set_stream((self.step * config.n_layers + layer) as u64);
-                let n = batch.tokens.batch() * positions * config.n_heads * config.d_head;
-                noise.extend((0..n).map(|_| rng.sample::<f32, _>(StandardNormal)));
+        let progress = Mutex::new(Progress::new("training steps", (to - from) * self.groups.len()));
+        let done = || {
+            if let Ok(mut progress) = progress.lock() {
+                progress.add(1);
             }
-            let shape = [-1, positions as i64, config.n_heads as i64, config.d_head as i64];
-            let noise = Tensor::from_slice(&noise).view(shape).to_kind(self.template.kind());
-            let key = format!("noise {layer}");
-            let edit = Edit::new(Site::Z(layer), Action::Add { key: key.clone(), alpha: sigma });
-            plan = plan.with_tensor(&key, Site::Z(layer), &noise.to_device(self.template.device())).edit(edit);
-        }
-        Ok(plan)
-    }
-
-    fn record(&mut self, losses: &Losses) -> Result<()> {
-        let read = |tensor: &Tensor| {
-            let values =
-                Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1));
-            values.map_err(Error::torch("reading losses"))
         };
-        let (mean, accuracy, count) = (read(&losses.mean)?, read(&losses.accuracy)?, read(&losses.count)?);
-        let tasks = self.language.tasks();
-        for (cell, _) in count.iter().enumerate().filter(|(_, count)| **count > 0.0) {
-            let keys = Keys {
-                task: Some(tasks[cell % tasks.len()].name.clone()),
-                step: u32::try_from(self.step).ok(),
-                seed: Some(self.seeds[cell / tasks.len()]),
-                ..Keys::default()
-            };
-            for (metric, value) in [("loss", mean[cell]), ("accuracy", accuracy[cell])] {
-                self.rows.push(Observation {
-                    keys: keys.clone(),
-                    metric: metric.to_owned(),
-                    value,
-                    ..Observation::default()
-                });
-            }
+        let allowed = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        let common = &self.common;
+        if allowed < 2 || self.groups.len() < 2 {
+            self.groups.iter_mut().try_for_each(|group| group.train(common, from, to, &done))?;
+        } else {
+            in_threads(&mut self.groups, allowed, &|group| group.train(common, from, to, &done))?;
         }
+        self.step = to;
         Ok(())
     }
 
     /// The models as they are now.
     fn finish(self) -> Result<Vec<Trained>> {
-        let words = self.language.words();
-        let tokenizer = words.map(|words| Tokenizer::of_words(&words)).transpose()?;
+        let Common { language, options, .. } = &self.common;
+        let tokenizer = language.words().map(|words| Tokenizer::of_words(&words)).transpose()?;
         let mut all = vec![];
-        for (run, seed) in self.seeds.iter().enumerate() {
-            let mut model = self.parameters.detach(&self.template, run as i64);
+        for (seed, mut model) in self.each_model() {
             if let Some(tokenizer) = &tokenizer {
                 model = model.with_tokenizer(tokenizer.clone());
             }
-            let rows = self.rows.iter().filter(|row| row.keys.seed == Some(*seed)).cloned().collect();
-            let options = json!({"model": model.config(), "language": self.language, "train": self.options});
+            let rows = self.groups.iter().flat_map(|group| &group.rows);
+            let rows: Vec<Observation> = rows.filter(|row| row.keys.seed == Some(seed)).cloned().collect();
             let provenance = Provenance {
                 headscope: env!("CARGO_PKG_VERSION").to_owned(),
                 model: "trained".to_owned(),
-                options,
-                seed: Some(*seed),
+                options: json!({"model": model.config(), "language": language, "train": options}),
+                seed: Some(seed),
                 ..Provenance::default()
             };
             all.push(Trained { model, trace: Table::new(rows, provenance)? });
@@ -302,7 +232,8 @@ impl Trainer {
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-        self.parameters.save(&folder.join(STATE), self.step)
+        let all: Vec<&Parameters> = self.groups.iter().map(|group| &group.parameters).collect();
+        parameters::save(&all, &folder.join(STATE), self.step)
     }
 
     /// Goes on where [`Trainer::save`] stopped, to the same bits; the trainer must be made with the same declaration.
@@ -310,9 +241,36 @@ impl Trainer {
     /// # Errors
     /// Where the file cannot be read or is of another architecture.
     pub fn resume(mut self, folder: impl AsRef<Path>) -> Result<Self> {
-        self.step = tch::no_grad(|| self.parameters.resume(&folder.as_ref().join(STATE)))?;
+        let mut all: Vec<&mut Parameters> = self.groups.iter_mut().map(|group| &mut group.parameters).collect();
+        self.step = tch::no_grad(|| parameters::resume(&mut all, &folder.as_ref().join(STATE)))?;
         Ok(self)
     }
+}
+
+/// Does `work` for all groups on up to `threads` threads, each with one of libtorch's own.
+fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -> Result<()> + Sync)) -> Result<()> {
+    let threads = threads.min(groups.len());
+    let queue: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
+    let next = AtomicUsize::new(0);
+    let lost = || Error::argument("training", "runs that can be computed", "a panic");
+    let worker = || -> Result<()> {
+        tch::set_num_threads(1);
+        while let Some(group) = queue.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut group = group.lock().map_err(|_| lost())?;
+            if let Err(reason) = work(&mut group) {
+                next.store(queue.len(), Ordering::Relaxed); // nobody begins another
+                return Err(reason);
+            }
+        }
+        Ok(())
+    };
+    let before = tch::get_num_threads();
+    let done: Vec<Result<()>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost()))).collect()
+    });
+    tch::set_num_threads(before);
+    done.into_iter().collect()
 }
 
 /// Fails where the model cannot read the language or the options name heads that it does not have.

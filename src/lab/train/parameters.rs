@@ -19,6 +19,7 @@ pub(super) struct Parameters {
     moments: [Tensor; 2],
     /// True where a number is trained, `[1, number]`.
     trained: Tensor,
+    any_frozen: bool,
     /// 1 where weight decay pulls, else 0, `[1, number]`.
     decayed: Tensor,
 }
@@ -44,7 +45,7 @@ impl Parameters {
         let decayed = Tensor::cat(&matrices.collect::<Vec<_>>(), 0).unsqueeze(0);
         let moments = [values.zeros_like(), values.zeros_like()];
         let trained = trained(&places, config, heads, columns).to_device(values.device());
-        Self { places, values, moments, trained, decayed }
+        Self { places, values, moments, trained, any_frozen: !heads.frozen.is_empty(), decayed }
     }
 
     /// `template` with these parameters as leaves of the graph, in the order in which gradients are given to
@@ -93,93 +94,122 @@ impl Parameters {
         let runs = self.values.size()[0];
         let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.reshape([runs, -1])).collect();
         let mut gradient = Tensor::cat(&flat, 1);
-        self.check(&gradient, step)?;
-        if let Some(clip) = options.clip {
-            let norm = gradient.norm_scalaropt_dim(2.0, [1i64].as_slice(), true);
-            gradient = &gradient * (clip / (norm + 1e-12)).clamp_max(1.0);
+        let norms = self.norms(&gradient, step)?;
+        if let Some(clip) = options.clip.filter(|clip| norms.iter().any(|norm| norm > clip)) {
+            let shares: Vec<f64> = norms.iter().map(|norm| (clip / norm).min(1.0)).collect();
+            gradient *= Tensor::from_slice(&shares).unsqueeze(1).to_kind(gradient.kind()).to_device(gradient.device());
         }
+        // What follows works in place, so that the leaves follow.
+        let before = self.any_frozen.then(|| self.values.copy());
         let (rate, decay) = (options.rate(step), options.weight_decay);
-        if decay > 0.0 && options.optimiser != Optimiser::AdamW {
-            gradient = &gradient + &self.values * &self.decayed * decay;
+        match options.optimiser {
+            _ if decay == 0.0 => {}
+            Optimiser::AdamW => self.values *= 1.0 - &self.decayed * (rate * decay),
+            _ => gradient += &self.values * &self.decayed * decay,
         }
-        let change = match options.optimiser {
+        match options.optimiser {
             Optimiser::Sgd { momentum } => {
-                self.moments[0] = &self.moments[0] * momentum + gradient;
-                self.moments[0].shallow_clone()
+                self.moments[0] *= momentum;
+                self.moments[0] += gradient;
+                self.values -= &self.moments[0] * rate;
             }
-            Optimiser::Adam | Optimiser::AdamW => self.adam(&gradient, step),
-        };
-        let mut new = &self.values - change * rate;
-        if decay > 0.0 && options.optimiser == Optimiser::AdamW {
-            new = &new - &self.values * &self.decayed * (rate * decay);
+            Optimiser::Adam | Optimiser::AdamW => self.adam(gradient, step, rate),
         }
-        let new = new.where_self(&self.trained, &self.values);
-        self.values.copy_(&new); // in place, so that the leaves follow
+        if let Some(before) = before {
+            self.values.copy_(&self.values.where_self(&self.trained, &before));
+        }
         Ok(())
     }
 
-    /// Adam's direction.
-    fn adam(&mut self, gradient: &Tensor, step: usize) -> Tensor {
-        let times = (step + 1) as i32;
-        self.moments[0] = &self.moments[0] * BETAS.0 + gradient * (1.0 - BETAS.0);
-        self.moments[1] = &self.moments[1] * BETAS.1 + gradient.square() * (1.0 - BETAS.1);
-        let first = &self.moments[0] / (1.0 - BETAS.0.powi(times));
-        let second = &self.moments[1] / (1.0 - BETAS.1.powi(times));
-        first / (second.sqrt() + EPSILON)
+    /// Adam's step: `rate * first / (sqrt(second) + epsilon)`, both moments corrected for having started at 0.
+    fn adam(&mut self, mut gradient: Tensor, step: usize, rate: f64) {
+        let times = i32::try_from(step + 1).unwrap_or(i32::MAX);
+        let corrections = (1.0 - BETAS.0.powi(times), (1.0 - BETAS.1.powi(times)).sqrt());
+        let _ = self.moments[0].lerp_(&gradient, 1.0 - BETAS.0);
+        let _ = self.moments[1].lerp_(&gradient.square_(), 1.0 - BETAS.1);
+        let mut divisor = self.moments[1].sqrt();
+        divisor += EPSILON * corrections.1;
+        divisor *= -corrections.0 / (rate * corrections.1);
+        let _ = self.values.addcdiv_(&self.moments[0], &divisor);
     }
 
-    /// Fails at the first gradient that is not finite.
-    fn check(&self, gradient: &Tensor, step: usize) -> Result<()> {
-        if (gradient * 0.0).sum(Kind::Float).double_value(&[]) == 0.0 {
-            return Ok(());
+    /// The norm of each run's gradient; fails at the first number of it that is not finite.
+    fn norms(&self, gradient: &Tensor, step: usize) -> Result<Vec<f64>> {
+        let read = |gradient: &Tensor| {
+            let norms = gradient.norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
+            Vec::<f64>::try_from(norms.to_kind(Kind::Double).to_device(Device::Cpu)).map_err(Error::torch("a norm"))
+        };
+        let mut norms = read(gradient)?;
+        if norms.iter().all(|norm| norm.is_finite()) {
+            return Ok(norms);
         }
-        let columns = gradient.size()[1];
-        let bad = gradient.isfinite().logical_not().flatten(0, -1).to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
-        let (run, column) = (bad / columns, bad % columns);
+        norms = read(&gradient.to_kind(Kind::Double))?; // squares of float32 may be too large where they are not
+        let Some(run) = norms.iter().position(|norm| !norm.is_finite()) else { return Ok(norms) };
+        let own = gradient.get(run as i64);
+        let column = own.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
         let place = self.places.iter().rev().find(|(_, _, first)| *first <= column);
         let (name, first) = place.map_or(("", 0), |(name, _, first)| (name.as_str(), *first));
         Err(Error::NotFinite {
             at: format!("step {step}, run {run}: gradient of `{name}`"),
             index: (column - first) as usize,
-            found: gradient.double_value(&[run, column]),
+            found: own.double_value(&[column]),
         })
     }
 
-    /// Writes everything that a later step depends on.
-    pub(super) fn save(&self, path: &Path, step: usize) -> Result<()> {
-        let names = ["values", "first_moment", "second_moment"];
-        let tensors = [&self.values, &self.moments[0], &self.moments[1]];
-        let tensors: Vec<_> = names.iter().map(|name| (*name).to_owned()).zip(tensors).collect();
-        let step = Tensor::from_slice(&[step as f64]);
-        let tensors: Vec<_> = tensors.into_iter().chain([("step".to_owned(), &step)]).collect();
-        write_tensors(path, &tensors, &[])
+    /// Everything that a later step depends on: values and moments, each `[run, number]`.
+    pub(super) fn state(&self) -> [&Tensor; 3] {
+        [&self.values, &self.moments[0], &self.moments[1]]
     }
 
-    /// Takes up what [`Parameters::save`] wrote, and returns its step.
-    pub(super) fn resume(&mut self, path: &Path) -> Result<usize> {
-        let read = Tensor::read_safetensors(path).map_err(Error::torch(format!("reading {}", path.display())))?;
-        let read: HashMap<String, Tensor> = read.into_iter().collect();
-        let wrong = |at: &str, expected: String, found: String| Error::Format {
-            path: path.to_owned(),
-            at: at.to_owned(),
-            expected,
-            found,
-        };
-        let size = self.values.size();
-        let take = |name: &str| match read.get(name) {
-            Some(tensor) if tensor.size() == size => Ok(tensor.to_device(self.values.device())),
-            other => {
-                let found = other.map_or("nothing".to_owned(), |tensor| format!("{:?}", tensor.size()));
-                Err(wrong(name, format!("shape {size:?}, as the declaration has it"), found))
-            }
-        };
-        let (values, moments) = (take("values")?, [take("first_moment")?, take("second_moment")?]);
+    /// Takes up a state of the same shape.
+    pub(super) fn restore(&mut self, [values, first, second]: [Tensor; 3]) {
         self.values.copy_(&values);
-        self.moments = moments;
-        let step = read.get("step").filter(|step| step.numel() == 1);
-        let step = step.ok_or_else(|| wrong("step", "one number".to_owned(), "another".to_owned()))?;
-        Ok(step.to_device(Device::Cpu).double_value(&[0]) as usize)
+        self.moments = [first, second].map(|moment| moment.to_device(self.values.device()).copy());
     }
+}
+
+/// The names of [`Parameters::state`] in a file.
+const NAMES: [&str; 3] = ["values", "first_moment", "second_moment"];
+
+/// Writes the state of all runs.
+pub(super) fn save(all: &[&Parameters], path: &Path, step: usize) -> Result<()> {
+    let states: Vec<[&Tensor; 3]> = all.iter().map(|parameters| parameters.state()).collect();
+    let whole = [0, 1, 2].map(|i| Tensor::cat(&states.iter().map(|state| state[i]).collect::<Vec<_>>(), 0));
+    let step = Tensor::from_slice(&[step as f64]);
+    let names = NAMES.iter().map(|name| (*name).to_owned());
+    let tensors: Vec<_> = names.zip(&whole).chain([("step".to_owned(), &step)]).collect();
+    write_tensors(path, &tensors, &[])
+}
+
+/// Gives all runs the state that [`save`] wrote, and returns its step.
+pub(super) fn resume(all: &mut [&mut Parameters], path: &Path) -> Result<usize> {
+    let read = Tensor::read_safetensors(path).map_err(Error::torch(format!("reading {}", path.display())))?;
+    let read: HashMap<String, Tensor> = read.into_iter().collect();
+    let wrong = |at: &str, expected: String, found: String| Error::Format {
+        path: path.to_owned(),
+        at: at.to_owned(),
+        expected,
+        found,
+    };
+    let runs: i64 = all.iter().map(|own| own.values.size()[0]).sum();
+    let size = vec![runs, all.first().map_or(0, |own| own.values.size()[1])];
+    let take = |name: &str| match read.get(name) {
+        Some(tensor) if tensor.size() == size => Ok(tensor),
+        other => {
+            let found = other.map_or("nothing".to_owned(), |tensor| format!("{:?}", tensor.size()));
+            Err(wrong(name, format!("shape {size:?}, as the declaration has it"), found))
+        }
+    };
+    let whole = [take(NAMES[0])?, take(NAMES[1])?, take(NAMES[2])?];
+    let step = read.get("step").filter(|step| step.numel() == 1);
+    let step = step.ok_or_else(|| wrong("step", "one number".to_owned(), "another".to_owned()))?;
+    let mut first = 0;
+    for own in all.iter_mut() {
+        let runs = own.values.size()[0];
+        own.restore(whole.map(|tensor| tensor.narrow(0, first, runs)));
+        first += runs;
+    }
+    Ok(step.to_device(Device::Cpu).double_value(&[0]) as usize)
 }
 
 /// A model's parameters without a tied unembedding.

@@ -1,0 +1,140 @@
+//! Runs that train together, as one stacked model.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use tch::{Device, Kind, Tensor};
+
+use super::options::{HeadOptions, TrainOptions};
+use super::parameters::Parameters;
+use crate::error::{Error, Result};
+use crate::lab::language::{Language, Sample};
+use crate::lab::prepared::Prepared;
+use crate::model::{Action, Edit, Model, ModelConfig, Plan, Program, Site, Tokens};
+use crate::table::{Keys, Observation};
+
+/// What all groups of a trainer have in common.
+pub(super) struct Common {
+    pub language: Language,
+    pub options: TrainOptions,
+    /// The names of the language's tasks.
+    pub tasks: Vec<String>,
+}
+
+/// Some runs, one for each seed.
+pub(super) struct Group {
+    pub seeds: Vec<u64>,
+    /// The first seed's model as it was at the start.
+    pub template: Model,
+    pub parameters: Parameters,
+    /// The losses that were recorded.
+    pub rows: Vec<Observation>,
+}
+
+/// Tells the stream of a seed's noise from its other streams.
+const NOISE: u64 = 0x6E6F_6973_6500;
+/// Bytes that the residual stream of a group's batches takes at most, so that a step stays in a core's cache.
+const CACHED: usize = 1 << 20;
+
+/// How many of `runs` runs train together: on a CPU as many as its cache holds, in groups of one size.
+pub(super) fn at_once(runs: usize, model: &Model, language: &Language, options: &TrainOptions) -> usize {
+    if model.device() != Device::Cpu || runs == 0 {
+        return runs;
+    }
+    let each = options.batch * language.positions() * model.config().d_model * model.kind().elt_size_in_bytes();
+    let most = (CACHED / each.max(1)).clamp(1, runs);
+    runs.div_ceil(runs.div_ceil(most))
+}
+
+/// What the options make of heads in every pass.
+pub(super) fn edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
+    let layers = heads.noise.map_or(0, |_| config.n_layers);
+    let normal = (0..layers).map(|layer| Edit::new(Site::Z(layer), Action::Normalise));
+    let scale = |&(layer, head, factor)| Edit::new(Site::Z(layer), Action::Scale { factor }).head(head);
+    normal.chain(heads.scaled.iter().map(scale)).collect()
+}
+
+impl Group {
+    /// Trains from step `from` up to step `to`; `done` is told of every step.
+    pub(super) fn train(&mut self, common: &Common, from: usize, to: usize, done: &(dyn Fn() + Sync)) -> Result<()> {
+        let (model, leaves) = self.parameters.attach(&self.template)?;
+        for step in from..to {
+            self.one(common, step, &model, &leaves)?;
+            done();
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, common: &Common, step: usize, model: &Model, leaves: &[Tensor]) -> Result<()> {
+        let options = &common.options;
+        let draw = |seed: &u64| common.language.samples(options.batch, *seed, step as u64);
+        let samples = self.seeds.iter().map(draw).collect::<Result<Vec<_>>>()?;
+        let samples: Vec<&[Sample]> = samples.iter().map(Vec::as_slice).collect();
+        let data = Prepared::of_samples(&samples, common.tasks.len(), model.kind(), model.device())?;
+        let program = self.program(options, step, &data.tokens)?;
+        let logits = data.logits(model, &program)?;
+        let losses = data.losses(&logits, 1)?;
+        let total = data.total(&losses, &options.task_weights);
+        let gradients =
+            Tensor::f_run_backward(&[total], leaves, false, false).map_err(Error::torch("a backward pass"))?;
+        // What nothing depends on (a norm's weight before a head that is scaled by 0) has no gradient.
+        let known = gradients.into_iter().zip(leaves);
+        let gradients: Vec<Tensor> = known.map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect();
+        if step.is_multiple_of(options.record_every) || step + 1 == options.steps {
+            let accuracies = tch::no_grad(|| data.accuracies(&logits, 1))?;
+            self.record(common, step, &[&losses, &accuracies, &data.count])?;
+        }
+        tch::no_grad(|| self.parameters.step(&gradients, step, options))
+    }
+
+    /// What happens in a step's pass, beside the model itself.
+    fn program(&self, options: &TrainOptions, step: usize, tokens: &Tokens) -> Result<Program> {
+        let plan = edits(&options.heads, self.template.config()).into_iter().fold(Plan::new(), Plan::edit);
+        let plan = self.noisy(plan.tap(Site::Logits).differentiable(), &options.heads, step, tokens);
+        Program::new(&plan, self.template.config(), tokens)
+    }
+
+    /// The plan with noise on every z, drawn for each run from its seed and the step.
+    fn noisy(&self, mut plan: Plan, heads: &HeadOptions, step: usize, tokens: &Tokens) -> Plan {
+        let Some(sigma) = heads.noise.filter(|sigma| *sigma > 0.0) else { return plan };
+        let config = self.template.config();
+        let each = tokens.batch() / self.seeds.len() * tokens.positions() * config.n_heads * config.d_head;
+        for layer in 0..config.n_layers {
+            let mut noise = vec![];
+            for seed in &self.seeds {
+                let mut rng = ChaCha8Rng::seed_from_u64(*seed ^ NOISE);
+                rng.set_stream((step * config.n_layers + layer) as u64);
+                noise.extend((0..each).map(|_| rng.sample::<f32, _>(StandardNormal)));
+            }
+            let shape = [-1, tokens.positions() as i64, config.n_heads as i64, config.d_head as i64];
+            let noise = Tensor::from_slice(&noise).view(shape).to_kind(self.template.kind());
+            let key = format!("noise {layer}");
+            let edit = Edit::new(Site::Z(layer), Action::Add { key: key.clone(), alpha: sigma });
+            plan = plan.with_tensor(&key, Site::Z(layer), &noise.to_device(self.template.device())).edit(edit);
+        }
+        plan
+    }
+
+    /// Keeps the rows of losses, accuracies and numbers of predictions, each one number for each run and task.
+    fn record(&mut self, common: &Common, step: usize, found: &[&Tensor; 3]) -> Result<()> {
+        let read = |tensor: &&Tensor| {
+            let flat = tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1);
+            Vec::<f64>::try_from(flat).map_err(Error::torch("reading losses"))
+        };
+        let [loss, accuracy, count] = [read(&found[0])?, read(&found[1])?, read(&found[2])?];
+        let tasks = &common.tasks;
+        for (cell, _) in count.iter().enumerate().filter(|(_, count)| **count > 0.0) {
+            let keys = Keys {
+                task: Some(tasks[cell % tasks.len()].clone()),
+                step: u32::try_from(step).ok(),
+                seed: Some(self.seeds[cell / tasks.len()]),
+                ..Keys::default()
+            };
+            for (metric, value) in [("loss", loss[cell]), ("accuracy", accuracy[cell])] {
+                let (keys, metric) = (keys.clone(), metric.to_owned());
+                self.rows.push(Observation { keys, metric, value, ..Observation::default() });
+            }
+        }
+        Ok(())
+    }
+}
