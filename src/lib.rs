@@ -21,7 +21,7 @@
 //!
 //! | floor | module | what |
 //! |---|---|---|
-//! | 4 | [`lab`] | small transformers trained on languages whose structure is known |
+//! | 4 | [`lab`] | small transformers trained on languages whose structure is known; experiments and verdicts |
 //! | 4 | [`view`] | tables and activations to heat maps, line plots, the attention view; what a notebook shows |
 //! | 3 | [`heads`] | what a head does: pattern scores, similarity, roles against annotation |
 //! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |

@@ -12,26 +12,41 @@ use crate::view::{Bars, Html, Svg, escape};
 /// Where the results do not hold what the rule reads, or a picture cannot be drawn.
 pub fn report(results: &[Results]) -> Result<Html> {
     let judged = results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?;
-    let mut page = format!("<style>{STYLE}</style>\n<h1>Why do heads specialise? What the lab found</h1>\n");
-    page.push_str(&overview(&judged));
+    let mut page = "<h1>Why do heads specialise? What the lab found</h1>\n".to_owned();
+    page.push_str(&table_of_claims(&judged));
     for (results, judgement) in results.iter().zip(&judged) {
         page.push_str(&section(results, judgement)?);
     }
-    Ok(Html::new(page))
+    Ok(styled(&page))
 }
 
-const STYLE: &str = "body{font-family:sans-serif;max-width:60em;margin:2em auto;padding:0 1em;line-height:1.4}\
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd;\
-vertical-align:top}.supported{color:#1a7f37}.refuted{color:#b3261e}.mixed{color:#8a5a00}.inconclusive{color:#666}\
-svg{max-width:100%;height:auto}";
+/// The table of claims alone: the verdict of each experiment, and of all.
+///
+/// # Errors
+/// Where the results do not hold what the rule reads.
+pub fn overview(results: &[Results]) -> Result<Html> {
+    Ok(styled(&table_of_claims(&results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?)))
+}
+
+/// Within a notebook, the style must not reach what others show there.
+fn styled(page: &str) -> Html {
+    Html::new(format!("<style>{STYLE}</style>\n<div class=\"headscope-lab\">\n{page}</div>\n"))
+}
+
+const STYLE: &str = ".headscope-lab{font-family:sans-serif;max-width:60em;margin:auto;line-height:1.4}\
+.headscope-lab table{border-collapse:collapse;margin:1em 0}\
+.headscope-lab td,.headscope-lab th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}\
+.headscope-lab .supported{color:#1a7f37}.headscope-lab .refuted{color:#b3261e}\
+.headscope-lab .mixed{color:#8a5a00}.headscope-lab .inconclusive{color:#666}\
+.headscope-lab svg{max-width:100%;height:auto}";
 
 /// A verdict in its colour.
 fn coloured(verdict: Verdict) -> String {
     format!("<b class=\"{0}\">{0}</b>", verdict.name())
 }
 
-/// The table of claims: the verdict of each experiment, and of all.
-fn overview(judged: &[Judgement]) -> String {
+/// The verdict of each experiment on each claim, and of all.
+fn table_of_claims(judged: &[Judgement]) -> String {
     let all = claims(judged.iter().flat_map(|judgement| &judgement.predictions));
     let heads: String = judged.iter().map(|judgement| format!("<th>{}</th>", escape(&judgement.experiment))).collect();
     let mut rows = String::new();
