@@ -207,6 +207,19 @@ fn circuits_write_tables() {
             assert_eq!(table.len(), rows, "{model} {question:?}");
         }
     }
+    let error = ["layer", "head", "component", "metric", "value", "baseline", "z_score"];
+    for which in ["qk", "ov"] {
+        let cut = |more: &[&str]| {
+            let common = ["circuits", &path("tiny-llama"), "--truncate", which, "--out", out.to_str().unwrap()];
+            done(&[&common[..], more].concat());
+            Table::read(&out).unwrap()
+        };
+        let table = cut(&["--ranks", "1,4", "--null", "shuffled"]);
+        assert_eq!((table.columns(), table.len()), (error.map(str::to_owned).to_vec(), 12 * 2));
+        let text = ["--tokens", "[[5,6,7,8,9],[9,8,7,6,5]]", "--ranks", "2"];
+        assert_eq!(cut(&text).len(), 2 * if which == "qk" { 6 } else { 12 });
+        assert_eq!(cut(&[&text[..], &["--together", "--random", "1"]].concat()).len(), 2);
+    }
     done(&["circuits", &path("tiny-llama"), "--composition", "k", "--offset", "3"]);
     done(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "16", "--dtype", "float64"]);
     done(&["circuits", &path("tiny-bert"), "--composition", "q"]);
@@ -216,6 +229,10 @@ fn circuits_write_tables() {
     assert!(run(&["--composition", "k", "--offset", "3"]).contains("rotary"));
     assert!(run(&["--composition", "v", "--mean-offset", "3"]).contains("QK"));
     assert!(run(&["--similarity", "--seed", "3"]).contains("--svd"));
+    assert!(run(&["--similarity", "--tokens", "[[1,2]]"]).contains("--truncate"));
+    assert!(run(&["--truncate", "ov", "--together"]).contains("prompts"));
+    assert!(run(&["--truncate", "ov", "--tokens", "[[1,2]]", "--ranks", "99"]).contains("d_head"));
+    assert!(run(&["--truncate", "ov", "--tokens", "[[1,2]]", "--raw"]).contains("--raw"));
     assert!(run(&["--similarity", "--out", "x.txt"]).contains("x.txt"));
     assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 1).contains("offset"));
     assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 1).contains("linear"));

@@ -9,6 +9,8 @@ use std::process::Command;
 
 use common::{Tol, assert_near, fixture, load};
 use headscope::heads::{Annotated, Link, Looking, Role, RoleOptions, Roles, read_conllu, read_gap};
+use headscope::lab::Language;
+use headscope::lab::language::{English, LookFrom};
 use headscope::model::Model;
 use headscope::table::Table;
 use tch::Kind;
@@ -78,11 +80,15 @@ fn files_that_are_none_say_where() {
     assert!(
         fails(b"1-3\tab\t_\t_\t_\t_\t_\t_\t_\t_\n1\ta\t_\tX\t_\t_\t0\troot\t_\t_\n").contains("within the sentence")
     );
-    assert!(fails(b"\x1f\x8b\xff").contains("unpacked"));
+    assert!(fails(b"\x1f\x8b\xff").contains("gzip"));
     assert!(fails("1\té\t_\tX\t_\t_\t0\troot\t_\t_\n1-2\t\n".as_bytes()).contains("line 2"));
     std::fs::write(&file, "header\nid\ttext\tshe\t99\tA\t0\tTRUE\tB\t1\tFALSE\n").unwrap();
     assert!(read_gap(&file).unwrap_err().to_string().contains("line 2"));
     assert!(read_conllu(folder.path().join("none")).is_err());
+    // Packed by gzip it is the same.
+    let packed = Command::new("gzip").arg("-c").arg(made_up("made-up.conllu")).output().unwrap();
+    std::fs::write(&file, packed.stdout).unwrap();
+    assert_eq!(read_conllu(&file).unwrap(), read_conllu(made_up("made-up.conllu")).unwrap());
 }
 
 /// Texts of the letters that tiny-bert knows, a word a letter, every word linked by `key`.
@@ -151,7 +157,7 @@ fn a_head_that_knows_its_links_is_found() {
     let p = of(&tested, "effect_p_value").0;
     assert!((1..=6).any(|k| (p - f64::from(k) / 6.0).abs() < 1e-12), "{p}");
     assert!(of(&tested, "effect").1.is_finite());
-    assert_eq!(tested.len(), 6);
+    assert_eq!(tested.len(), 7);
     let again = Role::new("made_up").test(&model, &known, &options).unwrap();
     assert_eq!(again.f64("value").unwrap(), tested.f64("value").unwrap(), "the same seed");
 }
@@ -245,7 +251,7 @@ fn the_command() {
     assert_eq!(table.columns()[..5], ["layer", "head", "task", "metric", "value"]);
     let (code, _, error) = run(&["--conllu", twice.to_str().unwrap(), "--test", "obj_to_head"]);
     assert_eq!(code, Some(0), "{error}");
-    assert_eq!(Table::read(&out).unwrap().len(), 6);
+    assert_eq!(Table::read(&out).unwrap().len(), 7);
     let (code, _, error) = run(&["--conllu", twice.to_str().unwrap(), "--every-head"]);
     assert_eq!((code, Table::read(&out).unwrap().len() % 12), (Some(0), 0), "{error}");
     let (code, _, error) = run(&["--conllu", "/no/such/file"]);
@@ -253,24 +259,62 @@ fn the_command() {
     assert_eq!(run(&[]).0, Some(1));
 }
 
-/// An annotated file of the shared folder, unpacked; nothing where HEADSCOPE_DATA is not set.
-fn shared(name: &str, folder: &Path) -> Option<PathBuf> {
+/// Stories of the small English as annotated text: links join the words that they should, for readers and for writers, and
+/// the bundled model's heads are found by them.
+#[test]
+fn stories_are_annotated() {
+    let language = Language::English(English { length: 40 });
+    let stories = language.annotated(30, 5, 0, LookFrom::Word).unwrap();
+    let mut seen = BTreeSet::new();
+    for story in &stories {
+        let word = |number: usize| &story.text[story.words[number].clone()];
+        assert_eq!(story.words.len(), 39, "the token that begins a story is no word of it");
+        for link in &story.links {
+            let (query, key) = (word(link.query), word(link.keys[0]));
+            let fits = match link.role.as_str() {
+                "entity" => query == key && link.keys[0] < link.query,
+                "position" => link.keys[0] + 1 == link.query,
+                "coreference" => ["he", "she"].contains(&query) && key.starts_with(char::is_uppercase),
+                "agreement" => query.ends_with('s') != (key.ends_with('s') || key == "children"),
+                role => role == "verb_object",
+            };
+            assert!(fits, "{}: {query} and {key}", link.role);
+            seen.insert(link.role.clone());
+        }
+    }
+    assert_eq!(seen.len(), 5, "{seen:?}");
+    let written = language.annotated(30, 5, 0, LookFrom::Prediction).unwrap();
+    assert!(written[0].text.starts_with("<bos> ") && written[0].text.ends_with(&stories[0].text));
+    for (a, b) in written.iter().zip(&stories) {
+        let kept = |text: &Annotated| -> Vec<Link> {
+            text.links.iter().filter(|link| link.role != "position").cloned().collect()
+        };
+        // One word before, in a text of one word more: the same numbers for queries, one more for keys.
+        for (a, b) in kept(a).iter().zip(&kept(b)) {
+            assert_eq!((a.query, a.keys[0], &a.role), (b.query, b.keys[0] + 1, &b.role));
+        }
+    }
+    let model = Model::load("english").unwrap();
+    let roles = Roles::measure(&model, &language.annotated(60, 1, 0, LookFrom::Prediction).unwrap(), &RoleOptions::default());
+    let best = roles.unwrap().best().unwrap();
+    assert!(rows(&best).iter().any(|row| row.1 == "accuracy" && row.2 > row.3 + 0.2), "{best}");
+    let symbols: Language = serde_json::from_str(r#"{"tasks": {"tasks": ["first"], "regime": "gated"}}"#).unwrap();
+    assert!(symbols.annotated(1, 0, 0, LookFrom::Word).is_err());
+}
+
+/// An annotated file of the shared folder; nothing where HEADSCOPE_DATA is not set.
+fn shared(name: &str) -> Option<PathBuf> {
     let Some(data) = std::env::var_os("HEADSCOPE_DATA") else {
         eprintln!("skipped: HEADSCOPE_DATA is not set");
         return None;
     };
-    let packed = Path::new(&data).join("annotations").join(format!("{name}.gz"));
-    let unpacked = Command::new("gzip").arg("-dc").arg(packed).output().unwrap();
-    let path = folder.join(name);
-    std::fs::write(&path, unpacked.stdout).unwrap();
-    Some(path)
+    Some(Path::new(&data).join("annotations").join(format!("{name}.gz")))
 }
 
 /// On real annotation a head of MiniLM knows objects far better than any offset and than any head of random weights would.
 #[test]
 fn a_real_head_knows_objects() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(path) = shared("en_ewt-ud-dev.conllu", folder.path()) else { return };
+    let Some(path) = shared("en_ewt-ud-dev.conllu") else { return };
     let Ok(model) = Model::load("minilm") else {
         eprintln!("skipped: minilm is not installed");
         return;

@@ -3,6 +3,7 @@
 use ndarray::{Array2, CowArray};
 use rayon::prelude::*;
 
+use super::blas::product;
 use super::factored::{Factored, shape};
 use super::inner::{Tiled, inner_products};
 use super::subspace::rotated;
@@ -102,12 +103,11 @@ struct Gram<'a> {
 }
 
 impl<'a> Gram<'a> {
-    fn of_columns(product: &'a Factored) -> Self {
-        let (left, right) = (product.left(), product.right());
-        let inner = left.t().dot(&left);
-        let weighted = inner.dot(&right);
+    fn of_columns(circuit: &'a Factored) -> Self {
+        let (left, right) = (circuit.left(), circuit.right());
+        let weighted = product(&product(&left.t(), &left).view(), &right);
         // tr (S B B^T) and tr (S B B^T S B B^T), S = A^T A.
-        let small = weighted.dot(&right.t());
+        let small = product(&weighted.view(), &right.t());
         let moments = [small.diag().sum(), (&small * &small.t()).sum()];
         Self { tiled: Tiled { left: CowArray::from(right.reversed_axes()), right: CowArray::from(weighted) }, moments }
     }

@@ -5,7 +5,9 @@ use std::ops::Range;
 use ndarray::{ArcArray2, Array1, Array2, ArrayView2, Axis, concatenate, s};
 use ndarray_linalg::c64;
 
+use super::blas::product;
 use super::lapack::{self, ThinQr, frobenius};
+use super::spectrum::random_frame;
 use super::svd::Svd;
 use crate::error::{Error, Result};
 
@@ -85,10 +87,10 @@ impl Factored {
         if self.ncols() != other.nrows() {
             return Err(shape("other factor's left", format!("[{}, k]", self.ncols()), &other.left()));
         }
-        let inner = self.right.dot(&other.left);
+        let inner = product(&self.right(), &other.left());
         match self.width() <= other.width() {
-            true => Self::new(self.left.clone(), inner.dot(&other.right)),
-            false => Self::new(self.left.dot(&inner), other.right.clone()),
+            true => Self::new(self.left.clone(), product(&inner.view(), &other.right())),
+            false => Self::new(product(&self.left(), &inner.view()), other.right.clone()),
         }
     }
 
@@ -118,7 +120,7 @@ impl Factored {
         if x.ncols() != self.nrows() {
             return Err(shape("x", format!("[any, {}]", self.nrows()), x));
         }
-        Ok(x.dot(&self.left).dot(&self.right))
+        Ok(product(&product(x, &self.left()).view(), &self.right()))
     }
 
     /// Some rows of the product, `[row, n]`.
@@ -127,7 +129,7 @@ impl Factored {
     /// [`Error::OutOfRange`] where there are no such rows.
     pub fn rows(&self, range: Range<usize>) -> Result<Array2<f64>> {
         in_range("rows", "row", &range, self.nrows())?;
-        Ok(self.left.slice(s![range, ..]).dot(&self.right))
+        Ok(product(&self.left.slice(s![range, ..]), &self.right()))
     }
 
     /// Some columns of the product, `[m, column]`.
@@ -136,7 +138,7 @@ impl Factored {
     /// [`Error::OutOfRange`] where there are no such columns.
     pub fn columns(&self, range: Range<usize>) -> Result<Array2<f64>> {
         in_range("columns", "column", &range, self.ncols())?;
-        Ok(self.left.dot(&self.right.slice(s![.., range])))
+        Ok(product(&self.left(), &self.right.slice(s![.., range])))
     }
 
     /// One row of the product, `[n]`.
@@ -178,7 +180,8 @@ impl Factored {
     /// Where the shapes differ.
     pub fn dot(&self, other: &Self) -> Result<f64> {
         self.same_shape(other)?;
-        let (lefts, rights) = (self.left.t().dot(&other.left), self.right.dot(&other.right.t()));
+        let lefts = product(&self.left.t(), &other.left.view());
+        let rights = product(&self.right.view(), &other.right.t());
         Ok((&lefts * &rights).sum())
     }
 
@@ -198,8 +201,8 @@ impl Factored {
     pub fn eigenvalues(&self) -> Result<Vec<c64>> {
         self.square()?;
         let small = match self.width() <= self.nrows() {
-            true => self.right.dot(&self.left),
-            false => self.left.dot(&self.right), // of its own size, which is the smaller one here
+            true => product(&self.right(), &self.left()),
+            false => product(&self.left(), &self.right()), // of its own size, which is the smaller one here
         };
         let mut values = lapack::eigenvalues(&small)?.to_vec();
         values.sort_by(|a, b| b.norm().total_cmp(&a.norm()).then(b.im.total_cmp(&a.im)));
@@ -225,6 +228,15 @@ impl Factored {
         lapack::singular_values(&self.core()?.1)
     }
 
+    /// How many singular values are above rounding: 1e-9 of the largest.
+    ///
+    /// # Errors
+    /// Where LAPACK fails.
+    pub fn rank(&self) -> Result<usize> {
+        let sigma = self.singular_values()?;
+        Ok(sigma.iter().filter(|&&value| value > 1e-9 * sigma[0]).count())
+    }
+
     /// The nearest matrix of rank `rank` (Eckart & Young 1936): the error is `sum_(i > rank) sigma_i^2` squared in the
     /// Frobenius norm, and sigma_(rank + 1) in the spectral norm.
     ///
@@ -234,10 +246,39 @@ impl Factored {
         self.svd()?.truncated(rank)
     }
 
+    /// The matrix P between the factors, `[k, k]`, with which `A P B` is [`Factored::truncated`]: A and B stay as they are,
+    /// and what passes from one to the other is cut. So a rank is taken from a head that is at work: with `A B = W_V W_O` it
+    /// is z that is multiplied by P.
+    ///
+    /// `P = R_A^+ U_r S_r V_r^T (R_B^T)^+`, where `R_A R_B^T = U S V^T`; for independent columns of A it is the projection
+    /// `R_A^-1 U_r U_r^T R_A`.
+    ///
+    /// # Errors
+    /// Where `rank` is 0, or LAPACK fails.
+    pub fn inner_truncation(&self, rank: usize) -> Result<Array2<f64>> {
+        let ([a, b], core) = self.core()?;
+        let (u, sigma, vt) = lapack::svd(&core)?;
+        let cut = Svd { u, sigma, v: vt.reversed_axes() }.truncated(rank)?;
+        let left = product(&lapack::inverse(&a.r)?.view(), &cut.left());
+        Ok(product(&left.view(), &product(&cut.right(), &lapack::inverse(&b.r)?.t()).view()))
+    }
+
+    /// The matrix P between the factors, `[k, k]`, with which `A P B` keeps `rank` random directions of those that A writes
+    /// to, drawn uniformly: what [`Factored::inner_truncation`] is held against.
+    ///
+    /// # Errors
+    /// Where `rank` is not from 1 to the smaller of k and m, or LAPACK fails.
+    pub fn random_inner_truncation(&self, rank: usize, seed: u64) -> Result<Array2<f64>> {
+        let a = ThinQr::new(self.left.view())?;
+        let kept = random_frame(a.r.nrows(), rank, seed)?;
+        let left = product(&lapack::inverse(&a.r)?.view(), &kept.view());
+        Ok(product(&left.view(), &product(&kept.t(), &a.r.view()).view()))
+    }
+
     /// The decompositions of A and B^T, and `R_A R_B^T`.
     fn core(&self) -> Result<([ThinQr<'_>; 2], Array2<f64>)> {
         let (a, b) = (ThinQr::new(self.left.view())?, ThinQr::new(self.right.t())?);
-        let core = a.r.dot(&b.r.t());
+        let core = product(&a.r.view(), &b.r.t());
         Ok(([a, b], core))
     }
 
@@ -264,6 +305,11 @@ pub(super) fn shape(at: &str, expected: String, found: &ArrayView2<'_, f64>) -> 
 
 /// Fails at the first value that is not finite.
 pub(super) fn check_finite(at: &str, matrix: &ArrayView2<'_, f64>) -> Result<()> {
+    // All in one sweep of the memory, whatever the order, before looking for the place.
+    let whole = matrix.as_slice_memory_order();
+    if whole.is_some_and(|values| values.iter().fold(true, |all, value| all & value.is_finite())) {
+        return Ok(());
+    }
     match matrix.iter().enumerate().find(|(_, value)| !value.is_finite()) {
         Some((index, &found)) => Err(Error::NotFinite { at: at.to_owned(), index, found }),
         None => Ok(()),

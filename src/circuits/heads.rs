@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ndarray::{ArcArray1, ArcArray2, Array1, Array2, ArrayView2, Axis, concatenate};
+use rayon::prelude::*;
 
 use super::factored::{Factored, shape};
 use crate::error::{Error, Result};
@@ -111,7 +112,7 @@ impl HeadWeights {
     }
 
     /// `q R`, for rows of queries `[any, d_head]`.
-    fn turned(&self, q: &ArrayView2<'_, f64>, offset: Offset) -> Result<Array2<f64>> {
+    pub(super) fn turned(&self, q: &ArrayView2<'_, f64>, offset: Offset) -> Result<Array2<f64>> {
         if offset == Offset::Mean(0) {
             return Err(Error::argument("offset", "a mean over at least one", 0));
         }
@@ -219,13 +220,11 @@ impl Circuits {
     /// # Errors
     /// Where weights are not finite or the offset makes no sense.
     pub fn all(&self, circuit: Circuit) -> Result<Vec<Factored>> {
-        self.heads
-            .iter()
-            .map(|head| match circuit {
-                Circuit::Qk(offset) => head.qk(offset),
-                Circuit::Ov => head.ov(),
-            })
-            .collect()
+        let of_head = |head: &HeadWeights| match circuit {
+            Circuit::Qk(offset) => head.qk(offset),
+            Circuit::Ov => head.ov(),
+        };
+        self.heads.par_iter().map(of_head).collect()
     }
 
     /// Width of the residual stream.

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, CowArray, Ix2, s};
 use rayon::prelude::*;
+
+use super::blas::add_product;
 
 /// Side of a tile: the tiles of all heads of a model stay within the cache.
 const TILE: usize = 96;
@@ -29,48 +30,91 @@ pub(super) fn inner_products(
     symmetric: bool,
     until: impl Fn(usize) -> usize + Sync,
 ) -> Array2<f64> {
-    let shape = (xs.len(), ys.len());
-    let Some(first) = xs.first() else { return Array2::zeros(shape) };
-    let (rows, columns) = (spans(first.left.nrows()), spans(first.right.ncols()));
-    let pairs: Vec<(usize, usize)> = (0..rows.len())
-        .flat_map(|i| (0..columns.len()).map(move |j| (i, j)))
-        .filter(|(i, j)| !symmetric || i <= j)
-        .collect();
-    let until = &until;
-    let tile = |mut sum: Array2<f64>, (i, j): (usize, usize)| {
-        let weight = if symmetric && i != j { 2.0 } else { 1.0 };
-        let (rows, columns) = (&rows[i], &columns[j]);
-        let needed = (0..ys.len()).map(until).max().unwrap_or(0).min(xs.len());
-        let first = (0..ys.len()).find(|&y| until(y) > 0).unwrap_or(ys.len());
-        let x = stacked(&xs[..needed], rows, columns);
-        for start in (first..ys.len()).step_by(GROUP) {
-            let end = ys.len().min(start + GROUP);
-            let until = until(end - 1).min(needed);
-            let y = stacked(&ys[start..end], rows, columns);
+    let last = (0..ys.len()).map(&until).max().unwrap_or(0).min(xs.len());
+    let first = (0..ys.len()).find(|&y| until(y) > 0).unwrap_or(ys.len());
+    let (needed, readers) = (&xs[..last], &ys[first..]);
+    let mut all = Array2::zeros((xs.len(), ys.len()));
+    let found = over_tiles(needed, readers.len(), symmetric, |tile, x, y, sum| {
+        let y = tile.stack(readers, y);
+        for start in (0..readers.len()).step_by(GROUP) {
+            let end = readers.len().min(start + GROUP);
+            let until = until(first + end - 1).min(last);
             let mut part = sum.slice_mut(s![..until, start..end]);
-            general_mat_mul(weight, &x.slice(s![..until, ..]), &y.t(), 1.0, &mut part);
+            add_product(tile.weight, &x.slice(s![..until, ..]), &y.slice(s![start..end, ..]).t(), 1.0, &mut part);
         }
-        sum
-    };
-    let zeros = || Array2::zeros(shape);
-    let mut all = pairs.into_par_iter().fold(zeros, tile).reduce(zeros, |a, b| a + b);
+    });
+    all.slice_mut(s![..last, first..]).assign(&found);
     all.indexed_iter_mut().filter(|((x, y), _)| *x >= until(*y)).for_each(|(_, value)| *value = 0.0);
     all
 }
 
-/// A tile of each product, `[product, row * column]`.
-fn stacked(products: &[Tiled<'_>], rows: &Range<usize>, columns: &Range<usize>) -> Array2<f64> {
-    let shape = (rows.len(), columns.len());
-    let mut all = Array2::zeros((products.len(), shape.0 * shape.1));
-    for (product, mut row) in products.iter().zip(all.rows_mut()) {
-        let left: ArrayView2<'_, f64> = product.left.slice(s![rows.clone(), ..]);
-        let right = product.right.slice(s![.., columns.clone()]);
-        // A row of a fresh array always has this shape.
-        if let Ok(mut tile) = row.view_mut().into_shape_with_order(shape) {
-            general_mat_mul(1.0, &left, &right, 0.0, &mut tile);
+/// `<X_i, X_j>`, `[x, x]`: every pair once, as above.
+pub(super) fn gram(xs: &[Tiled<'_>], symmetric: bool) -> Array2<f64> {
+    let mut all = over_tiles(xs, xs.len(), symmetric, |tile, x, _, sum| {
+        for start in (0..xs.len()).step_by(GROUP) {
+            let end = xs.len().min(start + GROUP);
+            let mut part = sum.slice_mut(s![..end, start..end]);
+            add_product(tile.weight, &x.slice(s![..end, ..]), &x.slice(s![start..end, ..]).t(), 1.0, &mut part);
         }
+    });
+    for (i, j) in (0..xs.len()).flat_map(|i| (0..i).map(move |j| (i, j))) {
+        all[[i, j]] = all[[j, i]];
     }
     all
+}
+
+/// One tile of the products, and how often it counts.
+struct Tile {
+    rows: Range<usize>,
+    columns: Range<usize>,
+    weight: f64,
+}
+
+/// The sum over tiles of what `add` adds to `[x, readers]`; it gets the tile, the tile of every x in rows, and room for
+/// other rows.
+fn over_tiles(
+    xs: &[Tiled<'_>],
+    readers: usize,
+    symmetric: bool,
+    add: impl Fn(&Tile, &ArrayView2<'_, f64>, &mut Array2<f64>, &mut Array2<f64>) + Sync,
+) -> Array2<f64> {
+    let zeros = || Array2::zeros((xs.len(), readers));
+    let Some(first) = xs.first() else { return zeros() };
+    let (rows, columns) = (spans(first.left.nrows()), spans(first.right.ncols()));
+    let tile = |i: usize, j: usize| {
+        let weight = if symmetric && i != j { 2.0 } else { 1.0 };
+        Tile { rows: rows[i].clone(), columns: columns[j].clone(), weight }
+    };
+    let pairs = (0..rows.len()).flat_map(|i| (0..columns.len()).map(move |j| (i, j)));
+    let tiles: Vec<Tile> = pairs.filter(|(i, j)| !symmetric || i <= j).map(|(i, j)| tile(i, j)).collect();
+    // Each thread keeps its room from tile to tile.
+    let room = || (zeros(), Array2::zeros((0, 0)), Array2::zeros((0, 0)));
+    let step = |(mut sum, mut x, mut y): (Array2<f64>, Array2<f64>, Array2<f64>), tile: Tile| {
+        add(&tile, &tile.stack(xs, &mut x), &mut y, &mut sum);
+        (sum, x, y)
+    };
+    let sums = tiles.into_par_iter().fold(room, step).map(|(sum, ..)| sum);
+    sums.reduce(zeros, |a, b| a + b)
+}
+
+impl Tile {
+    /// The tile of each product in a row, `[product, row * column]`, in `room`.
+    fn stack<'a>(&self, products: &[Tiled<'_>], room: &'a mut Array2<f64>) -> ArrayView2<'a, f64> {
+        let shape = (self.rows.len(), self.columns.len());
+        let place = s![..products.len(), ..shape.0 * shape.1];
+        if room.nrows() < products.len() {
+            *room = Array2::zeros((products.len(), TILE * TILE));
+        }
+        for (product, mut row) in products.iter().zip(room.slice_mut(place).rows_mut()) {
+            let left = product.left.slice(s![self.rows.clone(), ..]);
+            let right = product.right.slice(s![.., self.columns.clone()]);
+            // A row is contiguous, and as long as the tile has elements.
+            if let Ok(mut tile) = row.view_mut().into_shape_with_order(shape) {
+                add_product(1.0, &left, &right, 0.0, &mut tile);
+            }
+        }
+        room.slice(place)
+    }
 }
 
 fn spans(length: usize) -> Vec<Range<usize>> {

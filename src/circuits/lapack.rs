@@ -7,6 +7,7 @@ use libloading::os::unix::Library;
 use ndarray::{Array1, Array2, ArrayView2};
 use ndarray_linalg::{Cholesky, Diag, Eig, JobSvd, QR, SVD, SVDDC, SolveTriangular, UPLO, c64};
 
+use super::blas::product;
 use crate::error::{Error, Result};
 
 /// Above this condition number `A^T A` has lost too many digits of A.
@@ -43,8 +44,8 @@ impl<'a> ThinQr<'a> {
     /// `Q X`, for `x` of `[min(m, k), n]`.
     pub(super) fn q_times(&self, x: &ArrayView2<'_, f64>) -> Array2<f64> {
         match &self.basis {
-            Basis::Explicit(q) => q.dot(x),
-            Basis::Inverse(inverse) => self.a.dot(&inverse.dot(x)),
+            Basis::Explicit(q) => product(&q.view(), x),
+            Basis::Inverse(inverse) => product(&self.a, &product(&inverse.view(), x).view()),
         }
     }
 
@@ -52,14 +53,14 @@ impl<'a> ThinQr<'a> {
     pub(super) fn into_q(self) -> Array2<f64> {
         match self.basis {
             Basis::Explicit(q) => q,
-            Basis::Inverse(inverse) => self.a.dot(&inverse),
+            Basis::Inverse(inverse) => product(&self.a, &inverse.view()),
         }
     }
 }
 
 /// Orthonormal columns that span those of `a`, `[m, k]`, where these are clearly independent.
 pub(super) fn basis(a: &ArrayView2<'_, f64>) -> Option<Array2<f64>> {
-    cholesky(a).map(|(_, inverse)| a.dot(&inverse))
+    cholesky(a).map(|(_, inverse)| product(a, &inverse.view()))
 }
 
 /// R and its inverse where the condition number is small enough.
@@ -68,7 +69,7 @@ fn cholesky(a: &ArrayView2<'_, f64>) -> Option<(Array2<f64>, Array2<f64>)> {
     if m < k {
         return None;
     }
-    let gram = a.t().dot(a);
+    let gram = product(&a.t(), a);
     alone(|| {
         let r = gram.cholesky(UPLO::Upper).ok()?;
         let inverse = r.solve_triangular(UPLO::Upper, Diag::NonUnit, &Array2::eye(k)).ok()?;
@@ -96,6 +97,17 @@ pub(super) fn svd(a: &Array2<f64>) -> Result<(Array2<f64>, Array1<f64>, Array2<f
     }
 }
 
+/// Singular values below this share of the largest are rounding.
+const ROUNDING: f64 = 1e-13;
+
+/// The inverse of `a`, `[m, n]`, or where it has none the pseudo-inverse (Moore & Penrose), `[n, m]`.
+pub(super) fn inverse(a: &Array2<f64>) -> Result<Array2<f64>> {
+    let (u, sigma, vt) = svd(a)?;
+    let least = ROUNDING * sigma.iter().copied().fold(0.0, f64::max);
+    let over = sigma.mapv(|value| if value > least { value.recip() } else { 0.0 });
+    Ok(product(&(&vt.t() * &over).view(), &u.t()))
+}
+
 /// Singular values alone, descending.
 pub(super) fn singular_values(a: &Array2<f64>) -> Result<Array1<f64>> {
     alone(|| a.svddc(JobSvd::None).or_else(|_| a.svd(false, false)))
@@ -110,7 +122,7 @@ pub(super) fn eigenvalues(a: &Array2<f64>) -> Result<Array1<c64>> {
 
 /// Runs `work` with the LAPACK inside libtorch, where it is MKL, on this thread only: matrices of a head's width are too
 /// small to be shared out, and threads of threads fight.
-fn alone<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
     type SetThreads = unsafe extern "C" fn(c_int) -> c_int;
     static SET: LazyLock<Option<SetThreads>> = LazyLock::new(|| {
         // SAFETY: MKL's function of this name has this type.

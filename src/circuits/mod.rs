@@ -6,12 +6,16 @@
 //! |---|---|
 //! | what does a head attend to, what does it move? | [`HeadWeights::qk`], [`HeadWeights::ov`], as [`Factored`] products |
 //! | in how many dimensions? | [`Factored::svd`], [`Ranks`], [`null_spectra`], [`Circuits::svd`] |
+//! | what does a lower rank cost? | [`TruncationError`], [`Circuits::truncation`], [`Factored::inner_truncation`]; in loss: [`truncation_costs`](crate::heads::truncation_costs) |
+//! | how much rank does attention need? | [`Circle`], [`logit_spectrum`] |
 //! | which heads read which? | [`composition`], [`Circuits::composition`] |
 //! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Circuits::redundancy`], [`Dendrogram`] |
 //! | does a head copy tokens? | [`copying_score`], [`diagonal_ranks`], [`top_k_accuracy`] |
 //!
 //! [`Model::circuits`](crate::model::Model::circuits) takes the weights out of a model.
 
+mod blas;
+mod circle;
 mod composition;
 mod dendrogram;
 mod factored;
@@ -23,8 +27,10 @@ mod spectrum;
 mod subspace;
 mod svd;
 mod tables;
+mod truncation;
 mod vocabulary;
 
+pub use circle::{Circle, logit_spectrum};
 pub use composition::{Composition, CompositionScores, composition};
 pub use dendrogram::{Dendrogram, Linkage, Merge};
 pub use factored::Factored;
@@ -34,4 +40,5 @@ pub use similarity::{Measure, Similarity};
 pub use spectrum::{Null, NullOptions, Ranks, null_spectra, random_frame};
 pub use subspace::{Subspace, random_overlap, rotated};
 pub use svd::{BlockOverlap, Svd};
+pub use truncation::TruncationError;
 pub use vocabulary::{copying_score, diagonal_ranks, top_k, top_k_accuracy};

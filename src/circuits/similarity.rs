@@ -4,8 +4,9 @@ use ndarray::{Array2, CowArray};
 use rayon::prelude::*;
 
 use super::dendrogram::{Dendrogram, Linkage};
+use super::factored::Factored;
 use super::heads::{Circuit, Circuits, HeadWeights, Offset};
-use super::inner::{Tiled, inner_products};
+use super::inner::{Tiled, gram};
 use super::subspace::{Subspace, random_overlap};
 use crate::error::Result;
 
@@ -102,7 +103,7 @@ impl Circuits {
             Tiled { right: CowArray::from(basis.t().to_owned()), left: CowArray::from(basis) }
         };
         let projectors: Vec<Tiled<'_>> = spans.iter().map(projector).collect();
-        let products = inner_products(&projectors, &projectors, true, |_| spans.len());
+        let products = gram(&projectors, true);
         let dims: Vec<usize> = spans.iter().map(|span| span.as_ref().map_or(0, Subspace::dim)).collect();
         let small = |i: usize, j: usize| dims[i].min(dims[j]);
         let value = Array2::from_shape_fn(products.dim(), |(i, j)| match small(i, j) {
@@ -121,12 +122,8 @@ impl Circuits {
 
     fn cosines(&self, measure: Measure, circuit: Circuit) -> Result<Similarity> {
         let products = self.all(circuit)?;
-        let tiled = |product: &'_ super::Factored| Tiled {
-            left: CowArray::from(product.left().to_owned()),
-            right: CowArray::from(product.right().to_owned()),
-        };
         let tiles: Vec<Tiled<'_>> = products.iter().map(tiled).collect();
-        let inner = inner_products(&tiles, &tiles, false, |_| tiles.len());
+        let inner = gram(&tiles, false);
         let norms = inner.diag().mapv(|square| square.max(0.0).sqrt());
         let value = Array2::from_shape_fn(inner.dim(), |(i, j)| {
             let cosine = inner[[i, j]] / (norms[i] * norms[j]);
@@ -135,6 +132,11 @@ impl Circuits {
         let z_score = &value * self.d_model() as f64;
         Ok(Similarity { measure, value, z_score })
     }
+}
+
+/// A product as it stands.
+fn tiled(product: &Factored) -> Tiled<'_> {
+    Tiled { left: CowArray::from(product.left()), right: CowArray::from(product.right()) }
 }
 
 /// What a head reads from or writes to; nothing where its weights are zero.

@@ -2,6 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, s};
 
+use super::blas::product;
 use super::factored::{check_finite, shape};
 use super::lapack;
 use crate::error::{Error, Result};
@@ -98,7 +99,7 @@ impl Subspace {
         if self.ambient() != other.ambient() {
             return Err(shape("other", format!("[{}, k]", self.ambient()), &other.basis()));
         }
-        Ok(self.basis.t().dot(&other.basis))
+        Ok(product(&self.basis.t(), &other.basis.view()))
     }
 }
 

@@ -5,22 +5,38 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::circuits::{Circuit, Circuits, Composition, Linkage, Measure, Null, NullOptions, Offset};
-use headscope::model::{CircuitOptions, Model, Position};
+use headscope::heads::{Cut, TruncationOptions, truncation_costs};
+use headscope::model::{CircuitOptions, Model, Position, Tokens};
 use headscope::table::Table;
 
-use super::ModelArguments;
+use super::{ModelArguments, OptionalPrompts};
 
-/// Ask the weights of all heads: spectra, composition, similarity, copying. Nothing is run.
+/// Ask the weights of all heads: spectra, composition, similarity, copying, truncation. Nothing is run, but for --truncate
+/// with prompts.
 ///
 /// Example: headscope circuits openai-community/gpt2 --composition k --out k.parquet
 ///
-/// A checkpoint with the weights of attention alone will do for all but --copying.
+/// Example: headscope circuits minilm --truncate qk --ranks 1,2,4,8 --together --text "The cat sat." "A dog ran."
+///
+/// A checkpoint with the weights of attention alone will do for all but --copying and what --truncate costs on prompts.
 #[derive(Args)]
 pub struct CircuitsCommand {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     question: Question,
+    /// Ranks to cut to, separated by commas
+    #[arg(long, value_name = "RANKS", value_delimiter = ',', requires = "truncate")]
+    ranks: Vec<usize>,
+    /// Cut all heads at once
+    #[arg(long, requires = "truncate")]
+    together: bool,
+    /// Keep random directions in place of the best ones, drawn with this seed
+    #[arg(long, value_name = "SEED", requires = "truncate")]
+    random: Option<u64>,
+    /// Prompts on which to measure what a truncation costs: the loss, or how far the embedding of a model without logits moves
+    #[command(flatten)]
+    prompts: OptionalPrompts,
     /// Leave the norms' weights and the means out of the circuits, in place of folding them in
     #[arg(long)]
     raw: bool,
@@ -59,12 +75,24 @@ struct Question {
     /// How much each head raises the tokens that it attends to
     #[arg(long)]
     copying: bool,
+    /// What each head loses at lower ranks (Eckart-Young), and with prompts what that costs the model
+    #[arg(long, value_enum, value_name = "CIRCUIT")]
+    truncate: Option<Which>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Which {
     Qk,
     Ov,
+}
+
+impl Which {
+    fn circuit(self, offset: Offset) -> Circuit {
+        match self {
+            Self::Qk => Circuit::Qk(offset),
+            Self::Ov => Circuit::Ov,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -89,13 +117,16 @@ impl CircuitsCommand {
         if self.question.copying {
             return self.finish(&model.copying(&[1, 5], &options)?, "value");
         }
+        if let (Some(which), Some(prompts)) = (self.question.truncate, &self.prompts.0) {
+            return self.costs(which, &model, &prompts.tokens(&model)?);
+        }
         let circuits = model.circuits(&options)?;
+        if let Some(which) = self.question.truncate {
+            let table = circuits.truncation(which.circuit(offset), &self.ranks(), &self.null())?;
+            return self.finish(&table, "value");
+        }
         if let Some(which) = self.question.svd {
-            let circuit = match which {
-                Which::Qk => Circuit::Qk(offset),
-                Which::Ov => Circuit::Ov,
-            };
-            return self.finish(&circuits.svd(circuit, &self.null())?, "z_score");
+            return self.finish(&circuits.svd(which.circuit(offset), &self.null())?, "z_score");
         }
         if let Some(input) = self.question.composition {
             let kind = match input {
@@ -115,16 +146,41 @@ impl CircuitsCommand {
 
     /// Refuses options that would be of no use.
     fn check(&self) -> Result<()> {
-        let Question { svd, composition, similarity, .. } = &self.question;
-        if (self.null.is_some() || self.seed.is_some()) && svd.is_none() {
-            bail!("--null, --seed: expected --svd with them");
+        let Question { svd, composition, similarity, truncate, .. } = &self.question;
+        let (prompts, costs) = (self.prompts.0.is_some(), self.together || self.random.is_some());
+        if (self.null.is_some() || self.seed.is_some()) && svd.is_none() && (truncate.is_none() || prompts) {
+            bail!("--null, --seed: expected --svd with them, or --truncate without prompts");
+        }
+        if prompts && truncate.is_none() {
+            bail!("--text, --text-file, --tokens: expected --truncate with them");
+        }
+        if costs && !prompts {
+            bail!("--together, --random: expected prompts on which to measure the cost");
+        }
+        if prompts && (self.raw || self.offset.is_some() || self.mean_offset.is_some()) {
+            bail!("--raw, --offset, --mean-offset: expected no prompts; the cost is of norms folded in, at all their offsets");
         }
         let reads_qk =
-            matches!(svd, Some(Which::Qk)) || matches!(composition, Some(Input::Q | Input::K)) || *similarity;
+            matches!(svd.or(*truncate), Some(Which::Qk)) || matches!(composition, Some(Input::Q | Input::K)) || *similarity;
         if (self.offset.is_some() || self.mean_offset.is_some()) && !reads_qk {
             bail!("--offset, --mean-offset: expected a question about QK circuits with them");
         }
         Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
+    }
+
+    fn ranks(&self) -> Vec<usize> {
+        if self.ranks.is_empty() { TruncationOptions::default().ranks } else { self.ranks.clone() }
+    }
+
+    /// What a truncation costs the model.
+    fn costs(&self, which: Which, model: &Model, tokens: &Tokens) -> Result<()> {
+        let cut = match which {
+            Which::Qk => Cut::Qk,
+            Which::Ov => Cut::Ov,
+        };
+        let (ranks, together, random) = (self.ranks(), self.together, self.random);
+        let options = TruncationOptions { cut, ranks, together, random, metric: None };
+        self.finish(&truncation_costs(model, tokens, &options)?, "value")
     }
 
     fn offset(&self, model: &Model) -> Result<Offset> {

@@ -19,7 +19,7 @@ mod roles;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use headscope::checkpoint::LoadOptions;
 use headscope::model::{Model, Tokens};
 use tch::Kind;
@@ -136,6 +136,35 @@ struct PromptArguments {
     /// Token ids: a JSON list of lists, or @FILE with one
     #[arg(long, value_name = "JSON|@FILE")]
     tokens: Option<String>,
+}
+
+/// [`PromptArguments`] that may be left out.
+struct OptionalPrompts(Option<PromptArguments>);
+
+impl OptionalPrompts {
+    const GROUP: &str = "PromptArguments";
+}
+
+impl Args for OptionalPrompts {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        PromptArguments::augment_args(command).mut_group(Self::GROUP, |group| group.required(false))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for OptionalPrompts {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = matches.contains_id(Self::GROUP).then(|| PromptArguments::from_arg_matches(matches));
+        Ok(Self(given.transpose()?))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl PromptArguments {

@@ -1,6 +1,7 @@
 //! Texts with known structure: which word should look at which.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -31,7 +32,7 @@ pub struct Link {
     pub among: Option<Vec<usize>>,
 }
 
-/// Reads Universal Dependencies in CoNLL-U.
+/// Reads Universal Dependencies in CoNLL-U, plain or packed by gzip.
 ///
 /// Every relation becomes two roles: `nsubj_to_head`, from each dependent to its head, and `nsubj_to_dependent`, from each head
 /// to its dependents of that relation. The words of a name (neighbours tagged `PROPN`) look at each other in the role `entity`.
@@ -165,7 +166,7 @@ impl Link {
     }
 }
 
-/// Reads GAP (Webster et al. 2018): ambiguous pronouns, each with two names. In the role `coreference` the pronoun looks at the
+/// Reads GAP (Webster et al. 2018), plain or packed by gzip: ambiguous pronouns, each with two names. In the role `coreference` the pronoun looks at the
 /// name that it stands for, and chooses between the two; pronouns that stand for neither are left out.
 ///
 /// # Errors
@@ -207,11 +208,25 @@ pub fn read_gap(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     Ok(all)
 }
 
+/// Most bytes of a packed file that are unpacked.
+const MOST: u64 = 1 << 31;
+
+/// A text file, or one packed by gzip.
 fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(file::read(path)?).map_err(|reason| Error::Format {
+    let mut bytes = file::read(path)?;
+    let wrong = |at: String, found: String| Error::Format {
         path: path.to_owned(),
-        at: format!("byte {}", reason.utf8_error().valid_up_to()),
-        expected: "UTF-8 text".to_owned(),
-        found: "other bytes (a compressed file is to be unpacked first)".to_owned(),
+        at,
+        expected: "UTF-8 text, plain or packed by gzip".to_owned(),
+        found,
+    };
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut unpacked = vec![];
+        let read = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(MOST).read_to_end(&mut unpacked);
+        read.map_err(|reason| wrong("the packed data".to_owned(), reason.to_string()))?;
+        bytes = unpacked;
+    }
+    String::from_utf8(bytes).map_err(|reason| {
+        wrong(format!("byte {}", reason.utf8_error().valid_up_to()), "other bytes".to_owned())
     })
 }

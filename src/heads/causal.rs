@@ -1,6 +1,6 @@
 //! Does the model need the head for its role? The best head taken away, beside other heads taken away as far.
 
-use ndarray::Array1;
+use ndarray::{Array1, Array3, ArrayView2};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -34,15 +34,17 @@ impl Role {
     ///
     /// The head's output is set to zero at the tokens of the words that look, and nowhere else. Beside it other heads are taken
     /// away at the same tokens, each scaled so that what is removed is as long (root mean square of z W_O); they are drawn from
-    /// the heads that are nearest to it in length. What is measured is the loss of the texts, in nats a token, or for a model
-    /// without logits how far the embedding moves (cosine distance). Two more rows:
+    /// the heads that are nearest to it in length. What is measured is the model's own task at those tokens: the loss of what it
+    /// predicts there, in nats a token; or for a model without logits how far the embedding moves (cosine distance). Three
+    /// more rows:
     ///
     /// - `effect`: how much larger the measurement becomes without the head, with a bootstrap interval over texts; `baseline`: the
     ///   mean over the other heads; `z_score`: the difference in standard deviations of those.
+    /// - `effect_rank`: the share of the other heads whose removal does less, from 0 to 1.
     /// - `effect_p_value`: the share of the heads, itself included, whose removal does as much. A role counts as causal where it is
     ///   small, and that takes some twenty other heads.
     ///
-    /// The loss of a text is a coarse measure of a role, and a head whose work others can do as well has no effect.
+    /// A role need not matter for the next word, and a head whose work others can do as well has no effect.
     ///
     /// # Errors
     /// Where the role has too few links, or as [`Roles::measure`].
@@ -59,7 +61,11 @@ impl Role {
             return Err(Error::argument("model", "another head that writes something", "none"));
         }
         let effects = places.effects(model, &[&[head], controls.as_slice()].concat(), lengths[head], &lengths)?;
-        let mean = |effects: &[f64]| effects.iter().sum::<f64>() / effects.len() as f64;
+        // A text in which nothing is predicted at these tokens has no effect.
+        let mean = |effects: &[f64]| {
+            let there: Vec<f64> = effects.iter().copied().filter(|effect| effect.is_finite()).collect();
+            there.iter().sum::<f64>() / there.len() as f64
+        };
         let (own, others): (f64, Vec<f64>) =
             (mean(&effects[0]), effects[1..].iter().map(|effects| mean(effects)).collect());
         let baseline = mean(&others);
@@ -82,7 +88,9 @@ impl Role {
             ..row("effect", own)
         };
         let p_value = row("effect_p_value", (1 + as_much) as f64 / (1 + others.len()) as f64);
-        rows.extend([effect, p_value]);
+        let less = others.iter().filter(|effect| **effect < own).count();
+        let rank = row("effect_rank", less as f64 / others.len() as f64);
+        rows.extend([effect, rank, p_value]);
         Table::new(rows, roles.provenance())
     }
 }
@@ -150,14 +158,27 @@ impl Places {
             Variant { keys: Keys { step: number(step), ..Keys::default() }, edits }
         };
         let variants: Vec<Variant> = heads.iter().enumerate().map(variant).collect();
-        let metric = if model.config().has_logits() { Metric::Loss } else { Metric::EmbeddingDistance };
-        let sweep = Sweep::ablate(model, &self.tokens, Ablation::Zero).variants(variants).metric(metric).per_prompt();
-        let table = sweep.run()?;
-        let mut effects = vec![vec![]; heads.len()];
-        for (step, effect) in table.f64("step")?.into_iter().zip(table.effect()?) {
-            effects[step as usize].push(effect);
+        let logits = model.config().has_logits();
+        let sweep = Sweep::ablate(model, &self.tokens, Ablation::Zero).variants(variants);
+        let table = match logits {
+            true => sweep.metric(Metric::Loss).per_token().run()?,
+            false => sweep.metric(Metric::EmbeddingDistance).per_prompt().run()?,
+        };
+        let (steps, prompts, effects) = (table.f64("step")?, table.f64("prompt")?, table.effect()?);
+        let targets = if logits { table.f64("target")? } else { vec![] };
+        // Where a causal model predicts the next token, a bidirectional one is scored on the token itself.
+        let ahead = usize::from(model.config().causal);
+        let mut sums = Array3::<f64>::zeros((heads.len(), self.at.len(), 2));
+        for (row, effect) in effects.into_iter().enumerate() {
+            let (step, prompt) = (steps[row] as usize, prompts[row] as usize);
+            let of_role = |target: &f64| self.at[prompt].iter().any(|at| at + ahead == *target as usize);
+            if targets.get(row).is_none_or(of_role) {
+                sums[[step, prompt, 0]] += effect;
+                sums[[step, prompt, 1]] += 1.0;
+            }
         }
-        Ok(effects)
+        let mean = |sums: ArrayView2<'_, f64>| sums.rows().into_iter().map(|row| row[0] / row[1]).collect();
+        Ok(sums.outer_iter().map(mean).collect())
     }
 }
 

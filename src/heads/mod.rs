@@ -8,6 +8,7 @@
 //! | [`similarity`], [`Similarity`] | which heads do the same on data |
 //! | [`Roles`], [`Annotated`] | which head knows which link between words: [`read_conllu`], [`read_gap`] |
 //! | [`Role::test`](Role::test) | the best head for a role, and whether the model needs it |
+//! | [`truncation_costs`] | what a lower rank of QK or OV costs the model |
 //! | [`Targets`], [`Prompt`] | the scores of a pattern that is there |
 
 mod align;
@@ -22,6 +23,7 @@ mod repeats;
 mod role;
 mod score;
 mod similarity;
+mod truncate;
 
 pub use align::Looking;
 pub use annotation::{Annotated, Link, read_conllu, read_gap};
@@ -34,3 +36,4 @@ pub use role::{RoleOptions, Roles};
 pub use score::{PatternScore, Prompt};
 pub(crate) use similarity::DEAD;
 pub use similarity::{canonical_correlations, jensen_shannon, linear_cka};
+pub use truncate::{Cut, TruncationOptions, truncation_costs};

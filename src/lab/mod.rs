@@ -7,7 +7,7 @@
 //! | [`train`] | a model trained on a language: options, checkpoints, the trace |
 //! | [`trace`] | what heads are worth, where they look, what pulls at them, for many models at once |
 //! | [`Declaration`] | a model, a language and how to train, as data; some have names |
-//! | [`experiment`] | a claim tested by a grid of cells: E1 to E6, E8 |
+//! | [`experiment`] | a claim tested by a grid of cells: E1 to E8 |
 //! | [`verdict`] | what the evidence says of a claim, by a rule fixed before the run |
 //! | [`report()`] | what experiments found, as one page |
 

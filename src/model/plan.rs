@@ -168,6 +168,11 @@ pub enum Action {
         /// Whether the part inside remains, or the part outside.
         keep: bool,
     },
+    /// It is multiplied by a matrix along the last axis: `x <- x M`.
+    Map {
+        /// The matrix, `[d, d]`.
+        key: String,
+    },
     /// The attention edge is cut: its score becomes minus infinity, the other weights are renormalised. A query that
     /// loses its last key attends to nothing, and its pattern is zero. Only at `scores`.
     KnockOut,
@@ -244,7 +249,11 @@ impl Action {
     /// The bank entry the action reads.
     pub fn key(&self) -> Option<&str> {
         match self {
-            Self::Mean { key } | Self::Replace { key } | Self::Add { key, .. } | Self::Project { key, .. } => Some(key),
+            Self::Mean { key }
+            | Self::Replace { key }
+            | Self::Add { key, .. }
+            | Self::Project { key, .. }
+            | Self::Map { key } => Some(key),
             Self::Zero | Self::Scale { .. } | Self::Normalise | Self::KnockOut => None,
         }
     }

@@ -156,14 +156,16 @@ impl Program {
         let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
         edit.at.check(edit.site, &shape)?;
         let mut value = value_of(&edit, entry, &shape, tokens)?;
+        // A basis or a matrix has none of the site's axes but the last.
+        let of_site = !matches!(edit.action, Action::Project { .. } | Action::Map { .. });
         if first > 0 {
-            value = value.map(|value| from_position(edit.site, &value, first, positions));
+            value = value.map(|v| if of_site { from_position(edit.site, &v, first, positions) } else { v });
             edit.at.positions = edit.at.positions.map(|all| all.into_iter().map(|p| p - first.min(p)).collect());
         }
         if let Some(heads) = heads {
-            let of_site: Vec<usize> = heads.iter().map(|&head| head_at(edit.site, head, config)).collect();
-            value = value.map(|value| of_heads(edit.site, &value, &of_site));
-            let there = |asked: Vec<usize>| (0..heads.len()).filter(|&i| asked.contains(&of_site[i])).collect();
+            let numbers: Vec<usize> = heads.iter().map(|&head| head_at(edit.site, head, config)).collect();
+            value = value.map(|v| if of_site { of_heads(edit.site, &v, &numbers) } else { v });
+            let there = |asked: Vec<usize>| (0..heads.len()).filter(|&i| asked.contains(&numbers[i])).collect();
             edit.at.heads = edit.at.heads.map(there);
         }
         let rows = rows.map(|(first, n)| (first as i64, n as i64));
@@ -286,6 +288,13 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
                 return wrong(format!("a basis of shape [k, {width}] with 1 <= k <= {width}"));
             }
             once(&entry.made.basis, || orthonormal(site, &entry.tensor)).map(Some)
+        }
+        Action::Map { .. } => {
+            let width = shape.last().copied().unwrap_or(0);
+            if found != [width, width] {
+                return wrong(format!("a matrix of shape [{width}, {width}]"));
+            }
+            Ok(Some(entry.tensor.shallow_clone()))
         }
         Action::Zero | Action::Scale { .. } | Action::Normalise | Action::KnockOut => Ok(None),
     }
@@ -448,6 +457,7 @@ impl Op {
                 let inside = x.f_matmul(&q)?.f_matmul(&q.tr())?;
                 if *keep { inside } else { x - inside }
             }
+            Action::Map { .. } => x.f_matmul(&value())?,
             Action::KnockOut => x.full_like(f64::NEG_INFINITY),
         })
     }

@@ -3,7 +3,7 @@
 //! | where | what |
 //! |---|---|
 //! | [`Experiment`] | cells, predictions and the rule that judges them, as data; [`Experiment::named`] has those of the lab |
-//! | [`Cell`], [`Work`] | what one cell computes: a trained model asked questions, or a construction without training |
+//! | [`Cell`], [`Work`] | what one cell computes: a model trained or there already, asked questions, or a construction without training |
 //! | [`Experiment::run`] | cells to one Parquet file each, in shards, resumable |
 //! | [`Results`] | the union of a folder's cells, and the verdict on it |
 
@@ -13,6 +13,7 @@ mod emergence;
 mod folder;
 mod grid;
 mod rank;
+mod roles;
 mod run;
 mod symmetry;
 mod taken;
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::Results;
 pub use run::RunOptions;
-pub use work::{Circle, Measure, Occupant, Regression, Start, Training, Work};
+pub use work::{Circle, Measure, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
 
 use super::verdict::{Prediction, Rule};
 use crate::error::{Error, Result};
@@ -85,7 +86,7 @@ const MOST: usize = 100_000;
 
 impl Experiment {
     /// The names of the lab's own experiments.
-    pub const NAMES: [&'static str; 7] = ["E1", "E2", "E3", "E4", "E5", "E6", "E8"];
+    pub const NAMES: [&'static str; 8] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8"];
 
     /// One of the lab's own experiments.
     ///
@@ -99,6 +100,7 @@ impl Experiment {
             "E4" => Ok(bottleneck::bottleneck(grid)),
             "E5" => Ok(rank::rank(grid)),
             "E6" => Ok(emergence::emergence(grid)),
+            "E7" => Ok(roles::roles(grid)),
             "E8" => Ok(capacity::decay(grid)),
             _ => Err(Error::argument("experiment", format!("one of {:?}", Self::NAMES), id)),
         }

@@ -6,8 +6,11 @@
 //! | [`Repeats`] | random sequences that repeat with a random period from a random offset on: what induction heads solve | `repeats.rs` |
 //! | [`English`] | a small English: agreement, recurring entities, coreference, verbs and their objects, verbs and their particles | `english.rs` |
 //!
+//! [`Language::annotated`] gives the stories as annotated text for any model.
+//!
 //! A stream is random access: batch `i` of a seed is the same whenever it is asked for, so that training resumes anywhere.
 
+mod annotated;
 mod english;
 mod lexicon;
 mod repeats;
@@ -19,6 +22,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+pub use annotated::LookFrom;
 pub use english::English;
 pub use repeats::Repeats;
 pub use tasks::{Regime, Task, Tasks};

@@ -3,6 +3,7 @@
 mod circle;
 mod information;
 mod measure;
+mod pretrained;
 mod regression;
 mod training;
 mod truncate;
@@ -10,6 +11,7 @@ mod truncate;
 use serde::{Deserialize, Serialize};
 
 pub use circle::Circle;
+pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
 pub use training::{Measure, Occupant, Start, Training};
 
@@ -26,6 +28,8 @@ pub enum Work {
     Circle(Circle),
     /// What a linear head of a given width keeps.
     Regression(Regression),
+    /// A model that is there already, asked which heads play which roles.
+    Pretrained(Pretrained),
 }
 
 impl Work {
@@ -35,6 +39,7 @@ impl Work {
             Self::Training(training) => training.compute(seeds),
             Self::Circle(circle) => circle.compute(seeds),
             Self::Regression(regression) => regression.compute(seeds),
+            Self::Pretrained(pretrained) => pretrained.compute(seeds),
         }
     }
 }

@@ -1,0 +1,117 @@
+//! E7: the roles of heads in trained models.
+
+use super::grid::{against, alone, prediction};
+use super::work::{Pretrained, Texts};
+use super::{Cell, Experiment, Grid, Work};
+use crate::lab::language::LookFrom;
+use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+
+/// The roles of the small English, and what a head that plays one finds.
+const STORIES: [(&str, &str); 4] = [
+    ("agreement", "the subject of a verb"),
+    ("entity", "a surname where it was told first"),
+    ("coreference", "whom a pronoun stands for"),
+    ("verb_object", "the verb of an object"),
+];
+/// Relations of Universal Dependencies and names.
+const RELATIONS: [(&str, &str); 5] = [
+    ("nsubj_to_head", "the verb of a subject"),
+    ("obj_to_head", "the verb of an object"),
+    ("det_to_head", "the noun of a determiner"),
+    ("amod_to_head", "the noun of an adjective"),
+    ("entity", "the other words of a name"),
+];
+const UD: &str = "annotations/en_ewt-ud-dev.conllu.gz";
+const GAP: &str = "annotations/gap-development.tsv.gz";
+
+/// A corpus: its models, its roles and how its cells are named.
+struct Corpus {
+    name: &'static str,
+    model: &'static str,
+    texts: Texts,
+    count: usize,
+    roles: Vec<(&'static str, &'static str)>,
+    /// Roles that are an offset, for which no gain over offsets is predicted.
+    offsets: Vec<&'static str>,
+}
+
+/// E7: do heads of trained models play roles, more than their places explain, more than random heads, and for the model's own
+/// task? The full grid adds real annotation, which [`Texts`] looks for where `HEADSCOPE_DATA` says.
+pub(super) fn roles(grid: Grid) -> Experiment {
+    let corpora = corpora(grid);
+    let cell = |corpus: &Corpus, random: bool| {
+        let named = corpus.roles.iter().map(|(role, _)| *role).chain(corpus.offsets.iter().copied());
+        let roles = named.map(str::to_owned).collect();
+        let (texts, count) = (corpus.texts.clone(), corpus.count);
+        let work = Pretrained { model: corpus.model.to_owned(), random, texts, count, roles, causal: !random };
+        let name = if random { format!("{}-random", corpus.name) } else { corpus.name.to_owned() };
+        Cell { name, work: Work::Pretrained(work) }
+    };
+    let cells = corpora.iter().flat_map(|corpus| [cell(corpus, false), cell(corpus, true)]).collect();
+    Experiment {
+        id: "E7".to_owned(),
+        title: "Roles".to_owned(),
+        question: "Do heads of trained models play roles: syntax, entities, position, coreference, verbs and objects?"
+            .to_owned(),
+        seed: 7000,
+        runs: grid.pick(8, 8),
+        predictions: predictions(&corpora),
+        rule: Rule::default(),
+        cells,
+    }
+}
+
+fn corpora(grid: Grid) -> Vec<Corpus> {
+    let stories = |name, looking, offsets| Corpus {
+        name,
+        model: name,
+        texts: Texts::Stories { length: 48, looking },
+        count: 100,
+        roles: STORIES.to_vec(),
+        offsets,
+    };
+    // A particle is predicted at its verb: there is nothing to look for.
+    let mut all = vec![
+        stories("english", LookFrom::Prediction, vec![]),
+        stories("minilm", LookFrom::Word, vec!["position"]),
+    ];
+    if grid == Grid::Full {
+        let real = |name, texts, count, roles| Corpus { name, model: "minilm", texts, count, roles, offsets: vec![] };
+        all.push(real("minilm-ud", Texts::Conllu(UD.into()), 300, RELATIONS.to_vec()));
+        all.push(real("minilm-gap", Texts::Gap(GAP.into()), 200, vec![("coreference", "whom a pronoun stands for")]));
+    }
+    all
+}
+
+/// For every role: it is known beyond offsets, beyond random weights, and the model needs the head for its own task.
+fn predictions(corpora: &[Corpus]) -> Vec<Prediction> {
+    let mut all = vec![];
+    let mut predict = |role: &str, text: String, metric: &str, level: f64, cases: Vec<Case>| {
+        if !cases.is_empty() {
+            let task = Some(role.to_owned());
+            let usual = prediction("C5", &text, metric, Expect::Greater);
+            all.push(Prediction { task, level, learned: false, cases, ..usual });
+        }
+    };
+    let names = corpora.iter().flat_map(|corpus| &corpus.roles);
+    let mut roles: Vec<(&str, &str)> = names.copied().collect();
+    roles.sort_unstable();
+    roles.dedup_by_key(|(role, _)| *role);
+    for (role, finds) in roles {
+        let with = || corpora.iter().filter(|corpus| corpus.roles.iter().any(|(own, _)| *own == role));
+        let each = |case: &dyn Fn(&str) -> Case| with().map(|corpus| case(corpus.name)).collect::<Vec<_>>();
+        let itself = |name: &str| alone(name, name);
+        let beyond = |name: &str| against(name, name, format!("{name}-random"));
+        let text = format!("A head finds {finds} more often than any fixed offset does");
+        predict(role, text, "gain_over_offset", 0.0, each(&itself));
+        let text = format!("A head finds {finds} more often than any head of random weights does");
+        predict(role, text, "accuracy", 0.0, each(&beyond));
+        let text = format!("The head that finds {finds} is needed more than heads as long are, where it looks");
+        predict(role, text, "effect_rank", 0.5, each(&itself));
+    }
+    let placed = corpora.iter().filter(|corpus| corpus.offsets.contains(&"position"));
+    let cases: Vec<Case> = placed.map(|corpus| alone(corpus.name, corpus.name)).collect();
+    let text = "A head looks one word back for a particle's verb in nine of ten cases or more".to_owned();
+    predict("position", text, "accuracy", 0.8, cases);
+    all
+}

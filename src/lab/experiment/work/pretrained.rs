@@ -1,0 +1,146 @@
+//! Roles of heads in a model that is there, on annotated text.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::row;
+use crate::error::{Error, Result};
+use crate::heads::{Annotated, Role, RoleOptions, Roles, read_conllu, read_gap};
+use crate::lab::language::{English, Language, LookFrom};
+use crate::model::Model;
+use crate::stats::shuffled;
+use crate::table::{Observation, Table};
+
+/// Which heads of a model play which roles on annotated text, found on one half of the texts and judged on the other.
+///
+/// A seed draws the texts, their halves and all that is random. Rows a role (`task`), see [`Roles::best`]:
+/// `accuracy` of the best head, `gain_over_offset` (that less the accuracy of the best fixed offset), `p_value` (whether
+/// distances alone would let the best of all heads be as right). Where `causal`, see [`Role::test`]: `effect`, of
+/// taking the head away where words look; `effect_rank`, the share of heads of like length whose removal does less.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pretrained {
+    /// A bundled name, a folder or a hub id.
+    pub model: String,
+    /// Its architecture and tokenizer with weights drawn by the seed: what annotation and architecture alone give.
+    pub random: bool,
+    /// The texts.
+    pub texts: Texts,
+    /// How many of them a seed draws.
+    pub count: usize,
+    /// The roles.
+    pub roles: Vec<String>,
+    /// Whether the best heads are taken away, too.
+    pub causal: bool,
+}
+
+/// Annotated texts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Texts {
+    /// Stories of the small English, of which every dependency is known.
+    Stories {
+        /// Words in a story.
+        length: usize,
+        /// Which word looks.
+        looking: LookFrom,
+    },
+    /// Universal Dependencies: a file, which is also looked for in the folder that the environment variable
+    /// `HEADSCOPE_DATA` names.
+    Conllu(PathBuf),
+    /// GAP, looked for likewise.
+    Gap(PathBuf),
+}
+
+impl Pretrained {
+    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
+        if self.roles.is_empty() || self.count < 2 {
+            let found = format!("{} and {}", self.roles.len(), self.count);
+            return Err(Error::argument("roles, count", "a role or more, and two texts or more", found));
+        }
+        let model = Model::load(&self.model)?;
+        let read = self.texts.read()?;
+        let mut rows = vec![];
+        for &seed in seeds {
+            let texts = self.texts.draw(&read, self.count, seed)?;
+            let drawn = self.random.then(|| drawn(&model, seed)).transpose()?;
+            rows.extend(self.of_seed(drawn.as_ref().unwrap_or(&model), &texts, seed)?);
+        }
+        Ok(rows)
+    }
+
+    fn of_seed(&self, model: &Model, texts: &[Annotated], seed: u64) -> Result<Vec<Observation>> {
+        let options =
+            RoleOptions { least: 10, draws: 200, resamples: 0, texts: 40, seed, ..RoleOptions::default() };
+        if self.causal {
+            let of_role = |role: &String| of_table(&Role::new(role).test(model, texts, &options)?, role, seed);
+            return Ok(self.roles.iter().map(of_role).collect::<Result<Vec<_>>>()?.concat());
+        }
+        let best = Roles::measure(model, texts, &options)?.best()?;
+        Ok(self.roles.iter().map(|role| of_table(&best, role, seed)).collect::<Result<Vec<_>>>()?.concat())
+    }
+}
+
+/// The rows of a role, without the head that plays it.
+fn of_table(table: &Table, role: &str, seed: u64) -> Result<Vec<Observation>> {
+    let mut rows = vec![];
+    for found in table.rows()?.into_iter().filter(|row| row.keys.task.as_deref() == Some(role)) {
+        let mut add = |metric: &str, value: f64| {
+            let mut row = row(seed, 0, metric, value);
+            row.keys.task = Some(role.to_owned());
+            rows.push(row);
+        };
+        match found.metric.as_str() {
+            "accuracy" => {
+                add("accuracy", found.value);
+                add("gain_over_offset", found.value - found.baseline.unwrap_or(f64::NAN));
+                let mut head = Observation { metric: "head_accuracy".to_owned(), ..found };
+                head.keys.seed = Some(seed);
+                head.keys.step = Some(0);
+                (head.low, head.high) = (None, None);
+                rows.push(head);
+            }
+            metric @ ("p_value" | "effect" | "effect_rank") => add(metric, found.value),
+            _ => {}
+        }
+    }
+    Ok(rows)
+}
+
+/// The same architecture and tokenizer with random weights.
+fn drawn(model: &Model, seed: u64) -> Result<Model> {
+    let none = || Error::argument("model", "one with a tokenizer", "none");
+    let tokenizer = model.tokenizer().ok_or_else(none)?.clone();
+    Ok(Model::random_as(model.config(), seed, model.kind(), model.device())?.with_tokenizer(tokenizer))
+}
+
+impl Texts {
+    /// All texts of a file; none where they are made.
+    fn read(&self) -> Result<Vec<Annotated>> {
+        match self {
+            Self::Stories { .. } => Ok(vec![]),
+            Self::Conllu(path) => read_conllu(found(path)),
+            Self::Gap(path) => read_gap(found(path)),
+        }
+    }
+
+    /// Some texts of a seed.
+    fn draw(&self, read: &[Annotated], count: usize, seed: u64) -> Result<Vec<Annotated>> {
+        if let Self::Stories { length, looking } = self {
+            return Language::English(English { length: *length }).annotated(count, seed, 0, *looking);
+        }
+        let mut texts = shuffled(read, seed);
+        texts.truncate(count);
+        Ok(texts)
+    }
+}
+
+/// Where a file is: as it is named, or in the folder of data.
+fn found(path: &Path) -> PathBuf {
+    let data = std::env::var_os("HEADSCOPE_DATA").map(|data| Path::new(&data).join(path));
+    match data.filter(|data| !path.exists() && data.exists()) {
+        Some(data) => data,
+        None => path.to_owned(),
+    }
+}

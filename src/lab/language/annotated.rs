@@ -1,0 +1,65 @@
+//! Stories as annotated text, for any model that has a tokenizer.
+
+use serde::{Deserialize, Serialize};
+
+use super::Language;
+use crate::error::{Error, Result};
+use crate::heads::{Annotated, Link};
+
+/// Which word looks for the source of a dependency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LookFrom {
+    /// The word before, at which a model of this language predicts the next one. Texts begin with the language's own token.
+    Prediction,
+    /// The word itself, as in annotation of other texts: what a model does that reads, rather than writes, this language.
+    Word,
+}
+
+impl Language {
+    /// `n` sequences as annotated texts, for [`Roles`](crate::heads::Roles): every dependency is a link in the role of its kind,
+    /// from the word that looks to its source, among all other words; a word that is its own source looks for nothing. They are
+    /// those of [`Language::batch`].
+    ///
+    /// ```
+    /// use headscope::lab::Language;
+    /// use headscope::lab::language::LookFrom;
+    /// let language: Language = serde_json::from_str(r#"{"english": {}}"#).unwrap();
+    /// let text = &language.annotated(1, 0, 0, LookFrom::Word)?[0];
+    /// let link = &text.links[0];
+    /// println!("{}: {} looks at {}", link.role, &text.text[text.words[link.query].clone()], &text.text[text.words[link.keys[0]].clone()]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where the language's tokens are no words, or as [`Language::batch`].
+    pub fn annotated(&self, n: usize, seed: u64, number: u64, looking: LookFrom) -> Result<Vec<Annotated>> {
+        let Some(lexicon) = self.words() else {
+            return Err(Error::argument("language", "one of words", "one of symbols"));
+        };
+        // The token that begins a sequence is no word of the text.
+        let (skipped, ahead) = match looking {
+            LookFrom::Prediction => (0, 0),
+            LookFrom::Word => (usize::from(matches!(self, Self::English(_))), 1),
+        };
+        let of = |sample: &super::Sample| {
+            let mut text = Annotated::default();
+            for &token in &sample.tokens[skipped..] {
+                if !text.text.is_empty() {
+                    text.text.push(' ');
+                }
+                let (start, word) = (text.text.len(), &lexicon[token as usize]);
+                text.text.push_str(word);
+                text.words.push(start..start + word.len());
+            }
+            let link = |dependency: &super::Dependency| {
+                let query = (dependency.query + ahead).checked_sub(skipped)?;
+                let keys = vec![dependency.source.checked_sub(skipped)?];
+                (query < text.words.len() && keys != [query]).then(|| Link { role: dependency.kind.clone(), query, keys, among: None })
+            };
+            text.links = sample.dependencies.iter().filter_map(link).collect();
+            text
+        };
+        Ok(self.batch(n, seed, number)?.samples.iter().map(of).collect())
+    }
+}
