@@ -295,7 +295,8 @@ fn stories_are_annotated() {
         }
     }
     let model = Model::load("english").unwrap();
-    let roles = Roles::measure(&model, &language.annotated(60, 1, 0, LookFrom::Prediction).unwrap(), &RoleOptions::default());
+    let roles =
+        Roles::measure(&model, &language.annotated(60, 1, 0, LookFrom::Prediction).unwrap(), &RoleOptions::default());
     let best = roles.unwrap().best().unwrap();
     assert!(rows(&best).iter().any(|row| row.1 == "accuracy" && row.2 > row.3 + 0.2), "{best}");
     let symbols: Language = serde_json::from_str(r#"{"tasks": {"tasks": ["first"], "regime": "gated"}}"#).unwrap();

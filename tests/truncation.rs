@@ -167,7 +167,8 @@ fn parameter(model: &Model, name: &str) -> Tensor {
 /// The value of a metric for a head and a rank.
 fn value(table: &Table, metric: &str, layer: u32, head: u32, rank: u32) -> f64 {
     let rows = table.rows().unwrap();
-    let is = |keys: &Keys| (keys.layer, keys.head.or(keys.kv_head), keys.component) == (Some(layer), Some(head), Some(rank));
+    let is =
+        |keys: &Keys| (keys.layer, keys.head.or(keys.kv_head), keys.component) == (Some(layer), Some(head), Some(rank));
     rows.iter().find(|row| row.metric == metric && is(&row.keys)).unwrap().value
 }
 
@@ -210,7 +211,12 @@ fn a_cut_head_is_a_head_with_cut_weights() {
             let nothing = vec![Variant { keys: Keys::default(), edits: vec![nothing] }];
             let expected = Sweep::ablate(&changed, &tokens, Ablation::Zero).variants(nothing).run().unwrap();
             // Rotary tables are float32.
-            assert_near(&format!("{number} {cut:?}"), found, expected.f64("value").unwrap()[0], Tol::Layer(Kind::Float));
+            assert_near(
+                &format!("{number} {cut:?}"),
+                found,
+                expected.f64("value").unwrap()[0],
+                Tol::Layer(Kind::Float),
+            );
             assert!((found - table.f64("baseline").unwrap()[0]).abs() > 1e-6, "the cut changes something");
         }
     }
@@ -324,7 +330,9 @@ fn golden_truncations() {
 fn what_makes_no_sense_says_so() {
     assert!(Circle::new(1, &[0], 1.0).is_err() && Circle::new(5, &[], 1.0).is_err());
     assert!(matches!(Circle::new(5, &[5], 1.0), Err(Error::OutOfRange { axis: "key", .. })));
-    assert!(Circle::new(5, &[0], 0.0).is_err() && Circle::sharpness(4, 0.2).is_err() && Circle::sharpness(4, 1.0).is_err());
+    assert!(
+        Circle::new(5, &[0], 0.0).is_err() && Circle::sharpness(4, 0.2).is_err() && Circle::sharpness(4, 1.0).is_err()
+    );
     assert!(TruncationError::of(&[], 1).is_err() && TruncationError::of(&[1.0, 2.0], 1).is_err());
     assert!(TruncationError::of(&[1.0, -1.0], 1).is_err() && TruncationError::of(&[f64::NAN], 1).is_err());
     assert!(logit_spectrum(&array![[1.0, 0.0], [0.5, 0.5]].view()).unwrap_err().to_string().contains("masked"));

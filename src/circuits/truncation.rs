@@ -118,8 +118,7 @@ impl Circuits {
 
 fn row(head: &HeadWeights, sigma: &[f64], null: &Array2<f64>, rank: usize) -> Result<Observation> {
     let number = |n: usize| u32::try_from(n).ok();
-    let keys =
-        Keys { layer: number(head.layer), head: number(head.head), component: number(rank), ..Keys::default() };
+    let keys = Keys { layer: number(head.layer), head: number(head.head), component: number(rank), ..Keys::default() };
     let value = TruncationError::of(sigma, rank)?.relative;
     let of_draw = |draw: ndarray::ArrayView1<'_, f64>| Ok(TruncationError::of(&draw.to_vec(), rank)?.relative);
     let draws = null.rows().into_iter().map(of_draw).collect::<Result<Vec<f64>>>()?;

@@ -158,10 +158,13 @@ impl CircuitsCommand {
             bail!("--together, --random: expected prompts on which to measure the cost");
         }
         if prompts && (self.raw || self.offset.is_some() || self.mean_offset.is_some()) {
-            bail!("--raw, --offset, --mean-offset: expected no prompts; the cost is of norms folded in, at all their offsets");
+            bail!(
+                "--raw, --offset, --mean-offset: expected no prompts; the cost is of norms folded in, at all their offsets"
+            );
         }
-        let reads_qk =
-            matches!(svd.or(*truncate), Some(Which::Qk)) || matches!(composition, Some(Input::Q | Input::K)) || *similarity;
+        let reads_qk = matches!(svd.or(*truncate), Some(Which::Qk))
+            || matches!(composition, Some(Input::Q | Input::K))
+            || *similarity;
         if (self.offset.is_some() || self.mean_offset.is_some()) && !reads_qk {
             bail!("--offset, --mean-offset: expected a question about QK circuits with them");
         }

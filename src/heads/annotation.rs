@@ -226,7 +226,6 @@ fn read_text(path: &Path) -> Result<String> {
         read.map_err(|reason| wrong("the packed data".to_owned(), reason.to_string()))?;
         bytes = unpacked;
     }
-    String::from_utf8(bytes).map_err(|reason| {
-        wrong(format!("byte {}", reason.utf8_error().valid_up_to()), "other bytes".to_owned())
-    })
+    String::from_utf8(bytes)
+        .map_err(|reason| wrong(format!("byte {}", reason.utf8_error().valid_up_to()), "other bytes".to_owned()))
 }

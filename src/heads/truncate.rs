@@ -185,7 +185,6 @@ fn cuts(model: &Model, tokens: &Tokens, options: &TruncationOptions, ranks: &[us
     Ok(cuts)
 }
 
-
 /// The matrix between the factors, and how far the product then is from what it was.
 fn cut_to(product: &Factored, rank: usize, random: Option<u64>, head: u64) -> Result<(Array2<f64>, f64)> {
     let Some(seed) = random else {

@@ -71,10 +71,8 @@ fn corpora(grid: Grid) -> Vec<Corpus> {
         offsets,
     };
     // A particle is predicted at its verb: there is nothing to look for.
-    let mut all = vec![
-        stories("english", LookFrom::Prediction, vec![]),
-        stories("minilm", LookFrom::Word, vec!["position"]),
-    ];
+    let mut all =
+        vec![stories("english", LookFrom::Prediction, vec![]), stories("minilm", LookFrom::Word, vec!["position"])];
     if grid == Grid::Full {
         let real = |name, texts, count, roles| Corpus { name, model: "minilm", texts, count, roles, offsets: vec![] };
         all.push(real("minilm-ud", Texts::Conllu(UD.into()), 300, RELATIONS.to_vec()));

@@ -55,7 +55,12 @@ impl Language {
             let link = |dependency: &super::Dependency| {
                 let query = (dependency.query + ahead).checked_sub(skipped)?;
                 let keys = vec![dependency.source.checked_sub(skipped)?];
-                (query < text.words.len() && keys != [query]).then(|| Link { role: dependency.kind.clone(), query, keys, among: None })
+                (query < text.words.len() && keys != [query]).then(|| Link {
+                    role: dependency.kind.clone(),
+                    query,
+                    keys,
+                    among: None,
+                })
             };
             text.links = sample.dependencies.iter().filter_map(link).collect();
             text

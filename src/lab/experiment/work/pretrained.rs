@@ -71,8 +71,7 @@ impl Pretrained {
     }
 
     fn of_seed(&self, model: &Model, texts: &[Annotated], seed: u64) -> Result<Vec<Observation>> {
-        let options =
-            RoleOptions { least: 10, draws: 200, resamples: 0, texts: 40, seed, ..RoleOptions::default() };
+        let options = RoleOptions { least: 10, draws: 200, resamples: 0, texts: 40, seed, ..RoleOptions::default() };
         if self.causal {
             let of_role = |role: &String| of_table(&Role::new(role).test(model, texts, &options)?, role, seed);
             return Ok(self.roles.iter().map(of_role).collect::<Result<Vec<_>>>()?.concat());
