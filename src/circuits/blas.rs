@@ -125,7 +125,7 @@ mod tests {
             for (a, b) in lefts.iter().flat_map(|a| rights.iter().map(move |b| (a, b))) {
                 assert_eq!(product(a, b), a.dot(b), "{m} {k} {n}");
                 let mut whole = filled(m + 1, n + 2);
-                let (mut own, expected) = (whole.clone(), a.dot(b) * 2.0 - &whole.slice(s![1.., 1..=n]));
+                let (mut own, expected) = (whole.clone(), a.dot(b) * 2.0 - whole.slice(s![1.., 1..=n]));
                 add_product(2.0, a, b, -1.0, &mut own.slice_mut(s![1.., 1..=n]));
                 whole.slice_mut(s![1.., 1..=n]).assign(&expected);
                 assert_eq!(own, whole, "{m} {k} {n}");
