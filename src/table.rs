@@ -49,6 +49,8 @@ pub struct Keys {
     pub query: Option<u32>,
     /// Position attended to.
     pub key: Option<u32>,
+    /// Number of dimensions of a site that were used.
+    pub dimension: Option<u32>,
     /// Coordinate of a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
     pub neuron: Option<u32>,
     /// Position of the token that is predicted.
@@ -80,6 +82,10 @@ pub struct Observation {
     pub high: Option<f64>,
     /// The value in standard deviations from its null distribution's mean.
     pub z_score: Option<f64>,
+    /// Number of samples.
+    pub samples: Option<u32>,
+    /// What speaks against the value.
+    pub warnings: Option<String>,
 }
 
 /// Where a table's numbers come from.
@@ -135,7 +141,7 @@ impl Table {
         }
         key!(
             model, cell, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component,
-            position, query, key, neuron, target, token, task, step, seed
+            position, query, key, dimension, neuron, target, token, task, step, seed
         );
         add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
         let values = rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>();
@@ -150,7 +156,8 @@ impl Table {
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name).collect::<Vec<_>>()));
             )*};
         }
-        number!(baseline, low, high, z_score);
+        number!(baseline, low, high, z_score, samples);
+        add(Series::new("warnings".into(), rows.iter().map(|row| row.warnings.as_deref()).collect::<Vec<_>>()));
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
     }

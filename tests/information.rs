@@ -398,6 +398,38 @@ fn nonsense_is_refused() {
     assert!(discrete_information(&[0, 1], &[0], false).is_err());
 }
 
+/// The validation of benches/results/information.md in small: near the truth, or flagged.
+#[test]
+fn known_truths_are_met_or_flagged() {
+    for truth in Truth::all() {
+        let nats = truth.information().unwrap();
+        let (x, y) = truth.sample(2000, 7).unwrap();
+        let wide = truth.dimensions() > 5;
+        let certainty = Certainty::default();
+        for name in ["ksg", "ksg2"].into_iter().filter(|_| !wide) {
+            let found = mutual_information(x.view(), y.view(), &by(name), &certainty, 0).unwrap();
+            let off = (found.nats() - nats).abs();
+            assert!(off < 0.06 + 0.05 * nats || flags(&found), "{truth} by {name}: {found:?} where {nats} is true");
+        }
+        // Gaussian variables in closed form, however many; what is not Gaussian it misses from below.
+        let found = mutual_information(x.view(), y.view(), &by("gaussian"), &certainty, 0).unwrap();
+        match truth {
+            Truth::Normal { .. } | Truth::Dense { .. } | Truth::TwoPairs { .. } => {
+                near("gaussian", found.nats(), nats, 0.12)
+            }
+            Truth::Student { .. } => {}
+            _ => assert!(found.nats() < nats + 0.03, "{truth}: {found:?}"),
+        }
+        let found = v_information(x.view(), y.view(), &ProbeOptions::default(), 0).unwrap();
+        if !matches!(truth, Truth::Student { .. }) {
+            assert!(found.nats() < nats * truth.dimensions() as f64 + 0.05, "{truth}: {found:?}");
+        }
+    }
+    // In 50 dimensions neighbours are flagged at any size that can be had.
+    let (x, y) = Truth::Dense { n: 25, rho: 0.5 }.sample(1000, 7).unwrap();
+    assert!(flags(&mutual_information(x.view(), y.view(), &by("ksg"), &Certainty::NONE, 0).unwrap()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(5), ..ProptestConfig::default() })]
 

@@ -4,8 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use headscope::information::{Certainty, Estimate, Estimator, mutual_information};
-use ndarray::Array2;
+use headscope::information::{
+    Certainty, Estimate, Estimator, ProbeFamily, ProbeOptions, mutual_information, v_information,
+    v_information_of_labels,
+};
+use headscope::neural::{Bound, NeuralOptions, neural_information, one_hot};
+use ndarray::{Array2, ArrayView2};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
@@ -13,8 +17,8 @@ use serde_json::json;
 ///
 /// Example: headscope mi arrays.safetensors --x z --y target --estimator ksg --k 5 --json
 ///
-/// Arrays are [sample, dimension], or [sample] for one dimension. The interval is from random halves of the samples and
-/// covers chance, not bias; warnings say what speaks against the estimate.
+/// Arrays are [sample, dimension], or [sample] for one dimension. The interval covers chance, not bias; warnings say what speaks
+/// against the estimate.
 #[derive(Args)]
 pub struct Mi {
     /// A safetensors file
@@ -25,13 +29,17 @@ pub struct Mi {
     /// Name of the second array
     #[arg(long, value_name = "NAME")]
     y: String,
-    /// How: gaussian (linear dependence only), ksg, ksg2, lnc (nearest neighbours), ross (y are labels), binned, cca
-    #[arg(long, default_value = "ksg", value_parser = Estimator::NAMES)]
+    /// How: gaussian (linear dependence only), ksg, ksg2, lnc (nearest neighbours), ross (y are labels), binned, cca; vinfo,
+    /// vinfo-mlp (what a linear probe or a small network can use of x, held out); infonce, nwj, mine (trained lower bounds)
+    #[arg(long, default_value = "ksg", value_parser = names())]
     estimator: String,
+    /// y are labels, not numbers: for vinfo, vinfo-mlp, infonce, nwj and mine
+    #[arg(long)]
+    labels: bool,
     /// Number of neighbours; for ksg, ksg2, lnc and ross
     #[arg(long)]
     k: Option<usize>,
-    /// Seed of the random halves and shuffles
+    /// Seed of all that is drawn
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Confidence level of the interval
@@ -45,18 +53,18 @@ pub struct Mi {
     json: bool,
 }
 
+/// The names of all estimators.
+fn names() -> Vec<&'static str> {
+    Estimator::NAMES.into_iter().chain(["vinfo", "vinfo-mlp"]).chain(Bound::NAMES).collect()
+}
+
 impl Mi {
     pub fn run(&self) -> Result<()> {
-        let mut estimator: Estimator = self.estimator.parse()?;
-        if let Some(k) = self.k {
-            estimator = estimator.with_k(k)?;
-        }
         let bytes = std::fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let tensors = SafeTensors::deserialize(&bytes)
             .with_context(|| format!("{}: expected a safetensors file", self.file.display()))?;
         let (x, y) = (array(&tensors, &self.x, &self.file)?, array(&tensors, &self.y, &self.file)?);
-        let certainty = Certainty { level: self.level, permutations: self.permutations, ..Certainty::default() };
-        let found = mutual_information(x.view(), y.view(), &estimator, &certainty, self.seed)?;
+        let found = self.estimate(x.view(), y.view())?;
         if self.json {
             print_json(&found)
         } else {
@@ -64,6 +72,52 @@ impl Mi {
         }
         Ok(())
     }
+
+    fn estimate(&self, x: ArrayView2<f64>, y: ArrayView2<f64>) -> Result<Estimate> {
+        let (level, permutations) = (self.level, self.permutations);
+        if Estimator::NAMES.contains(&self.estimator.as_str()) {
+            if self.labels {
+                bail!("--labels: expected one of vinfo, vinfo-mlp, infonce, nwj, mine, found {}", self.estimator);
+            }
+            let mut estimator: Estimator = self.estimator.parse()?;
+            if let Some(k) = self.k {
+                estimator = estimator.with_k(k)?;
+            }
+            let certainty = Certainty { level, permutations, ..Certainty::default() };
+            return Ok(mutual_information(x, y, &estimator, &certainty, self.seed)?);
+        }
+        if self.k.is_some() {
+            bail!("--k: expected an estimator with neighbours, ksg, ksg2, lnc or ross, found {}", self.estimator);
+        }
+        let classes = if self.labels { Some(labels(y)?) } else { None };
+        if let Ok(bound) = self.estimator.parse::<Bound>() {
+            let options = NeuralOptions { bound, level, permutations, ..NeuralOptions::default() };
+            let hot =
+                classes.map(|labels| one_hot(&labels, labels.iter().max().map_or(0, |most| most + 1))).transpose()?;
+            let y = hot.unwrap_or_else(|| y.to_owned());
+            return Ok(neural_information(x, y.view(), &options, self.seed)?);
+        }
+        let network = self.estimator == "vinfo-mlp";
+        let family = if network { ProbeFamily::Network { hidden: 32 } } else { ProbeFamily::Linear };
+        let options = ProbeOptions { family, level, permutations, ..ProbeOptions::default() };
+        match classes {
+            Some(labels) => Ok(v_information_of_labels(x, &labels, &options, self.seed)?),
+            None => Ok(v_information(x, y, &options, self.seed)?),
+        }
+    }
+}
+
+/// Equal rows as one label, numbered from 0 in their order.
+fn labels(y: ArrayView2<f64>) -> Result<Vec<usize>> {
+    if let Some(found) = y.iter().find(|value| !value.is_finite()) {
+        bail!("y: expected finite labels, found {found}");
+    }
+    let rows: Vec<Vec<f64>> = y.rows().into_iter().map(|row| row.to_vec()).collect();
+    let order = |a: &Vec<f64>, b: &Vec<f64>| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal);
+    let mut distinct = rows.clone();
+    distinct.sort_by(order);
+    distinct.dedup();
+    Ok(rows.iter().filter_map(|row| distinct.binary_search_by(|other| order(other, row)).ok()).collect())
 }
 
 /// An array of numbers of any type, as [sample, dimension].

@@ -7,6 +7,7 @@ mod circuits;
 mod each;
 mod generate;
 mod heads;
+mod information;
 mod inspect;
 mod lab;
 mod metric;
@@ -55,6 +56,8 @@ enum Command {
     Heads(heads::Heads),
     /// Find the head that plays each role in annotated text
     Roles(roles::RolesCommand),
+    /// Estimate what heads say about tokens, positions, roles and each other
+    Information(information::Information),
     /// Estimate what two arrays of samples share
     Mi(mi::Mi),
     /// Continue a prompt
@@ -80,6 +83,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
         Command::Paths(paths) => paths.run(),
         Command::Heads(heads) => heads.run(),
         Command::Roles(roles) => roles.run(),
+        Command::Information(information) => information.run(),
         Command::Mi(mi) => mi.run(),
         Command::Generate(generate) => generate.run(),
         Command::Lab(lab) => lab.run(),

@@ -80,6 +80,23 @@ impl Aligned {
         Ok(Self { tokens: model.tokens(&chosen)?, texts, words })
     }
 
+    /// For each token of each prompt the relation by which its word hangs on its head (the role `..._to_head`, without that
+    /// ending), at the word's last token.
+    pub fn roles(&self, annotated: &[Annotated]) -> Vec<Vec<Option<String>>> {
+        let of_prompt = |(number, text): (usize, &usize)| {
+            let mut roles = vec![None; self.tokens.row(number).len()];
+            for link in &annotated[*text].links {
+                let role = link.role.strip_suffix("_to_head").map(str::to_owned);
+                let token = self.words[number].get(link.query).and_then(|tokens| tokens.last());
+                if let (Some(role), Some(&token)) = (role, token) {
+                    roles[token] = Some(role);
+                }
+            }
+            roles
+        };
+        self.texts.iter().enumerate().map(of_prompt).collect()
+    }
+
     /// Every link that can be judged, with the place that each head looks at most.
     pub fn items(
         &self,

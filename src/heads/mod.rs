@@ -9,6 +9,9 @@
 //! | [`Roles`], [`Annotated`] | which head knows which link between words: [`read_conllu`], [`read_gap`] |
 //! | [`Role::test`](Role::test) | the best head for a role, and whether the model needs it |
 //! | [`truncation_costs`] | what a lower rank of QK or OV costs the model |
+//! | [`head_information`] | what heads and layers say about tokens, positions, roles and each other, in nats |
+//! | [`layer_information`], [`pair_information`] | what the heads of a layer repeat, and what they say only together |
+//! | [`rank_survival`] | what of each feature survives a head's projection, and what could |
 //! | [`Targets`], [`Prompt`] | the scores of a pattern that is there |
 
 mod align;
@@ -16,6 +19,7 @@ mod annotation;
 mod batches;
 mod causal;
 mod compare;
+mod information;
 mod interval;
 mod pattern;
 mod profile;
@@ -29,6 +33,10 @@ pub use align::Looking;
 pub use annotation::{Annotated, Link, read_conllu, read_gap};
 pub use causal::Role;
 pub use compare::{Similarity, similarity, similarity_matrix};
+pub use information::{
+    HeadEstimator, InformationOptions, Source, Target, head_information, layer_information, pair_information,
+    rank_survival, token_roles,
+};
 pub use pattern::{Measured, Targets};
 pub use profile::{PatternOptions, pattern_scores};
 pub use repeats::{Repeats, head_scores, induction_scores};

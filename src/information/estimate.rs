@@ -52,6 +52,13 @@ pub enum Warning {
         /// How many are occupied.
         cells: usize,
     },
+    /// Few samples stand so far out that the others' distances, or correlations, hardly count.
+    HeavyTails {
+        /// The fourth moment over the square of the second, of the coordinate where it is largest; 3 for a normal one.
+        kurtosis: f64,
+    },
+    /// x is a deterministic function of what is asked about, and no noise was added.
+    Noiseless,
     /// More than the labels have to share.
     Entropy {
         /// Their entropy.
@@ -80,6 +87,18 @@ impl fmt::Display for Warning {
             }
             Self::Constant { variable, columns } => {
                 write!(f, "constant columns of {variable} were left out: {columns:?}")
+            }
+            Self::HeavyTails { kurtosis } => {
+                write!(
+                    f,
+                    "heavy tails, kurtosis {kurtosis:.0}: a few samples outweigh the others (try ranks, as normal scores)"
+                )
+            }
+            Self::Noiseless => {
+                write!(
+                    f,
+                    "no noise: of a deterministic map the true value is that of its input, whatever the map keeps"
+                )
             }
             Self::Entropy { most } => write!(f, "more than the entropy of the labels, {most:.4} nats"),
             Self::SparseCells { cells } => write!(f, "sparse cells: {cells} are occupied, fewer than 5 samples each"),
@@ -236,11 +255,16 @@ fn halves(
             (interval.low, interval.high) = (estimate - reach, estimate + reach);
             convergence.insert(0, (n / 2, mean));
             let moved = (estimate - mean).abs();
-            if moved > 0.02 + 0.05 * estimate.abs() && moved > 4.0 * spread / (halves.len() as f64).sqrt() {
-                warnings.push(Warning::NotConverged { half: mean });
+            let chance = 4.0 * spread / (halves.len() as f64).sqrt();
+            let mut to_come = 0.0;
+            if let Ok(quarters) = part(certainty.halves / 2, 4) {
+                let quarter = quarters.iter().sum::<f64>() / quarters.len() as f64;
+                convergence.insert(0, (n / 4, quarter));
+                to_come = ahead(quarter, mean, estimate);
             }
-            if let Ok(quarters) = part(8, 4) {
-                convergence.insert(0, (n / 4, quarters.iter().sum::<f64>() / 8.0));
+            let tolerated = 0.02 + 0.05 * estimate.abs();
+            if moved > chance && (moved > tolerated || to_come > 2.0 * tolerated) {
+                warnings.push(Warning::NotConverged { half: mean });
             }
         }
         Err(reason) => {
@@ -249,6 +273,14 @@ fn halves(
         }
     }
     (interval, convergence)
+}
+
+/// How far an estimate still has to go, from those of a quarter, a half and all of the samples, if each doubling moves it by the
+/// same share of what the last one did: `d r / (1 - r)`, d the last move and r the share, taken to be at most 0.8.
+fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
+    let (before, last) = (half - quarter, all - half);
+    let share = if before == 0.0 { 0.0 } else { (last / before).clamp(0.0, 0.8) };
+    (last * share / (1.0 - share)).abs()
 }
 
 /// The chance of as high an estimate under the null, by estimates drawn from it; none of none.

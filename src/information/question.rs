@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::estimate::{Certainty, Estimate, Question, Warning, finish};
 use super::sample::{Sample, beside, differ, same_length};
-use super::{BinnedOptions, Estimator, Redundancy, binned, decomposition, gaussian, neighbour};
+use super::{BinnedOptions, Estimator, Redundancy, Scaling, binned, decomposition, gaussian, neighbour};
 use crate::error::{Error, Result};
 
 /// What do x and y share? `I(X; Y)`, in nats, by the estimator given.
@@ -42,6 +42,7 @@ pub fn mutual_information(
         differ(&parts[0], &parts[1])?;
     }
     warnings.extend(copies(estimator, &parts));
+    warnings.extend(heavy_tails(estimator, &parts));
     let dimensions =
         if matches!(estimator, Estimator::Ross(_)) { parts[0].dimensions() } else { total_dimensions(&parts) };
     let question =
@@ -80,6 +81,7 @@ pub fn conditional_information(
         differ(&parts[0], &parts[1])?;
     }
     warnings.extend(copies(estimator, &parts));
+    warnings.extend(heavy_tails(estimator, &parts));
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..2 };
     finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], Some(&parts[2])))
@@ -99,7 +101,8 @@ pub fn total_correlation(
     certainty: &Certainty,
     seed: u64,
 ) -> Result<Estimate> {
-    let (parts, warnings) = several(variables, 2)?;
+    let (parts, mut warnings) = several(variables, 2)?;
+    warnings.extend(heavy_tails(estimator, &parts));
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| Ok((total(parts, estimator)?, 0)))
@@ -120,7 +123,8 @@ pub fn o_information(
     certainty: &Certainty,
     seed: u64,
 ) -> Result<Estimate> {
-    let (parts, warnings) = several(variables, 3)?;
+    let (parts, mut warnings) = several(variables, 3)?;
+    warnings.extend(heavy_tails(estimator, &parts));
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| {
@@ -286,4 +290,33 @@ fn copies(estimator: &Estimator, parts: &[Sample]) -> Option<Warning> {
     let distinct = labels.iter().max().map_or(0, |most| most + 1);
     let share = (labels.len() - distinct) as f64 / labels.len() as f64;
     (share > 1e-3).then_some(Warning::Copies { share })
+}
+
+/// Kurtosis past which an estimate from distances or correlations is flagged; an exponential variable has 9.
+const HEAVY: f64 = 12.0;
+
+/// Continuous coordinates with heavy tails, where they matter.
+fn heavy_tails(estimator: &Estimator, parts: &[Sample]) -> Option<Warning> {
+    let of_labels = match estimator {
+        Estimator::Ksg(options) if options.scaling == Scaling::NormalScores => return None,
+        Estimator::Ross(options) if options.scaling == Scaling::NormalScores => return None,
+        Estimator::Binned(_) => return None,
+        Estimator::Ross(_) => 1,
+        _ => 0,
+    };
+    let columns = parts[..parts.len() - of_labels].iter().flat_map(|part| part.rows.columns().into_iter());
+    let kurtosis = |column: ndarray::ArrayView1<f64>| {
+        let n = column.len() as f64;
+        let mean = column.sum() / n;
+        let moment = |power| column.iter().map(|value| (value - mean).powi(power)).sum::<f64>() / n;
+        moment(4) / moment(2).powi(2)
+    };
+    let continuous = |column: &ndarray::ArrayView1<f64>| {
+        let mut values = column.to_vec();
+        values.sort_unstable_by(f64::total_cmp);
+        values.dedup();
+        2 * values.len() > column.len()
+    };
+    let heavy = columns.filter(|column| kurtosis(*column) > HEAVY).filter(continuous).map(kurtosis);
+    heavy.reduce(f64::max).map(|kurtosis| Warning::HeavyTails { kurtosis })
 }

@@ -24,7 +24,8 @@ impl Table {
             )*};
         }
         keys!(texts: model, cell, method, from_site, site, token, task);
-        keys!(whole: prompt, from_layer, from_head, layer, head, kv_head, component, position, query, key, target, step);
+        keys!(whole: prompt, from_layer, from_head, layer, head, kv_head, component, position, query, key, dimension, neuron);
+        keys!(whole: target, step);
         keys!(wide: seed);
         let metrics = texts(&self.frame, "metric")?;
         let metrics =
@@ -34,6 +35,12 @@ impl Table {
             row.metric = metric.ok_or_else(|| Error::argument("table", missing, format!("none in row {number}")))?;
         }
         rows.iter_mut().zip(self.f64("value")?).for_each(|(row, value)| row.value = value);
+        for (row, warnings) in rows.iter_mut().zip(texts(&self.frame, "warnings")?.into_iter().flatten()) {
+            row.warnings = warnings;
+        }
+        for (row, samples) in rows.iter_mut().zip(whole(&self.frame, "samples")?.into_iter().flatten()) {
+            row.samples = samples;
+        }
         let known = self.columns();
         for name in NUMBERS.into_iter().filter(|name| known.iter().any(|known| known == name)) {
             for (row, value) in rows.iter_mut().zip(self.f64(name)?) {

@@ -1,0 +1,201 @@
+//! `headscope information`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use headscope::heads::{
+    HeadEstimator, InformationOptions, Source, Target, head_information, layer_information, pair_information,
+    rank_survival, read_conllu, read_gap, token_roles,
+};
+use headscope::information::Certainty;
+use headscope::model::{Model, Tokens};
+use headscope::table::{Observation, Table};
+
+use super::{ModelArguments, PromptArguments};
+
+/// Estimate what every head says about tokens, positions, roles and each other, in nats.
+///
+/// Example: headscope information minilm --text-file prompts.txt --target previous-token,position --out information.parquet
+///
+/// One row a head (and a layer), source and target. vinfo: what a linear probe can use of it, held out; vinfo-mlp: the same for a
+/// small network. ksg, gaussian, infonce, nwj, mine: mutual information of the source, brought to a mean power of 1 a dimension,
+/// with Gaussian noise; rows of metric `capacity` say what so many dimensions with this noise carry at most, rows of metric
+/// `entropy` what there is to know. low, high: interval; warnings: what speaks against the value.
+#[derive(Args)]
+#[command(mut_group("PromptArguments", |group| group.required(false)))]
+pub struct Information {
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    prompts: Option<PromptArguments>,
+    /// Universal Dependencies in place of prompts: their texts, and each word's relation as its role
+    #[arg(long, value_name = "FILE", conflicts_with = "PromptArguments")]
+    conllu: Option<PathBuf>,
+    /// GAP in place of prompts: its texts
+    #[arg(long, value_name = "FILE.tsv", conflicts_with_all = ["PromptArguments", "conllu"])]
+    gap: Option<PathBuf>,
+    /// What is asked
+    #[arg(long, value_enum, default_value_t = Ask::Heads)]
+    ask: Ask,
+    /// What of a head is looked at, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "z", value_parser = Source::NAMES.to_vec())]
+    source: Vec<String>,
+    /// What it may say something about, separated by commas; role needs --conllu
+    #[arg(long, value_delimiter = ',', default_value = "previous-token,current-token,next-token,position", value_parser = Target::NAMES.to_vec())]
+    target: Vec<String>,
+    /// How it is estimated
+    #[arg(long, default_value = "vinfo", value_parser = HeadEstimator::NAMES)]
+    estimator: String,
+    /// Leading principal coordinates that are used, separated by commas: a row for each; all (4 for ksg), unless said otherwise
+    #[arg(long, value_delimiter = ',')]
+    dimensions: Vec<usize>,
+    /// Standard deviation of the noise; 0 for vinfo and vinfo-mlp and 0.5 for others, unless said otherwise
+    #[arg(long)]
+    noise: Option<f64>,
+    /// Most labels of a target: the most frequent tokens; stretches of positions
+    #[arg(long, default_value_t = InformationOptions::default().classes)]
+    classes: usize,
+    /// Most positions that are looked at
+    #[arg(long, default_value_t = InformationOptions::default().samples)]
+    samples: usize,
+    /// For --target head: the one that all others are held against; every other one of the same layer, unless said otherwise
+    #[arg(long, value_name = "LAYER.HEAD")]
+    other: Option<String>,
+    /// Leave out whole layers
+    #[arg(long)]
+    only_heads: bool,
+    /// Shuffles of the labels for a p-value; 0 for none
+    #[arg(long, default_value_t = 0)]
+    permutations: usize,
+    /// Confidence level of the intervals
+    #[arg(long, default_value_t = 0.95)]
+    level: f64,
+    /// Seed of all that is drawn
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Rows to print, for each target (and metric) those of largest value first
+    #[arg(long, default_value_t = 5)]
+    top: usize,
+    /// The file to write: .parquet, .csv or .json
+    #[arg(long, value_name = "TABLE")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ask {
+    /// What each head and each layer says about each target
+    Heads,
+    /// What the heads of a layer share: total correlation, redundancy less synergy
+    Layers,
+    /// What two heads of a layer say about a target by repeating each other, alone, and only together
+    Pairs,
+    /// What of each target survives a head's projection of its input, and what the best ones of k dimensions keep
+    Ranks,
+}
+
+impl Information {
+    pub fn run(&self) -> Result<()> {
+        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        let mut options = self.options()?;
+        let model = self.model.load()?;
+        let (tokens, labels) = self.tokens(&model)?;
+        options.labels = labels;
+        let table = match self.ask {
+            Ask::Heads => head_information(&model, &tokens, &options)?,
+            Ask::Layers => layer_information(&model, &tokens, &options)?,
+            Ask::Pairs => pair_information(&model, &tokens, &options)?,
+            Ask::Ranks => rank_survival(&model, &tokens, &options)?,
+        };
+        show(&table, self.top)?;
+        if let Some(out) = &self.out {
+            table.write(out)?;
+            println!("all {} rows written to {}", table.len(), out.display());
+        }
+        Ok(())
+    }
+
+    fn options(&self) -> Result<InformationOptions> {
+        let estimator: HeadEstimator = match self.estimator.parse()? {
+            HeadEstimator::Neural(mut options) => {
+                options.device = headscope::device::parse(&self.model.device)?;
+                HeadEstimator::Neural(options)
+            }
+            other => other,
+        };
+        let options = InformationOptions {
+            sources: self.source.iter().map(|name| name.parse()).collect::<Result<Vec<Source>, _>>()?,
+            targets: self.target.iter().map(|name| name.parse()).collect::<Result<Vec<Target>, _>>()?,
+            estimator,
+            dimensions: self.dimensions.clone(),
+            noise: self.noise,
+            classes: self.classes,
+            samples: self.samples,
+            other: self.other.as_deref().map(pair).transpose()?,
+            labels: None,
+            layers: !self.only_heads,
+            certainty: Certainty { level: self.level, permutations: self.permutations, ..Certainty::default() },
+            seed: self.seed,
+        };
+        if options.targets.contains(&Target::Role) && self.conllu.is_none() {
+            bail!("--target role: expected annotated texts, --conllu FILE, found none");
+        }
+        Ok(options)
+    }
+
+    /// The prompts, and the role of each token where they are annotated.
+    fn tokens(&self, model: &Model) -> Result<(Tokens, Option<Vec<Vec<Option<String>>>>)> {
+        if let Some(prompts) = &self.prompts {
+            return Ok((prompts.tokens(model)?, None));
+        }
+        let texts = match (&self.conllu, &self.gap) {
+            (Some(path), _) => read_conllu(path)?,
+            (_, Some(path)) => read_gap(path)?,
+            _ => bail!("expected prompts: one of --text, --text-file, --tokens, --conllu, --gap"),
+        };
+        let (tokens, labels) = token_roles(model, &texts)?;
+        Ok((tokens, Some(labels)))
+    }
+}
+
+/// LAYER.HEAD
+fn pair(text: &str) -> Result<(usize, usize)> {
+    match text.split_once('.').map(|(layer, head)| (layer.parse(), head.parse())) {
+        Some((Ok(layer), Ok(head))) => Ok((layer, head)),
+        _ => bail!("--other: expected LAYER.HEAD, such as 0.3, found {text}"),
+    }
+}
+
+/// Prints for each metric and target the rows of largest value.
+fn show(table: &Table, top: usize) -> Result<()> {
+    let rows = table.leading(top)?.rows()?;
+    let same = |a: &Observation, b: &Observation| (&a.metric, &a.keys.task) == (&b.metric, &b.keys.task);
+    for group in rows.chunk_by(same).filter(|group| group[0].metric != "capacity") {
+        println!("{} {}", group[0].metric, group[0].keys.task.as_deref().unwrap_or_default());
+        for row in group {
+            let interval =
+                row.low.zip(row.high).map_or(String::new(), |(low, high)| format!(" ({low:.3} to {high:.3})"));
+            let warnings = row.warnings.as_ref().map_or(String::new(), |warnings| format!("  ! {warnings}"));
+            println!("  {:<24} {:>8.4}{interval}{warnings}", place(row), row.value);
+        }
+    }
+    let flagged = table.rows()?.iter().filter(|row| row.warnings.is_some()).count();
+    let unit = if rows.iter().any(|row| row.metric.starts_with("survival")) { "shares of variance" } else { "in nats" };
+    println!("{unit}; {flagged} of {} rows carry a warning", table.len());
+    Ok(())
+}
+
+/// What a row is about, as `z 3.7 with 3.2, 4 dimensions`.
+fn place(row: &Observation) -> String {
+    let keys = &row.keys;
+    let Some(layer) = keys.layer else { return "all there is to know".to_owned() };
+    let mut text = keys.site.clone().unwrap_or_default();
+    match keys.head {
+        Some(head) => text += &format!(" {layer}.{head}"),
+        None => text += &format!(" layer {layer}"),
+    }
+    if let (Some(layer), Some(head)) = (keys.from_layer, keys.from_head) {
+        text += &format!(" with {layer}.{head}");
+    }
+    keys.dimension.map_or(text.clone(), |k| format!("{text} in {k}"))
+}

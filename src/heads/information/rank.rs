@@ -1,0 +1,182 @@
+//! Rate and distortion: what of each feature survives k dimensions, the best ones and a head's own.
+
+use ndarray::{Array1, Array2, Axis, concatenate, s};
+use ndarray_linalg::{Cholesky, Diag, Eigh, SolveTriangular, UPLO};
+use rayon::prelude::*;
+
+use super::places::{Places, rows, rows_of};
+use super::{InformationOptions, Target, number};
+use crate::error::{Error, Result};
+use crate::model::{Model, NormPlace, Site, Tokens};
+use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, shuffled};
+use crate::table::{Keys, Observation, Table};
+
+/// Weight of the squared weights of all regressions, in standardised inputs.
+const RIDGE: f64 = 1e-3;
+
+/// How much of each feature survives a head's projection to `d_head` dimensions, and how much could?
+///
+/// The features are the labels of the targets, as 0-1 indicators brought to the same total variance. A head reads its input x
+/// (the residual stream after the norm) as v = x W_V, of rank `d_head`. With linear regression on half of the positions and errors
+/// on the other half (and the other way round), the share of a feature's variance that is left is its distortion, and the
+/// survival is 1 minus it (R^2):
+/// - `survival_own`: regressed on the head's v;
+/// - `survival_best`: on the k coordinates of x from which all features together can be told best, the optimum of reduced-rank
+///   regression of rank k (Izenman 1975); one row a layer and k;
+/// - `baseline` of both: on all of x.
+///
+/// Where a head keeps what matters for one feature and drops another, its own survival beats the best joint one of the same k
+/// for that feature and falls behind for the other; a random projection does neither. k are [`InformationOptions::dimensions`],
+/// powers of two up to `d_head` where none are given; `survival_own` stands at k = `d_head`. The model's v of a group of heads is
+/// one.
+///
+/// # Errors
+/// Where a token does not fit the model, an option makes no sense, or a target is another head or has fewer than two labels
+/// that stand at ten positions.
+pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOptions) -> Result<Table> {
+    options.validate()?;
+    if options.targets.contains(&Target::Head) {
+        return Err(Error::argument("target", "targets with labels, for what survives a projection", Target::Head));
+    }
+    let places = Places::new(model, tokens, options.samples, options.seed)?;
+    let features = Features::new(&places, options)?;
+    let mut sites: Vec<fn(usize) -> Site> = vec![Site::ResidPre, Site::V];
+    let normed = model.config().norm_place == NormPlace::Pre;
+    if normed {
+        sites.push(Site::Ln1Scale);
+    }
+    let config = model.config();
+    let d_head = config.d_head;
+    let mut ranks: Vec<usize> = options.dimensions.clone();
+    if ranks.is_empty() {
+        ranks = (0..).map(|power| 1 << power).take_while(|k| *k < d_head).chain([d_head]).collect();
+    }
+    let mut table = vec![];
+    for (layer, read) in places.read(&sites)?.iter().enumerate() {
+        let mut x = rows(&read[0])?;
+        if normed {
+            // The norm's own scale, shift and centring are linear, and so the regressions'.
+            x /= &rows(&read[2])?;
+        }
+        let full = features.survival(&Projection::All, x.view())?;
+        let answer = |projection: Projection, x: ndarray::ArrayView2<f64>, head: Option<usize>, k: usize| {
+            let survival = features.survival(&projection, x)?;
+            let metric = if head.is_some() { "survival_own" } else { "survival_best" };
+            let row = |((target, interval), (_, whole)): ((Target, Interval), &(Target, Interval))| Observation {
+                keys: Keys {
+                    layer: number(layer),
+                    site: Some("v".to_owned()),
+                    head: head.and_then(number),
+                    dimension: number(k),
+                    task: Some(target.to_string()),
+                    ..Keys::default()
+                },
+                metric: metric.to_owned(),
+                value: interval.estimate,
+                baseline: Some(whole.estimate),
+                low: Some(interval.low),
+                high: Some(interval.high),
+                samples: number(x.nrows()),
+                ..Observation::default()
+            };
+            Ok(survival.into_iter().zip(&full).map(row).collect::<Vec<_>>())
+        };
+        let best: Result<Vec<_>> = ranks.par_iter().map(|&k| answer(Projection::Best(k), x.view(), None, k)).collect();
+        table.extend(best?.into_iter().flatten());
+        let kv: Vec<Array2<f64>> = (0..config.n_kv_heads).map(|head| rows_of(&read[1], head)).collect::<Result<_>>()?;
+        let own: Result<Vec<_>> = (0..config.n_heads)
+            .into_par_iter()
+            .map(|head| answer(Projection::All, kv[config.kv_head(head)].view(), Some(head), d_head))
+            .collect();
+        table.extend(own?.into_iter().flatten());
+    }
+    let what = serde_json::json!({"what": "rank survival", "options": options.provenance(), "tokens": tokens.rows()});
+    Table::new(table, model.provenance(what, Some(options.seed))?)
+}
+
+/// What a regression may use of its input.
+enum Projection {
+    /// All of it.
+    All,
+    /// The k coordinates from which all features together can be told best.
+    Best(usize),
+}
+
+/// Indicators of all targets' labels beside each other, and two halves of the places.
+struct Features {
+    targets: Vec<(Target, std::ops::Range<usize>)>,
+    values: Array2<f64>,
+    halves: [Vec<usize>; 2],
+    level: f64,
+    seed: u64,
+}
+
+impl Features {
+    fn new(places: &Places, options: &InformationOptions) -> Result<Self> {
+        let mut targets = vec![];
+        let mut blocks = vec![];
+        let mut first = 0;
+        for &target in &options.targets {
+            let mut block = places.labels(target, options)?.indicators();
+            let total = block.var_axis(Axis(0), 0.0).sum();
+            block /= total.sqrt();
+            targets.push((target, first..first + block.ncols()));
+            first += block.ncols();
+            blocks.push(block);
+        }
+        let views: Vec<_> = blocks.iter().map(Array2::view).collect();
+        let n = blocks.first().map_or(0, Array2::nrows);
+        let values = concatenate(Axis(1), &views).map_err(|_| Error::argument("targets", "at least one", "none"))?;
+        let order = shuffled(&(0..n).collect::<Vec<usize>>(), options.seed);
+        let (a, b) = order.split_at(n / 2);
+        let (level, seed) = (options.certainty.level, options.seed);
+        Ok(Self { targets, values, halves: [a.to_vec(), b.to_vec()], level, seed })
+    }
+
+    /// Each target's share of variance told on held-out places.
+    fn survival(&self, projection: &Projection, x: ndarray::ArrayView2<f64>) -> Result<Vec<(Target, Interval)>> {
+        let mut pairs: Vec<Vec<(f64, f64)>> = vec![vec![]; self.targets.len()];
+        for (fit, test) in [(0, 1), (1, 0)].map(|(a, b)| (&self.halves[a], &self.halves[b])) {
+            let take = |rows: &[usize]| (x.select(Axis(0), rows), self.values.select(Axis(0), rows));
+            let ((x, y), (unseen, wanted)) = (take(fit), take(test));
+            let mean = y.mean_axis(Axis(0)).unwrap_or_default();
+            let residual = &wanted - &mean - &regress(&x, &(&y - &mean), &unseen, projection)?;
+            let spread = &wanted - &mean;
+            for (pairs, (_, columns)) in pairs.iter_mut().zip(&self.targets) {
+                let squares = |values: &Array2<f64>| {
+                    let part = values.slice(s![.., columns.clone()]);
+                    part.rows().into_iter().map(|row| row.dot(&row)).collect::<Vec<f64>>()
+                };
+                pairs.extend(squares(&residual).into_iter().zip(squares(&spread)));
+            }
+        }
+        let options = BootstrapOptions { resamples: 200, level: self.level, method: BootstrapMethod::Percentile };
+        let told = |pairs: &[(f64, f64)]| {
+            let (left, all) = pairs.iter().fold((0.0, 0.0), |(left, all), pair| (left + pair.0, all + pair.1));
+            1.0 - left / all
+        };
+        let answer = |((target, _), pairs): (&(Target, _), &Vec<(f64, f64)>)| {
+            Ok((*target, bootstrap(pairs, told, &options, self.seed)?))
+        };
+        self.targets.iter().zip(&pairs).map(answer).collect()
+    }
+}
+
+/// Predicts centred features of unseen rows by ridge regression on known ones, of full or of reduced rank.
+fn regress(x: &Array2<f64>, y: &Array2<f64>, unseen: &Array2<f64>, projection: &Projection) -> Result<Array2<f64>> {
+    let failed = || Error::linear_algebra("regressing features on a head's input");
+    let mean = x.mean_axis(Axis(0)).unwrap_or_default();
+    let spread: Array1<f64> = x.std_axis(Axis(0), 0.0).mapv(|s| if s > 0.0 { s } else { 1.0 });
+    let (x, unseen) = ((x - &mean) / &spread, (unseen - &mean) / &spread);
+    let mut gram = x.t().dot(&x) / x.nrows() as f64;
+    gram.diag_mut().mapv_inplace(|value| value + RIDGE);
+    let factor = gram.cholesky(UPLO::Lower).map_err(failed())?;
+    let right = x.t().dot(y) / x.nrows() as f64;
+    let half = factor.solve_triangular(UPLO::Lower, Diag::NonUnit, &right).map_err(failed())?;
+    let weights = factor.t().to_owned().solve_triangular(UPLO::Upper, Diag::NonUnit, &half).map_err(failed())?;
+    let Projection::Best(k) = projection else { return Ok(unseen.dot(&weights)) };
+    // half^T half = B^T (X^T X / n + ridge) B: its leading axes are those of the fitted features.
+    let (_, axes) = half.t().dot(&half).eigh(UPLO::Lower).map_err(failed())?;
+    let kept = axes.slice(s![.., axes.ncols().saturating_sub(*k)..]);
+    Ok(unseen.dot(&weights.dot(&kept)).dot(&kept.t()))
+}
