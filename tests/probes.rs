@@ -40,9 +40,11 @@ fn by_newton(x: &[f64], labels: &[usize], ridge: f64, folds: usize, seed: u64) -
     let order = shuffled(&(0..x.len()).collect::<Vec<_>>(), seed);
     let mut gains = vec![];
     for fold in 0..folds {
-        let (test, train): (Vec<(usize, &usize)>, Vec<(usize, &usize)>) =
-            order.iter().enumerate().partition(|(at, _)| at % folds == fold);
-        let train: Vec<usize> = train.into_iter().map(|(_, row)| *row).collect();
+        let of = |held_out: bool| {
+            let some = order.iter().enumerate().filter(move |(at, _)| (at % folds == fold) == held_out);
+            some.map(|(_, row)| *row).collect::<Vec<usize>>()
+        };
+        let (test, train) = (of(true), of(false));
         let n = train.len() as f64;
         let mean = train.iter().map(|&row| x[row]).sum::<f64>() / n;
         let spread = (train.iter().map(|&row| (x[row] - mean).powi(2)).sum::<f64>() / n).sqrt();
@@ -65,7 +67,7 @@ fn by_newton(x: &[f64], labels: &[usize], ridge: f64, folds: usize, seed: u64) -
             constant -= (h[0] * g[1] - h[1] * g[0]) / det;
         }
         let ones = train.iter().map(|&row| labels[row]).sum::<usize>() as f64;
-        for (_, &row) in test {
+        for &row in &test {
             let score = slope * scaled(row) + constant;
             let log_p = |score: f64| -(1.0 + (-score).exp()).ln();
             let share = if labels[row] == 1 { ones + 1.0 } else { n - ones + 1.0 };

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::heads::{
-    HeadEstimator, InformationOptions, Source, Target, head_information, layer_information, pair_information,
-    rank_survival, read_conllu, read_gap, token_roles,
+    HeadEstimator, InformationOptions, Source, Target, TokenLabels, head_information, layer_information,
+    pair_information, rank_survival, read_conllu, read_gap, token_roles,
 };
 use headscope::information::Certainty;
 use headscope::model::{Model, Tokens};
@@ -144,7 +144,7 @@ impl Information {
     }
 
     /// The prompts, and the role of each token where they are annotated.
-    fn tokens(&self, model: &Model) -> Result<(Tokens, Option<Vec<Vec<Option<String>>>>)> {
+    fn tokens(&self, model: &Model) -> Result<(Tokens, Option<TokenLabels>)> {
         if let Some(prompts) = &self.prompts {
             return Ok((prompts.tokens(model)?, None));
         }

@@ -34,8 +34,8 @@ pub use annotation::{Annotated, Link, read_conllu, read_gap};
 pub use causal::Role;
 pub use compare::{Similarity, similarity, similarity_matrix};
 pub use information::{
-    HeadEstimator, InformationOptions, Source, Target, head_information, layer_information, pair_information,
-    rank_survival, token_roles,
+    HeadEstimator, InformationOptions, Source, Target, TokenLabels, head_information, layer_information,
+    pair_information, rank_survival, token_roles,
 };
 pub use pattern::{Measured, Targets};
 pub use profile::{PatternOptions, pattern_scores};

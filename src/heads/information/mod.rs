@@ -10,7 +10,7 @@ use ndarray::{Array1, Array2, Axis, s};
 use rayon::prelude::*;
 use tch::Tensor;
 
-pub use options::{HeadEstimator, InformationOptions, Source, Target};
+pub use options::{HeadEstimator, InformationOptions, Source, Target, TokenLabels};
 pub use rank::rank_survival;
 pub use together::{layer_information, pair_information};
 
@@ -92,7 +92,7 @@ pub fn head_information(model: &Model, tokens: &Tokens, options: &InformationOpt
 ///
 /// # Errors
 /// Where the model has no tokenizer, or no text fits its context.
-pub fn token_roles(model: &Model, annotated: &[Annotated]) -> Result<(Tokens, Vec<Vec<Option<String>>>)> {
+pub fn token_roles(model: &Model, annotated: &[Annotated]) -> Result<(Tokens, TokenLabels)> {
     let aligned = Aligned::new(model, annotated)?;
     let labels = aligned.roles(annotated);
     Ok((aligned.tokens, labels))

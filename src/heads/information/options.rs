@@ -9,6 +9,9 @@ use crate::error::{Error, Result};
 use crate::information::{Certainty, KsgOptions, ProbeFamily, ProbeOptions};
 use crate::neural::NeuralOptions;
 
+/// A label for each token of each prompt, where it has one.
+pub type TokenLabels = Vec<Vec<Option<String>>>;
+
 /// What of a head is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -160,7 +163,7 @@ pub struct InformationOptions {
     /// absent.
     pub other: Option<(usize, usize)>,
     /// For [`Target::Role`]: a label for each token of each prompt, where it has one.
-    pub labels: Option<Vec<Vec<Option<String>>>>,
+    pub labels: Option<TokenLabels>,
     /// Whether whole layers, all heads side by side, are asked, too.
     pub layers: bool,
     /// Intervals, and shuffles for a p-value.
