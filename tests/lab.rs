@@ -64,6 +64,23 @@ fn repeated_symbols_stand_at_their_sources() {
     }
 }
 
+/// No loss is below its floor, and in a bag, whose answers coincide now and then, it is that of the shares themselves.
+#[test]
+fn floors_are_the_least_losses() {
+    let four = vec![Task::Back(1), Task::First, Task::Class, Task::Duplicate];
+    let bag = Language::Tasks(Tasks { tasks: four, regime: Regime::Bag, symbols: 8, length: (6, 10) });
+    let samples = bag.batch(4000, 11, 0).unwrap().samples;
+    for (task, info) in bag.tasks().iter().enumerate() {
+        let least = samples.iter().map(|sample| {
+            let share = |token: i64| sample.targets.iter().filter(|target| target.token == token).count() as f64 / 4.0;
+            -sample.targets.iter().find(|target| target.task == task).map_or(f64::NAN, |own| share(own.token)).ln()
+        });
+        let least = least.sum::<f64>() / samples.len() as f64;
+        assert!((info.floor - least).abs() < 0.03 && info.floor < 4f64.ln(), "{}: {} {least}", info.name, info.floor);
+        assert!(info.floor < info.chance);
+    }
+}
+
 /// The answer's symbol, or colour, is that of the source token; the answer is not to be had without reading it.
 #[test]
 fn answers_are_what_the_sources_say() {

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
-use rand::Rng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::{Error, Result};
+
+/// Sequences over which the least loss of a bag is taken: it is then known to 0.01 nat.
+const FLOOR_SAMPLES: usize = 2000;
 
 /// Content tokens, then a query whose answer stands somewhere among them.
 ///
@@ -125,9 +128,25 @@ impl Tasks {
 
     pub(super) fn infos(&self) -> Vec<TaskInfo> {
         let chance = (self.symbols as f64).ln();
-        // The best answer to a bag is the mean of the tasks' answers: where they differ each has probability 1 / tasks.
-        let floor = if self.regime == Regime::Bag { (self.tasks.len() as f64).ln() } else { 0.0 };
-        self.tasks.iter().map(|task| TaskInfo { name: task.name(), chance, floor }).collect()
+        let floors = if self.regime == Regime::Bag { self.bag_floors() } else { vec![0.0; self.tasks.len()] };
+        let named = self.tasks.iter().zip(floors);
+        named.map(|(task, floor)| TaskInfo { name: task.name(), chance, floor }).collect()
+    }
+
+    /// The best answer to a bag gives every symbol its share of the tasks' answers, which coincide now and then: the mean of
+    /// -ln(share) of each task's answer over [`FLOOR_SAMPLES`] sequences of a stream of their own.
+    fn bag_floors(&self) -> Vec<f64> {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let (mut sums, mut counts) = (vec![0.0; self.tasks.len()], vec![0.0; self.tasks.len()]);
+        for _ in 0..FLOOR_SAMPLES {
+            let targets = self.sample(&mut rng).targets;
+            for target in &targets {
+                let alike = targets.iter().filter(|other| other.token == target.token).count();
+                sums[target.task] -= (alike as f64 / targets.len() as f64).ln();
+                counts[target.task] += 1.0;
+            }
+        }
+        sums.iter().zip(&counts).map(|(sum, count)| if *count > 0.0 { sum / count } else { 0.0 }).collect()
     }
 
     fn colours(&self) -> usize {
