@@ -153,7 +153,7 @@ impl Table {
         };
         macro_rules! number {
             ($($name:ident),*) => {$(
-                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name).collect::<Vec<_>>()));
+                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name.filter(|n| !n.is_nan())).collect::<Vec<_>>()));
             )*};
         }
         number!(baseline, low, high, z_score, samples);

@@ -6,7 +6,8 @@ mod common;
 use common::{Tol, assert_close};
 use headscope::Error;
 use headscope::lab::language::{English, Regime, Repeats, Task, Tasks};
-use headscope::lab::train::{HeadOptions, Optimiser};
+use headscope::lab::trace::Quantity;
+use headscope::lab::train::{HeadOptions, Optimiser, TraceOptions};
 use headscope::lab::{Declaration, Language, TrainOptions, Trainer};
 use headscope::model::{Model, ModelConfig, Plan, Site};
 
@@ -160,6 +161,63 @@ fn training_resumes_to_the_same_bits() {
     assert_eq!(loaded.tokens(&["<bos> a b"]).unwrap().row(0), [0, 1, 2]);
 }
 
+/// A run that is killed, even between the two files of a save, and resumed leaves the table that it would have left.
+#[test]
+fn the_trace_of_a_resumed_run_is_that_of_a_whole_one() {
+    let language = every_task(Regime::Gated);
+    let trace = TraceOptions { every: 2, rows: 6, ..TraceOptions::default() };
+    let options = TrainOptions { trace: Some(trace), ..short(7) };
+    let trainer = || Trainer::with_seeds(&small(&language), &language, &options, &[3, 8]).unwrap();
+    let whole = trainer().run().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = trainer();
+    first.train_to(4).unwrap();
+    first.save(folder.path()).unwrap();
+    let state = std::fs::read(folder.path().join("training.safetensors")).unwrap();
+    first.train_to(7).unwrap();
+    first.save(folder.path()).unwrap();
+    let ended = trainer().resume(folder.path()).unwrap().run().unwrap();
+    std::fs::write(folder.path().join("training.safetensors"), state).unwrap();
+    let resumed = trainer().resume(folder.path()).unwrap();
+    assert_eq!(resumed.step(), 4);
+    let resumed = resumed.run().unwrap();
+    for ((whole, ended), resumed) in whole.iter().zip(&ended).zip(&resumed) {
+        assert!(whole.trace.frame().equals_missing(ended.trace.frame()));
+        assert!(whole.trace.frame().equals_missing(resumed.trace.frame()));
+    }
+    let table = &whole[0].trace;
+    let columns = ["from_head", "layer", "site", "head", "task", "step", "seed", "metric", "value", "baseline"];
+    assert_eq!(table.columns(), columns);
+    let steps = |metric: &str| {
+        let rows = table.rows().unwrap();
+        let steps = rows.iter().filter(|row| row.metric == metric).map(|row| row.keys.step.unwrap());
+        steps.collect::<std::collections::BTreeSet<u32>>().into_iter().collect::<Vec<u32>>()
+    };
+    for metric in ["held_out_loss", "role", "shapley", "gradient_norm", "gradient_share", "gradient_cosine", "interference"]
+    {
+        assert_eq!(steps(metric), [0, 2, 4, 6, 7], "{metric}");
+    }
+    for metric in ["jensen_shannon", "cka", "value_overlap", "effective_rank", "specialisation"] {
+        assert_eq!(steps(metric), [0, 2, 4, 6, 7], "{metric}");
+    }
+    assert_eq!(steps("loss"), [0, 1, 2, 3, 4, 5, 6]);
+}
+
+/// Measuring changes nothing of what is measured.
+#[test]
+fn a_traced_run_trains_as_an_untraced_one() {
+    let language = Language::Repeats(Repeats::default());
+    let trace = TraceOptions { every: 2, rows: 3, quantities: vec![Quantity::Gradients, Quantity::Interference] };
+    let run = |trace: Option<TraceOptions>| {
+        let options = TrainOptions { trace, ..short(4) };
+        Trainer::new(&small(&language), &language, &options).unwrap().run().unwrap().remove(0).model
+    };
+    let (traced, untraced) = (run(Some(trace)), run(None));
+    for ((name, a), (_, b)) in traced.parameters().iter().zip(untraced.parameters()) {
+        assert_close(name, a, b, Tol::Exact);
+    }
+}
+
 #[test]
 fn every_architecture_is_saved_and_loaded() {
     let folder = tempfile::tempdir().unwrap();
@@ -281,6 +339,13 @@ fn what_makes_no_sense_is_refused() {
     refused(&ModelConfig { causal: false, ..config.clone() }, &short(1));
     refused(&config, &TrainOptions { learning_rate: f64::NAN, ..short(1) });
     refused(&config, &TrainOptions { batch: 0, ..short(1) });
+    for trace in [
+        TraceOptions { every: 0, ..TraceOptions::default() },
+        TraceOptions { rows: 0, ..TraceOptions::default() },
+        TraceOptions { quantities: vec![], ..TraceOptions::default() },
+    ] {
+        refused(&config, &TrainOptions { trace: Some(trace), ..short(1) });
+    }
     let frozen = HeadOptions { frozen: vec![(0, 9)], ..HeadOptions::default() };
     refused(&config, &TrainOptions { heads: frozen, ..short(1) });
     for bad in [

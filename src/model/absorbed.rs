@@ -35,7 +35,8 @@ pub(super) fn heads(pass: &Pass<'_>, weights: &Attention, x: &Tensor) -> Result<
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {
         let positions = Tensor::arange(x.size()[1], (Kind::Int64, x.device()));
         let hidden = positions.view([1, 1, -1]).gt_tensor(&wanted.view([-1, 1, 1]));
-        scores = scores.masked_fill(&hidden, f64::NEG_INFINITY);
+        let away = Tensor::zeros(hidden.size(), (x.kind(), x.device())).masked_fill(&hidden, f64::NEG_INFINITY);
+        scores = scores + away; // a mask for every head would be slower, and its gradient another
     }
     let read = scores.softmax(-1, None::<Kind>).bmm(x); // [row, head, d_model]
     let mut z = each_head(&read, &by_head(&weights.v, heads));

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use headscope::lab::Declaration;
+use headscope::lab::trace::Quantity;
+use headscope::lab::train::TraceOptions;
 
 /// Train a model.
 ///
 /// Example: headscope lab train induction --out my-induction --seed 1
 ///
 /// Writes config.json, model.safetensors, tokenizer.json where tokens are words, declaration.json with all options and
-/// the seed, trace.parquet with the losses, and training.safetensors, from which --resume goes on.
+/// the seed, trace.parquet with the losses and what was measured of heads on the way, and training.safetensors with
+/// training.parquet, from which --resume goes on.
 #[derive(Args)]
 pub struct Train {
     /// A declaration (JSON file), or a name: induction, english
@@ -25,6 +28,12 @@ pub struct Train {
     /// Steps in all, in place of the declaration's
     #[arg(long)]
     steps: Option<usize>,
+    /// Steps between two measurements of heads; 0 for none
+    #[arg(long, value_name = "STEPS")]
+    trace_every: Option<usize>,
+    /// What is measured of heads, separated by commas; everything, unless said otherwise
+    #[arg(long, value_name = "QUANTITIES", value_delimiter = ',', value_parser = quantity)]
+    trace: Vec<Quantity>,
     /// Go on where training into this folder was stopped
     #[arg(long)]
     resume: bool,
@@ -33,7 +42,25 @@ pub struct Train {
 /// Steps between two saves.
 const SAVE_EVERY: usize = 500;
 
+/// A quantity by the name that it has in a declaration.
+fn quantity(text: &str) -> Result<Quantity, String> {
+    let name = |quantity: &Quantity| serde_json::to_value(quantity).ok()?.as_str().map(str::to_owned);
+    let found = Quantity::ALL.into_iter().find(|quantity| name(quantity).as_deref() == Some(text));
+    let names: Vec<String> = Quantity::ALL.iter().filter_map(name).collect();
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
 impl Train {
+    /// What is measured: what the declaration says, where it says something and the command does not.
+    fn trace(&self, declared: Option<TraceOptions>) -> Option<TraceOptions> {
+        let mut trace = declared.unwrap_or_default();
+        trace.every = self.trace_every.unwrap_or(trace.every);
+        if !self.trace.is_empty() {
+            trace.quantities.clone_from(&self.trace);
+        }
+        (trace.every > 0).then_some(trace)
+    }
+
     pub fn run(&self) -> Result<()> {
         let mut declaration = match Path::new(&self.declaration).is_file() {
             true => Declaration::read(&self.declaration)?,
@@ -41,6 +68,7 @@ impl Train {
         };
         declaration.train.seed = self.seed.unwrap_or(declaration.train.seed);
         declaration.train.steps = self.steps.unwrap_or(declaration.train.steps);
+        declaration.train.trace = self.trace(declaration.train.trace);
         let path = self.out.join("declaration.json");
         let mut trainer = declaration.trainer()?;
         if self.resume {

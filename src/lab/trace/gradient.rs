@@ -25,7 +25,7 @@ pub struct Gradients {
 
 /// The trained tensors of a layer's heads: name, the axis that is divided (of a matrix with a `run` axis), whether by key/value
 /// head.
-const PARTS: [(&str, i64, bool); 7] = [
+pub(super) const PARTS: [(&str, i64, bool); 7] = [
     ("w_q", 2, false),
     ("w_k", 2, true),
     ("w_v", 2, true),
@@ -36,10 +36,10 @@ const PARTS: [(&str, i64, bool); 7] = [
 ];
 
 /// A model whose heads' parameters are leaves of the graph.
-struct Leaves {
-    model: Model,
+pub(super) struct Leaves {
+    pub model: Model,
     /// By layer; each with its place in [`PARTS`].
-    layers: Vec<Vec<(usize, Tensor)>>,
+    pub layers: Vec<Vec<(usize, Tensor)>>,
 }
 
 impl Probe {
@@ -122,7 +122,7 @@ impl Probe {
     }
 
     /// The models with the heads' parameters as leaves of a graph of their own.
-    fn leaves(&self) -> Leaves {
+    pub(super) fn leaves(&self) -> Leaves {
         let names: Vec<String> = self.model.parameters().into_iter().map(|(name, _)| name).collect();
         let mut names = names.iter();
         let mut layers: Vec<Vec<(usize, Tensor)>> = (0..self.model.config().n_layers).map(|_| vec![]).collect();
@@ -165,14 +165,19 @@ impl Leaves {
 
     /// Gradients of one layer's leaves, `[run, head, n]`.
     fn layer_by_head(&self, layer: usize, gradients: &[Tensor], config: &ModelConfig) -> Tensor {
+        self.split(layer, gradients, config.n_heads, config.n_kv_heads)
+    }
+
+    /// Gradients of one layer's leaves, `[run, head, n]`.
+    pub(super) fn split(&self, layer: usize, gradients: &[Tensor], n_heads: usize, n_kv_heads: usize) -> Tensor {
         let parts = self.layers[layer].iter().zip(gradients).map(|((place, leaf), gradient)| {
             let (name, axis, of_kv_head) = PARTS[*place];
             // Without a `run` axis there is one run.
             let whole = if name.starts_with('w') { 3 } else { 2 };
             let gradient = if leaf.dim() < whole { gradient.unsqueeze(0) } else { gradient.shallow_clone() };
-            let heads = if of_kv_head { config.n_kv_heads } else { config.n_heads } as i64;
+            let heads = if of_kv_head { n_kv_heads } else { n_heads } as i64;
             let by_head = gradient.unflatten(axis, [heads, -1]).movedim_int(axis, 1).flatten(2, -1);
-            match config.n_heads as i64 / heads {
+            match n_heads as i64 / heads {
                 1 => by_head,
                 group => by_head.repeat_interleave_self_int(group, 1, None),
             }
@@ -182,7 +187,7 @@ impl Leaves {
 }
 
 /// The derivatives of a number with respect to `leaves`; zeros where it does not depend on one.
-fn derivatives(of: &Tensor, leaves: &[&Tensor], keep: bool, create: bool) -> Result<Vec<Tensor>> {
+pub(super) fn derivatives(of: &Tensor, leaves: &[&Tensor], keep: bool, create: bool) -> Result<Vec<Tensor>> {
     let all = Tensor::f_run_backward(&[of], leaves, keep, create).map_err(Error::torch("a derivative"))?;
     Ok(all.into_iter().zip(leaves).map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect())
 }

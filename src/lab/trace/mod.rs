@@ -10,6 +10,7 @@
 //! | do their weights read and write the same? in how many dimensions? | [`Probe::weight_similarity`], [`Probe::ranks`] |
 //! | which gradient reaches which head? | [`Probe::gradients`] |
 //! | who takes whose gradient away? | [`Probe::interference`] |
+//! | do heads that are the same stay so, and what drives them apart? | [`Probe::symmetry`], [`Probe::parting`] |
 //! | all of it as one table? | [`Probe::table`], [`Quantity`] |
 //!
 //! A [`Probe`] is a model, or several of one architecture stacked, on [`held_out`] sequences. All that can be is computed for all
@@ -21,6 +22,7 @@ mod gradient;
 mod pattern;
 mod probe;
 mod rows;
+mod symmetry;
 mod weights;
 mod written;
 
@@ -29,4 +31,5 @@ pub use gradient::Gradients;
 pub use pattern::RoleScores;
 pub use probe::{Losses, Probe, held_out};
 pub use rows::Quantity;
+pub use symmetry::{Parting, Symmetry, Twins};
 pub use weights::CIRCUITS;

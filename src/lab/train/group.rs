@@ -5,11 +5,12 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor};
 
-use super::options::{HeadOptions, TrainOptions};
+use super::options::{HeadOptions, TraceOptions, TrainOptions};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
-use crate::lab::language::{Language, Sample};
+use crate::lab::language::{Batch, Language, Sample};
 use crate::lab::prepared::Prepared;
+use crate::lab::trace::{Probe, held_out};
 use crate::model::{Action, Edit, Model, ModelConfig, Plan, Program, Site, Tokens};
 use crate::table::{Keys, Observation};
 
@@ -27,7 +28,7 @@ pub(super) struct Group {
     /// The first seed's model as it was at the start.
     pub template: Model,
     pub parameters: Parameters,
-    /// The losses that were recorded.
+    /// What was recorded: losses, and what the trace asks for.
     pub rows: Vec<Observation>,
 }
 
@@ -58,10 +59,39 @@ impl Group {
     /// Trains from step `from` up to step `to`; `done` is told of every step.
     pub(super) fn train(&mut self, common: &Common, from: usize, to: usize, done: &(dyn Fn() + Sync)) -> Result<()> {
         let (model, leaves) = self.parameters.attach(&self.template)?;
+        let trace = common.options.trace.as_ref();
+        let trace = trace.map(|trace| held_out(&common.language, trace.rows, &self.seeds).map(|held| (trace, held)));
+        let trace = trace.transpose()?;
         for step in from..to {
+            if let Some((trace, held)) = trace.as_ref().filter(|(trace, _)| step.is_multiple_of(trace.every)) {
+                self.measure(common, trace, held, &model, step)?;
+            }
             self.one(common, step, &model, &leaves)?;
             done();
         }
+        match trace.filter(|_| to == common.options.steps) {
+            Some((trace, held)) => self.measure(common, trace, &held, &model, to),
+            None => Ok(()),
+        }
+    }
+
+    /// Keeps what the trace asks for of the models as they are behind `step` steps.
+    fn measure(
+        &mut self,
+        common: &Common,
+        trace: &TraceOptions,
+        held: &[Batch],
+        model: &Model,
+        step: usize,
+    ) -> Result<()> {
+        let model = model.with_parameters(|leaf| leaf.detach());
+        let edits = edits(&common.options.heads, model.config());
+        let probe = Probe::of(model, &common.language, held)?.seeds(&self.seeds).step(step).edits(edits);
+        let mut rows = probe.observations(&trace.quantities)?;
+        for row in rows.iter_mut().filter(|row| ["loss", "accuracy"].contains(&row.metric.as_str())) {
+            row.metric = format!("held_out_{}", row.metric);
+        }
+        self.rows.extend(rows);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::json;
 use tch::{Device, Kind};
 
-pub use options::{Decay, HeadOptions, Optimiser, TrainOptions};
+pub use options::{Decay, HeadOptions, Optimiser, TraceOptions, TrainOptions};
 
 pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 
@@ -33,7 +33,8 @@ use crate::table::{Observation, Provenance, Table};
 pub struct Trained {
     /// The model.
     pub model: Model,
-    /// The trace: `loss` in nats and `accuracy` by task and step, on the sequences that were trained on.
+    /// The trace: `loss` in nats and `accuracy` by task and step, on the sequences that were trained on; and what
+    /// [`TraceOptions`] ask for, on others.
     pub trace: Table,
 }
 
@@ -55,8 +56,9 @@ pub struct Trainer {
     step: usize,
 }
 
-/// The file from which training resumes.
+/// The file from which training resumes, and what was recorded before.
 const STATE: &str = "training.safetensors";
+const RECORDED: &str = "training.parquet";
 
 impl Trainer {
     /// A trainer at step 0.
@@ -136,6 +138,11 @@ impl Trainer {
         Ok(Self { common, groups, step: 0 })
     }
 
+    /// The models as they are now, one for each seed, in the order of the seeds.
+    pub fn snapshots(&self) -> Vec<Model> {
+        self.each_model().map(|(_, model)| model).collect()
+    }
+
     /// One model for each seed, as it is now.
     fn each_model(&self) -> impl Iterator<Item = (u64, Model)> {
         let of = |group: &Group| {
@@ -147,7 +154,7 @@ impl Trainer {
 
     /// The models as they are now, stacked where there are several.
     pub(in crate::lab) fn models(&self) -> Result<Model> {
-        Model::stacked(&self.each_model().map(|(_, model)| model).collect::<Vec<_>>())
+        Model::stacked(&self.snapshots())
     }
 
     /// The models as they are now on held-out sequences, one batch for each.
@@ -204,45 +211,70 @@ impl Trainer {
 
     /// The models as they are now.
     fn finish(self) -> Result<Vec<Trained>> {
-        let Common { language, options, .. } = &self.common;
-        let tokenizer = language.words().map(|words| Tokenizer::of_words(&words)).transpose()?;
+        let words = self.common.language.words();
+        let tokenizer = words.map(|words| Tokenizer::of_words(&words)).transpose()?;
         let mut all = vec![];
         for (seed, mut model) in self.each_model() {
             if let Some(tokenizer) = &tokenizer {
                 model = model.with_tokenizer(tokenizer.clone());
             }
-            let rows = self.groups.iter().flat_map(|group| &group.rows);
-            let rows: Vec<Observation> = rows.filter(|row| row.keys.seed == Some(seed)).cloned().collect();
-            let provenance = Provenance {
-                headscope: env!("CARGO_PKG_VERSION").to_owned(),
-                model: "trained".to_owned(),
-                options: json!({"model": model.config(), "language": language, "train": options}),
-                seed: Some(seed),
-                ..Provenance::default()
-            };
-            all.push(Trained { model, trace: Table::new(rows, provenance)? });
+            let rows = self.recorded().filter(|row| row.keys.seed == Some(seed)).cloned().collect();
+            all.push(Trained { trace: Table::new(rows, self.provenance(Some(seed)))?, model });
         }
         Ok(all)
     }
 
-    /// Writes into `folder` what a later [`Trainer::resume`] needs. The trace is not part of it.
+    fn recorded(&self) -> impl Iterator<Item = &Observation> {
+        self.groups.iter().flat_map(|group| &group.rows)
+    }
+
+    fn provenance(&self, seed: Option<u64>) -> Provenance {
+        let Common { language, options, .. } = &self.common;
+        let config = self.groups.first().map(|group| group.template.config());
+        Provenance {
+            headscope: env!("CARGO_PKG_VERSION").to_owned(),
+            model: "trained".to_owned(),
+            options: json!({"model": config, "language": language, "train": options}),
+            seed,
+            ..Provenance::default()
+        }
+    }
+
+    /// Writes into `folder` what a later [`Trainer::resume`] needs, and what was recorded so far.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Where a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+        // The state comes last: rows of steps that it does not know of are dropped by whoever resumes.
+        let rows: Vec<Observation> = self.recorded().cloned().collect();
+        if !rows.is_empty() {
+            Table::new(rows, self.provenance(None))?.write(folder.join(RECORDED))?;
+        }
         let all: Vec<&Parameters> = self.groups.iter().map(|group| &group.parameters).collect();
         parameters::save(&all, &folder.join(STATE), self.step)
     }
 
-    /// Goes on where [`Trainer::save`] stopped, to the same bits; the trainer must be made with the same declaration.
+    /// Goes on where [`Trainer::save`] stopped, to the same bits and the same trace; the trainer must be made with the same
+    /// declaration.
     ///
     /// # Errors
-    /// Where the file cannot be read or is of another architecture.
+    /// Where a file cannot be read or is of another architecture.
     pub fn resume(mut self, folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
         let mut all: Vec<&mut Parameters> = self.groups.iter_mut().map(|group| &mut group.parameters).collect();
-        self.step = tch::no_grad(|| parameters::resume(&mut all, &folder.as_ref().join(STATE)))?;
+        self.step = tch::no_grad(|| parameters::resume(&mut all, &folder.join(STATE)))?;
+        if self.step == 0 {
+            return Ok(self);
+        }
+        let ended = self.step == self.common.options.steps;
+        let before = |row: &Observation| ended || row.keys.step.is_some_and(|step| (step as usize) < self.step);
+        let rows: Vec<Observation> = Table::read(folder.join(RECORDED))?.rows()?.into_iter().filter(before).collect();
+        for group in &mut self.groups {
+            let own = rows.iter().filter(|row| row.keys.seed.is_some_and(|seed| group.seeds.contains(&seed)));
+            group.rows = own.cloned().collect();
+        }
         Ok(self)
     }
 }

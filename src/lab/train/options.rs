@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::lab::trace::Quantity;
 
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,8 +35,29 @@ pub struct TrainOptions {
     pub task_weights: Vec<f64>,
     /// Steps between two records of the loss.
     pub record_every: usize,
+    /// What is measured of heads on the way; nothing, unless said otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<TraceOptions>,
     /// What is different about some heads.
     pub heads: HeadOptions,
+}
+
+/// What is measured of heads during training: rows of the trace, on sequences that are not trained on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TraceOptions {
+    /// Steps between two measurements. The first is before any training, the last behind all of it.
+    pub every: usize,
+    /// Held-out sequences of each run.
+    pub rows: usize,
+    /// What is measured; losses and accuracies are called `held_out_loss` and `held_out_accuracy`.
+    pub quantities: Vec<Quantity>,
+}
+
+impl Default for TraceOptions {
+    fn default() -> Self {
+        Self { every: 100, rows: 32, quantities: Quantity::ALL.to_vec() }
+    }
 }
 
 /// What is different about some heads: they share the forward pass with all others.
@@ -99,6 +121,7 @@ impl Default for TrainOptions {
             embedding_std: 0.3,
             task_weights: vec![],
             record_every: 50,
+            trace: None,
             heads: HeadOptions::default(),
         }
     }
@@ -110,7 +133,16 @@ impl TrainOptions {
     /// # Errors
     /// [`Error::Argument`] naming the first that does not.
     pub fn validate(&self) -> Result<()> {
-        for (name, value) in [("batch", self.batch), ("record_every", self.record_every)] {
+        let (every, rows, asked) =
+            self.trace.as_ref().map_or((1, 1, 1), |trace| (trace.every, trace.rows, trace.quantities.len()));
+        let least_one = [
+            ("batch", self.batch),
+            ("record_every", self.record_every),
+            ("trace.every", every),
+            ("trace.rows", rows),
+            ("trace.quantities", asked),
+        ];
+        for (name, value) in least_one {
             if value == 0 {
                 return Err(Error::argument(name, "at least 1", value));
             }
