@@ -193,7 +193,8 @@ fn the_trace_of_a_resumed_run_is_that_of_a_whole_one() {
         let steps = rows.iter().filter(|row| row.metric == metric).map(|row| row.keys.step.unwrap());
         steps.collect::<std::collections::BTreeSet<u32>>().into_iter().collect::<Vec<u32>>()
     };
-    for metric in ["held_out_loss", "role", "shapley", "gradient_norm", "gradient_share", "gradient_cosine", "interference"]
+    for metric in
+        ["held_out_loss", "role", "shapley", "gradient_norm", "gradient_share", "gradient_cosine", "interference"]
     {
         assert_eq!(steps(metric), [0, 2, 4, 6, 7], "{metric}");
     }

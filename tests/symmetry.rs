@@ -49,7 +49,7 @@ fn probe(architecture: usize, of: usize, seed: u64) -> Probe {
     let language = language(of);
     let config = config(architecture, &language);
     let models = [common::random(&config, seed), common::random(&config, seed + 1)];
-    Probe::new(&models, &language, &held_out(&language, 12, &[seed, seed + 1]).unwrap()).unwrap()
+    Probe::new(&models, &language, &held_out(&language, 40, &[seed, seed + 1]).unwrap()).unwrap()
 }
 
 proptest! {

@@ -45,5 +45,5 @@ pub use bars::Bars;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
 pub use line::Lines;
-pub use results::{attention, attention_of};
+pub use results::{attention, attention_of, film};
 pub(crate) use text::escape;

@@ -52,6 +52,44 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
         .title(format!("Attention in layer {layer}")))
 }
 
+/// What does one head attend to, on the first prompt, in one run after another: at several steps of training, say? Each run has a
+/// name, which stands in the place of a head's.
+///
+/// ```
+/// use headscope::prelude::*;
+/// let tokens = Tokens::new(&[vec![5, 6, 7]])?;
+/// let run = |seed| Model::random(&ModelConfig::default(), seed)?.run(&tokens, &Plan::new().tap(Site::Pattern(0)));
+/// let frames = [("one".to_owned(), run(0)?), ("another".to_owned(), run(1)?)];
+/// assert!(view::film(&frames, 0, 3)?.svg()?.as_str().contains("another"));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::NotTapped`] where a run has no `pattern.<layer>`, [`Error::OutOfRange`] where it has no such head,
+/// [`Error::Shape`] where their first prompts differ in length; where there is no run.
+pub fn film(frames: &[(String, Run)], layer: usize, head: usize) -> Result<Attention> {
+    let none = || Error::argument("frames", "at least one run", 0);
+    let tokens = frames.first().map(|(_, run)| run.tokens().clone()).ok_or_else(none)?;
+    let length = tokens.row(0).len() as i64;
+    let mut patterns = vec![];
+    for (name, run) in frames {
+        let pattern = run.get(Site::Pattern(layer))?.get(0);
+        let (at, limit) = ("film".to_owned(), pattern.size()[0]);
+        if head as i64 >= limit {
+            return Err(Error::OutOfRange { at, axis: "head", found: head as i64, limit });
+        }
+        if run.tokens().row(0).len() as i64 != length {
+            let (at, expected) = (format!("the first prompt of `{name}`"), format!("{length} tokens"));
+            return Err(Error::Shape { at, expected, found: vec![run.tokens().row(0).len() as i64] });
+        }
+        patterns.push(pattern.get(head as i64).narrow(0, 0, length).narrow(1, 0, length));
+    }
+    let names = frames.iter().map(|(name, _)| name.clone()).collect();
+    Ok(Attention::new(tokens.pieces(0), array3(&Tensor::stack(&patterns, 0))?)
+        .head_names(names)
+        .title(format!("Attention of head {layer}.{head}")))
+}
+
 /// `[head, query, key]` as ndarray.
 fn array3(tensor: &Tensor) -> Result<Array3<f64>> {
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();

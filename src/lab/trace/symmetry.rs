@@ -198,10 +198,7 @@ impl Probe {
         let (values, vectors) = small.f_linalg_eigh("L").map_err(Error::torch("an eigenvalue"))?;
         let lowest = vectors.narrow(2, 0, 1).transpose(1, 2).bmm(&basis).squeeze_dim(1); // [run, n]
         let share = graph.leaves.shares(twins.layer, graph.heads, &lowest.square());
-        Ok(Parting {
-            eigenvalue: array(&values.select(1, 0), "an eigenvalue")?,
-            share: array(&share, "a direction")?,
-        })
+        Ok(Parting { eigenvalue: array(&values.select(1, 0), "an eigenvalue")?, share: array(&share, "a direction")? })
     }
 
     /// The same models in float64, with the second of the twins a copy of the first.

@@ -8,6 +8,7 @@ mod options;
 mod parameters;
 mod surgery;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +28,7 @@ use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
-use crate::table::{Observation, Provenance, Table};
+use crate::table::{Keys, Observation, Provenance, Table};
 
 /// A trained model and how its loss fell.
 pub struct Trained {
@@ -36,6 +37,35 @@ pub struct Trained {
     /// The trace: `loss` in nats and `accuracy` by task and step, on the sequences that were trained on; and what
     /// [`TraceOptions`] ask for, on others.
     pub trace: Table,
+}
+
+impl Trained {
+    /// How a metric of the trace changed: (step, value), of the rows that have layer, head, other head, site and task as in
+    /// `of`, where it names them. Missing values are left out.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the trace has no such row; it names the metrics that there are.
+    pub fn course(&self, metric: &str, of: &Keys) -> Result<Vec<(f64, f64)>> {
+        let rows = self.trace.rows()?;
+        let same = |row: &&Observation| {
+            let Keys { from_head, layer, site, head, task, .. } = &row.keys;
+            let numbers = [(of.from_head, *from_head), (of.layer, *layer), (of.head, *head)];
+            let texts = [(&of.site, site), (&of.task, task)];
+            row.metric == metric
+                && numbers.into_iter().all(|(asked, found)| asked.is_none() || asked == found)
+                && texts.into_iter().all(|(asked, found)| asked.is_none() || asked == found)
+        };
+        let found: Vec<&Observation> = rows.iter().filter(same).collect();
+        if found.is_empty() {
+            let names: BTreeSet<&str> = rows.iter().map(|row| row.metric.as_str()).collect();
+            let expected = format!("one of {names:?}, with a row that has the keys");
+            return Err(Error::argument("metric", expected, format!("{metric} of {of:?}")));
+        }
+        let point = |row: &Observation| Some((f64::from(row.keys.step?), Some(row.value).filter(|v| !v.is_nan())?));
+        let mut points: Vec<(f64, f64)> = found.into_iter().filter_map(point).collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(points)
+    }
 }
 
 /// Trains one model, or one for each of several seeds at once.
