@@ -5,11 +5,12 @@ mod common;
 
 use common::{Tol, assert_close};
 use headscope::Error;
-use headscope::lab::language::{English, Regime, Repeats, Task, Tasks};
+use headscope::lab::language::{Batch, English, Regime, Repeats, Task, Tasks};
 use headscope::lab::trace::Quantity;
-use headscope::lab::train::{HeadOptions, Optimiser, TraceOptions};
+use headscope::lab::train::{Decay, HeadOptions, Optimiser, TraceOptions};
 use headscope::lab::{Declaration, Language, TrainOptions, Trainer};
 use headscope::model::{Model, ModelConfig, Plan, Site};
+use tch::Tensor;
 
 fn every_task(regime: Regime) -> Language {
     let tasks =
@@ -280,6 +281,88 @@ fn groups_of_runs_are_as_single_ones() {
         assert_eq!(grouped.trace.len(), single.trace.len());
     }
     assert!(start().resume(tempfile::tempdir().unwrap().path()).is_err());
+}
+
+/// The step size, the clipping, the weight decay and the rule of every optimiser, as their papers write them.
+#[test]
+fn optimisers_are_those_of_the_papers() {
+    let language = every_task(Regime::Gated);
+    let config = ModelConfig { d_mlp: 8, ..small(&language) };
+    let (kind, device) = (tch::Kind::Double, tch::Device::Cpu);
+    for (optimiser, decay) in [
+        (Optimiser::Adam, Decay::Cosine),
+        (Optimiser::AdamW, Decay::Linear),
+        (Optimiser::Sgd { momentum: 0.9 }, Decay::None),
+    ] {
+        let options = TrainOptions {
+            optimiser,
+            decay,
+            weight_decay: 0.1,
+            clip: Some(0.5),
+            warmup: 2,
+            learning_rate: 0.05,
+            ..short(5)
+        };
+        let start = TrainOptions { steps: 0, ..options.clone() };
+        let run =
+            |options: &TrainOptions| Trainer::start(&config, &language, options, &[2], kind, device).unwrap().run();
+        let model = run(&start).unwrap().remove(0).model;
+        let mut moments: Vec<[Tensor; 2]> =
+            model.parameters().iter().map(|(_, p)| [p.zeros_like(), p.zeros_like()]).collect();
+        for step in 0..5u32 {
+            let all: Vec<Tensor> = model.parameters().iter().map(|(_, p)| p.set_requires_grad(true)).collect();
+            let batch = language.batch(4, 2, u64::from(step)).unwrap();
+            let gradients = Tensor::run_backward(&[loss(&model, &batch)], &all, false, false);
+            let norm = gradients.iter().map(|g| g.square().sum(kind).double_value(&[])).sum::<f64>().sqrt();
+            assert!(norm > 0.5, "nothing to clip: {norm}");
+            let done = f64::from(step.saturating_sub(2)) / 3.0;
+            let rate = 0.05
+                * match decay {
+                    _ if step < 2 => f64::from(step + 1) / 2.0,
+                    Decay::None => 1.0,
+                    Decay::Linear => 1.0 - done,
+                    Decay::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+                };
+            for ((leaf, gradient), [first, second]) in all.iter().zip(gradients).zip(&mut moments) {
+                let p = leaf.set_requires_grad(false);
+                let pull = if p.dim() > 1 { &p * 0.1 } else { p.zeros_like() };
+                let (g, t) = (gradient * (0.5 / norm), f64::from(step + 1));
+                let g = if optimiser == Optimiser::AdamW { g } else { g + &pull };
+                let change = match optimiser {
+                    Optimiser::Sgd { momentum } => {
+                        *first = &*first * momentum + g;
+                        first.shallow_clone()
+                    }
+                    _ => {
+                        *first = &*first * 0.9 + &g * 0.1;
+                        *second = &*second * 0.999 + g.square() * 0.001;
+                        let (m, v) = (&*first / (1.0 - 0.9f64.powf(t)), &*second / (1.0 - 0.999f64.powf(t)));
+                        let m = m / (v.sqrt() + 1e-8);
+                        if optimiser == Optimiser::AdamW { m + pull } else { m }
+                    }
+                };
+                p.shallow_clone().copy_(&(&p - change * rate));
+            }
+        }
+        let trained = run(&options).unwrap().remove(0).model;
+        for ((name, a), (_, b)) in trained.parameters().iter().zip(model.parameters()) {
+            assert_close(&format!("{optimiser:?}: {name}"), a, b, Tol::Model(kind));
+        }
+    }
+}
+
+/// The mean over all predictions of a batch.
+fn loss(model: &Model, batch: &Batch) -> Tensor {
+    let run = model.run(&batch.tokens, &Plan::new().tap(Site::Logits).differentiable()).unwrap();
+    let mut terms = vec![];
+    for (row, sample) in batch.samples.iter().enumerate() {
+        for target in &sample.targets {
+            let among = run.logits().unwrap().get(row as i64).get(target.position as i64);
+            let among = among.narrow(0, target.choices.start, target.choices.end - target.choices.start);
+            terms.push(-among.log_softmax(-1, None::<tch::Kind>).get(target.token - target.choices.start));
+        }
+    }
+    Tensor::stack(&terms, 0).mean(None::<tch::Kind>)
 }
 
 /// Invariant 20: identical heads, output matrices included, get identical gradients and stay identical for ever.

@@ -60,7 +60,7 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
     child.kill().unwrap();
     child.wait().unwrap();
     run(&killed, &["--resume"]);
-    for file in ["trace.parquet", "trace.provenance.json", "model.safetensors", "training.safetensors"] {
+    for file in ["trace.parquet", "trace.parquet.provenance.json", "model.safetensors", "training.safetensors"] {
         let read = |folder: &Path| std::fs::read(folder.join(file)).unwrap();
         assert!(read(&whole) == read(&killed), "{file} differs");
     }
