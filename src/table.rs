@@ -156,7 +156,8 @@ impl Table {
                 add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name.filter(|n| !n.is_nan())).collect::<Vec<_>>()));
             )*};
         }
-        number!(baseline, low, high, z_score, samples);
+        number!(baseline, low, high, z_score);
+        add(Series::new("samples".into(), rows.iter().map(|row| row.samples).collect::<Vec<_>>()));
         add(Series::new("warnings".into(), rows.iter().map(|row| row.warnings.as_deref()).collect::<Vec<_>>()));
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
