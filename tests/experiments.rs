@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use headscope::Error;
 use headscope::lab::experiment::{Cell, Circle, Measure, Occupant, Regression, Start, Work};
+use headscope::lab::verdict::Judgement;
 use headscope::lab::{Experiment, Grid, Results, RunOptions, report};
 use headscope::table::Table;
 
@@ -265,4 +266,18 @@ fn the_report_says_what_was_found() {
     assert_eq!(judgement.claims["C4"].name(), "refuted");
     let page = report(&[results]).unwrap();
     assert!(page.as_str().contains("refuted") && page.as_str().contains("<svg") && !page.as_str().contains("https://"));
+}
+
+/// What is committed was computed by the experiments as they are declared, is whole, and is judged as it says.
+#[test]
+fn committed_results_are_of_these_experiments() {
+    let all = Results::read_all("notebooks/results").unwrap();
+    for experiment in named() {
+        let (folder, results) = all.iter().find(|(_, results)| results.experiment.id == experiment.id).unwrap();
+        assert_eq!(results.experiment, experiment);
+        assert!(results.missing.is_empty(), "{}: {:?}", experiment.id, results.missing);
+        let committed: Judgement =
+            serde_json::from_slice(&std::fs::read(folder.join("verdict.json")).unwrap()).unwrap();
+        assert_eq!(results.judge().unwrap(), committed, "{}", experiment.id);
+    }
 }
