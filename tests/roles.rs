@@ -10,6 +10,7 @@ use std::process::Command;
 use common::{Tol, assert_near, fixture, load};
 use headscope::heads::{Annotated, Link, Looking, Role, RoleOptions, Roles, read_conllu, read_gap};
 use headscope::lab::Language;
+use headscope::lab::experiment::{Cell, Pretrained, Texts, Work};
 use headscope::lab::language::{English, LookFrom};
 use headscope::model::Model;
 use headscope::table::Table;
@@ -301,6 +302,35 @@ fn stories_are_annotated() {
     assert!(rows(&best).iter().any(|row| row.1 == "accuracy" && row.2 > row.3 + 0.2), "{best}");
     let symbols: Language = serde_json::from_str(r#"{"tasks": {"tasks": ["first"], "regime": "gated"}}"#).unwrap();
     assert!(symbols.annotated(1, 0, 0, LookFrom::Word).is_err());
+}
+
+/// A cell of E7: every role of every seed has its rows, the same from the same seed; random weights know less.
+#[test]
+fn a_cell_of_roles() {
+    let work = |random: bool, roles: &[&str]| {
+        let roles = roles.iter().map(|role| (*role).to_owned()).collect();
+        let texts = Texts::Stories { length: 48, looking: LookFrom::Prediction };
+        let work = Pretrained { model: "english".into(), random, texts, count: 30, roles, causal: !random };
+        Cell { name: "english".into(), work: Work::Pretrained(work) }
+    };
+    let roles = ["agreement", "coreference", "entity", "verb_object"];
+    let cell = work(false, &roles);
+    let table = cell.compute(3, 2).unwrap();
+    let of = |table: &Table, metric: &str| -> Vec<f64> {
+        table.rows().unwrap().into_iter().filter(|row| row.metric == metric).map(|row| row.value).collect()
+    };
+    for metric in ["accuracy", "effect_rank", "p_value", "head_accuracy"] {
+        let found = of(&table, metric);
+        assert!(found.len() == 2 * 4 && found.iter().all(|value| (0.0..=1.0).contains(value)), "{metric}: {found:?}");
+    }
+    assert_eq!((of(&table, "effect").len(), of(&table, "gain_over_offset").len()), (8, 8));
+    assert_eq!(cell.compute(3, 2).unwrap().f64("value").unwrap(), table.f64("value").unwrap());
+    let random = work(true, &roles).compute(3, 2).unwrap();
+    assert!(of(&random, "effect").is_empty());
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
+    let (trained, drawn) = (mean(of(&table, "accuracy")), mean(of(&random, "accuracy")));
+    assert!(trained > drawn + 0.1, "{trained} where random weights have {drawn}");
+    assert!(work(false, &[]).compute(0, 1).is_err() && work(false, &["none"]).compute(0, 1).is_err());
 }
 
 /// An annotated file of the shared folder; nothing where HEADSCOPE_DATA is not set.

@@ -60,7 +60,12 @@ impl HeadWeights {
     /// # Errors
     /// Where the weights do not fit together, or the offset is a mean over none.
     pub fn qk(&self, offset: Offset) -> Result<Factored> {
-        Factored::new(self.turned(&self.w_q.view(), offset)?, self.w_k.clone().reversed_axes())
+        // Without rotary positions nothing turns, and the product shares the head's weights.
+        let w_q = match &self.rotary {
+            None if offset != Offset::Mean(0) => self.w_q.clone(),
+            _ => self.turned(&self.w_q.view(), offset)?.into_shared(),
+        };
+        Factored::new(w_q, self.w_k.clone().reversed_axes())
     }
 
     /// [`HeadWeights::qk`] with the biases, over `[x, 1]`: `[d_model + 1, d_model + 1]`. What its last column adds to a score

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use super::blas::add_product;
 
-/// Side of a tile: the tiles of all heads of a model stay within the cache.
-const TILE: usize = 96;
+/// Side of a tile: the tiles of all heads of a model, for each of a few threads, stay within the cache.
+const TILE: usize = 64;
 
 /// How many members of the second family are taken together.
 const GROUP: usize = 36;

@@ -154,19 +154,23 @@ impl Profile {
         let mut rows = vec![];
         let resamples = Resamples::draw(self.value.dim().0, options.resamples, options.seed);
         for (s, score) in self.scores.iter().enumerate() {
-            for head in 0..self.value.dim().1 {
-                let column = match score {
-                    PatternScore::Positional => self.positional(head),
-                    _ => Column {
-                        value: self.value.slice(s![.., head, s]).to_owned(),
-                        uniform: self.uniform.column(s).to_owned(),
-                        shuffled: self.shuffled.slice(s![.., head, s]).to_owned(),
-                    },
-                };
+            let column = |head: usize| match score {
+                PatternScore::Positional => self.positional(head),
+                _ => Column {
+                    value: self.value.slice(s![.., head, s]).to_owned(),
+                    uniform: self.uniform.column(s).to_owned(),
+                    shuffled: self.shuffled.slice(s![.., head, s]).to_owned(),
+                },
+            };
+            let columns: Vec<Column> = (0..self.value.dim().1).map(column).collect();
+            let mut values = Array2::zeros((self.value.dim().0, columns.len()));
+            columns.iter().zip(values.columns_mut()).for_each(|(column, mut to)| to.assign(&column.value));
+            let intervals = resamples.intervals(&values.view(), options.confidence);
+            for (head, (column, interval)) in columns.iter().zip(intervals).enumerate() {
                 let (layer, head) = (head / self.n_heads, head % self.n_heads);
                 let number = |n: usize| u32::try_from(n).ok();
                 let keys = Keys { layer: number(layer), head: number(head), ..Keys::default() };
-                let summary = column.summary(&resamples, options.confidence);
+                let summary = column.summary(interval);
                 rows.push(Observation { keys, metric: score.to_string(), ..summary });
             }
         }
@@ -201,7 +205,7 @@ struct Column {
 
 impl Column {
     /// Mean, baseline, interval and z-score over the prompts that have the score.
-    fn summary(&self, resamples: &Resamples, confidence: f64) -> Observation {
+    fn summary(&self, interval: Option<(f64, f64)>) -> Observation {
         let there: Vec<usize> = (0..self.value.len()).filter(|&prompt| self.value[prompt].is_finite()).collect();
         let n = there.len() as f64;
         if there.is_empty() {
@@ -210,7 +214,6 @@ impl Column {
         let mean = |values: &Array1<f64>| there.iter().map(|&prompt| values[prompt]).sum::<f64>() / n;
         let (value, baseline) = (mean(&self.value), mean(&self.uniform));
         let deviation = (mean(&self.shuffled) / n).sqrt();
-        let interval = resamples.interval(&self.value, confidence);
         Observation {
             value,
             baseline: Some(baseline),
