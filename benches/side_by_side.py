@@ -2,7 +2,7 @@
 """TransformerLens 3.9.0 and headscope on the same sweeps, side by side in one run.
 
     python3 -m venv peers && peers/bin/pip install -r fixtures/requirements.txt
-    peers/bin/python benches/side_by_side.py [--rounds N] [--quick] [--threads N] [--headscope PATH]
+    peers/bin/python benches/side_by_side.py [--rounds N] [--cells N] [--quick] [--threads N] [--headscope PATH]
 
 GPT-2 small's shape with random weights (written to a temporary folder in Hugging Face layout), 8 prompts of 16 tokens,
 float32, CPU, all cores. The corrupted prompts differ from the clean ones at every position, so that no cell of a sweep
@@ -11,6 +11,9 @@ site; headscope runs its command. Each sweep takes in, on both sides, the run th
 turns, and the best of N rounds counts. What the command takes to start and to load the model, measured in the same
 round with `headscope inspect`, is taken off; both sides thus begin with a loaded model. The values of both are
 compared, cell by cell.
+
+TransformerLens' loops take minutes; `--cells N` times them on N cells, drawn anew for each sweep, and extrapolates, as the
+table says. headscope always computes all.
 
 Prints a table and writes it to benches/results/side_by_side.md. `--quick` has 3 layers and one round, writes nothing.
 
@@ -38,6 +41,7 @@ sys.path.insert(0, str(ROOT / "fixtures"))
 
 import make_patching  # before transformer_lens: no progress bars, no hub
 import numpy
+import pandas
 import torch
 import transformers
 from transformer_lens import patching
@@ -72,26 +76,43 @@ def timed(call):
 # -------------------------------------------------------------------------------------------------- TransformerLens
 
 class Lens:
-    def __init__(self, model, clean, corrupt, answers):
+    def __init__(self, model, clean, corrupt, answers, cells):
         self.model = make_patching.hooked(model, torch.float32)
-        self.clean, self.corrupt = clean, corrupt
+        self.clean, self.corrupt, self.cells = clean, corrupt, cells
         self.metric = lambda logits: make_patching.difference(logits, answers)
+        self.rng = numpy.random.default_rng(SEED)
         self.forward()  # warms up
 
     def forward(self):
         self.model(self.corrupt)
 
-    def patch(self, site, function):
+    def sample(self, second):
+        """(layer, head or position) of all cells or of some, and as how many each counts."""
+        cells = [(layer, i) for layer in range(self.model.cfg.n_layers) for i in range(second)]
+        if not self.cells or self.cells >= len(cells):
+            return cells, 1.0
+        chosen = sorted(self.rng.choice(len(cells), self.cells, replace=False))
+        return [cells[i] for i in chosen], len(cells) / self.cells
+
+    def patch(self, site, setter, second):
+        """Seconds of the whole sweep, and the values of the cells that were timed."""
+        cells, weight = self.sample(second)
+
         def wanted(name):
             return name.endswith(f".hook_{site}")
-        _, cache = self.model.run_with_cache(self.clean, names_filter=wanted)
-        return function(self.model, self.corrupt, cache, self.metric).tolist()
+
+        start, (_, cache) = timed(lambda: self.model.run_with_cache(self.clean, names_filter=wanted))
+        index = pandas.DataFrame(cells, columns=["layer", "index"])
+        seconds, values = timed(lambda: patching.generic_activation_patch(
+            self.model, self.corrupt, cache, self.metric, setter, site, index_df=index
+        ))
+        return start + weight * seconds, dict(zip(cells, values.tolist()))
 
     def heads(self):
-        return self.patch("z", patching.get_act_patch_attn_head_out_all_pos)
+        return self.patch("z", patching.layer_head_vector_patch_setter, self.model.cfg.n_heads)
 
     def positions(self):
-        return self.patch("resid_pre", patching.get_act_patch_resid_pre)
+        return self.patch("resid_pre", patching.layer_pos_patch_setter, LENGTH)
 
     def ablated(self):
         def loss(layer, head):
@@ -100,8 +121,9 @@ class Lens:
                 return z
             hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
             return self.model.run_with_hooks(self.corrupt, return_type="loss", fwd_hooks=hooks).item()
-        cfg = self.model.cfg
-        return [[loss(layer, head) for head in range(cfg.n_heads)] for layer in range(cfg.n_layers)]
+        cells, weight = self.sample(self.model.cfg.n_heads)
+        seconds, values = timed(lambda: {cell: loss(*cell) for cell in cells})
+        return weight * seconds, values
 
 
 # -------------------------------------------------------------------------------------------------------- headscope
@@ -160,9 +182,9 @@ def best(rounds):
 
 def compare(theirs, ours):
     """Cells, the largest difference between the tools, and the spread of the values, against which to see it."""
-    flat = {(layer, i): value for layer, row in enumerate(theirs) for i, value in enumerate(row)}
-    assert flat.keys() == ours.keys(), "the tools swept different cells"
-    return len(flat), max(abs(flat[cell] - ours[cell]) for cell in flat), max(flat.values()) - min(flat.values())
+    assert theirs.keys() <= ours.keys(), "the tools swept different cells"
+    apart = max(abs(theirs[cell] - ours[cell]) for cell in theirs)
+    return len(ours), apart, max(ours.values()) - min(ours.values())
 
 
 def processor():
@@ -175,6 +197,7 @@ def processor():
 def main():
     parser = argparse.ArgumentParser(description="Times TransformerLens and headscope side by side.")
     parser.add_argument("--rounds", type=int, default=3, help="how often each tool does each sweep [default: 3]")
+    parser.add_argument("--cells", type=int, default=0, help="TransformerLens' share of each sweep [default: all]")
     parser.add_argument("--quick", action="store_true", help="3 layers, one round; nothing is written")
     parser.add_argument("--threads", type=int, default=CORES, help="for both tools [default: all cores]")
     parser.add_argument("--headscope", type=Path, default=ROOT / "target" / "debug" / "headscope", help="the command")
@@ -207,7 +230,8 @@ def main():
         program.write_bytes(arguments.headscope.read_bytes())
         program.chmod(0o755)
 
-        lens = Lens(model, *(torch.from_numpy(value) for value in (clean, corrupt, answers)))
+        tensors = (torch.from_numpy(value) for value in (clean, corrupt, answers))
+        lens = Lens(model, *tensors, arguments.cells)
         del model
         command = Command(program, folder, arguments.threads)
         described = command.call("--version").strip()
@@ -223,7 +247,7 @@ def main():
         for turn in range(rounds):
             for name, method in sweeps.items():
                 rate, forward = max(rate, gigaflops()), min(forward, timed(lens.forward)[0][0])
-                seconds, expected = timed(getattr(lens, method))
+                seconds, expected = getattr(lens, method)()
                 theirs[name].append(seconds)
                 started[name].append(command.start_and_load() * [not command.own_time, 1])
                 seconds, found = getattr(command, method)()
@@ -254,7 +278,8 @@ def main():
         "",
         f"Written by `benches/side_by_side.py` on {datetime.date.today()}. GPT-2 small's shape"
         f"{f' with {layers} layers' if arguments.quick else ''}, random weights, {PROMPTS} prompts of {LENGTH} tokens, "
-        f"float32, CPU; the best of {rounds}, the tools taking turns.",
+        f"float32, CPU; the best of {rounds}, the tools taking turns."
+        + (f" TransformerLens is timed on {arguments.cells} cells of each sweep and extrapolated." if arguments.cells else ""),
         "",
         *lines,
         "",

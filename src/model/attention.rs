@@ -231,7 +231,7 @@ fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, seen: &Seen, mask: Opti
     let k = &seen.k;
     let hidden = mask.map(|mask| mask.logical_not());
     // As tensors: where an operation with a plain number fails, tch panics while it drops that number.
-    let number = |value: f64| Tensor::from(value).to_kind(q.kind()).to_device(q.device());
+    let number = |value: f64| sent(&Tensor::from(value).to_kind(q.kind()), q.device());
     // No edit of the scores opens an edge into the future or to padding: the mask is laid on before and after.
     let masked = |scores: Tensor| match &hidden {
         Some(hidden) => scores.f_masked_fill_tensor(hidden, &number(f64::NEG_INFINITY)).map_err(failed(q, k)),

@@ -151,8 +151,8 @@ impl<'a> Pass<'a> {
             }
             x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
         }
+        let [q, k, v] = self.first_position(layer, block, joins, &mut x, qkv)?;
         x = join(Step::Qkv, pre, x);
-        let [q, k, v] = qkv;
         let qkv = (
             join(Step::Qkv, Site::Q(layer), q),
             join(Step::Qkv, Site::K(layer), k),

@@ -20,6 +20,34 @@ pub(crate) struct Frozen {
 }
 
 impl Pass<'_> {
+    /// `x` and its q, k and v, and below them those of the rows that join where only the first position changes.
+    pub(super) fn first_position(
+        &mut self,
+        layer: usize,
+        block: &Block,
+        joins: &Joins<'_>,
+        x: &mut Option<Tensor>,
+        qkv: [Option<Tensor>; 3],
+    ) -> Result<[Option<Tensor>; 3]> {
+        let (entry, pre) = (Entry(layer, Step::FirstPosition), Site::ResidPre(layer));
+        let Some(new) = joins.new_rows(entry, pre) else { return Ok(qkv) };
+        let start = x.as_ref().map_or(0, |x| x.size()[0]);
+        let new = self.program.apply(pre, new, start)?;
+        self.start = Some(start);
+        let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &new.narrow(1, 0, 1), NormPlace::Pre);
+        self.start = None;
+        let changed = attention::project(self, layer, &block.attn, &normed?)?;
+        *x = below(x.take(), Some(new));
+        let mut sites = [Site::Q(layer), Site::K(layer), Site::V(layer)].into_iter().zip(changed);
+        let all = qkv.map(|above| {
+            let (site, changed) = sites.next()?;
+            let base = joins.new_rows(entry, site)?;
+            let rest = base.narrow(1, 1, base.size()[1] - 1);
+            below(above, Some(Tensor::cat(&[changed, rest], 1)))
+        });
+        Ok(all)
+    }
+
     /// The residual stream behind the heads of a block, of the rows that join with some heads only: that of the unchanged
     /// run, to which (z - unchanged z) W_O of those heads is added.
     pub(super) fn some_heads(&mut self, layer: usize, block: &Block, joins: &Joins<'_>) -> Result<Option<Tensor>> {

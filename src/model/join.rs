@@ -19,6 +19,8 @@ pub(crate) enum Step {
     Ids,
     /// The residual stream entering the block.
     ResidPre,
+    /// That, of which only the first computed position changes: q, k and v of the others are as they were.
+    FirstPosition,
     /// That, with the block's q, k and v.
     Qkv,
     /// The residual stream entering the block, with the block's z.
@@ -64,7 +66,9 @@ impl Entry {
         match step {
             Step::Ids => vec![],
             Step::ResidPre => vec![Site::ResidPre(layer)],
-            Step::Qkv => vec![Site::ResidPre(layer), Site::Q(layer), Site::K(layer), Site::V(layer)],
+            Step::FirstPosition | Step::Qkv => {
+                vec![Site::ResidPre(layer), Site::Q(layer), Site::K(layer), Site::V(layer)]
+            }
             Step::Z => vec![Site::ResidPre(layer), Site::Z(layer)],
             Step::Heads(_) => {
                 [behind_heads, vec![Site::Q(layer), Site::K(layer), Site::V(layer), Site::Z(layer)]].concat()

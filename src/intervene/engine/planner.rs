@@ -65,6 +65,9 @@ impl Setup<'_> {
         let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
         Ok(match some_heads(&variant.edits, entry, config) {
             Some((entry, heads)) => Place { group, entry, heads: Some(heads) },
+            None if one_position(&variant.edits, entry, group, config) => {
+                Place { group, entry: Entry(entry.0, Step::FirstPosition), heads: None }
+            }
             None => Place { group, entry, heads: None },
         })
     }
@@ -149,6 +152,18 @@ fn some_heads(edits: &[Edit], Entry(layer, step): Entry, config: &ModelConfig) -
     Some((Entry(layer, step), heads.into_iter().collect()))
 }
 
+/// Whether `edits` first change the residual stream that enters a block, and of it the first computed position alone. (The
+/// last block may leave out queries, and knows best which.)
+fn one_position(edits: &[Edit], entry: Entry, group: Group, config: &ModelConfig) -> bool {
+    let here = |edit: &&Edit| Entry::of(edit.site, config) == Some(entry);
+    entry.1 == Step::ResidPre
+        && entry.0 + 1 < config.n_layers
+        && edits.iter().filter(here).all(|edit| {
+            let one = |positions: &Vec<usize>| positions.iter().all(|&position| position == group.first);
+            matches!(edit.site, Site::ResidPre(_)) && edit.at.positions.as_ref().is_some_and(one)
+        })
+}
+
 /// How a sweep would be computed, and what it costs beside the loop over whole passes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
@@ -203,35 +218,43 @@ pub struct PlannedGroup {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let giga = 1e9;
         for group in &self.groups {
             let (from, to) = (group.joins.keys().next(), group.joins.keys().next_back());
             writeln!(
                 f,
-                "{} variants join at layers {} to {}, positions from {} on: {} at once, {:.0} MiB, {:.2} G multiplications",
+                "{} variants join at layers {} to {}, positions from {} on: {} at once, {}, {} multiplications",
                 group.variants,
                 from.copied().unwrap_or(0),
                 to.copied().unwrap_or(0),
                 group.first_position,
                 group.at_once,
-                group.bytes as f64 / f64::from(1 << 20),
-                group.needed / giga,
+                mebibytes(group.bytes),
+                large(group.needed),
             )?;
         }
         writeln!(
             f,
-            "in all {:.2} G multiplications; one whole pass a variant takes {:.2} G, {:.1} times as many",
-            self.needed / giga,
-            self.naive / giga,
+            "in all {} multiplications; one whole pass a variant takes {}, {:.1} times as many",
+            large(self.needed),
+            large(self.naive),
             self.naive / self.needed.max(1.0)
         )?;
         if self.parts > 1 {
             writeln!(f, "the prompts are computed in {} parts, one after another; each as above", self.parts)?;
         }
-        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
-        let (kept, budget) = (mib(self.kept), mib(self.budget));
-        write!(f, "unchanged activations take {kept:.0} MiB, stacked ones at most {budget:.0} MiB more")
+        let (kept, budget) = (mebibytes(self.kept), mebibytes(self.budget));
+        write!(f, "unchanged activations take {kept}, stacked ones at most {budget} more")
     }
+}
+
+/// A large number: `12.3 G`.
+fn large(n: f64) -> String {
+    let scale = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(unit, _)| n >= *unit);
+    scale.map_or_else(|| format!("{n:.0}"), |(unit, name)| format!("{:.2} {name}", n / unit))
+}
+
+fn mebibytes(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 impl Engine<'_> {
@@ -275,7 +298,7 @@ impl Engine<'_> {
         let (batch, positions) = (self.setup.tokens.batch(), self.setup.tokens.positions());
         let Some(place) = place.filter(|place| !place.group.whole) else {
             let rows = batch * positions;
-            let block = Block { config, rows, tail: rows, keys: positions };
+            let block = Block { config, rows, tail: rows, keys: positions, positions };
             return (block.all() * config.n_layers + rows * config.d_model * config.vocab) as f64;
         };
         let (first, Entry(layer, step)) = (place.group.first, place.entry);
@@ -283,7 +306,7 @@ impl Engine<'_> {
         let trims = self.reader.wanted(first as i64).is_some() && !place.group.late;
         let block = |at: usize| {
             let tail = if trims && at + 1 == config.n_layers { batch } else { rows };
-            Block { config, rows, tail, keys: positions }
+            Block { config, rows, tail, keys: positions, positions: positions - first }
         };
         let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
@@ -300,6 +323,8 @@ struct Block<'a> {
     tail: usize,
     /// Positions that are looked at.
     keys: usize,
+    /// Positions that are computed.
+    positions: usize,
 }
 
 impl Block<'_> {
@@ -316,9 +341,14 @@ impl Block<'_> {
         self.tail * matrices * self.config.d_model * self.config.d_mlp
     }
 
-    fn all(&self) -> usize {
+    /// q, k and v of so many rows, q of those alone that the heads look from.
+    fn projections(&self, rows: usize) -> usize {
         let ModelConfig { d_model, d_head, n_heads, n_kv_heads, .. } = *self.config;
-        d_model * d_head * (self.tail * n_heads + self.rows * 2 * n_kv_heads) + self.from(Step::Qkv)
+        d_model * d_head * (rows.min(self.tail) * n_heads + rows * 2 * n_kv_heads)
+    }
+
+    fn all(&self) -> usize {
+        self.projections(self.rows) + self.from(Step::Qkv)
     }
 
     /// The work of rows that join at `step`.
@@ -326,6 +356,7 @@ impl Block<'_> {
         let n = self.config.n_heads;
         match step {
             Step::Ids | Step::ResidPre => self.all(),
+            Step::FirstPosition => self.projections(self.rows / self.positions) + self.from(Step::Qkv),
             Step::Qkv => self.heads(n) + self.out(n) + self.mlp(),
             Step::Z => self.out(n) + self.mlp(),
             Step::Heads(some) => self.heads(some) + self.out(some) + self.mlp(),

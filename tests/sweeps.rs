@@ -1,0 +1,289 @@
+//! Random plans, and sweeps larger than memory: the engine beside whole passes, parts of a batch beside the whole, the
+//! command's memory beside its budget, and what is left when it is killed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use common::{Tol, assert_close, configs, random, some_tokens};
+use headscope::prelude::{Strategy as How, *};
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+
+const MODEL: Tol = Tol::Model(Kind::Double);
+
+fn values(table: &Table) -> Tensor {
+    Tensor::from_slice(&table.f64("value").unwrap())
+}
+
+/// Some of `0..n`, at least one, or all by saying nothing.
+fn some(rng: &mut ChaCha8Rng, n: usize) -> Option<Vec<usize>> {
+    let chosen: Vec<usize> = (0..n).filter(|_| rng.random_bool(0.4)).collect();
+    Some(chosen).filter(|chosen| !chosen.is_empty())
+}
+
+/// A change of any part of any site, by any action that leaves numbers finite.
+fn any_edit(rng: &mut ChaCha8Rng, model: &Model, tokens: &Tokens) -> Edit {
+    let site = *Site::all(model.config()).choose(rng).unwrap();
+    let shape = site.shape(model.config(), tokens.batch(), tokens.positions());
+    let mut edit = Edit::new(site, Action::Scale { factor: 1.0 });
+    for (axis, &n) in site.axes().iter().zip(&shape) {
+        let chosen = some(rng, n as usize);
+        match axis.name() {
+            "batch" if rng.random_bool(0.3) => edit.at.prompts = chosen,
+            "position" | "query" => edit.at.positions = chosen,
+            "head" | "kv_head" => edit.at.heads = chosen,
+            "key" => edit.at.keys = chosen,
+            "d_model" | "d_head" | "d_mlp" if rng.random_bool(0.2) => edit.at.features = chosen,
+            _ => {}
+        }
+    }
+    let key = || "own".to_owned();
+    edit.action = match site.kind() {
+        kind if kind.ends_with("scale") => Action::Scale { factor: rng.random_range(0.5..2.0) },
+        "scores" => [Action::KnockOut, Action::Scale { factor: 0.7 }][rng.random_range(0..2)].clone(),
+        _ => [
+            Action::Zero,
+            Action::Scale { factor: -0.8 },
+            Action::replace("own"),
+            Action::mean("own"),
+            Action::replace("reference"),
+            Action::mean("reference"),
+            Action::Add { key: key(), alpha: 0.4 },
+            Action::Normalise,
+        ][rng.random_range(0..8)]
+        .clone(),
+    };
+    if matches!(site, Site::ResidPre(_) | Site::ResidMid(_) | Site::AttnOut(_)) && rng.random_bool(0.3) {
+        edit.action = Action::Project { key: "basis".into(), keep: rng.random() };
+    }
+    if edit.action == Action::Normalise && matches!(site, Site::Pattern(_)) {
+        edit.action = Action::Zero; // a query without keys has no norm
+    }
+    edit
+}
+
+/// A batch whose prompts differ in length.
+fn ragged(rng: &mut ChaCha8Rng, vocab: usize) -> Tokens {
+    let (batch, positions) = (rng.random_range(1..5), rng.random_range(2..8));
+    let mut row = |n: usize| -> Vec<i64> { (0..n).map(|_| rng.random_range(0..vocab as i64)).collect() };
+    let mut rows: Vec<Vec<i64>> =
+        (0..batch).map(|prompt| row(if prompt % 2 == 0 { positions } else { positions - positions / 3 })).collect();
+    rows.rotate_left(batch / 2);
+    Tokens::new(&rows).unwrap()
+}
+
+fn any_metric(rng: &mut ChaCha8Rng, model: &Model, tokens: &Tokens) -> Metric {
+    let mut ids =
+        || -> Vec<i64> { (0..tokens.batch()).map(|_| rng.random_range(0..model.config().vocab as i64)).collect() };
+    let (a, b) = (ids(), ids());
+    match rng.random_range(0..8) {
+        0 => Metric::Loss,
+        1 => Metric::Accuracy,
+        2 => Metric::Kl,
+        3 => Metric::logit(a),
+        4 => Metric::logit_difference(a, b),
+        5 => Metric::probability(a),
+        6 => Metric::rank(a),
+        _ => Metric::custom("largest of the first token", |logits| Ok(logits.select(1, 0).amax(-1, false))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(41), ..ProptestConfig::default() })]
+
+    /// Several random edits in a variant, several variants, prompts of several lengths, any metric, memory for less than one
+    /// prompt up to all: what the engine finds is what whole passes find.
+    #[test]
+    fn random_plans_are_whole_passes(config in 0..configs().len(), seed in any::<u64>(), memory in 0usize..3_000_000) {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+        let model = random(&configs()[config], seed % 1000);
+        let tokens = ragged(rng, model.config().vocab);
+        let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 77);
+        let sites = Site::all(model.config()).into_iter();
+        let own = model.run(&other, &Plan::new().taps(sites)).unwrap();
+        let basis = model.parameters()[0].1.narrow(0, 0, 3).to_kind(Kind::Double);
+        let variant = |rng: &mut ChaCha8Rng, number: u32| {
+            let edits = (0..rng.random_range(1..4)).map(|_| any_edit(rng, &model, &tokens)).collect();
+            Variant { keys: Keys { step: Some(number), ..Keys::default() }, edits }
+        };
+        let variants: Vec<Variant> = (0..12).map(|number| variant(rng, number)).collect();
+        let reads = variants.iter().flat_map(|v| &v.edits).any(|edit| edit.action.key() == Some("reference"));
+        let metric = any_metric(rng, &model, &tokens);
+        let table = |how| {
+            let mut sweep = Sweep::ablate(&model, &tokens, Ablation::Mean).variants(variants.clone()).metric(metric.clone());
+            sweep = if reads { sweep.reference(&other) } else { sweep };
+            sweep = sweep.with("own", &own);
+            for layer in 0..model.config().n_layers {
+                for site in [Site::ResidPre(layer), Site::ResidMid(layer), Site::AttnOut(layer)] {
+                    sweep = sweep.with_tensor("basis", site, &basis);
+                }
+            }
+            sweep.strategy(how).memory(memory).per_prompt().run()
+        };
+        let (auto, naive) = (table(How::Auto).unwrap(), table(How::Naive).unwrap());
+        prop_assert_eq!(auto.len(), 12 * tokens.batch());
+        assert_close(&format!("{metric:?}"), &values(&auto), &values(&naive), MODEL);
+    }
+}
+
+/// A batch in parts is the batch: per prompt, per token, as a mean with an interval, drawn, normalised, estimated.
+#[test]
+fn parts_are_the_whole() {
+    let config = configs().remove(1);
+    let model = random(&config, 5);
+    let (clean, corrupt) = (some_tokens(5, 6, config.vocab, 1), some_tokens(5, 6, config.vocab, 2));
+    let answers = || Metric::logit_difference(vec![1, 2, 3, 4, 5], vec![6, 7, 8, 9, 10]);
+    let patch = || Sweep::patch(&model, &clean, &corrupt).metric(answers());
+    let resample = || Sweep::ablate(&model, &clean, Ablation::Resample { seed: 3 });
+    let check = |what: &str, whole: Table, parts: Table| {
+        assert_eq!(whole.columns(), parts.columns(), "{what}");
+        for column in ["value", "baseline"] {
+            let of = |table: &Table| Tensor::from_slice(&table.f64(column).unwrap());
+            assert_close(&format!("{what}: {column}"), &of(&parts), &of(&whole), MODEL);
+        }
+    };
+    check("mean", patch().run().unwrap(), patch().memory(0).run().unwrap());
+    check("scale", patch().normalised().run().unwrap(), patch().normalised().memory(0).run().unwrap());
+    check("interval", patch().interval(1).run().unwrap(), patch().interval(1).memory(0).run().unwrap());
+    check("prompts", resample().per_prompt().run().unwrap(), resample().per_prompt().memory(0).run().unwrap());
+    check("tokens", resample().per_token().run().unwrap(), resample().per_token().memory(0).run().unwrap());
+    for estimate in [Estimate::Attribution, Estimate::IntegratedGradients { steps: 3 }, Estimate::AtpStar] {
+        let estimated = || patch().estimate(estimate).exact(4).per_prompt();
+        check(estimate.name(), estimated().run().unwrap(), estimated().memory(0).run().unwrap());
+    }
+    let paths = || {
+        let paths = Paths::noise(&model, &clean, &corrupt).metric(answers()).senders(Node::all(&model));
+        paths.receivers(Input::all(&model)).per_prompt()
+    };
+    check("paths", paths().run().unwrap(), paths().memory(0).run().unwrap());
+    let edges = || paths().frozen_mlps().estimate(Estimate::IntegratedGradients { steps: 2 });
+    check("edges", edges().run().unwrap(), edges().memory(0).run().unwrap());
+    assert_eq!((patch().explain().unwrap().parts, patch().memory(0).explain().unwrap().parts), (1, 5));
+    assert_eq!((paths().explain().unwrap().parts, paths().memory(0).explain().unwrap().parts), (1, 5));
+}
+
+/// Beside estimated edges, exact paths.
+#[test]
+fn exact_paths_stand_beside_estimates() {
+    let config = configs().remove(0);
+    let model = random(&config, 7);
+    let (clean, corrupt) = (some_tokens(3, 5, config.vocab, 1), some_tokens(3, 5, config.vocab, 2));
+    let paths = || {
+        let paths = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5)).frozen_mlps();
+        paths.receivers([Input::queries(&model), vec![Input::Logits]].concat())
+    };
+    let all = paths().run().unwrap();
+    let table = paths().estimate(Estimate::Attribution).exact(all.len()).run().unwrap();
+    assert_eq!(table.len(), 2 * all.len());
+    let methods = table.frame().column("method").unwrap().str().unwrap().clone();
+    let exact: Vec<f64> =
+        methods.iter().zip(table.f64("value").unwrap()).filter(|(m, _)| *m == Some("exact")).map(|(_, v)| v).collect();
+    assert_close("exact rows", &Tensor::from_slice(&exact), &values(&all), MODEL);
+    let agreement = &table.provenance().options["what"]["agreement"];
+    assert!(agreement["pearson"].as_f64().unwrap() > 0.5, "{agreement}");
+    assert!(paths().exact(2).run().is_err(), "exact rows beside nothing");
+}
+
+/// Paths that were stopped go on from their journal, and end with the same bytes.
+#[test]
+fn stopped_paths_go_on() {
+    use std::sync::atomic::AtomicBool;
+    let config = configs().remove(2);
+    let model = random(&config, 3);
+    let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("paths.partial");
+    let paths = || {
+        let paths = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit(3)).memory(0);
+        paths.receivers([Input::values(&model), vec![Input::Logits]].concat())
+    };
+    let whole = paths().run().unwrap();
+    let stop = AtomicBool::new(true);
+    let stopped = paths().journal(&journal).stop(&stop).run().unwrap_err();
+    assert!(matches!(stopped, Error::Stopped { .. }), "{stopped}");
+    // What an earlier run had finished, with a value that is told apart.
+    paths().journal(&journal).run().unwrap();
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 1 + 2 * whole.len(), "a line a pair and prompt");
+    std::fs::write(&journal, lines[..lines.len() / 2].join("\n") + "\n").unwrap();
+    assert_eq!(values(&paths().journal(&journal).run().unwrap()), values(&whole));
+    let marked = format!("{}\n{}\n", lines[0], r#"{"variant":0,"first":0,"bits":[4607182418800017408]}"#); // 1.0
+    std::fs::write(&journal, marked).unwrap();
+    let read = paths().per_prompt().journal(folder.path().join("other.partial")).run().unwrap();
+    let resumed = paths().journal(&journal).run().unwrap();
+    assert_ne!(values(&resumed), values(&whole), "the journal's value was not taken");
+    assert_eq!(read.len(), 2 * whole.len());
+    let another = Paths::noise(&model, &corrupt, &clean).journal(&journal).run().unwrap_err();
+    assert!(another.to_string().contains("another one"), "{another}");
+}
+
+/// What the command may take beside the model is what it takes at most, and a batch of which memory holds a few prompts
+/// gives the same table.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_stays_within_its_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ModelConfig {
+        n_layers: 6,
+        d_model: 256,
+        n_heads: 8,
+        n_kv_heads: 8,
+        d_head: 32,
+        d_mlp: 1024,
+        vocab: 4000,
+        n_positions: 128,
+        ..ModelConfig::default()
+    };
+    let model = folder.path().join("model");
+    Model::random(&config, 0).unwrap().save(&model).unwrap();
+    let file = |name: &str, batch: usize, positions: usize, seed: usize| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, serde_json::to_string(some_tokens(batch, positions, 4000, seed).rows()).unwrap())
+            .unwrap();
+        format!("@{}", path.display())
+    };
+    let (clean, corrupt) = (file("clean.json", 48, 96, 1), file("corrupt.json", 48, 96, 2));
+    let (little, other) = (file("little.json", 1, 4, 1), file("other.json", 1, 4, 2));
+    // The most memory, in MiB, that the command held at a time.
+    let most = |clean: &str, corrupt: &str, memory: &str, out: &str| {
+        let out = folder.path().join(out);
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope"))
+            .args([
+                "patch",
+                model.to_str().unwrap(),
+                "--clean",
+                clean,
+                "--corrupt",
+                corrupt,
+                "--layers",
+                "0,3,5",
+                "--heads",
+                "0,3",
+            ])
+            .args(["--metric", "loss", "--memory", memory, "--out", out.to_str().unwrap()])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let status = format!("/proc/{}/status", child.id());
+        let mut most = 0.0;
+        while child.try_wait().unwrap().is_none() {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+            most = f64::max(most, line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        assert!(child.wait().unwrap().success());
+        (most, Table::read(out).unwrap())
+    };
+    let (without, _) = most(&little, &other, "0", "little.parquet");
+    let mut tables = vec![];
+    for memory in ["64", "512"] {
+        let (peak, table) = most(&clean, &corrupt, memory, "table.parquet");
+        let budget: f64 = memory.parse().unwrap();
+        assert!(peak - without <= budget, "{memory} MiB: {peak} MiB, of which {without} MiB without activations");
+        tables.push(table);
+    }
+    assert_close("tables", &values(&tables[0]), &values(&tables[1]), Tol::Fused(Kind::Float));
+}
