@@ -163,6 +163,61 @@ fn parts_are_the_whole() {
     assert_eq!((paths().explain().unwrap().parts, paths().memory(0).explain().unwrap().parts), (1, 5));
 }
 
+/// Any action along any axes, with a user's own tensors and runs; what does not fit is an error.
+#[test]
+fn an_edit_may_read_what_the_user_gives() {
+    let config = configs().remove(0);
+    let model = random(&config, 11);
+    let tokens = some_tokens(3, 5, config.vocab, 1);
+    let sweep = || Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit_difference(3, 5));
+    let zero = sweep().run().unwrap();
+    let scaled = sweep().each_with(Site::Z, Every::Head, Action::Scale { factor: 0.0 }).run().unwrap();
+    assert_close("a scale of 0", &values(&scaled), &values(&zero), MODEL);
+    // Out of a subspace and onto it: the changes are the two halves of taking all away, where what follows is linear; here
+    // they are beside plans.
+    let basis = model.parameters()[0].1.narrow(0, 7, 2);
+    for action in [Action::project_out("basis"), Action::project_onto("basis")] {
+        let last = Site::ResidPost(config.n_layers - 1);
+        let table = sweep()
+            .with_tensor("basis", last, &basis)
+            .each_with(|_| last, Every::Position, action.clone())
+            .only(|keys| keys.position == Some(4))
+            .run()
+            .unwrap();
+        let plan = Plan::new().with_tensor("basis", last, &basis).edit(Edit::new(last, action).position(4));
+        let logits = model.run(&tokens, &plan).unwrap().logits().unwrap().select(1, 4);
+        let difference = (logits.select(1, 3) - logits.select(1, 5)).mean(Kind::Double).double_value(&[]);
+        assert_close("projected", &values(&table), &Tensor::from_slice(&[difference]), MODEL);
+    }
+    let digest = |scale: f64| {
+        let direction = &basis.get(0) * scale;
+        let action = Action::Add { key: "d".into(), alpha: 1.0 };
+        let sweep = sweep().with_tensor("d", Site::ResidPre(1), &direction).each_with(
+            |_| Site::ResidPre(1),
+            Every::Layer,
+            action,
+        );
+        sweep.run().unwrap().provenance().options["what"]["activations"].to_string()
+    };
+    assert_eq!(digest(1.0), digest(1.0));
+    assert_ne!(digest(1.0), digest(2.0), "provenance tells tensors apart");
+    let says = |sweep: Sweep<'_>, words: &str| {
+        let error = sweep.run().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    says(sweep().with_tensor("reference", Site::Z(0), &basis), "another key");
+    says(sweep().each_with(Site::Z, Every::Head, Action::replace("nowhere")), "`nowhere` in the plan's bank");
+    let two = model.run(&some_tokens(2, 5, config.vocab, 4), &Plan::new().tap(Site::Z(0))).unwrap();
+    says(
+        sweep().with("two", &two).each_with(|_| Site::Z(0), Every::Head, Action::replace("two")),
+        "a run of 1 or 3 prompts",
+    );
+    let prompt = |n: usize| vec![vec![sweep().edit(Site::Z(0)).prompts([n])]];
+    says(sweep().sets(prompt(3)).memory(0), "batch 3 is out of range");
+    let one = sweep().sets(prompt(1)).memory(0).per_prompt().run().unwrap().effect().unwrap();
+    assert!(one[0] == 0.0 && one[1] != 0.0 && one[2] == 0.0, "{one:?}");
+}
+
 /// Beside estimated edges, exact paths.
 #[test]
 fn exact_paths_stand_beside_estimates() {

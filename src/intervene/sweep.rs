@@ -266,7 +266,8 @@ impl<'a> Sweep<'a> {
 
     /// At most this many bytes for what is held beside the model: the unchanged run, the activations that edits read, and
     /// stacked variants. Where all prompts together would take more, they are computed in parts, down to one variant of one
-    /// prompt. Unless said otherwise, a quarter of what is free on the model's device.
+    /// prompt; a metric of your own sees the whole batch, which is then not divided. Unless said otherwise, a quarter of what
+    /// is free on the model's device.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
