@@ -195,8 +195,31 @@ impl Table {
     pub fn f64(&self, column: &str) -> Result<Vec<f64>> {
         let doing = || Error::table(format!("reading column `{column}` as numbers"));
         let series = self.frame.column(column).map_err(doing())?;
+        if series.dtype() == &DataType::String {
+            return Err(Error::argument("column", "one of numbers", format!("texts in `{column}`")));
+        }
         let series = series.cast(&DataType::Float64).map_err(doing())?;
         Ok(series.f64().map_err(doing())?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
+    }
+
+    /// The distinct values of a column in order, and each row's place among them; numbers ascend from 0 and texts stand as
+    /// they first appear. Nothing where the value is missing.
+    pub(crate) fn places(&self, column: &str) -> Result<(Option<Vec<String>>, Vec<Option<usize>>)> {
+        let doing = || Error::table(format!("reading column `{column}`"));
+        let series = self.frame.column(column).map_err(doing())?;
+        if series.dtype() != &DataType::String {
+            let whole = |value: f64| (value >= 0.0).then_some(value as usize);
+            return Ok((None, self.f64(column)?.into_iter().map(whole).collect()));
+        }
+        let mut names: Vec<String> = vec![];
+        let mut place = |name: &str| {
+            names.iter().position(|known| known == name).unwrap_or_else(|| {
+                names.push(name.to_owned());
+                names.len() - 1
+            })
+        };
+        let places = series.str().map_err(doing())?.iter().map(|name| name.map(&mut place)).collect();
+        Ok((Some(names), places))
     }
 
     /// What the intervention changed: `value - baseline`, row by row.

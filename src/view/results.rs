@@ -105,28 +105,31 @@ fn array3(tensor: &Tensor) -> Result<Array3<f64>> {
 
 impl Table {
     /// A heat map of the effect (value - baseline; the value where there is no baseline), one cell for each pair of two
-    /// whole-number columns such as `layer` and `head`; a cell with several rows shows their mean, one with none is grey.
+    /// columns of whole numbers, such as `layer` and `head`, or of texts, such as `task`; a cell with several rows shows their
+    /// mean, one with none is grey.
     ///
     /// # Errors
     /// Where there is no such column.
     pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
         let effects = self.columns().iter().any(|name| name == "baseline");
         let values = if effects { self.effect()? } else { self.f64("value")? };
-        let place =
-            |column: &str| -> Result<Vec<usize>> { Ok(self.f64(column)?.iter().map(|&v| v as usize).collect()) };
-        let (y, x) = (place(rows)?, place(columns)?);
-        let size = |places: &[usize]| places.iter().max().map_or(0, |&last| last + 1);
-        let (mut sum, mut count) =
-            (Array2::<f64>::zeros((size(&y), size(&x))), Array2::<f64>::zeros((size(&y), size(&x))));
-        for ((&y, &x), value) in y.iter().zip(&x).zip(values) {
-            sum[[y, x]] += value;
-            count[[y, x]] += 1.0;
+        let ((y_names, y), (x_names, x)) = (self.places(rows)?, self.places(columns)?);
+        let size = |places: &[Option<usize>]| places.iter().flatten().max().map_or(0, |&last| last + 1);
+        let mut sum = Array2::<f64>::zeros((size(&y), size(&x)));
+        let mut count = sum.clone();
+        for ((y, x), value) in y.iter().zip(&x).zip(values) {
+            if let (Some(y), Some(x)) = (*y, *x) {
+                sum[[y, x]] += value;
+                count[[y, x]] += 1.0;
+            }
         }
         let metric = self.frame().column("metric").ok().and_then(|names| names.str().ok()?.get(0).map(str::to_owned));
         let metric = metric.unwrap_or_default().replace('_', " ");
         let how = self.provenance().options["what"].get("change").map(how).unwrap_or_default();
         let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
-        Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows).svg()
+        let mut map = Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows);
+        map = y_names.into_iter().fold(map, Heatmap::y_ticks);
+        x_names.into_iter().fold(map, Heatmap::x_ticks).svg()
     }
 
     /// Shows the table in a notebook.

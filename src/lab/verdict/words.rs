@@ -61,20 +61,19 @@ impl fmt::Display for Finding {
         if let Some(effect) = self.effect {
             write!(out, " {:>7.3} [{:.3}, {:.3}]", effect.estimate, effect.low, effect.high)?;
         }
+        write!(out, "  n {}", self.effects.len())?;
+        if self.unlearned > 0 {
+            write!(out, " ({} runs did not learn)", self.unlearned)?;
+        }
+        write!(out, "  {}", self.reason)?;
         let p = [
             ("beyond", self.p_beyond),
             ("opposite", self.p_opposite),
             ("equivalent", self.p_equivalent),
             ("trend", self.p_trend),
         ];
-        for (name, p) in p.into_iter().filter_map(|(name, p)| Some((name, p?))) {
-            write!(out, "  p {name} {p:.3}")?;
-        }
-        write!(out, "  n {}", self.effects.len())?;
-        if self.unlearned > 0 {
-            write!(out, " ({} runs did not learn)", self.unlearned)?;
-        }
-        write!(out, "  {}", self.reason)
+        let p: Vec<String> = p.into_iter().filter_map(|(name, p)| Some(format!("{name} {:.3}", p?))).collect();
+        if p.is_empty() { Ok(()) } else { write!(out, "\n{:22}p: {}", "", p.join(", ")) }
     }
 }
 
