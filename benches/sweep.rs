@@ -138,7 +138,8 @@ fn whole(out: &mut String, cores: i32) {
                 ),
             );
             if naive {
-                let slow = timed(|| drop(sweep.strategy(Strategy::Naive).run().unwrap()));
+                let sweep = sweep.strategy(Strategy::Naive);
+                let slow = timed(|| drop(sweep.run().unwrap()));
                 row(
                     out,
                     format!(
