@@ -33,10 +33,11 @@ pub(super) fn heads(pass: &Pass<'_>, weights: &Attention, x: &Tensor) -> Result<
     let asked = each_head(&q, &by_head(&weights.k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {
+        // Added, since filling under a mask would be slower, and its gradient another pass.
         let positions = Tensor::arange(x.size()[1], (Kind::Int64, x.device()));
         let hidden = positions.view([1, 1, -1]).gt_tensor(&wanted.view([-1, 1, 1]));
         let away = Tensor::zeros(hidden.size(), (x.kind(), x.device())).masked_fill(&hidden, f64::NEG_INFINITY);
-        scores = scores + away; // a mask for every head would be slower, and its gradient another
+        scores = &scores + away; // not `+=`, which works in place
     }
     let read = scores.softmax(-1, None::<Kind>).bmm(x); // [row, head, d_model]
     let mut z = each_head(&read, &by_head(&weights.v, heads));
