@@ -56,7 +56,7 @@ pub struct TraceOptions {
 
 impl Default for TraceOptions {
     fn default() -> Self {
-        Self { every: 100, rows: 32, quantities: Quantity::ALL.to_vec() }
+        Self { every: 200, rows: 32, quantities: Quantity::ALL.to_vec() }
     }
 }
 
