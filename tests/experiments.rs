@@ -274,7 +274,8 @@ fn committed_results_are_of_these_experiments() {
     let all = Results::read_all("notebooks/results").unwrap();
     for experiment in named() {
         let (folder, results) = all.iter().find(|(_, results)| results.experiment.id == experiment.id).unwrap();
-        assert_eq!(results.experiment, experiment);
+        let large = Experiment::named(&experiment.id, Grid::Full).unwrap();
+        assert!(results.experiment == experiment || results.experiment == large, "{}", experiment.id);
         assert!(results.missing.is_empty(), "{}: {:?}", experiment.id, results.missing);
         let committed: Judgement =
             serde_json::from_slice(&std::fs::read(folder.join("verdict.json")).unwrap()).unwrap();

@@ -9,10 +9,9 @@ use std::process::Command;
 
 use common::{Tol, assert_near, fixture, load};
 use headscope::heads::{Annotated, Link, Looking, Role, RoleOptions, Roles, read_conllu, read_gap};
+use headscope::lab::Language;
 use headscope::lab::experiment::{Cell, Pretrained, Texts, Work};
 use headscope::lab::language::{English, LookFrom};
-use headscope::lab::verdict::Judgement;
-use headscope::lab::{Experiment, Grid, Language, Results};
 use headscope::model::Model;
 use headscope::table::Table;
 use tch::Kind;
@@ -332,20 +331,6 @@ fn a_cell_of_roles() {
     let (trained, drawn) = (mean(of(&table, "accuracy")), mean(of(&random, "accuracy")));
     assert!(trained > drawn + 0.1, "{trained} where random weights have {drawn}");
     assert!(work(false, &[]).compute(0, 1).is_err() && work(false, &["none"]).compute(0, 1).is_err());
-}
-
-/// The results that are kept are of the experiment as it is declared, whole, and their verdict is the one that is kept.
-#[test]
-fn kept_results_are_of_this_experiment() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks/results/E7");
-    let results = Results::read(&folder).unwrap();
-    assert!(results.experiment == Experiment::named("E7", Grid::Full).unwrap());
-    assert!(results.missing.is_empty(), "{:?}", results.missing);
-    let kept: Judgement = serde_json::from_slice(&std::fs::read(folder.join("verdict.json")).unwrap()).unwrap();
-    let found = results.judge().unwrap();
-    let verdicts =
-        |judgement: &Judgement| judgement.predictions.iter().map(|judged| judged.verdict).collect::<Vec<_>>();
-    assert_eq!((&found.claims, verdicts(&found)), (&kept.claims, verdicts(&kept)));
 }
 
 /// An annotated file of the shared folder; nothing where HEADSCOPE_DATA is not set.
