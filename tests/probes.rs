@@ -239,6 +239,12 @@ proptest! {
         let twice = concatenate(Axis(1), &[x.view(), x.slice(s![.., ..1])]).unwrap();
         prop_assert!((found - ask(&twice, &labels)).abs() < 0.01);
         // Invariant 46: a constant predictor has 0; one that sees nothing has at most what it overfits.
+        let blind = ProbeOptions { ridge: 1e9, ..quick(ProbeFamily::Linear) };
+        let constant = v_information_of_labels(x.view(), &labels, &blind, seed).unwrap().nats();
+        prop_assert!(constant.abs() < 3e-3, "{}", constant);
+        let y = x.slice(s![.., ..1]).to_owned() + normals(200, 1, seed + 3);
+        let constant = v_information(x.view(), y.view(), &blind, seed).unwrap().nats();
+        prop_assert!(constant.abs() < 1e-6, "{}", constant);
         prop_assert!(ask(&normals(200, 3, seed + 2), &labels) < 0.03);
         prop_assert!(found < (classes as f64).ln());
     }

@@ -66,3 +66,27 @@ impl Scored {
 fn read(tensor: &Tensor) -> Result<Vec<f64>> {
     Vec::<f64>::try_from(tensor.to(Device::Cpu)).map_err(Error::torch("reading a critic's scores"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Bound, Scored};
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_critic_that_says_the_same_of_all_pairs_bounds_nothing() {
+        for (bound, constant) in [(Bound::InfoNce, 3.0), (Bound::Mine, -2.0), (Bound::Nwj, 1.0)] {
+            let scores = Tensor::full([6, 6], constant, (Kind::Double, Device::Cpu));
+            let scored = Scored::new(&scores, bound).unwrap_or_else(|reason| unreachable!("{reason}"));
+            let values = scored.values(bound, scored.others);
+            assert!(values.iter().all(|value| value.abs() < 1e-12), "{bound:?}: {values:?}");
+        }
+    }
+
+    #[test]
+    fn contrast_is_at_most_ln_k() {
+        let scores = Tensor::eye(7, (Kind::Double, Device::Cpu)) * 100.0;
+        let scored = Scored::new(&scores, Bound::InfoNce).unwrap_or_else(|reason| unreachable!("{reason}"));
+        let values = scored.values(Bound::InfoNce, scored.others);
+        assert!(values.iter().all(|value| (value - 7f64.ln()).abs() < 1e-9), "{values:?}");
+    }
+}
