@@ -17,7 +17,7 @@ pub(super) struct Stop {
     pub tolerance: f64,
 }
 
-/// Minimises `f` by L-BFGS from `start` (Nocedal & Wright 2006, algorithm 7.5) with backtracking. `f` writes its gradient into
+/// Minimises `f` by L-BFGS from `start` (Nocedal & Wright 2006, algorithm 7.5) with a line search by bisection. `f` writes its gradient into
 /// its second argument; `watch` sees the point after each step and ends the search by returning false. It goes fastest in
 /// coordinates in which the curvature is near 1.
 pub(super) fn minimise(
@@ -37,15 +37,25 @@ pub(super) fn minimise(
         let direction = downhill(&memory, &gradient);
         let slope = dot(&direction, &gradient);
         let mut next_gradient = vec![0.0; point.len()];
-        let mut reach = 1.0;
-        let found = (0..30).find_map(|_| {
+        // Far enough to go down, and not so short that the function still curves the other way (which a convex one never does):
+        // halved and doubled until both hold.
+        let (mut reach, mut short, mut long) = (1.0, 0.0, f64::INFINITY);
+        let mut found = None;
+        for _ in 0..30 {
             let next: Vec<f64> = point.iter().zip(&direction).map(|(p, d)| p + reach * d).collect();
             let next_value = f(&next, &mut next_gradient);
-            let enough = next_value <= value + 1e-4 * reach * slope;
-            reach /= 2.0;
-            enough.then_some((next, next_value))
-        });
-        let Some((next, next_value)) = found else { break };
+            if next_value <= value + 1e-4 * reach * slope {
+                found = Some((next, next_value, next_gradient.clone()));
+                if dot(&direction, &next_gradient) > slope {
+                    break;
+                }
+                short = reach;
+            } else {
+                long = reach;
+            }
+            reach = if long.is_finite() { (short + long) / 2.0 } else { 2.0 * reach };
+        }
+        let Some((next, next_value, next_gradient)) = found else { break };
         let difference = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a - b).collect::<Vec<f64>>();
         let (step, change) = (difference(&next, &point), difference(&next_gradient, &gradient));
         let curvature = dot(&step, &change);
