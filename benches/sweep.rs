@@ -208,13 +208,14 @@ fn status(name: &str) -> f64 {
 fn memory(out: &mut String) {
     let (model, clean, corrupt) = (Model::random(&gpt2(2), 0).unwrap(), prompts(8, 64, 0), prompts(8, 64, 1));
     let sweep = |memory: usize| {
-        let sweep = Sweep::patch(&model, &clean, &corrupt).metric(Metric::Loss).memory(memory);
+        let sweep = Sweep::patch(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5)).memory(memory);
         sweep.only(|keys| keys.head.is_some_and(|head| head < 6))
     };
     let warm = Sweep::ablate(&model, &clean, Ablation::Zero).only(|keys| keys.head == Some(0));
     drop(warm.memory(0).run().unwrap());
-    out.push_str("\n## Memory\n\nz of 12 heads of 2 layers, loss, 8 prompts of 64 tokens. Peak: the most that the process held at a time, less what it held before.\n\n");
+    out.push_str("\n## Memory\n\nz of 12 heads of 2 layers, logit difference, 8 prompts of 64 tokens. Peak: the most that the process held at a time, less what it held before.\n\n");
     out.push_str("| budget (MiB) | prompts in parts | at once | peak (MiB) |\n|---:|---:|---:|---:|\n");
+    std::fs::write("/proc/self/clear_refs", "5").unwrap(); // the peak is counted from here on
     let before = status("VmRSS:");
     for budget in [32usize, 64, 128, 256, 512] {
         let plan = sweep(budget << 20).explain().unwrap();
@@ -235,12 +236,14 @@ fn main() {
     let mut out = String::from(
         "# The sweep engine\n\nWritten by `cargo bench --bench sweep`. GPT-2 small's shape where nothing else is said, random weights, 8 prompts of 16 tokens, float32, CPU.\nOf the loop: the multiplications of one whole pass a variant, as a multiple. One thread's rates are of processor seconds, those of all threads of the clock; the machine's own is that of a product of 4096 x 768 with 768 x 3072, measured before and after each sweep.\n\n",
     );
-    memory(&mut out);
-    let mut times = String::new();
-    whole(&mut times, cores);
-    scaling(&mut times);
-    out.insert_str(out.find("\n## Memory").unwrap(), &format!("\n{times}"));
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/sweep.md");
+    // Each part is written as it is done.
+    memory(&mut out);
+    std::fs::write(file, &out).unwrap();
+    out.push('\n');
+    whole(&mut out, cores);
+    std::fs::write(file, &out).unwrap();
+    scaling(&mut out);
     std::fs::write(file, &out).unwrap();
     println!("written to {file}");
 }
