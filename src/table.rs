@@ -120,6 +120,14 @@ pub struct Table {
     provenance: Provenance,
 }
 
+/// A column as an axis: numbers are places themselves, texts stand as they first appear.
+pub(crate) struct Places {
+    /// The texts.
+    pub names: Option<Vec<String>>,
+    /// Each row's place; nothing where the value is missing.
+    pub rows: Vec<Option<usize>>,
+}
+
 impl Table {
     /// A table of `rows`, sorted by their keys and metric. A value that is not finite is missing (`null`): the rest of a long
     /// computation is not lost for one of them.
@@ -202,14 +210,13 @@ impl Table {
         Ok(series.f64().map_err(doing())?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
     }
 
-    /// The distinct values of a column in order, and each row's place among them; numbers ascend from 0 and texts stand as
-    /// they first appear. Nothing where the value is missing.
-    pub(crate) fn places(&self, column: &str) -> Result<(Option<Vec<String>>, Vec<Option<usize>>)> {
+    /// Where each row stands along an axis that a column names.
+    pub(crate) fn places(&self, column: &str) -> Result<Places> {
         let doing = || Error::table(format!("reading column `{column}`"));
         let series = self.frame.column(column).map_err(doing())?;
         if series.dtype() != &DataType::String {
             let whole = |value: f64| (value >= 0.0).then_some(value as usize);
-            return Ok((None, self.f64(column)?.into_iter().map(whole).collect()));
+            return Ok(Places { names: None, rows: self.f64(column)?.into_iter().map(whole).collect() });
         }
         let mut names: Vec<String> = vec![];
         let mut place = |name: &str| {
@@ -218,8 +225,8 @@ impl Table {
                 names.len() - 1
             })
         };
-        let places = series.str().map_err(doing())?.iter().map(|name| name.map(&mut place)).collect();
-        Ok((Some(names), places))
+        let rows = series.str().map_err(doing())?.iter().map(|name| name.map(&mut place)).collect();
+        Ok(Places { names: Some(names), rows })
     }
 
     /// What the intervention changed: `value - baseline`, row by row.

@@ -113,11 +113,11 @@ impl Table {
     pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
         let effects = self.columns().iter().any(|name| name == "baseline");
         let values = if effects { self.effect()? } else { self.f64("value")? };
-        let ((y_names, y), (x_names, x)) = (self.places(rows)?, self.places(columns)?);
+        let (y, x) = (self.places(rows)?, self.places(columns)?);
         let size = |places: &[Option<usize>]| places.iter().flatten().max().map_or(0, |&last| last + 1);
-        let mut sum = Array2::<f64>::zeros((size(&y), size(&x)));
+        let mut sum = Array2::<f64>::zeros((size(&y.rows), size(&x.rows)));
         let mut count = sum.clone();
-        for ((y, x), value) in y.iter().zip(&x).zip(values) {
+        for ((y, x), value) in y.rows.iter().zip(&x.rows).zip(values) {
             if let (Some(y), Some(x)) = (*y, *x) {
                 sum[[y, x]] += value;
                 count[[y, x]] += 1.0;
@@ -128,8 +128,8 @@ impl Table {
         let how = self.provenance().options["what"].get("change").map(how).unwrap_or_default();
         let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
         let mut map = Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows);
-        map = y_names.into_iter().fold(map, Heatmap::y_ticks);
-        x_names.into_iter().fold(map, Heatmap::x_ticks).svg()
+        map = y.names.into_iter().fold(map, Heatmap::y_ticks);
+        x.names.into_iter().fold(map, Heatmap::x_ticks).svg()
     }
 
     /// Shows the table in a notebook.
