@@ -102,6 +102,11 @@ pub(crate) fn check(device: Device) -> Result<()> {
     Err(Error::argument("device", format!("one of {there:?}"), format!("{device:?}")))
 }
 
+/// Of a budget, what activations may take: a quarter is left for what products take for a moment, and for gaps in the heap.
+pub(crate) fn usable(memory: usize) -> usize {
+    memory - memory / 4
+}
+
 /// Bytes of memory that are free on a device: of the CPU what the system says that it can give, within the limits of this
 /// process' control groups; of a GPU what its driver says. 1 GiB where neither is known.
 pub(crate) fn free_memory(device: Device) -> usize {

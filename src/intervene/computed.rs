@@ -14,6 +14,7 @@ use super::metric::Metric;
 use super::outcome::Outcome;
 use super::parts::{Part, check_prompts, side_by_side};
 use super::sweep::{Strategy, Sweep, Variant, same_lengths};
+use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens};
 use crate::progress::Progress;
@@ -160,7 +161,7 @@ impl Sweep<'_> {
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // A function of the user's own sees the whole batch; the naive loop is one.
         let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom(..));
-        let most = if whole { batch } else { (memory - memory / 8) / ((kept + pass) / batch).max(1) };
+        let most = if whole { batch } else { usable(memory) / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1))?;
         let draws = match self.change {
             Change::Ablation(Ablation::Resample { seed }) if !read.is_empty() => {

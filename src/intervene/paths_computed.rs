@@ -15,6 +15,7 @@ use super::outcome::Outcome;
 use super::parts::{Part, side_by_side};
 use super::paths::Paths;
 use super::sweep::{Strategy, Variant};
+use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens};
 use crate::progress::Progress;
@@ -144,7 +145,7 @@ impl Paths<'_> {
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         let pass = pass + setup.bytes_at(&self.reads().0);
         let custom = matches!(self.metric, Metric::Custom(..)); // a function of the user's own sees the whole batch
-        let most = if custom { batch } else { (memory - memory / 8) / ((kept + pass) / batch).max(1) };
+        let most = if custom { batch } else { usable(memory) / ((kept + pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 

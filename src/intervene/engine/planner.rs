@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Engine, Setup};
+use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::intervene::sweep::{Strategy, Variant};
@@ -81,9 +82,9 @@ impl Setup<'_> {
         (self.budget() / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(tokens))
     }
 
-    /// Bytes that stacked activations may take; an eighth is left for what a product takes for a moment.
+    /// Bytes that stacked activations may take.
     pub(super) fn budget(&self) -> usize {
-        (self.memory - self.memory / 8).saturating_sub(self.kept)
+        usable(self.memory).saturating_sub(self.kept)
     }
 
     /// Bytes that the batch's values at some sites take.
