@@ -54,8 +54,12 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     for inner in [folder.to_owned(), folder.join("cells")] {
         for entry in std::fs::read_dir(inner).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
         {
-            let name = entry.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
-            all.insert(name, std::fs::read(entry).unwrap());
+            // A killed process leaves the hidden file that it was writing.
+            let hidden = entry.file_name().unwrap().to_str().unwrap().starts_with('.');
+            if !hidden {
+                let name = entry.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+                all.insert(name, std::fs::read(entry).unwrap());
+            }
         }
     }
     all
