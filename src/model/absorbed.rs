@@ -2,34 +2,40 @@
 //!
 //! A head's score of a key is `q W_K^T x`, and what it gathers is `(pattern x) W_V`. Where one position of a row asks, it is
 //! cheaper to bring its query to the stream and to gather the stream itself than to compute keys and values everywhere.
+//! Keys and values of earlier positions that are there already are used as they are.
 
 use tch::{Kind, Tensor};
 
-use super::attention::{Past, project_one};
+use super::attention::{Past, across, project_one};
+use super::config::{ModelConfig, Position};
 use super::forward::Pass;
 use super::site::Site;
 use super::weights::{Attention, Linear};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Whether the heads of `layer` can be computed so: only the wanted positions ask, and nobody looks at what is left out.
-pub(super) fn serves(pass: &Pass<'_>, layer: usize) -> bool {
-    let config = pass.model.config();
+/// Whether this is possible, and less work, where one of `positions` new positions asks.
+pub(crate) fn pays(config: &ModelConfig, positions: usize) -> bool {
+    let turned = matches!(config.position, Position::Rotary { .. });
+    config.causal && config.n_heads == config.n_kv_heads && !turned && positions > 1
+}
+
+/// Whether the heads of `layer` are computed so, `positions` of them new: only the wanted ones ask, and nobody looks at what
+/// is left out.
+pub(super) fn serves(pass: &Pass<'_>, layer: usize, positions: i64) -> bool {
     let left_out = [Site::Q(layer), Site::K(layer), Site::V(layer), Site::Scores(layer), Site::Pattern(layer)];
-    let plain = pass.rotary.is_none() && pass.valid.is_none() && matches!(pass.past, Past::None);
-    pass.whole
-        && plain
-        && config.causal
-        && config.n_heads == config.n_kv_heads
+    pays(pass.model.config(), positions as usize)
+        && pass.valid.is_none()
+        && !matches!(pass.past, Past::Growing(_))
+        && !pass.program.explicit
         && pass.trims_heads(layer)
         && !left_out.into_iter().any(|site| pass.program.touches(site))
 }
 
 /// z at the wanted positions, `[row, 1, head, d_head]`, of a block's normalised input `x`, `[row, position, d_model]`.
-pub(super) fn heads(pass: &Pass<'_>, weights: &Attention, x: &Tensor) -> Result<Tensor> {
+pub(super) fn heads(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<Tensor> {
     let heads = pass.model.config().n_heads;
     let q = project_one(&weights.q, &pass.pick(x), heads)?.squeeze_dim(1);
     let q = &q * (q.size()[2] as f64).powf(-0.5);
-    // A bias of the keys adds the same to all scores of a query.
     let asked = each_head(&q, &by_head(&weights.k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {
@@ -39,14 +45,36 @@ pub(super) fn heads(pass: &Pass<'_>, weights: &Attention, x: &Tensor) -> Result<
         let away = Tensor::zeros(hidden.size(), (x.kind(), x.device())).masked_fill(&hidden, f64::NEG_INFINITY);
         scores = &scores + away; // not `+=`, which works in place
     }
-    let read = scores.softmax(-1, None::<Kind>).bmm(x); // [row, head, d_model]
-    let mut z = each_head(&read, &by_head(&weights.v, heads));
-    if let Some(b) = &weights.v.b {
-        // Weights of attention sum to 1.
-        let own = b.unflatten(-1, [heads as i64, -1]).unsqueeze(-3);
-        z = (z.view([runs(&weights.v), -1, z.size()[1], z.size()[2]]) + own).flatten(0, 1);
+    let Some((k, v)) = pass.past.shared(layer) else {
+        // A bias of the keys adds the same to all scores of a query, and weights of attention sum to 1.
+        let read = scores.softmax(-1, None::<Kind>).bmm(x); // [row, head, d_model]
+        let z = each_head(&read, &by_head(&weights.v, heads));
+        return Ok(with_bias(z, &weights.v, heads, None).unsqueeze(1));
+    };
+    let failed = |error| Error::torch("attention over shared keys")(error);
+    if let Some(b) = &weights.k.b {
+        let b = b.view([heads as i64, -1]);
+        scores = scores + (&q * b).sum_dim_intlist([-1i64].as_slice(), true, None);
     }
-    Ok(z.unsqueeze(1))
+    let q = q.unsqueeze(2); // [row, head, 1, d_head]
+    let before = across(&q, &k.transpose(2, 3)).map_err(failed)?.squeeze_dim(2);
+    let pattern = Tensor::cat(&[before, scores], 2).softmax(-1, None::<Kind>);
+    let first = k.size()[2];
+    let new = pattern.narrow(2, first, x.size()[1]);
+    let z = each_head(&new.bmm(x), &by_head(&weights.v, heads));
+    let z = with_bias(z, &weights.v, heads, Some(&new.sum_dim_intlist([-1i64].as_slice(), true, None)));
+    let before = across(&pattern.narrow(2, 0, first).unsqueeze(2), &v).map_err(failed)?;
+    Ok((z + before.squeeze_dim(2)).unsqueeze(1))
+}
+
+/// `z`, `[row, head, d_head]`, with the values' bias, weighted where the attention that gathers it does not sum to 1.
+fn with_bias(z: Tensor, v: &Linear, heads: usize, weight: Option<&Tensor>) -> Tensor {
+    let Some(b) = &v.b else { return z };
+    let own = b.unflatten(-1, [heads as i64, -1]).unsqueeze(-3);
+    match weight {
+        Some(weight) => z + own * weight,
+        None => (z.view([runs(v), -1, z.size()[1], z.size()[2]]) + own).flatten(0, 1),
+    }
 }
 
 /// How many models stand along the `run` axis of a matrix.

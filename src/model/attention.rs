@@ -57,6 +57,13 @@ impl Past<'_> {
         }
     }
 
+    /// The keys and values before the first computed position, where a run's are shared by every copy of its batch.
+    pub(super) fn shared(&self, layer: usize) -> Option<(Tensor, Tensor)> {
+        let Self::Fixed(cache, positions) = self else { return None };
+        let before = cache.layers.get(layer).filter(|_| *positions > 0);
+        before.map(|(k, v)| (k.narrow(2, 0, *positions), v.narrow(2, 0, *positions)))
+    }
+
     /// What a layer's queries see: its new keys and values and those that stand before; of some heads, where the new ones
     /// are.
     fn with(&mut self, layer: usize, k: Tensor, v: Tensor, some: Option<&SomeHeads>) -> Seen {
@@ -66,14 +73,9 @@ impl Past<'_> {
                 let (k, v) = cache.extend(layer, k, v);
                 Seen { k, v, before: None }
             }
-            Self::Fixed(cache, positions) => {
-                let before = cache.layers.get(layer).filter(|_| *positions > 0).map(|(k, v)| {
-                    let of = |old: &Tensor| {
-                        let old = old.narrow(2, 0, *positions);
-                        some.map_or_else(|| old.shallow_clone(), |some| some.of_kv(&old, 1))
-                    };
-                    (of(k), of(v))
-                });
+            Self::Fixed(..) => {
+                let of = |old: Tensor| some.map_or_else(|| old.shallow_clone(), |some| some.of_kv(&old, 1));
+                let before = self.shared(layer).map(|(k, v)| (of(k), of(v)));
                 Seen { k, v, before }
             }
         }
@@ -123,7 +125,7 @@ impl Seen {
 
 /// Products of `x` `[row, head, query, a]`, whose rows are copies of fewer, with what those share, `[shared, head, a, b]`:
 /// the copies' queries stand below each other in one product a head, and what is shared is not copied.
-fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchError> {
+pub(super) fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchError> {
     let (size, b) = (x.size(), shared.size()[3]);
     let [rows, heads, queries, a] = [size[0], size[1], size[2], size[3]];
     let few = shared.size()[0];

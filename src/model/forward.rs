@@ -145,8 +145,8 @@ impl<'a> Pass<'a> {
         let (mut qkv, mut z) = ([None, None, None], None);
         if let Some(resid) = x {
             let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
-            match absorbed::serves(self, layer) {
-                true => z = Some(absorbed::heads(self, &block.attn, &normed)?),
+            match absorbed::serves(self, layer, normed.size()[1]) {
+                true => z = Some(absorbed::heads(self, layer, &block.attn, &normed)?),
                 false => qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some),
             }
             x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });

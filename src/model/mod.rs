@@ -33,6 +33,7 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use absorbed::pays as absorption_pays;
 pub(crate) use attention::{KvCache, Past};
 pub use circuits::{CircuitOptions, Vocabulary};
 pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};

@@ -160,7 +160,8 @@ impl Program {
         let of_site = !matches!(edit.action, Action::Project { .. } | Action::Map { .. });
         if first > 0 {
             value = value.map(|v| if of_site { from_position(edit.site, &v, first, positions) } else { v });
-            edit.at.positions = edit.at.positions.map(|all| all.into_iter().map(|p| p - first.min(p)).collect());
+            let computed = |all: Vec<usize>| all.into_iter().filter_map(|p| p.checked_sub(first)).collect();
+            edit.at.positions = edit.at.positions.map(computed);
         }
         if let Some(heads) = heads {
             let numbers: Vec<usize> = heads.iter().map(|&head| head_at(edit.site, head, config)).collect();

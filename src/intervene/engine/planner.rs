@@ -10,7 +10,7 @@ use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::intervene::sweep::{Strategy, Variant};
-use crate::model::{Axis, Edit, Entry, ModelConfig, Site, Step};
+use crate::model::{Axis, Edit, Entry, ModelConfig, Site, Step, absorption_pays};
 
 /// What variants must have in common to go through the layers together; the order is that of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,7 +40,7 @@ impl Place {
 }
 
 /// More tokens at once gain nothing: the matrix products are long enough.
-const MOST_TOKENS: usize = 8192;
+const MOST_TOKENS: usize = 2048;
 
 impl Setup<'_> {
     /// Where a variant joins.
@@ -61,7 +61,7 @@ impl Setup<'_> {
             let group = Group { whole: true, first: 0, late: true };
             return Ok(Place { group, entry: Entry(0, Step::Ids), heads: None });
         };
-        let first = variant.edits.iter().map(first_position).min().unwrap_or(0);
+        let first = variant.edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
         let late = last > Entry(config.n_layers - 1, Step::ResidPre);
         let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
         Ok(match some_heads(&variant.edits, entry, config) {
@@ -122,9 +122,11 @@ impl Setup<'_> {
     }
 }
 
-/// The first position that an edit changes.
-fn first_position(edit: &Edit) -> usize {
-    edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0)
+/// The first position behind which something can be other than in the unchanged run. The query at a causal model's first
+/// position is no such thing: it sees one key, whatever it asks for.
+fn first_position(edit: &Edit, config: &ModelConfig) -> usize {
+    let least = usize::from(config.causal && matches!(edit.site, Site::Q(_)));
+    edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0).max(least)
 }
 
 /// Whether a site has the heads apart, before they are summed.
@@ -299,15 +301,16 @@ impl Engine<'_> {
         let (batch, positions) = (self.setup.tokens.batch(), self.setup.tokens.positions());
         let Some(place) = place.filter(|place| !place.group.whole) else {
             let rows = batch * positions;
-            let block = Block { config, rows, tail: rows, keys: positions, positions };
+            let block = Block { config, rows, tail: rows, keys: positions, positions, absorbed: false };
             return (block.all() * config.n_layers + rows * config.d_model * config.vocab) as f64;
         };
         let (first, Entry(layer, step)) = (place.group.first, place.entry);
         let rows = batch * (positions - first);
         let trims = self.reader.wanted(first as i64).is_some() && !place.group.late;
         let block = |at: usize| {
-            let tail = if trims && at + 1 == config.n_layers { batch } else { rows };
-            Block { config, rows, tail, keys: positions, positions: positions - first }
+            let trims = trims && at + 1 == config.n_layers;
+            let (tail, new) = (if trims { batch } else { rows }, positions - first);
+            Block { config, rows, tail, keys: positions, positions: new, absorbed: trims && absorption_pays(config, new) }
         };
         let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
@@ -326,6 +329,8 @@ struct Block<'a> {
     keys: usize,
     /// Positions that are computed.
     positions: usize,
+    /// Heads look at the residual stream itself.
+    absorbed: bool,
 }
 
 impl Block<'_> {
@@ -349,7 +354,17 @@ impl Block<'_> {
     }
 
     fn all(&self) -> usize {
-        self.projections(self.rows) + self.from(Step::Qkv)
+        match self.absorbed {
+            true => self.absorbed() + self.out(self.config.n_heads) + self.mlp(),
+            false => self.projections(self.rows) + self.from(Step::Qkv),
+        }
+    }
+
+    /// q, and both ways between a head's dimensions and the stream's; new positions in the stream, others in the head's.
+    fn absorbed(&self) -> usize {
+        let ModelConfig { d_model, d_head, n_heads, .. } = *self.config;
+        let looked_at = self.positions * d_model + (self.keys - self.positions) * d_head;
+        self.tail * n_heads * (3 * d_model * d_head + 2 * looked_at)
     }
 
     /// The work of rows that join at `step`.
