@@ -52,5 +52,6 @@ mod progress;
 pub mod stats;
 pub mod table;
 pub mod view;
+mod workers;
 
 pub use error::{Error, Result};

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::error::Error;
+
 /// Counts towards a known total.
 pub(crate) struct Progress {
     what: &'static str,
@@ -34,19 +36,9 @@ impl Progress {
         Self { what, total: total as u64, done: 0, shown }
     }
 
-    /// What is counted.
-    pub(crate) fn what(&self) -> &'static str {
-        self.what
-    }
-
-    /// How many steps are done.
-    pub(crate) fn done(&self) -> u64 {
-        self.done
-    }
-
-    /// How many steps there are.
-    pub(crate) fn total(&self) -> u64 {
-        self.total
+    /// An error for work that was stopped from outside.
+    pub(crate) fn stopped(&self) -> Error {
+        Error::Stopped { what: self.what, done: self.done, total: self.total }
     }
 
     /// `n` more steps are done.

@@ -93,9 +93,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(41), ..ProptestConfig::default() })]
 
     /// Several random edits in a variant, several variants, prompts of several lengths, any metric, memory for less than one
-    /// prompt up to all: what the engine finds is what whole passes find.
+    /// prompt up to all, several threads: what the engine finds is what whole passes find.
     #[test]
-    fn random_plans_are_whole_passes(config in 0..configs().len(), seed in any::<u64>(), memory in 0usize..3_000_000) {
+    fn random_plans_are_whole_passes(
+        config in 0..configs().len(), seed in any::<u64>(), memory in 0usize..3_000_000, threads in 1..5,
+    ) {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let model = random(&configs()[config], seed % 1000);
         let tokens = ragged(rng, model.config().vocab);
@@ -111,6 +113,7 @@ proptest! {
         let reads = variants.iter().flat_map(|v| &v.edits).any(|edit| edit.action.key() == Some("reference"));
         let metric = any_metric(rng, &model, &tokens);
         let table = |how| {
+            tch::set_num_threads(threads);
             let mut sweep = Sweep::ablate(&model, &tokens, Ablation::Mean).variants(variants.clone()).metric(metric.clone());
             sweep = if reads { sweep.reference(&other) } else { sweep };
             sweep = sweep.with("own", &own);
@@ -124,6 +127,36 @@ proptest! {
         let (auto, naive) = (table(How::Auto).unwrap(), table(How::Naive).unwrap());
         prop_assert_eq!(auto.len(), 12 * tokens.batch());
         assert_close(&format!("{metric:?}"), &values(&auto), &values(&naive), MODEL);
+    }
+}
+
+/// Matrices that are wide enough for another library's products, in float32.
+#[test]
+fn wide_models_are_whole_passes() {
+    let config = ModelConfig {
+        d_model: 256,
+        n_heads: 4,
+        n_kv_heads: 4,
+        d_head: 64,
+        d_mlp: 512,
+        vocab: 300,
+        ..ModelConfig::default()
+    };
+    let model = Model::random(&config, 3).unwrap();
+    let (clean, corrupt) = (some_tokens(6, 16, 300, 1), some_tokens(6, 16, 300, 2));
+    for (site, each, metric) in [
+        (Site::Z as fn(usize) -> Site, Every::Head, Metric::Loss),
+        (Site::ResidPre, Every::Position, Metric::logit_difference(3, 5)),
+        (Site::Q, Every::Head, Metric::Kl),
+    ] {
+        let table = |how, threads| {
+            tch::set_num_threads(threads);
+            let sweep = Sweep::patch(&model, &clean, &corrupt).metric(metric.clone()).strategy(how);
+            values(&sweep.each(site, each).run().unwrap())
+        };
+        let naive = table(How::Naive, 1);
+        assert_close(&format!("{metric:?}"), &table(How::Auto, 1), &naive, Tol::Model(Kind::Float));
+        assert_close(&format!("{metric:?}"), &table(How::Auto, 3), &naive, Tol::Model(Kind::Float));
     }
 }
 
@@ -302,8 +335,8 @@ fn memory_stays_within_its_budget() {
     let (clean, corrupt) = (file("clean.json", 48, 96, 1), file("corrupt.json", 48, 96, 2));
     let (little, other) = (file("little.json", 1, 4, 1), file("other.json", 1, 4, 2));
     // The most memory, in MiB, that the command held at a time.
-    let most = |clean: &str, corrupt: &str, memory: &str, out: &str| {
-        let out = folder.path().join(out);
+    let most = |clean: &str, corrupt: &str, memory: &str, threads: &str| {
+        let out = folder.path().join("table.parquet");
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope"))
             .args([
                 "patch",
@@ -318,6 +351,7 @@ fn memory_stays_within_its_budget() {
                 "0,3",
             ])
             .args(["--metric", "loss", "--memory", memory, "--out", out.to_str().unwrap()])
+            .env("OMP_NUM_THREADS", threads)
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
@@ -332,13 +366,14 @@ fn memory_stays_within_its_budget() {
         assert!(child.wait().unwrap().success());
         (most, Table::read(out).unwrap())
     };
-    let (without, _) = most(&little, &other, "0", "little.parquet");
+    let (without, _) = most(&little, &other, "0", "1");
     let mut tables = vec![];
-    for memory in ["64", "512"] {
-        let (peak, table) = most(&clean, &corrupt, memory, "table.parquet");
+    for (memory, threads) in [("64", "1"), ("512", "1"), ("64", "3"), ("512", "3")] {
+        let (peak, table) = most(&clean, &corrupt, memory, threads);
         let budget: f64 = memory.parse().unwrap();
-        assert!(peak - without <= budget, "{memory} MiB: {peak} MiB, of which {without} MiB without activations");
-        tables.push(table);
+        let taken = format!("{peak} MiB, of which {without} MiB without activations");
+        assert!(peak - without <= budget, "{memory} MiB, {threads} threads: {taken}");
+        tables.push(values(&table));
     }
-    assert_close("tables", &values(&tables[0]), &values(&tables[1]), Tol::Fused(Kind::Float));
+    tables.iter().for_each(|table| assert_close("tables", table, &tables[0], Tol::Fused(Kind::Float)));
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::ablation::{self, Ablation, REFERENCE};
 use super::change::{Change, Direction};
-use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup};
+use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, threads};
 use super::gradient::{self, Estimate, Estimator};
 use super::metric::Metric;
 use super::outcome::Outcome;
@@ -192,6 +192,7 @@ impl Sweep<'_> {
             strategy,
             memory,
             kept: share.kept,
+            threads: threads(model, strategy),
             stop,
         }
     }

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::ablation::REFERENCE;
 use super::computed::hex;
-use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, to_array};
+use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, threads, to_array};
 use super::gradient::{self, Estimate};
 use super::metric::Metric;
 use super::node::{Input, Node};
@@ -191,6 +191,7 @@ impl<'a> Share<'a> {
             strategy: Strategy::Auto,
             memory: self.memory,
             kept: self.kept,
+            threads: threads(self.model(), Strategy::Auto),
             stop: self.paths.stop,
         }
     }

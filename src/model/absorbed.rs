@@ -34,7 +34,7 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, positions: i64) -> bool {
 /// z at the wanted positions, `[row, 1, head, d_head]`, of a block's normalised input `x`, `[row, position, d_model]`.
 pub(super) fn heads(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<Tensor> {
     let heads = pass.model.config().n_heads;
-    let q = project_one(&weights.q, &pass.pick(x), heads)?.squeeze_dim(1);
+    let q = project_one(pass, &weights.q, &pass.pick(x), heads)?.squeeze_dim(1);
     let q = &q * (q.size()[2] as f64).powf(-0.5);
     let asked = each_head(&q, &by_head(&weights.k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));

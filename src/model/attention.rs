@@ -182,8 +182,8 @@ impl SomeHeads {
 }
 
 /// One projection of a block's normalised input, `[batch, position, d_model]` to `[batch, position, head, d_head]`.
-pub(super) fn project_one(linear: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {
-    Ok(linear.forward(x)?.unflatten(-1, [heads as i64, -1]))
+pub(super) fn project_one(pass: &Pass<'_>, linear: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {
+    Ok(pass.through(linear, x)?.unflatten(-1, [heads as i64, -1]))
 }
 
 /// q, k and v of a block's input `x`, `[batch, position, d_model]`, to `[batch, position, head, d_head]`; q only of the
@@ -191,8 +191,8 @@ pub(super) fn project_one(linear: &Linear, x: &Tensor, heads: usize) -> Result<T
 pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<[Tensor; 3]> {
     let config = pass.model.config();
     let asking = if pass.trims_heads(layer) { pass.pick(x) } else { x.shallow_clone() };
-    let kv = |linear| project_one(linear, x, config.n_kv_heads);
-    Ok([project_one(&weights.q, &asking, config.n_heads)?, kv(&weights.k)?, kv(&weights.v)?])
+    let kv = |linear| project_one(pass, linear, x, config.n_kv_heads);
+    Ok([project_one(pass, &weights.q, &asking, config.n_heads)?, kv(&weights.k)?, kv(&weights.v)?])
 }
 
 /// z of every head, `[batch, position, head, d_head]`, from q, k and v; or of some heads, where q, k and v are theirs.

@@ -225,7 +225,7 @@ impl<'a> Pass<'a> {
             _ => x.shallow_clone(),
         };
         let logits = match &weights.head {
-            Some(head) => head.unembed.forward(&self.model.before_unembed(&x)?)?,
+            Some(head) => self.through(&head.unembed, &self.model.before_unembed(&x)?)?,
             None => return Ok(x),
         };
         self.at(Site::Logits, logits)
@@ -296,6 +296,11 @@ impl<'a> Pass<'a> {
         self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)
     }
 
+    /// `x` through one of the model's matrices.
+    pub(super) fn through(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
+        if self.program.explicit { linear.forward(x) } else { linear.fast(x) }
+    }
+
     /// What the heads write into the residual stream.
     fn write(&mut self, layer: usize, o: &Linear, z: &Tensor) -> Result<Tensor> {
         let site = Site::Result(layer);
@@ -310,7 +315,7 @@ impl<'a> Pass<'a> {
         let out = match (sum, &o.b) {
             (Some(sum), Some(b)) => sum + b,
             (Some(sum), None) => sum,
-            (None, _) => o.forward(&z.flatten(2, 3))?,
+            (None, _) => self.through(o, &z.flatten(2, 3))?,
         };
         let out = self.at(Site::AttnOut(layer), out)?;
         Ok(self.way_back(layer, out))
@@ -322,13 +327,13 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-        let pre = self.at(Site::MlpPre(layer), mlp.gate.forward(x)?)?;
+        let pre = self.at(Site::MlpPre(layer), self.through(&mlp.gate, x)?)?;
         let mut post = activate(&pre, self.model.config().activation);
         if let Some(up) = &mlp.up {
-            post = &post * up.forward(x)?;
+            post = &post * self.through(up, x)?;
         }
         let post = self.at(Site::MlpPost(layer), post)?;
-        let out = self.at(Site::MlpOut(layer), mlp.out.forward(&post)?)?;
+        let out = self.at(Site::MlpOut(layer), self.through(&mlp.out, &post)?)?;
         Ok(self.way_back(layer, out))
     }
 
@@ -381,7 +386,7 @@ impl Model {
     /// The logits of rows of the residual stream behind the last block, `[.., d_model]` to `[.., vocab]`.
     pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weights.head {
-            Some(head) => head.unembed.forward(&self.before_unembed(&self.final_norm(x))?),
+            Some(head) => head.unembed.fast(&self.before_unembed(&self.final_norm(x))?),
             None => Ok(x.shallow_clone()),
         }
     }

@@ -134,7 +134,7 @@ impl Pass<'_> {
         if sites.iter().any(|(site, ..)| self.program.records(*site)) {
             let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), x, NormPlace::Pre)?;
             for (site, linear, heads) in sites.into_iter().filter(|(site, ..)| self.program.records(*site)) {
-                self.taps.insert(site, attention::project_one(linear, &normed, heads)?);
+                self.taps.insert(site, attention::project_one(self, linear, &normed, heads)?);
             }
         }
         Ok(())
@@ -147,7 +147,7 @@ impl Pass<'_> {
             return Ok(copies(&joins.unchanged(Site::AttnOut(layer))?, n));
         }
         let z = self.program.apply(Site::Z(layer), copies(&joins.unchanged(Site::Z(layer))?, n), 0)?;
-        block.attn.o.forward(&z.flatten(2, 3))
+        self.through(&block.attn.o, &z.flatten(2, 3))
     }
 
     /// The rest of a block whose MLP writes what it writes in the unchanged run, unless that is edited.

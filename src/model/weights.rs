@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 
 use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
+use super::dense;
 
 /// All parameters of a model.
 #[derive(Debug)]
@@ -84,6 +85,15 @@ impl Linear {
         let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
         let done = if self.w.dim() == 3 { self.stacked(x) } else { x.f_linear(&self.w.tr(), self.b.as_ref()) };
         done.map_err(|source| Error::torch(product())(source))
+    }
+
+    /// [`Linear::forward`], where another library than libtorch's first choice may be the faster one.
+    pub(super) fn fast(&self, x: &Tensor) -> Result<Tensor> {
+        if !dense::serves(x, &self.w) {
+            return self.forward(x);
+        }
+        let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
+        dense::product(x, &self.w, self.b.as_ref()).map_err(|source| Error::torch(product())(source))
     }
 
     /// [`Linear::forward`] for `w` of `[run, in, out]` and `x` of `[run * batch, .., in]`.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array2, ArrayView1, Axis as NdAxis};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 pub(super) use journal::Journal;
 use planner::Group;
@@ -26,6 +26,7 @@ use super::sweep::{Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Window};
 use crate::progress::Progress;
+use crate::workers::{Shared, spread};
 
 /// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared.
 const READ: usize = 6;
@@ -42,8 +43,17 @@ pub(super) struct Setup<'a> {
     pub memory: usize,
     /// of which so many are held throughout.
     pub kept: usize,
+    /// Stacks of variants that may be computed at once.
+    pub threads: usize,
     /// Set from outside to end the work between two stacks of variants.
     pub stop: Option<&'a AtomicBool>,
+}
+
+/// How many stacks of variants may be computed at once: as many as libtorch would have threads, each then on one. A GPU does
+/// one after another, and the naive loop is one.
+pub(super) fn threads(model: &Model, strategy: Strategy) -> usize {
+    let parallel = strategy == Strategy::Auto && model.device() == Device::Cpu;
+    if parallel { tch::get_num_threads().max(1) as usize } else { 1 }
 }
 
 /// A sweep with its unchanged run.
@@ -59,6 +69,12 @@ pub(super) struct Engine<'a> {
 pub(super) struct Kept<'j> {
     pub journal: &'j mut Journal,
     pub numbers: &'j [usize],
+}
+
+/// Variants of a group that go through the layers together, sorted by where they join; each with its number.
+struct Stack {
+    group: Group,
+    members: Vec<(Place, usize)>,
 }
 
 /// The unchanged run.
@@ -78,7 +94,7 @@ impl<'a> Engine<'a> {
         let mut sites: Vec<Site> = places.iter().flat_map(|place| place.entry.needs(setup.model.config())).collect();
         sites.extend(more);
         let (base, end) = setup.base(sites, places.iter().any(|place| place.group.first > 0))?;
-        let values = setup.budget() / (READ * setup.model.kind().elt_size_in_bytes());
+        let values = setup.budget() / setup.threads.max(1) / (READ * setup.model.kind().elt_size_in_bytes());
         let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
         Ok(Self { setup, base, reader, baseline })
@@ -113,38 +129,53 @@ impl<'a> Engine<'a> {
             }
         }
         progress.add(variants.len() - groups.values().map(Vec::len).sum::<usize>());
-        for (group, mut members) in groups {
-            members.sort_by_key(|(place, number)| (place.entry, *number));
-            for chunk in members.chunks(self.setup.at_once(group)) {
-                self.check_stop(progress)?;
-                let output = self.compute(group, chunk, variants, bank)?;
-                let read = to_array(&self.reader.read(&output)?)?;
-                for ((_, number), row) in chunk.iter().zip(read.axis_iter(NdAxis(0))) {
-                    values.row_mut(*number).assign(&row);
-                    if let Some(kept) = &mut kept {
-                        kept.journal.push(kept.numbers[*number], row.iter().copied())?;
-                    }
-                }
+        let (stacks, threads) = self.stacks(groups);
+        let shared = Shared::new((self, variants, bank));
+        let each = |number: usize| {
+            let (&(engine, variants, bank), stack) = (shared.get(), &stacks[number]);
+            tch::no_grad(|| to_array(&engine.reader.read(&engine.compute(stack, variants, bank)?)?))
+        };
+        let done = spread(stacks.len(), threads, self.setup.stop, each, |number, read: Array2<f64>| {
+            let stack = &stacks[number];
+            for ((_, number), row) in stack.members.iter().zip(read.axis_iter(NdAxis(0))) {
+                values.row_mut(*number).assign(&row);
                 if let Some(kept) = &mut kept {
-                    kept.journal.flush()?;
+                    kept.journal.push(kept.numbers[*number], row.iter().copied())?;
                 }
-                progress.add(chunk.len());
             }
+            if let Some(kept) = &mut kept {
+                kept.journal.flush()?;
+            }
+            progress.add(stack.members.len());
+            Ok(())
+        })?;
+        if done < stacks.len() { Err(progress.stopped()) } else { Ok(values) }
+    }
+
+    /// The variants of each group in stacks that go through the layers together, the most work first, and how many stacks at
+    /// once.
+    fn stacks(&self, groups: BTreeMap<Group, Vec<(Place, usize)>>) -> (Vec<Stack>, usize) {
+        let mut threads = self.setup.threads;
+        let mut stacks = vec![];
+        for (group, mut members) in groups {
+            threads = threads.min(self.setup.workers(group));
+            members.sort_by_key(|(place, number)| (place.entry, *number));
+            let at_once = self.setup.at_once(group, members.len());
+            stacks.extend(members.chunks(at_once).map(|members| Stack { group, members: members.to_vec() }));
         }
-        Ok(values)
+        (stacks, threads)
     }
 
     /// Fails where the work was stopped from outside.
     pub(super) fn check_stop(&self, progress: &Progress) -> Result<()> {
-        if self.setup.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            return Err(Error::Stopped { what: progress.what(), done: progress.done(), total: progress.total() });
-        }
-        Ok(())
+        let stopped = self.setup.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+        if stopped { Err(progress.stopped()) } else { Ok(()) }
     }
 
-    /// The end of the runs of some variants of a group, sorted by where they join.
-    fn compute(&self, group: Group, chunk: &[(Place, usize)], variants: &[Variant], bank: &Bank) -> Result<Output> {
+    /// The end of the runs of a stack of variants.
+    fn compute(&self, stack: &Stack, variants: &[Variant], bank: &Bank) -> Result<Output> {
         let Setup { model, tokens, .. } = self.setup;
+        let Stack { group, members: chunk } = stack;
         let first = group.first as i64;
         let mut program = Program::taps([]);
         self.push(&mut program, chunk, variants, bank, group.first)?;
@@ -198,7 +229,7 @@ impl<'a> Engine<'a> {
             .sum();
         let group = Group { whole: false, first: 0, late: false };
         let bytes = self.setup.bytes(group) + kept as usize * model.kind().elt_size_in_bytes();
-        (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.at_once(group))
+        (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.most_at_once(group))
     }
 
     /// The first position that need be computed where positions do not look at each other and the metric reads the last

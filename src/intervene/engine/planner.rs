@@ -39,8 +39,12 @@ impl Place {
     }
 }
 
-/// More tokens at once gain nothing: the matrix products are long enough.
+/// More tokens at once gain nothing: the matrix products are long enough, and what they give is still in the cache.
 const MOST_TOKENS: usize = 2048;
+/// Fewer lose much.
+const ENOUGH_TOKENS: usize = 512;
+/// Stacks that a thread should have to do, so that all are done at about the same time.
+const STACKS: usize = 4;
 
 impl Setup<'_> {
     /// Where a variant joins.
@@ -73,13 +77,30 @@ impl Setup<'_> {
         })
     }
 
-    /// How many variants are computed together.
-    pub(super) fn at_once(&self, group: Group) -> usize {
+    /// How many stacks of a group memory holds at once.
+    pub(super) fn workers(&self, group: Group) -> usize {
+        (self.budget() / self.bytes(group).max(1)).clamp(1, self.threads.max(1))
+    }
+
+    /// The most variants of a group that are computed in a stack.
+    pub(super) fn most_at_once(&self, group: Group) -> usize {
         if self.strategy == Strategy::Naive {
             return 1;
         }
-        let tokens = self.tokens.batch() * (self.tokens.positions() - group.first);
-        (self.budget() / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(tokens))
+        let own = self.budget() / self.workers(group);
+        (own / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(self.computed(group)))
+    }
+
+    /// How many of `n` variants of a group are computed in a stack, so that every thread has several to do.
+    pub(super) fn at_once(&self, group: Group, n: usize) -> usize {
+        let shared = n.div_ceil(STACKS * self.workers(group)).max(ENOUGH_TOKENS.div_ceil(self.computed(group)));
+        let most = self.most_at_once(group);
+        if self.workers(group) > 1 { most.min(shared) } else { most }
+    }
+
+    /// Tokens of a variant that are computed.
+    fn computed(&self, group: Group) -> usize {
+        self.tokens.batch() * (self.tokens.positions() - group.first)
     }
 
     /// Bytes that stacked activations may take.
@@ -114,7 +135,7 @@ impl Setup<'_> {
     pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
         let config = self.model.config();
         let positions = self.tokens.positions();
-        let tokens = self.tokens.batch() * (positions - group.first);
+        let tokens = self.computed(group);
         let width = 8 * config.d_model + 3 * config.d_mlp + 4 * config.n_heads * config.d_head;
         let pattern = 3 * tokens * positions * config.n_heads;
         let logits = if group.whole { tokens * config.vocab } else { 0 };
@@ -284,7 +305,7 @@ impl Engine<'_> {
     fn planned(&self, group: Group, places: &[Place]) -> PlannedGroup {
         let mut joins = BTreeMap::new();
         places.iter().for_each(|place| *joins.entry(place.entry.0).or_default() += 1);
-        let at_once = self.setup.at_once(group).min(places.len());
+        let at_once = self.setup.at_once(group, places.len()).min(places.len());
         PlannedGroup {
             variants: places.len(),
             first_position: group.first,
@@ -310,7 +331,14 @@ impl Engine<'_> {
         let block = |at: usize| {
             let trims = trims && at + 1 == config.n_layers;
             let (tail, new) = (if trims { batch } else { rows }, positions - first);
-            Block { config, rows, tail, keys: positions, positions: new, absorbed: trims && absorption_pays(config, new) }
+            Block {
+                config,
+                rows,
+                tail,
+                keys: positions,
+                positions: new,
+                absorbed: trims && absorption_pays(config, new),
+            }
         };
         let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;

@@ -1,14 +1,14 @@
 //! Cells computed, each to a file of its own.
 
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use super::folder::{self, cell_path};
 use super::{Cell, Experiment};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::table::{Provenance, Table};
+use crate::workers::{on_one_thread, spread};
 
 /// How an experiment is run.
 #[derive(Debug, Clone, Copy)]
@@ -82,45 +82,22 @@ impl Experiment {
             }
         }
         // One thread a cell: small models gain nothing from more, and results do not depend on how many cores there are.
-        let before = tch::get_num_threads();
-        tch::set_num_threads(1);
-        let result = self.compute_all(folder, &open, options);
-        tch::set_num_threads(before);
-        result
+        on_one_thread(|| self.compute_all(folder, &open, options))
     }
 
     fn compute_all(&self, folder: &Path, open: &[&Cell], options: &RunOptions<'_>) -> Result<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let progress = Mutex::new(Progress::new("cells", open.len()));
-        let stopped = || options.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
-        let work = || -> Result<usize> {
-            let mut done = 0;
-            while !failed.load(Ordering::Relaxed) && !stopped() {
-                let Some(cell) = open.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                let computed = cell.compute(self.seed, self.runs);
-                let written = computed.and_then(|table| table.write(cell_path(folder, &cell.name)));
-                if let Err(reason) = written {
-                    failed.store(true, Ordering::Relaxed);
-                    return Err(Error::Cell { cell: cell.name.clone(), reason: Box::new(reason) });
-                }
-                done += 1;
-                if let Ok(mut progress) = progress.lock() {
-                    progress.add(1);
-                }
-            }
-            Ok(done)
+        let mut progress = Progress::new("cells", open.len());
+        let each = |number: usize| {
+            let cell: &Cell = open[number];
+            let computed = cell.compute(self.seed, self.runs);
+            let written = computed.and_then(|table| table.write(cell_path(folder, &cell.name)));
+            written.map_err(|reason| Error::Cell { cell: cell.name.clone(), reason: Box::new(reason) })
         };
-        let done: Vec<Result<usize>> = std::thread::scope(|scope| {
-            let threads = options.threads.unwrap_or(cores).clamp(1, open.len().max(1));
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let lost = || Err(Error::argument("cell", "one that can be computed", "a panic"));
-            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| lost())).collect()
-        });
-        let done = done.into_iter().sum::<Result<usize>>()?;
-        match done < open.len() && stopped() {
-            true => Err(Error::Stopped { what: "cells", done: done as u64, total: open.len() as u64 }),
-            false => Ok(done),
-        }
+        let done = spread(open.len(), options.threads.unwrap_or(cores).max(1), options.stop, each, |_, ()| {
+            progress.add(1);
+            Ok(())
+        })?;
+        if done < open.len() { Err(progress.stopped()) } else { Ok(done) }
     }
 }

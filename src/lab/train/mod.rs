@@ -11,7 +11,6 @@ mod surgery;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::json;
 use tch::{Device, Kind};
@@ -29,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
 use crate::table::{Keys, Observation, Provenance, Table};
+use crate::workers::{on_one_thread, spread};
 
 /// A trained model and how its loss fell.
 pub struct Trained {
@@ -311,28 +311,10 @@ impl Trainer {
 
 /// Does `work` for all groups on up to `threads` threads, each with one of libtorch's own.
 fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -> Result<()> + Sync)) -> Result<()> {
-    let threads = threads.min(groups.len());
-    let queue: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
-    let next = AtomicUsize::new(0);
-    let lost = || Error::argument("training", "runs that can be computed", "a panic");
-    let worker = || -> Result<()> {
-        tch::set_num_threads(1);
-        while let Some(group) = queue.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let mut group = group.lock().map_err(|_| lost())?;
-            if let Err(reason) = work(&mut group) {
-                next.store(queue.len(), Ordering::Relaxed); // nobody begins another
-                return Err(reason);
-            }
-        }
-        Ok(())
-    };
-    let before = tch::get_num_threads();
-    let done: Vec<Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(lost()))).collect()
-    });
-    tch::set_num_threads(before);
-    done.into_iter().collect()
+    let groups: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
+    let lost = |_| Error::argument("training", "runs that can be computed", "a panic");
+    let each = |number: usize| work(&mut *groups[number].lock().map_err(lost)?);
+    on_one_thread(|| spread(groups.len(), threads, None, each, |_, ()| Ok(()))).map(drop)
 }
 
 /// Fails where the model cannot read the language or the options name heads that it does not have.

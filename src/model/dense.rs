@@ -1,0 +1,86 @@
+//! Large float32 products on processors on which MKL, libtorch's first choice, leaves half of them idle.
+//!
+//! Of AVX-512, MKL makes use on Intel's processors only; oneDNN, which libtorch carries too, on all. Its sums run in another
+//! order, so that results differ by rounding: a pass that must give libtorch's own bits does without.
+
+use std::sync::OnceLock;
+
+use tch::{Device, Kind, TchError, Tensor};
+
+/// Fewer rows or narrower matrices are not worth the way there.
+const ROWS: i64 = 64;
+const WIDTH: i64 = 256;
+
+/// Whether oneDNN is the faster one here; of the kind of processor, not of a measurement, so that results don't change from
+/// one run to the next.
+pub(crate) fn is_faster() -> bool {
+    static FASTER: OnceLock<bool> = OnceLock::new();
+    *FASTER.get_or_init(|| tch::utils::has_mkldnn() && wide_and_not_intels())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn wide_and_not_intels() -> bool {
+    use std::arch::x86_64::__cpuid;
+    let vendor = __cpuid(0);
+    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
+    name != b"GenuineIntel" && std::arch::is_x86_feature_detected!("avx512f")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn wide_and_not_intels() -> bool {
+    false
+}
+
+/// Whether `x w` should go that way: `x` `[.., in]`, `w` `[in, out]`.
+pub(super) fn serves(x: &Tensor, w: &Tensor) -> bool {
+    let (rows, size) = (x.size().iter().rev().skip(1).product::<i64>(), w.size());
+    is_faster()
+        && rows >= ROWS
+        && size.len() == 2
+        && size.iter().all(|&n| n >= WIDTH)
+        && (x.kind(), x.device()) == (Kind::Float, Device::Cpu)
+        && !(x.requires_grad() || w.requires_grad())
+}
+
+/// `x w + b`.
+pub(super) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
+    x.f_to_mkldnn(None)?.f_mkldnn_linear(&w.tr(), b)?.f_to_dense(None, false)
+}
+
+/// The same matrix, laid out as [`product`] reads it.
+pub(crate) fn laid_out(w: Tensor) -> Tensor {
+    if is_faster() { w.tr().contiguous().tr() } else { w }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both libraries give the same product, of either layout, with and without a bias.
+    #[test]
+    fn both_products_agree() {
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (x, w, b) = (random(&[5, 20, 300]), random(&[300, 400]), random(&[400]));
+        for w in [w.shallow_clone(), laid_out(w.shallow_clone()), random(&[400, 300]).tr()] {
+            for b in [None, Some(&b)] {
+                let expected = x.linear(&w.tr(), b);
+                let found = product(&x, &w, b).unwrap();
+                assert_eq!(found.size(), [5, 20, 400]);
+                assert!((found - expected).abs().max().double_value(&[]) < 1e-4);
+            }
+        }
+    }
+
+    /// Whatever gradients go through, is narrow, few, or of another type, goes libtorch's usual way.
+    #[test]
+    fn what_is_not_served() {
+        let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
+        let (x, w) = (zeros(&[64, 256], Kind::Float), zeros(&[256, 256], Kind::Float));
+        assert_eq!(serves(&x, &w), is_faster());
+        assert!(!serves(&x.narrow(0, 0, 63), &w));
+        assert!(!serves(&x, &w.narrow(1, 0, 255)));
+        assert!(!serves(&zeros(&[64, 256], Kind::Double), &zeros(&[256, 256], Kind::Double)));
+        assert!(!serves(&x, &w.unsqueeze(0)));
+        assert!(!serves(&x, &w.set_requires_grad(true)));
+    }
+}

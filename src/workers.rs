@@ -1,0 +1,98 @@
+//! Work spread over threads of this process.
+//!
+//! Where there is much of it, several pieces at once, each on a thread of its own, use a processor better than one after
+//! another on all threads: nobody waits at the end of every product.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use crate::error::{Error, Result};
+
+/// What several threads read at once.
+pub(crate) struct Shared<T>(T);
+
+// SAFETY: it is only ever read. libtorch's tensors may be read by several threads at once, and count their owners
+// atomically; tch does not say so, because they can also be written to.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    /// `of` must not be written to while others read it, as by an operation in place.
+    pub(crate) fn new(of: T) -> Self {
+        Self(of)
+    }
+
+    pub(crate) fn get(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Does `work` with one of libtorch's threads: what it finds then does not depend on how many there are.
+pub(crate) fn on_one_thread<R>(work: impl FnOnce() -> R) -> R {
+    let before = tch::get_num_threads();
+    tch::set_num_threads(1);
+    let result = work();
+    tch::set_num_threads(before);
+    result
+}
+
+/// Does `each` of `n` jobs on up to `threads` threads, which share libtorch's own, and hands what it gives to `done` on this
+/// thread, in the order in which jobs are finished. Nobody begins another after `stop` is set or a job has failed; those in
+/// hand are finished. Returns how many are done.
+pub(crate) fn spread<R: Send>(
+    n: usize,
+    threads: usize,
+    stop: Option<&AtomicBool>,
+    each: impl Fn(usize) -> Result<R> + Sync,
+    mut done: impl FnMut(usize, R) -> Result<()>,
+) -> Result<usize> {
+    let goes_on = || !stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
+    let threads = threads.min(n);
+    if threads <= 1 {
+        for job in 0..n {
+            if !goes_on() {
+                return Ok(job);
+            }
+            done(job, each(job)?)?;
+        }
+        return Ok(n);
+    }
+    let before = tch::get_num_threads();
+    let own = (before / threads as i32).max(1);
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (send, receive) = mpsc::channel();
+    let worker = |send: mpsc::Sender<(usize, Result<R>)>| {
+        tch::set_num_threads(own);
+        while goes_on() && !failed.load(Ordering::Relaxed) {
+            let job = next.fetch_add(1, Ordering::Relaxed);
+            if job >= n || send.send((job, each(job))).is_err() {
+                break;
+            }
+        }
+    };
+    let result = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn({
+                    let send = send.clone();
+                    move || worker(send)
+                })
+            })
+            .collect();
+        drop(send);
+        let mut result = Ok(0);
+        for (job, found) in receive {
+            let found = found.and_then(|found| done(job, found));
+            result = match (result, found) {
+                (Ok(finished), Ok(())) => Ok(finished + 1),
+                (Ok(_), Err(reason)) => Err(reason),
+                (Err(reason), _) => Err(reason),
+            };
+            failed.fetch_or(result.is_err(), Ordering::Relaxed);
+        }
+        // A panic ends a thread without a word.
+        let whole = workers.into_iter().map(|worker| worker.join().is_ok()).fold(true, |all, one| all & one);
+        if whole { result } else { result.and(Err(Error::argument("work", "jobs that can be done", "a panic"))) }
+    });
+    tch::set_num_threads(before);
+    result
+}
