@@ -1,7 +1,8 @@
 //! Large float32 products on processors on which MKL, libtorch's first choice, leaves half of them idle.
 //!
 //! Of AVX-512, MKL makes use on Intel's processors only; oneDNN, which libtorch carries too, on all. Its sums run in another
-//! order, so that results differ by rounding: a pass that must give libtorch's own bits does without.
+//! order, so that results differ by rounding: a pass that must give libtorch's own bits does without. `HEADSCOPE_ONEDNN=0`
+//! forbids it, and `1` asks for it on other processors too.
 
 use std::sync::OnceLock;
 
@@ -15,7 +16,8 @@ const WIDTH: i64 = 256;
 /// one run to the next.
 pub(crate) fn is_faster() -> bool {
     static FASTER: OnceLock<bool> = OnceLock::new();
-    *FASTER.get_or_init(|| tch::utils::has_mkldnn() && wide_and_not_intels())
+    let asked = || std::env::var("HEADSCOPE_ONEDNN").ok();
+    *FASTER.get_or_init(|| tch::utils::has_mkldnn() && asked().map_or_else(wide_and_not_intels, |asked| asked == "1"))
 }
 
 #[cfg(target_arch = "x86_64")]
