@@ -8,13 +8,12 @@ use tch::Tensor;
 
 use super::ablation::{self, Ablation, REFERENCE};
 use super::change::{Change, Direction};
-use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, threads};
+use super::engine::{Engine, Explanation, Journal, Kept, Machine, Place, Setup};
 use super::gradient::{self, Estimate, Estimator};
 use super::metric::Metric;
 use super::outcome::Outcome;
 use super::parts::{Part, check_prompts, side_by_side};
 use super::sweep::{Strategy, Sweep, Variant, same_lengths};
-use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens};
 use crate::progress::Progress;
@@ -33,7 +32,7 @@ struct Share {
 /// How a sweep's batch is computed: its parts, and what is known before the first of them.
 struct Course {
     parts: Vec<Part>,
-    memory: usize,
+    machine: Machine,
     /// Bytes that are kept of the unchanged run and others, for all prompts together.
     kept: usize,
     /// Means over all reference prompts.
@@ -71,7 +70,7 @@ impl Sweep<'_> {
         for &part in &course.parts {
             let share = self.share(part, variants, course.kept)?;
             let bank = self.bank(&share, &course)?;
-            let engine = Engine::new(self.setup(&share, course.memory), &share.variants, &[])?;
+            let engine = Engine::new(self.setup(&share, course.machine), &share.variants, &[])?;
             let first = outcome.cells.len();
             outcome.add(part, engine.reader.cells()?, &engine.baseline, self.other_end(&share, &course)?)?;
             let kept = journal.as_mut().map(|journal| {
@@ -91,7 +90,7 @@ impl Sweep<'_> {
         for &part in &course.parts {
             let share = self.share(part, &self.variants, course.kept)?;
             let bank = self.bank(&share, &course)?;
-            let setup = self.setup(&share, course.memory);
+            let setup = self.setup(&share, course.machine);
             let engine = Engine::new(setup, &share.variants, &needs)?;
             outcome.add(part, engine.reader.cells()?, &engine.baseline, self.other_end(&share, &course)?)?;
             parts.push(Estimator::new(setup, &engine, &bank, &share.variants)?.effects(&share.variants, estimate)?);
@@ -128,7 +127,7 @@ impl Sweep<'_> {
             let mut whole: Option<Explanation> = None;
             for &part in &course.parts {
                 let share = self.share(part, &self.variants, course.kept)?;
-                let engine = Engine::new(self.setup(&share, course.memory), &share.variants, &[])?;
+                let engine = Engine::new(self.setup(&share, course.machine), &share.variants, &[])?;
                 let explained = engine.explain(&share.variants)?;
                 whole = Some(whole.map_or_else(|| explained.clone(), |whole| whole.and(&explained)));
             }
@@ -146,7 +145,7 @@ impl Sweep<'_> {
     fn course(&self, variants: &[Variant], more: &[Site], held: usize) -> Result<Course> {
         let batch = self.tokens.batch();
         check_prompts(variants, self.model.config(), self.tokens)?;
-        let memory = self.memory.unwrap_or_else(|| crate::device::free_memory(self.model.device()) / 4);
+        let machine = Machine::of(self.model, self.strategy, self.memory);
         let share = Share {
             part: Part::whole(batch),
             tokens: self.tokens.clone(),
@@ -154,22 +153,22 @@ impl Sweep<'_> {
             metric: self.metric.clone(),
             kept: 0,
         };
-        let setup = self.setup(&share, memory);
+        let setup = self.setup(&share, machine);
         let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let read = reads(variants, |action| !matches!(action, Action::Mean { .. }));
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // A function of the user's own sees the whole batch; the naive loop is one.
         let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom(..));
-        let most = if whole { batch } else { usable(memory) / ((kept + pass) / batch).max(1) };
-        let means = self.means(variants, most.max(1))?;
+        let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
+        let means = self.means(variants, most.max(1), machine.plain)?;
         let draws = match self.change {
             Change::Ablation(Ablation::Resample { seed }) if !read.is_empty() => {
                 Some(ablation::draw(self.tokens, self.reference_tokens(), seed)?)
             }
             _ => None,
         };
-        Ok(Course { parts: Part::at_most(most, batch), memory, kept, means, draws })
+        Ok(Course { parts: Part::at_most(most, batch), machine, kept, means, draws })
     }
 
     fn share(&self, part: Part, variants: &[Variant], kept: usize) -> Result<Share> {
@@ -182,7 +181,7 @@ impl Sweep<'_> {
         })
     }
 
-    fn setup<'b>(&'b self, share: &'b Share, memory: usize) -> Setup<'b> {
+    fn setup<'b>(&'b self, share: &'b Share, machine: Machine) -> Setup<'b> {
         let (model, per_token, strategy, stop) = (self.model, self.per_token, self.strategy, self.stop);
         Setup {
             model,
@@ -190,9 +189,8 @@ impl Sweep<'_> {
             metric: &share.metric,
             per_token,
             strategy,
-            memory,
+            machine,
             kept: share.kept,
-            threads: threads(model, strategy),
             stop,
         }
     }
@@ -201,7 +199,7 @@ impl Sweep<'_> {
     fn other_end(&self, share: &Share, course: &Course) -> Result<Option<Vec<f64>>> {
         let Some(other) = self.other.filter(|_| self.normalised) else { return Ok(None) };
         let tokens = share.part.tokens(other)?;
-        let setup = Setup { tokens: &tokens, ..self.setup(share, course.memory) };
+        let setup = Setup { tokens: &tokens, ..self.setup(share, course.machine) };
         Ok(Some(Engine::new(setup, &[], &[])?.baseline))
     }
 
@@ -210,7 +208,7 @@ impl Sweep<'_> {
     }
 
     /// Means over all reference prompts, `at_once` of them in a run, at the sites where an edit reads one.
-    fn means(&self, variants: &[Variant], at_once: usize) -> Result<BTreeMap<Site, Tensor>> {
+    fn means(&self, variants: &[Variant], at_once: usize, plain: bool) -> Result<BTreeMap<Site, Tensor>> {
         let sites = reads(variants, |action| matches!(action, Action::Mean { .. }));
         let mut means = Means::default();
         if sites.is_empty() {
@@ -219,7 +217,8 @@ impl Sweep<'_> {
         let reference = self.reference_tokens();
         self.check_reference(reference)?;
         for part in Part::at_most(at_once, reference.batch()) {
-            let run = self.model.run(&part.tokens(reference)?, &Plan::new().taps(sites.iter().copied()))?;
+            let run =
+                self.model.run(&part.tokens(reference)?, &Plan::new().taps(sites.iter().copied()).plain(plain))?;
             let valid = reference.is_padded().then(|| run.tokens().valid(self.model.device()));
             run.taps().for_each(|(site, tensor)| means.add(site, tensor, valid.as_ref()));
         }
@@ -258,7 +257,7 @@ impl Sweep<'_> {
             self.check_reference(&drawn)?;
             // What stands behind the batch's last position cannot be used; cutting it off changes nothing before it in a
             // causal model, and in the others the reference is run whole.
-            let run = self.model.run(&drawn, &Plan::new().taps(sites))?;
+            let run = self.model.run(&drawn, &Plan::new().taps(sites).plain(course.machine.plain))?;
             let mut own = Bank::default();
             own.insert_run(REFERENCE, &run);
             own.cut(self.tokens.positions());

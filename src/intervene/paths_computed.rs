@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::ablation::REFERENCE;
 use super::computed::hex;
-use super::engine::{Engine, Explanation, Journal, Kept, Place, Setup, threads, to_array};
+use super::engine::{Engine, Explanation, Journal, Kept, Machine, Place, Setup, to_array};
 use super::gradient::{self, Estimate};
 use super::metric::Metric;
 use super::node::{Input, Node};
@@ -15,7 +15,6 @@ use super::outcome::Outcome;
 use super::parts::{Part, side_by_side};
 use super::paths::Paths;
 use super::sweep::{Strategy, Variant};
-use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens};
 use crate::progress::Progress;
@@ -31,7 +30,7 @@ pub(super) struct Share<'a> {
     pub other: Tokens,
     metric: Metric,
     part: Part,
-    memory: usize,
+    machine: Machine,
     kept: usize,
 }
 
@@ -132,10 +131,10 @@ impl Paths<'_> {
     /// The batch in parts that memory holds, where a pass' activations are held `held` times over.
     fn shares(&self, held: usize) -> Result<Vec<Share<'_>>> {
         let batch = self.tokens.batch();
-        let memory = self.memory.unwrap_or_else(|| crate::device::free_memory(self.model.device()) / 4);
+        let machine = Machine::of(self.model, Strategy::Auto, self.memory);
         let share = |part: Part, kept: usize| {
             let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
-            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.metric)?, part, memory, kept })
+            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.metric)?, part, machine, kept })
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
@@ -145,7 +144,7 @@ impl Paths<'_> {
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         let pass = pass + setup.bytes_at(&self.reads().0);
         let custom = matches!(self.metric, Metric::Custom(..)); // a function of the user's own sees the whole batch
-        let most = if custom { batch } else { usable(memory) / ((kept + pass) / batch).max(1) };
+        let most = if custom { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 
@@ -189,9 +188,8 @@ impl<'a> Share<'a> {
             metric: &self.metric,
             per_token: self.paths.per_token,
             strategy: Strategy::Auto,
-            memory: self.memory,
+            machine: self.machine,
             kept: self.kept,
-            threads: threads(self.model(), Strategy::Auto),
             stop: self.paths.stop,
         }
     }
@@ -220,7 +218,10 @@ impl<'a> Share<'a> {
     /// What the senders write in the other run.
     pub(super) fn bank(&self) -> Result<Bank> {
         let mut bank = Bank::default();
-        bank.insert_run(REFERENCE, &self.model().run(&self.other, &Plan::new().taps(self.paths.sent()))?);
+        bank.insert_run(
+            REFERENCE,
+            &self.model().run(&self.other, &Plan::new().taps(self.paths.sent()).plain(self.machine.plain))?,
+        );
         Ok(bank)
     }
 

@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::Model;
+
 /// Fewer rows or narrower matrices are not worth the way there.
 const ROWS: i64 = 64;
 const WIDTH: i64 = 256;
@@ -46,12 +48,25 @@ pub(super) fn serves(x: &Tensor, w: &Tensor) -> bool {
 
 /// `x w + b`.
 pub(super) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
-    x.f_to_mkldnn(None)?.f_mkldnn_linear(&w.tr(), b)?.f_to_dense(None, false)
+    let product = {
+        let x = x.f_to_mkldnn(None)?;
+        x.f_mkldnn_linear(&w.tr(), b)?
+    };
+    product.f_to_dense(None, false)
 }
 
-/// The same matrix, laid out as [`product`] reads it.
+/// Bytes that a product in a block of `model` takes beside what goes in and comes out: oneDNN's own copy of the matrix.
+pub(crate) fn products_take(model: &Model) -> usize {
+    let served = is_faster() && (model.kind(), model.device()) == (Kind::Float, Device::Cpu);
+    let config = model.config();
+    let widest = config.d_mlp.max(config.n_heads * config.d_head);
+    if served { config.d_model * widest * model.kind().elt_size_in_bytes() } else { 0 }
+}
+
+/// The same matrix, laid out as [`product`] reads it where it serves.
 pub(crate) fn laid_out(w: Tensor) -> Tensor {
-    if is_faster() { w.tr().contiguous().tr() } else { w }
+    let wide = w.kind() == Kind::Float && w.size().iter().all(|&n| n >= WIDTH);
+    if wide && is_faster() { w.tr().contiguous().tr() } else { w }
 }
 
 #[cfg(test)]

@@ -298,7 +298,7 @@ impl<'a> Pass<'a> {
 
     /// `x` through one of the model's matrices.
     pub(super) fn through(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
-        if self.program.explicit { linear.forward(x) } else { linear.fast(x) }
+        if self.program.explicit || self.program.plain { linear.forward(x) } else { linear.fast(x) }
     }
 
     /// What the heads write into the residual stream.
@@ -327,8 +327,10 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-        let pre = self.at(Site::MlpPre(layer), self.through(&mlp.gate, x)?)?;
-        let mut post = activate(&pre, self.model.config().activation);
+        let mut post = {
+            let pre = self.at(Site::MlpPre(layer), self.through(&mlp.gate, x)?)?;
+            activate(&pre, self.model.config().activation)
+        };
         if let Some(up) = &mlp.up {
             post = &post * self.through(up, x)?;
         }

@@ -38,7 +38,7 @@ pub(crate) use absorbed::pays as absorption_pays;
 pub(crate) use attention::{KvCache, Past};
 pub use circuits::{CircuitOptions, Vocabulary};
 pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
-pub(crate) use dense::laid_out;
+pub(crate) use dense::{laid_out, products_take};
 pub(crate) use forward::Pass;
 pub use generate::Generation;
 pub(crate) use inject::Frozen;

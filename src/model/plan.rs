@@ -30,6 +30,7 @@ pub struct Plan {
     bank: Bank,
     differentiable: bool,
     explicit: bool,
+    plain: bool,
 }
 
 impl Plan {
@@ -94,6 +95,16 @@ impl Plan {
 
     pub(crate) fn bank(&self) -> &Bank {
         &self.bank
+    }
+
+    /// Has wide products computed without a copy of the matrix, which may be slower.
+    pub(crate) fn plain(mut self, plain: bool) -> Self {
+        self.plain = plain;
+        self
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.plain
     }
 
     pub(crate) fn is_explicit(&self) -> bool {

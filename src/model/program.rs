@@ -19,6 +19,8 @@ pub(crate) struct Program {
     pub(crate) differentiable: bool,
     /// Attention is computed step by step, without the fused kernel.
     pub(crate) explicit: bool,
+    /// Wide products are computed without a copy of the matrix.
+    pub(crate) plain: bool,
     /// Gradients do not flow back through what this block writes.
     pub(crate) blocked: Option<usize>,
 }
@@ -114,8 +116,15 @@ impl Program {
             ops: BTreeMap::new(),
             differentiable: false,
             explicit: false,
+            plain: false,
             blocked: None,
         }
+    }
+
+    /// Has wide products computed without a copy of the matrix.
+    pub(crate) fn plain(mut self, plain: bool) -> Self {
+        self.plain = plain;
+        self
     }
 
     /// Records these sites, too.
@@ -129,6 +138,7 @@ impl Program {
         let mut program = Self::taps(plan.tapped().iter().copied());
         program.differentiable = plan.is_differentiable();
         program.explicit = plan.is_explicit();
+        program.plain = plan.is_plain();
         if program.taps.is_empty() {
             let last = Site::ResidPost(config.n_layers.saturating_sub(1));
             program.taps.insert(if config.has_logits() { Site::Logits } else { last });

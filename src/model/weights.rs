@@ -268,7 +268,7 @@ impl Init {
 
     fn linear(&mut self, rows: usize, columns: usize, bias: bool) -> Linear {
         let w = self.normal(&[rows, columns], (rows as f64).powf(-0.5));
-        Linear { w, b: bias.then(|| self.normal(&[columns], self.spread.biases)) }
+        Linear { w: dense::laid_out(w), b: bias.then(|| self.normal(&[columns], self.spread.biases)) }
     }
 
     fn norm(&mut self, config: &ModelConfig) -> Option<Norm> {

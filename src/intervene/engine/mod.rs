@@ -7,15 +7,17 @@
 //! block computes no other, and only the logits that it reads are computed.
 
 mod journal;
+mod machine;
 mod planner;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ndarray::{Array2, ArrayView1, Axis as NdAxis};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 pub(super) use journal::Journal;
+pub(super) use machine::Machine;
 use planner::Group;
 pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
@@ -39,21 +41,11 @@ pub(super) struct Setup<'a> {
     pub metric: &'a Metric,
     pub per_token: bool,
     pub strategy: Strategy,
-    /// Bytes that may be held beside the model,
-    pub memory: usize,
-    /// of which so many are held throughout.
+    pub machine: Machine,
+    /// Bytes of its memory that are held throughout.
     pub kept: usize,
-    /// Stacks of variants that may be computed at once.
-    pub threads: usize,
     /// Set from outside to end the work between two stacks of variants.
     pub stop: Option<&'a AtomicBool>,
-}
-
-/// How many stacks of variants may be computed at once: as many as libtorch would have threads, each then on one. A GPU does
-/// one after another, and the naive loop is one.
-pub(super) fn threads(model: &Model, strategy: Strategy) -> usize {
-    let parallel = strategy == Strategy::Auto && model.device() == Device::Cpu;
-    if parallel { tch::get_num_threads().max(1) as usize } else { 1 }
 }
 
 /// A sweep with its unchanged run.
@@ -94,7 +86,7 @@ impl<'a> Engine<'a> {
         let mut sites: Vec<Site> = places.iter().flat_map(|place| place.entry.needs(setup.model.config())).collect();
         sites.extend(more);
         let (base, end) = setup.base(sites, places.iter().any(|place| place.group.first > 0))?;
-        let values = setup.budget() / setup.threads.max(1) / (READ * setup.model.kind().elt_size_in_bytes());
+        let values = setup.budget() / setup.machine.threads / (READ * setup.model.kind().elt_size_in_bytes());
         let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
         Ok(Self { setup, base, reader, baseline })
@@ -155,7 +147,7 @@ impl<'a> Engine<'a> {
     /// The variants of each group in stacks that go through the layers together, the most work first, and how many stacks at
     /// once.
     fn stacks(&self, groups: BTreeMap<Group, Vec<(Place, usize)>>) -> (Vec<Stack>, usize) {
-        let mut threads = self.setup.threads;
+        let mut threads = self.setup.machine.threads;
         let mut stacks = vec![];
         for (group, mut members) in groups {
             threads = threads.min(self.setup.workers(group));
@@ -177,7 +169,7 @@ impl<'a> Engine<'a> {
         let Setup { model, tokens, .. } = self.setup;
         let Stack { group, members: chunk } = stack;
         let first = group.first as i64;
-        let mut program = Program::taps([]);
+        let mut program = Program::taps([]).plain(self.setup.machine.plain);
         self.push(&mut program, chunk, variants, bank, group.first)?;
         let joins = self.joins(chunk, first);
         let past = if first > 0 { Past::Fixed(&self.base.past, first) } else { Past::None };
@@ -209,7 +201,7 @@ impl<'a> Engine<'a> {
         let mut chunk: Vec<(Place, usize)> =
             places.enumerate().map(|(number, place)| Ok((place?, number))).collect::<Result<_>>()?;
         chunk.sort_by_key(|(place, number)| (place.entry, *number));
-        let mut program = Program::taps(taps.iter().copied());
+        let mut program = Program::taps(taps.iter().copied()).plain(self.setup.machine.plain);
         self.push(&mut program, &chunk, variants, bank, first)?;
         let joins = self.joins(&chunk, first as i64);
         let past = if first > 0 { Past::Fixed(&self.base.past, first as i64) } else { Past::None };
@@ -279,7 +271,7 @@ impl Setup<'_> {
     /// The unchanged run with what it holds at `sites`, and its end.
     fn base(&self, sites: Vec<Site>, keeps_past: bool) -> Result<(Base, Output)> {
         let last = Site::ResidPost(self.model.config().n_layers - 1);
-        let program = Program::taps(sites.into_iter().chain([last]));
+        let program = Program::taps(sites.into_iter().chain([last])).plain(self.machine.plain);
         let mut past = KvCache::default();
         let before = if keeps_past { Past::Growing(&mut past) } else { Past::None };
         let hidden = self.model.hidden_padding(self.tokens);

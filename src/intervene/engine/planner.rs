@@ -6,7 +6,6 @@ use std::fmt;
 use serde::Serialize;
 
 use super::{Engine, Setup};
-use crate::device::usable;
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::intervene::sweep::{Strategy, Variant};
@@ -79,7 +78,7 @@ impl Setup<'_> {
 
     /// How many stacks of a group memory holds at once.
     pub(super) fn workers(&self, group: Group) -> usize {
-        (self.budget() / self.bytes(group).max(1)).clamp(1, self.threads.max(1))
+        (self.budget() / self.bytes(group).max(1)).clamp(1, self.machine.threads)
     }
 
     /// The most variants of a group that are computed in a stack.
@@ -105,7 +104,7 @@ impl Setup<'_> {
 
     /// Bytes that stacked activations may take.
     pub(super) fn budget(&self) -> usize {
-        usable(self.memory).saturating_sub(self.kept)
+        self.machine.memory.saturating_sub(self.kept)
     }
 
     /// Bytes that the batch's values at some sites take.
