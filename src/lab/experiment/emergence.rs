@@ -67,5 +67,6 @@ fn training(grid: Grid, language: Language) -> Training {
         measures: vec![Measure::Roles],
         records: 11,
         held_out: 96,
+        after: None,
     }
 }

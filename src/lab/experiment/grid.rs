@@ -77,6 +77,7 @@ pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) ->
         measures: vec![Measure::Division, Measure::Patterns],
         records: 8,
         held_out: 128,
+        after: None,
     }
 }
 

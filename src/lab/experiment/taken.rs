@@ -1,12 +1,12 @@
-//! E3: a task that is taken already.
+//! E3: a task that is taken already, and what becomes of it when its head is let go or deleted.
 
 use super::grid::{D_MODEL, against, divided, prediction, trained};
-use super::{Experiment, Grid, Measure, Start};
+use super::{Experiment, Grid, Measure, Start, Work};
 use crate::lab::language::Regime;
 use crate::lab::train::HeadOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
-use super::work::Occupant;
+use super::work::{After, Occupant};
 
 const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
 const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
@@ -14,6 +14,15 @@ const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
 const DOSES: [(&str, f64); 5] = [("0", 0.0), ("0.1", 0.1), ("0.25", 0.25), ("0.5", 0.5), ("1", 1.0)];
 /// The task that head 0 has solved: the token of the query's class.
 const TASK: usize = 2;
+/// What becomes of head 0 when the others have learned beside it, and training goes on as long again: whether it stays frozen,
+/// and how much of what it writes still arrives.
+const LATER: [(&str, bool, f64); 3] = [("kept", true, 1.0), ("deleted", true, 0.0), ("unfrozen", false, 1.0)];
+
+/// What is different about head 0.
+fn head(frozen: bool, dose: f64) -> HeadOptions {
+    let frozen = if frozen { vec![(0, 0)] } else { vec![] };
+    HeadOptions { frozen, scaled: vec![(0, 0, dose)], ..HeadOptions::default() }
+}
 
 /// E3: does a head that has solved a task keep the others from it?
 pub(super) fn taken(grid: Grid) -> Experiment {
@@ -24,14 +33,20 @@ pub(super) fn taken(grid: Grid) -> Experiment {
             let cell = |what: &str, occupant: Occupant, dose: f64| {
                 let mut training = divided(grid, of, 4, d_head);
                 training.start = Start::Taken { task: TASK, steps: grid.pick(300, 1000), occupant };
-                training.train.heads =
-                    HeadOptions { frozen: vec![(0, 0)], scaled: vec![(0, 0, dose)], ..HeadOptions::default() };
+                training.train.heads = head(true, dose);
                 training.measures = vec![Measure::Others(TASK)];
                 trained(name(regime, width, what), training)
             };
             cells.extend(DOSES.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, dose)));
             cells.push(cell("random", Occupant::Random, 1.0));
             cells.push(cell("shuffled", Occupant::Shuffled, 1.0));
+            cells.extend(LATER.map(|(what, frozen, dose)| {
+                let mut later = cell(what, Occupant::Solved, 1.0);
+                if let Work::Training(training) = &mut later.work {
+                    training.after = Some(After { steps: grid.steps(), heads: head(frozen, dose) });
+                }
+                later
+            }));
         }
     }
     let cases = |cell: &str, other: &str| {
@@ -64,6 +79,26 @@ pub(super) fn taken(grid: Grid) -> Experiment {
             ..prediction(
                 "C2",
                 "A frozen head with shuffled weights takes nothing from the others (a control)",
+                "others_share",
+                Expect::Zero,
+            )
+        },
+        Prediction {
+            task: task(),
+            cases: cases("deleted", "kept"),
+            ..prediction(
+                "C2",
+                "Where the head that had solved the task is deleted, the others take it up",
+                "others_share",
+                Expect::Greater,
+            )
+        },
+        Prediction {
+            task: task(),
+            cases: cases("unfrozen", "kept"),
+            ..prediction(
+                "C2",
+                "Where that head is let go, it keeps the task: the others do no more of it",
                 "others_share",
                 Expect::Zero,
             )

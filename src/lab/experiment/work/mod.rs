@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use circle::Circle;
 pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
-pub use training::{Measure, Occupant, Start, Training};
+pub use training::{After, Measure, Occupant, Start, Training};
 
 use crate::error::Result;
 use crate::table::{Keys, Observation};

@@ -29,6 +29,20 @@ pub struct Training {
     pub records: usize,
     /// Held-out sequences of each run.
     pub held_out: usize,
+    /// How training goes on behind its last step, where it does: what is asked is asked again, as often.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<After>,
+}
+
+/// More training with other heads frozen or scaled than before, as where one is deleted. It starts anew in all but the
+/// parameters: the optimiser's moments, the schedule, the stream of sequences.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct After {
+    /// For how many more steps.
+    pub steps: usize,
+    /// What is different about some heads from here on.
+    pub heads: HeadOptions,
 }
 
 /// What training starts from.
@@ -107,6 +121,21 @@ impl Training {
             return Err(Error::argument("records, held_out", "2 or more of each", found));
         }
         let mut trainer = self.begin(seeds)?;
+        let mut rows = self.asked(&mut trainer, &self.train, seeds)?;
+        if let Some(After { steps, heads }) = &self.after {
+            let train = TrainOptions { steps: *steps, heads: heads.clone(), ..self.train.clone() };
+            let mut trainer = Trainer::from_models(trainer.snapshots(), &self.language, &train, seeds)?;
+            let mut more = self.asked(&mut trainer, &train, seeds)?;
+            let before = self.train.steps as u32;
+            more.iter_mut().for_each(|row| row.keys.step = row.keys.step.map(|step| step + before));
+            rows.retain(|row| row.keys.step != Some(before)); // asked again of the heads as they are from here on
+            rows.append(&mut more);
+        }
+        Ok(rows)
+    }
+
+    /// Trains to the last step, and asks on the way.
+    fn asked(&self, trainer: &mut Trainer, train: &TrainOptions, seeds: &[u64]) -> Result<Vec<Observation>> {
         let batch = |number: u64| {
             let of = |seed: &u64| self.language.batch(self.held_out, *seed, number);
             seeds.iter().map(of).collect::<Result<Vec<_>>>()
@@ -115,7 +144,7 @@ impl Training {
         let tasks = self.language.tasks();
         let (mut rows, mut start) = (vec![], measure::Start::default());
         for record in 0..self.records {
-            let step = self.train.steps * record / (self.records - 1);
+            let step = train.steps * record / (self.records - 1);
             trainer.train_to(step)?;
             let asked = Asked {
                 probe: &trainer.probe(&batches)?,
