@@ -284,6 +284,10 @@ impl Engine<'_> {
     /// How the sweep would be computed.
     pub(in crate::intervene) fn explain(&self, variants: &[Variant]) -> Result<Explanation> {
         let whole = self.arithmetic(None);
+        // Of the unchanged run no more logits are computed than of a variant.
+        let vocab = self.setup.model.config().d_model * self.setup.model.config().vocab;
+        let (tokens, read) = (self.setup.tokens.batch() * self.setup.tokens.positions(), self.reader.unembedded(0));
+        let unchanged = whole - (tokens.saturating_sub(read) * vocab) as f64;
         let mut groups: BTreeMap<Group, Vec<Place>> = BTreeMap::new();
         for variant in variants.iter().filter(|variant| !variant.edits.is_empty()) {
             let place = self.setup.place(variant)?;
@@ -292,7 +296,7 @@ impl Engine<'_> {
         let groups: Vec<PlannedGroup> =
             groups.into_iter().map(|(group, places)| self.planned(group, &places)).collect();
         Ok(Explanation {
-            needed: whole + groups.iter().map(|group| group.needed).sum::<f64>(),
+            needed: unchanged + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
             budget: self.setup.budget(),
             kept: self.setup.kept,

@@ -38,9 +38,7 @@ impl Circle {
         };
         Ok(seeds.iter().map(of_seed).collect::<Result<Vec<_>>>()?.concat())
     }
-}
 
-impl Circle {
     fn rows(&self, seed: u64, targets: &[usize]) -> Result<Vec<Observation>> {
         let circle = circuits::Circle::new(self.n, targets, self.beta)?;
         let pattern = Factored::new(circle.pattern()?, Array2::eye(self.n))?;
