@@ -289,6 +289,7 @@ def main():
         f"Load average of the last minute, this included: {min(loads):.1f} to {max(loads):.1f}.",
         "- Timed on both sides: the run that patches come from, the sweep, the metric. headscope's start and loading "
         + f"are {'not in the time that it reports' if command.own_time else 'taken off as `inspect` takes them'}.",
+        *([f"- HEADSCOPE_ONEDNN={os.environ['HEADSCOPE_ONEDNN']}."] if "HEADSCOPE_ONEDNN" in os.environ else []),
         "- Every corrupted prompt differs from its clean one at every position. The spread is the largest value less "
         "the smallest.",
         "",
