@@ -96,3 +96,56 @@ pub(crate) fn spread<R: Send>(
     tch::set_num_threads(before);
     result
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    /// Every job is done once and handed over, on any number of threads, and libtorch's number of threads is left as it was.
+    #[test]
+    fn every_job_is_done_once() {
+        for threads in [0, 1, 3, 100] {
+            let (before, mut found) = (tch::get_num_threads(), vec![0; 20]);
+            let each = |job: usize| Ok(job * job);
+            let done = spread(20, threads, None, each, |job, square| {
+                found[job] += square;
+                Ok(())
+            });
+            assert_eq!(done.unwrap(), 20);
+            assert!(found.iter().enumerate().all(|(job, square)| *square == job * job));
+            assert_eq!(tch::get_num_threads(), before);
+        }
+    }
+
+    /// What fails, here or there, ends the work with its error; what was in hand is handed over.
+    #[test]
+    fn a_failure_ends_the_work() {
+        let fail = || Error::argument("job", "another", 5);
+        for threads in [1, 4] {
+            let each = |job: usize| if job == 5 { Err(fail()) } else { Ok(()) };
+            assert!(spread(1000, threads, None, each, |_, ()| Ok(())).unwrap_err().to_string().contains("another"));
+            let mut handed = 0;
+            let refused = spread(1000, threads, None, Ok, |_, _| {
+                handed += 1;
+                if handed == 3 { Err(fail()) } else { Ok(()) }
+            });
+            assert!(refused.is_err() && handed < 1000);
+        }
+        let panics = |job: usize| if job == 1 { panic!("on purpose") } else { Ok(()) };
+        assert!(spread(4, 2, None, panics, |_, ()| Ok(())).is_err());
+    }
+
+    /// Nobody begins anything after the work was stopped.
+    #[test]
+    fn stopped_work_says_how_far_it_came() {
+        for threads in [1, 3] {
+            let stop = AtomicBool::new(false);
+            let each = |job: usize| {
+                stop.fetch_or(job == 3, Ordering::Relaxed);
+                Ok(())
+            };
+            assert!(spread(1000, threads, Some(&stop), each, |_, ()| Ok(())).unwrap() < 1000);
+        }
+    }
+}

@@ -54,7 +54,7 @@ pub(super) fn heads(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tens
     let failed = |error| Error::torch("attention over shared keys")(error);
     if let Some(b) = &weights.k.b {
         let b = b.view([heads as i64, -1]);
-        scores = scores + (&q * b).sum_dim_intlist([-1i64].as_slice(), true, None);
+        scores = &scores + (&q * b).sum_dim_intlist([-1i64].as_slice(), true, None);
     }
     let q = q.unsqueeze(2); // [row, head, 1, d_head]
     let before = across(&q, &k.transpose(2, 3)).map_err(failed)?.squeeze_dim(2);

@@ -70,6 +70,7 @@ pub(crate) fn laid_out(w: Tensor) -> Tensor {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -313,7 +313,10 @@ impl Trainer {
 fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -> Result<()> + Sync)) -> Result<()> {
     let groups: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
     let lost = |_| Error::argument("training", "runs that can be computed", "a panic");
-    let each = |number: usize| work(&mut *groups[number].lock().map_err(lost)?);
+    let each = |number: usize| {
+        let mut group = groups[number].lock().map_err(lost)?;
+        work(&mut group)
+    };
     on_one_thread(|| spread(groups.len(), threads, None, each, |_, ()| Ok(()))).map(drop)
 }
 
