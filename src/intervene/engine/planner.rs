@@ -310,7 +310,14 @@ impl Engine<'_> {
         let block = |at: usize| {
             let trims = trims && at + 1 == config.n_layers;
             let (tail, new) = (if trims { batch } else { rows }, positions - first);
-            Block { config, rows, tail, keys: positions, positions: new, absorbed: trims && absorption_pays(config, new) }
+            Block {
+                config,
+                rows,
+                tail,
+                keys: positions,
+                positions: new,
+                absorbed: trims && absorption_pays(config, new),
+            }
         };
         let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
