@@ -97,7 +97,7 @@ proptest! {
 /// beside the middle, offsets that it cannot resolve, copies.
 #[test]
 fn large_trees_count_as_loops_do() {
-    for (n, d, seed) in [(33, 1, 1), (257, 2, 2), (1025, 3, 3), (2500, 2, 4)] {
+    for (n, d, seed) in [(33, 1, 1), (257, 2, 2), (601, 3, 3), (1100, 2, 4)] {
         let plain = normals(n, 2 * d, seed);
         let tails = plain.mapv(|value| value.powi(9));
         let offset = plain.mapv(|value| 1e7 + value);

@@ -329,10 +329,15 @@ impl MeanAndSpread {
 
 /// How far an estimate still has to go, from those of a quarter, a half and all of the samples, if each doubling moves it by the
 /// same share of what the last one did, as a bias does that falls with a power of N: `d r / (1 - r)`, d the last move and r the
-/// share, taken to be at most 0.9 (N to the power -0.15; in many dimensions neighbours are as slow).
+/// share, taken to be at most 0.9 (N to the power -0.15; in many dimensions neighbours are as slow). Where the last move was the
+/// larger one there is no such law to carry on, and 0.8 is taken.
 fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
     let (before, last) = (half - quarter, all - half);
-    let share = if before == 0.0 { 0.0 } else { (last / before).clamp(0.0, 0.9) };
+    let share = match last / before {
+        share if share > 1.0 => 0.8,
+        share => share.clamp(0.0, 0.9),
+    };
+    let share = if before == 0.0 { 0.0 } else { share };
     (last * share / (1.0 - share)).abs()
 }
 

@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 /// `x`, `y`: \[sample, dimension\]. For [`Estimator::Ross`], equal rows of `y` are one label.
 ///
 /// # Errors
-/// Where the numbers of samples differ or are fewer than 8, a value is not finite, a variable is constant, a column of x is
-/// one of y (not for `Ross` and `Binned`), there are too few samples for the estimator, or an option makes no sense.
+/// Where the numbers of samples differ or are fewer than 8, a value is not finite, the largest of a column is not between 1e-100
+/// and 1e100 in size, a variable is constant, a column of x is one of y (not for `Ross` and `Binned`), there are too few samples
+/// for the estimator, or an option makes no sense.
 ///
 /// ```
 /// use headscope::information::{Certainty, Estimator, Truth, mutual_information};
