@@ -59,6 +59,8 @@ pub enum Warning {
     },
     /// x is a deterministic function of what is asked about, and no noise was added.
     Noiseless,
+    /// A trained lower bound far below 0, which is a worse one: what was learnt fails on some of the samples held out.
+    BelowNothing,
     /// More than the labels have to share.
     Entropy {
         /// Their entropy.
@@ -99,6 +101,9 @@ impl fmt::Display for Warning {
                     f,
                     "no noise: of a deterministic map the true value is that of its input, whatever the map keeps"
                 )
+            }
+            Self::BelowNothing => {
+                write!(f, "far below 0, a bound that says nothing: what was learnt fails on some samples held out")
             }
             Self::Entropy { most } => write!(f, "more than the entropy of the labels, {most:.4} nats"),
             Self::SparseCells { cells } => write!(f, "sparse cells: {cells} are occupied, fewer than 5 samples each"),
