@@ -11,7 +11,7 @@ use super::Scaling;
 use super::counter::Counter;
 use super::local::{self, Corner};
 use super::sample::{Sample, beside};
-use super::tree::{Scratch, Tree};
+use super::tree::{Notes, Tree};
 use crate::error::{Error, Result};
 
 /// Which of the nearest-neighbour estimators.
@@ -166,7 +166,7 @@ fn boxes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
             true => (psi[all.count(point, scratch)], 0),
             false => (psi[k] - (marginals.len() - 1) as f64 / k as f64, 1),
         };
-        let Scratch { best, ranges, .. } = scratch;
+        let Notes { best, ranges, .. } = scratch;
         let term = |part: &Marginal| {
             let far = |other: &(f64, u32)| {
                 let other = &rows[other.1 as usize * d..][..d];
@@ -190,7 +190,7 @@ impl<'a> Copies<'a> {
         Self { rows, counter: OnceLock::new() }
     }
 
-    fn count(&self, point: &[f64], scratch: &mut Scratch) -> usize {
+    fn count(&self, point: &[f64], scratch: &mut Notes) -> usize {
         let new = || Counter::new(self.rows.as_slice().unwrap_or_default(), self.rows.ncols());
         self.counter.get_or_init(new).count(point, 0.0, true, &mut scratch.ranges)
     }
@@ -198,12 +198,12 @@ impl<'a> Copies<'a> {
 
 /// The mean of `f(tree, point, row, scratch)` over the rows, which are visited box by box. Sums are taken by chunks in
 /// order, so that the number of threads does not change the result.
-pub(super) fn mean_over(joint: &Array2<f64>, f: impl Fn(&Tree, &[f64], u32, &mut Scratch) -> f64 + Sync) -> f64 {
+pub(super) fn mean_over(joint: &Array2<f64>, f: impl Fn(&Tree, &[f64], u32, &mut Notes) -> f64 + Sync) -> f64 {
     let (n, d) = joint.dim();
     let rows = joint.as_slice().unwrap_or_default();
     let tree = Tree::new(rows, d);
     let chunk = |chunk: &[u32]| {
-        let mut scratch = Scratch::default();
+        let mut scratch = Notes::default();
         chunk.iter().map(|&row| f(&tree, &rows[row as usize * d..][..d], row, &mut scratch)).sum::<f64>()
     };
     let sums: Vec<f64> = tree.order().par_chunks(256).map(chunk).collect();

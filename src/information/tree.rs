@@ -10,7 +10,7 @@ const ERROR: f64 = 1.0 / (1u64 << 21) as f64;
 
 /// What searches write on, kept from one to the next so that none allocates.
 #[derive(Default)]
-pub(super) struct Scratch {
+pub(super) struct Notes {
     /// The nearest found, as (distance, row), the nearest first.
     pub best: Vec<(f64, u32)>,
     /// The query in single precision.
@@ -83,8 +83,8 @@ impl Tree {
     }
 
     /// The `k` points nearest to row `own` at `query`, itself left out, into `scratch.best`.
-    pub fn nearest(&self, query: &[f64], own: u32, k: usize, scratch: &mut Scratch) {
-        let Scratch { best, rounded, .. } = scratch;
+    pub fn nearest(&self, query: &[f64], own: u32, k: usize, scratch: &mut Notes) {
+        let Notes { best, rounded, .. } = scratch;
         best.clear();
         rounded.clear();
         rounded.extend(query.iter().map(|value| (value * self.unit) as f32));
