@@ -3,7 +3,8 @@
     python3 benches/information_peers.py           (needs numpy, scikit-learn and scipy)
 
 1 x 1: scikit-learn's mutual_info_regression, 20,000 samples, k = 5. 5 x 5, 10,000 samples: KSG-1 over scipy's cKDTree with
-all cores and over scikit-learn's KDTree (as the NPEET package has it), whichever is faster.
+all cores and over scikit-learn's KDTree (as the NPEET package has it), whichever is faster. headscope is the benchmark
+`information` as `cargo build --release` would optimise it (opt-level 3, no target-cpu), which this builds.
 """
 
 import subprocess
@@ -62,6 +63,7 @@ def main():
             ("5x5 scikit-learn", lambda: by_scikit_learn(a, b), 1),
         ]:
             theirs[name] = min(theirs.get(name, np.inf), best(function, repeats))
+    print("headscope built by:", " ".join(command))
     for (case, threads), seconds in ours.items():
         for name, other in theirs.items():
             if name.startswith(case):

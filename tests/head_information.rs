@@ -289,6 +289,61 @@ fn the_command() {
     headscope(&["information", "induction", "--text", "a b", "--conllu", "x"], 2);
 }
 
+/// Sentences in the words of the bundled model of English, as Universal Dependencies.
+fn annotated_english(sentences: usize) -> String {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let nouns = ["dog", "cat", "bird", "horse", "child", "farmer", "teacher", "sailor"];
+    let verbs = ["meets", "helps", "calls", "thanks"];
+    let mut text = String::new();
+    for _ in 0..sentences {
+        let mut noun = || nouns[rng.random_range(0..nouns.len())];
+        let (subject, object) = (noun(), noun());
+        let words = ["the", subject, verbs[rng.random_range(0..verbs.len())], "the", object, "."];
+        let relations = [(2, "det"), (3, "nsubj"), (0, "root"), (5, "det"), (3, "obj"), (3, "punct")];
+        text += &format!("# text = {}\n", words.join(" "));
+        for (i, (word, (head, relation))) in words.iter().zip(relations).enumerate() {
+            text += &format!("{}\t{word}\t{word}\t_\t_\t_\t{head}\t{relation}\t_\t_\n", i + 1);
+        }
+        text += "\n";
+    }
+    text
+}
+
+#[test]
+fn roles_through_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (file, out) = (path("some.conllu"), path("table.parquet"));
+    let ask = |model: &str, file: &str, code: i32| {
+        headscope(&["information", model, "--target", "role", "--conllu", file, "--out", &out], code)
+    };
+    // A trained model: its heads tell determiners from nouns, and the first noun from the second.
+    std::fs::write(&file, annotated_english(60)).unwrap();
+    let told = ask("english", &file, 0);
+    assert!(told.contains("entropy role") && told.contains("information role"), "{told}");
+    let table = Table::read(&out).unwrap();
+    let (found, there) = (rows(&table, "information"), rows(&table, "entropy")[0].value);
+    // 120 determiners, 60 nouns each and 60 full stops; a root has no head.
+    let shares = [0.4_f64, 0.2, 0.2, 0.2];
+    assert!((there - shares.iter().map(|p| -p * p.ln()).sum::<f64>()).abs() < 1e-9, "{there}");
+    assert_eq!(found.len(), 2 * (4 + 1));
+    for row in &found {
+        assert!(row.value <= there + 0.05 && row.samples == Some(300), "{row:?}");
+        assert!(row.low.unwrap() <= row.value && row.value <= row.high.unwrap(), "{row:?}");
+    }
+    assert!(found.iter().any(|row| row.keys.head.is_some() && row.low.unwrap() > 1.2), "{found:?}");
+    // The made-up file, twenty times over: enough of each role, though nothing to learn from. Once is too little, and said to be.
+    let made_up = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/made-up.conllu");
+    let gpt2 = fixture("tiny-gpt2");
+    let gpt2 = gpt2.to_str().unwrap();
+    let text = std::fs::read_to_string(made_up).unwrap();
+    std::fs::write(&file, format!("{}\n\n", text.trim_end()).repeat(20)).unwrap();
+    assert!(ask(gpt2, &file, 0).contains("entropy role"));
+    assert!(ask(gpt2, made_up, 1).contains("two labels or more of role"));
+    // Words that the model does not know.
+    assert!(ask("english", made_up, 1).contains("The cat sees John Smith."));
+}
+
 #[test]
 fn arrays_of_anyone_by_trained_estimators() {
     let folder = tempfile::tempdir().unwrap();

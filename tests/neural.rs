@@ -66,6 +66,17 @@ fn hopeless_cases_are_flagged() {
     }
 }
 
+/// Tails so heavy that a critic meets held-out samples far from all that it was trained on.
+#[test]
+fn what_fails_on_samples_held_out_is_flagged() {
+    let (x, y) = Truth::Student { n: 2, nu: 1 }.sample(5000, 0).unwrap();
+    for bound in [Bound::Nwj, Bound::Mine] {
+        let found = ask(&x, &y, &NeuralOptions { steps: 1000, ..options(bound) });
+        assert!(found.nats() < -1.0, "{bound:?}: {found:?}");
+        assert!(found.warnings.contains(&Warning::BelowNothing), "{bound:?}: {found:?}");
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bytes() {
     let (x, y) = Truth::Normal { rho: 0.75 }.sample(500, 1).unwrap();

@@ -138,13 +138,17 @@ fn least_together(first: &Array2<f64>, second: &Array2<f64>) -> Array3<f64> {
         let p = first.row(t).sum();
         if p > 0.0 { first[[t, i]] * second[[t, j]] / p } else { 0.0 }
     });
+    // A coupling is the mixture with its rows and columns scaled; from one step to the next the scales change little.
+    let mut scales = vec![(vec![1.0; a], vec![1.0; b]); targets];
     let mut last = f64::INFINITY;
     for _ in 0..20_000 {
         let mixture = coupled.sum_axis(Axis(0));
-        for t in 0..targets {
-            let mut coupling = mixture.clone();
-            fit(&mut coupling, &first.row(t).to_vec(), &second.row(t).to_vec());
-            coupled.index_axis_mut(Axis(0), t).assign(&coupling);
+        for (t, (left, right)) in scales.iter_mut().enumerate() {
+            fit(&mixture, &first.row(t).to_vec(), &second.row(t).to_vec(), left, right);
+            let coupling = coupled.index_axis_mut(Axis(0), t);
+            coupling.into_iter().enumerate().for_each(|(i, value)| {
+                *value = left[i / b] * mixture[[i / b, i % b]] * right[i % b];
+            });
         }
         let now = joint_information(&coupled);
         if last - now < 1e-12 {
@@ -155,18 +159,20 @@ fn least_together(first: &Array2<f64>, second: &Array2<f64>) -> Array3<f64> {
     coupled
 }
 
-/// Scales rows and columns in turn until they sum to what they should (Sinkhorn 1967).
-fn fit(coupling: &mut Array2<f64>, rows: &[f64], columns: &[f64]) {
+/// Finds scales with which the mixture's rows and columns sum to what they should, the one in turn with the other (Sinkhorn 1967).
+fn fit(mixture: &Array2<f64>, rows: &[f64], columns: &[f64], left: &mut [f64], right: &mut [f64]) {
+    // Of what sums to nothing, any scale is right.
+    let scale = |wanted: f64, sum: f64| if sum > 1e-290 { wanted / sum } else { 0.0 };
     for _ in 0..10_000 {
         let mut off: f64 = 0.0;
-        for (axis, wanted) in [(Axis(0), rows), (Axis(1), columns)] {
-            for (mut lane, wanted) in coupling.axis_iter_mut(axis).zip(wanted) {
-                let sum = lane.sum();
-                off = off.max((sum - wanted).abs());
-                if sum > 0.0 {
-                    lane.mapv_inplace(|value| value * wanted / sum);
-                }
-            }
+        for (i, row) in mixture.outer_iter().enumerate() {
+            let sum: f64 = row.iter().zip(right.iter()).map(|(p, scale)| p * scale).sum();
+            off = off.max((left[i] * sum - rows[i]).abs());
+            left[i] = scale(rows[i], sum);
+        }
+        for (j, column) in mixture.axis_iter(Axis(1)).enumerate() {
+            let sum: f64 = column.iter().zip(left.iter()).map(|(p, scale)| p * scale).sum();
+            right[j] = scale(columns[j], sum);
         }
         if off < 1e-14 {
             return;

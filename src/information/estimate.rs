@@ -59,6 +59,8 @@ pub enum Warning {
     },
     /// x is a deterministic function of what is asked about, and no noise was added.
     Noiseless,
+    /// A trained lower bound far below 0, which is a worse one: what was learnt fails on some of the samples held out.
+    BelowNothing,
     /// More than the labels have to share.
     Entropy {
         /// Their entropy.
@@ -99,6 +101,9 @@ impl fmt::Display for Warning {
                     f,
                     "no noise: of a deterministic map the true value is that of its input, whatever the map keeps"
                 )
+            }
+            Self::BelowNothing => {
+                write!(f, "far below 0, a bound that says nothing: what was learnt fails on some samples held out")
             }
             Self::Entropy { most } => write!(f, "more than the entropy of the labels, {most:.4} nats"),
             Self::SparseCells { cells } => write!(f, "sparse cells: {cells} are occupied, fewer than 5 samples each"),
@@ -183,34 +188,38 @@ pub(super) struct Question {
     pub shuffled: Range<usize>,
 }
 
-/// The estimate from all samples, from halves and quarters of them, and from shuffled ones; and the warnings.
+/// The estimate from all samples, from halves and quarters of them, and from shuffled ones; and the warnings. `point` gives an
+/// estimate and how many cells it counted.
 pub(super) fn finish(
     question: Question,
     parts: &[Sample],
-    mut warnings: Vec<Warning>,
+    warnings: Vec<Warning>,
     certainty: &Certainty,
     seed: u64,
     point: impl Fn(&[Sample]) -> Result<(f64, usize)> + Sync,
 ) -> Result<Estimate> {
+    let one = |parts: &[Sample]| point(parts).map(|(estimate, cells)| ([estimate], cells));
+    finish_all(question, parts, warnings, certainty, seed, one).map(|[found]| found)
+}
+
+/// As [`finish`], of several estimates that are made together.
+pub(super) fn finish_all<const M: usize>(
+    question: Question,
+    parts: &[Sample],
+    warnings: Vec<Warning>,
+    certainty: &Certainty,
+    seed: u64,
+    point: impl Fn(&[Sample]) -> Result<([f64; M], usize)> + Sync,
+) -> Result<[Estimate; M]> {
     certainty.validate()?;
     let Question { estimator, needed, shuffled } = question;
     let n = parts[0].rows.nrows();
     let dimensions: Vec<usize> = parts.iter().map(Sample::dimensions).collect();
-    let (estimate, cells) = point(parts)?;
-    if !estimate.is_finite() {
-        return Err(Error::NotFinite { at: format!("the estimate by {estimator}"), index: 0, found: estimate });
+    let (estimates, cells) = point(parts)?;
+    if let Some((index, &found)) = estimates.iter().enumerate().find(|(_, estimate)| !estimate.is_finite()) {
+        return Err(Error::NotFinite { at: format!("the estimate by {estimator}"), index, found });
     }
-    let most = (n as f64 / 10.0).ln();
-    if estimate > most {
-        warnings.push(Warning::Wall { most });
-    }
-    if n < needed {
-        warnings.push(Warning::Dimension { dimensions: dimensions.iter().sum(), needed });
-    }
-    if cells * 5 > n {
-        warnings.push(Warning::SparseCells { cells });
-    }
-    let (interval, convergence) = halves(parts, estimate, certainty, seed, &point, &mut warnings);
+    let some = if certainty.halves == 0 { None } else { Some(Subsamples::new(parts, certainty, seed, &point)) };
     let draws = (0..certainty.permutations).into_par_iter().map(|number| {
         let mut rng = stream(seed, number + 1);
         let shuffle = |(i, part): (usize, &Sample)| match shuffled.contains(&i) {
@@ -219,67 +228,121 @@ pub(super) fn finish(
         };
         Ok(point(&parts.iter().enumerate().map(shuffle).collect::<Vec<Sample>>())?.0)
     });
-    let p = exceeded(estimate, &draws.collect::<Result<Vec<f64>>>()?);
-    Ok(Estimate { interval, estimator, n, dimensions, p, convergence, warnings })
+    let draws = draws.collect::<Result<Vec<[f64; M]>>>()?;
+    Ok(std::array::from_fn(|which| {
+        let (estimate, mut warnings) = (estimates[which], warnings.clone());
+        let most = (n as f64 / 10.0).ln();
+        if estimate > most {
+            warnings.push(Warning::Wall { most });
+        }
+        if n < needed {
+            warnings.push(Warning::Dimension { dimensions: dimensions.iter().sum(), needed });
+        }
+        if cells * 5 > n {
+            warnings.push(Warning::SparseCells { cells });
+        }
+        let mut interval = Interval { estimate, low: estimate, high: estimate, level: certainty.level };
+        let mut convergence = vec![(n, estimate)];
+        if let Some(some) = &some {
+            (interval, convergence) = some.judge(which, interval, n, &mut warnings);
+        }
+        let null: Vec<f64> = draws.iter().map(|draw| draw[which]).collect();
+        let p = exceeded(estimate, &null);
+        Estimate { interval, estimator, n, dimensions: dimensions.clone(), p, convergence, warnings }
+    }))
 }
 
-/// The interval from random halves, and the mean estimates from quarters, halves and all of the samples.
-fn halves(
-    parts: &[Sample],
-    estimate: f64,
-    certainty: &Certainty,
-    seed: u64,
-    point: &(impl Fn(&[Sample]) -> Result<(f64, usize)> + Sync),
-    warnings: &mut Vec<Warning>,
-) -> (Interval, Vec<(usize, f64)>) {
-    let n = parts[0].rows.nrows();
-    let mut interval = Interval { estimate, low: estimate, high: estimate, level: certainty.level };
-    let mut convergence = vec![(n, estimate)];
-    if certainty.halves == 0 {
-        return (interval, convergence);
+/// Estimates from random halves of the samples, and from quarters where they suffice.
+struct Subsamples<const M: usize> {
+    halves: Result<Vec<[f64; M]>>,
+    quarters: Option<Vec<[f64; M]>>,
+}
+
+impl<const M: usize> Subsamples<M> {
+    fn new(
+        parts: &[Sample],
+        certainty: &Certainty,
+        seed: u64,
+        point: &(impl Fn(&[Sample]) -> Result<([f64; M], usize)> + Sync),
+    ) -> Self {
+        let n = parts[0].rows.nrows();
+        let rows: Vec<usize> = (0..n).collect();
+        let part = |count: usize, of: usize| -> Result<Vec<[f64; M]>> {
+            let estimates = (0..count).into_par_iter().map(|number| {
+                let rows = &shuffled(&rows, seed.wrapping_add((number * 4 + of) as u64))[..n / of];
+                Ok(point(&parts.iter().map(|part| part.take(rows)).collect::<Vec<_>>())?.0)
+            });
+            estimates.collect()
+        };
+        let halves = part(certainty.halves, 2);
+        let quarters = if halves.is_ok() { part(certainty.halves / 2, 4).ok() } else { None };
+        Self { halves, quarters }
     }
-    let rows: Vec<usize> = (0..n).collect();
-    let part = |count: usize, of: usize| -> Result<Vec<f64>> {
-        let estimates = (0..count).into_par_iter().map(|number| {
-            let rows = &shuffled(&rows, seed.wrapping_add((number * 4 + of) as u64))[..n / of];
-            Ok(point(&parts.iter().map(|part| part.take(rows)).collect::<Vec<_>>())?.0)
-        });
-        estimates.collect()
-    };
-    match part(certainty.halves, 2) {
-        Ok(halves) => {
-            let mean = halves.iter().sum::<f64>() / halves.len() as f64;
-            let squares: f64 = halves.iter().map(|half| (half - mean).powi(2)).sum();
-            let spread = (squares / (halves.len() - 1) as f64).sqrt();
-            let reach = normal_quantile(0.5 + certainty.level / 2.0) * spread;
-            (interval.low, interval.high) = (estimate - reach, estimate + reach);
-            convergence.insert(0, (n / 2, mean));
-            let moved = (estimate - mean).abs();
-            let chance = 4.0 * spread / (halves.len() as f64).sqrt();
-            let mut to_come = 0.0;
-            if let Ok(quarters) = part(certainty.halves / 2, 4) {
-                let quarter = quarters.iter().sum::<f64>() / quarters.len() as f64;
-                convergence.insert(0, (n / 4, quarter));
-                to_come = ahead(quarter, mean, estimate);
+
+    /// The interval from the halves, the mean estimates from quarters, halves and all of the samples; and whether it moves on.
+    fn judge(
+        &self,
+        which: usize,
+        mut interval: Interval,
+        n: usize,
+        warnings: &mut Vec<Warning>,
+    ) -> (Interval, Vec<(usize, f64)>) {
+        let estimate = interval.estimate;
+        let mut convergence = vec![(n, estimate)];
+        let halves = match &self.halves {
+            Ok(halves) => MeanAndSpread::of(halves, which),
+            Err(reason) => {
+                (interval.low, interval.high) = (0.0, f64::INFINITY);
+                warnings.push(Warning::NoInterval { reason: reason.to_string() });
+                return (interval, convergence);
             }
-            let tolerated = 0.02 + 0.05 * estimate.abs();
-            if moved > chance && (moved > tolerated || to_come > 2.0 * tolerated) {
-                warnings.push(Warning::NotConverged { half: mean });
-            }
+        };
+        let reach = normal_quantile(0.5 + interval.level / 2.0) * halves.spread;
+        (interval.low, interval.high) = (estimate - reach, estimate + reach);
+        convergence.insert(0, (n / 2, halves.mean));
+        let moved = (estimate - halves.mean).abs();
+        let mut to_come = 0.0;
+        if let Some(quarters) = &self.quarters {
+            let quarters = MeanAndSpread::of(quarters, which);
+            convergence.insert(0, (n / 4, quarters.mean));
+            to_come = ahead(quarters.mean, halves.mean, estimate);
         }
-        Err(reason) => {
-            (interval.low, interval.high) = (0.0, f64::INFINITY);
-            warnings.push(Warning::NoInterval { reason: reason.to_string() });
+        let tolerated = 0.02 + 0.05 * estimate.abs();
+        if moved > 4.0 * halves.error && (moved > tolerated || to_come > 2.0 * tolerated) {
+            warnings.push(Warning::NotConverged { half: halves.mean });
         }
+        (interval, convergence)
     }
-    (interval, convergence)
+}
+
+/// Of some estimates: their mean, their standard deviation, and the mean's standard error.
+struct MeanAndSpread {
+    mean: f64,
+    spread: f64,
+    error: f64,
+}
+
+impl MeanAndSpread {
+    fn of<const M: usize>(estimates: &[[f64; M]], which: usize) -> Self {
+        let count = estimates.len() as f64;
+        let mean = estimates.iter().map(|estimate| estimate[which]).sum::<f64>() / count;
+        let squares: f64 = estimates.iter().map(|estimate| (estimate[which] - mean).powi(2)).sum();
+        let spread = (squares / (count - 1.0)).sqrt();
+        Self { mean, spread, error: spread / count.sqrt() }
+    }
 }
 
 /// How far an estimate still has to go, from those of a quarter, a half and all of the samples, if each doubling moves it by the
-/// same share of what the last one did: `d r / (1 - r)`, d the last move and r the share, taken to be at most 0.8.
+/// same share of what the last one did, as a bias does that falls with a power of N: `d r / (1 - r)`, d the last move and r the
+/// share, taken to be at most 0.9 (N to the power -0.15; in many dimensions neighbours are as slow). Where the last move was the
+/// larger one there is no such law to carry on, and 0.8 is taken.
 fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
     let (before, last) = (half - quarter, all - half);
-    let share = if before == 0.0 { 0.0 } else { (last / before).clamp(0.0, 0.8) };
+    let share = match last / before {
+        share if share > 1.0 => 0.8,
+        share => share.clamp(0.0, 0.9),
+    };
+    let share = if before == 0.0 { 0.0 } else { share };
     (last * share / (1.0 - share)).abs()
 }
 

@@ -37,9 +37,9 @@ impl Corner {
 pub(super) fn correction(joint: &Array2<f64>, k: usize, corner: Corner) -> Result<f64> {
     let d = joint.ncols();
     let rows = joint.as_slice().unwrap_or_default();
-    let mean = mean_over(joint, |tree, point, row, best| {
-        tree.nearest(point, row, k, best);
-        let around = Array2::from_shape_fn((k, d), |(i, c)| rows[best[i].1 as usize * d + c] - point[c]);
+    let mean = mean_over(joint, |tree, point, row, scratch| {
+        tree.nearest(point, row, k, scratch);
+        let around = Array2::from_shape_fn((k, d), |(i, c)| rows[scratch.best[i].1 as usize * d + c] - point[c]);
         match log_ratio(&around) {
             Ok(ratio) if ratio < corner.log_ratio => -ratio,
             Ok(_) => 0.0,

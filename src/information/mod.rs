@@ -21,10 +21,12 @@
 
 mod attention;
 mod binned;
+mod counter;
 mod decomposition;
 mod estimate;
 mod estimator;
 mod gaussian;
+mod halves;
 mod lbfgs;
 mod local;
 mod neighbour;

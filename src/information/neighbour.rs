@@ -1,14 +1,17 @@
 //! Estimates from the distances to nearest neighbours.
 
+use std::sync::OnceLock;
+
 use ndarray::Array2;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use statrs::function::gamma::digamma;
 
 use super::Scaling;
+use super::counter::Counter;
 use super::local::{self, Corner};
 use super::sample::{Sample, beside};
-use super::tree::{Counter, Tree};
+use super::tree::{Notes, Tree};
 use crate::error::{Error, Result};
 
 /// Which of the nearest-neighbour estimators.
@@ -91,12 +94,14 @@ pub(super) fn shared(parts: &[&Sample], options: &KsgOptions) -> Result<f64> {
     options.fits(n)?;
     let joint = beside(&scaled.iter().collect::<Vec<_>>());
     let mut first = 0;
-    let mut marginals = vec![];
+    let mut placed = vec![];
     for part in scaled {
         let columns = first..first + part.dimensions();
         first = columns.end;
-        marginals.push(Marginal::new(part.rows, columns, 1.0));
+        placed.push((part.rows, columns));
     }
+    let marginals: Vec<Marginal> =
+        placed.into_par_iter().map(|(rows, columns)| Marginal::new(rows, columns, 1.0)).collect();
     let more = (parts.len() - 1) as f64;
     let psi_n = digamma(n as f64);
     match options.variant {
@@ -136,14 +141,15 @@ pub(super) fn conditional(x: &Sample, y: &Sample, z: &Sample, options: &KsgOptio
 /// k and counts are those of copies: so discrete and mixed variables are handled (Gao, Kannan, Oh & Viswanath 2017).
 fn cubes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     let psi = digammas(joint.nrows());
-    mean_over(joint, |tree, point, row, best| {
-        tree.nearest(point, row, k, best);
-        let radius = best[k - 1].0;
+    let all = Copies::new(joint);
+    mean_over(joint, |tree, point, row, scratch| {
+        tree.nearest(point, row, k, scratch);
+        let radius = scratch.best[k - 1].0;
         let copies = radius == 0.0;
-        let own = if copies { tree.count(point, 0.0, true) } else { k };
-        let term =
-            |part: &Marginal| part.sign * psi[part.counter.count(part.query(row as usize), radius, copies).max(1)];
-        psi[own] - marginals.iter().map(term).sum::<f64>()
+        let own = if copies { all.count(point, scratch) } else { k };
+        let mut count =
+            |part: &Marginal| part.counter.count(part.query(row as usize), radius, copies, &mut scratch.ranges).max(1);
+        psi[own] - marginals.iter().map(|part| part.sign * psi[count(part)]).sum::<f64>()
     })
 }
 
@@ -153,38 +159,54 @@ fn boxes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     let psi = digammas(joint.nrows());
     let d = joint.ncols();
     let rows = joint.as_slice().unwrap_or_default();
-    mean_over(joint, |tree, point, row, best| {
-        tree.nearest(point, row, k, best);
-        let (own, itself) = match best[k - 1].0 == 0.0 {
-            true => (psi[tree.count(point, 0.0, true)], 0),
+    let all = Copies::new(joint);
+    mean_over(joint, |tree, point, row, scratch| {
+        tree.nearest(point, row, k, scratch);
+        let (own, itself) = match scratch.best[k - 1].0 == 0.0 {
+            true => (psi[all.count(point, scratch)], 0),
             false => (psi[k] - (marginals.len() - 1) as f64 / k as f64, 1),
         };
+        let Notes { best, ranges, .. } = scratch;
         let term = |part: &Marginal| {
             let far = |other: &(f64, u32)| {
                 let other = &rows[other.1 as usize * d..][..d];
                 part.columns.clone().map(|c| (point[c] - other[c]).abs()).fold(0.0, f64::max)
             };
             let reach = best.iter().map(far).fold(0.0, f64::max);
-            part.sign * psi[(part.counter.count(part.query(row as usize), reach, true) - itself).max(1)]
+            part.sign * psi[(part.counter.count(part.query(row as usize), reach, true, ranges) - itself).max(1)]
         };
         own - marginals.iter().map(term).sum::<f64>()
     })
 }
 
+/// Counts a point's copies; most samples have none, and never ask.
+struct Copies<'a> {
+    rows: &'a Array2<f64>,
+    counter: OnceLock<Counter>,
+}
+
+impl<'a> Copies<'a> {
+    fn new(rows: &'a Array2<f64>) -> Self {
+        Self { rows, counter: OnceLock::new() }
+    }
+
+    fn count(&self, point: &[f64], scratch: &mut Notes) -> usize {
+        let new = || Counter::new(self.rows.as_slice().unwrap_or_default(), self.rows.ncols());
+        self.counter.get_or_init(new).count(point, 0.0, true, &mut scratch.ranges)
+    }
+}
+
 /// The mean of `f(tree, point, row, scratch)` over the rows, which are visited box by box. Sums are taken by chunks in
 /// order, so that the number of threads does not change the result.
-pub(super) fn mean_over(
-    joint: &Array2<f64>,
-    f: impl Fn(&Tree, &[f64], u32, &mut Vec<(f64, u32)>) -> f64 + Sync,
-) -> f64 {
+pub(super) fn mean_over(joint: &Array2<f64>, f: impl Fn(&Tree, &[f64], u32, &mut Notes) -> f64 + Sync) -> f64 {
     let (n, d) = joint.dim();
     let rows = joint.as_slice().unwrap_or_default();
     let tree = Tree::new(rows, d);
     let chunk = |chunk: &[u32]| {
-        let mut best = vec![];
-        chunk.iter().map(|&row| f(&tree, &rows[row as usize * d..][..d], row, &mut best)).sum::<f64>()
+        let mut scratch = Notes::default();
+        chunk.iter().map(|&row| f(&tree, &rows[row as usize * d..][..d], row, &mut scratch)).sum::<f64>()
     };
-    let sums: Vec<f64> = tree.order.par_chunks(256).map(chunk).collect();
+    let sums: Vec<f64> = tree.order().par_chunks(256).map(chunk).collect();
     sums.iter().sum::<f64>() / n as f64
 }
 
@@ -208,12 +230,13 @@ pub(super) fn ross(x: &Sample, labels: &[usize], options: &KsgOptions) -> Result
     let sums = groups.par_iter().map(|rows| {
         let k = options.k.min(rows.len() - 1);
         let own = x.take(rows).rows;
-        let mean = mean_over(&own, |tree, point, row, best| {
-            tree.nearest(point, row, k, best);
-            let radius = best[k - 1].0;
+        let copied = Copies::new(&own);
+        let mean = mean_over(&own, |tree, point, row, scratch| {
+            tree.nearest(point, row, k, scratch);
+            let radius = scratch.best[k - 1].0;
             let copies = radius == 0.0;
-            let near = if copies { tree.count(point, 0.0, true) } else { k };
-            psi[near] - psi[counter.count(point, radius, copies).max(1)] - psi[rows.len()]
+            let near = if copies { copied.count(point, scratch) } else { k };
+            psi[near] - psi[counter.count(point, radius, copies, &mut scratch.ranges).max(1)] - psi[rows.len()]
         });
         mean * rows.len() as f64
     });

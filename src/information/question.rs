@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayView2};
 use rayon::prelude::*;
 
-use super::estimate::{Certainty, Estimate, Question, Warning, finish};
+use super::estimate::{Certainty, Estimate, Question, Warning, finish, finish_all};
 use super::sample::{Sample, beside, differ, same_length};
 use super::{BinnedOptions, Estimator, Redundancy, Scaling, binned, decomposition, gaussian, neighbour};
 use crate::error::{Error, Result};
@@ -18,8 +18,9 @@ use crate::error::{Error, Result};
 /// `x`, `y`: \[sample, dimension\]. For [`Estimator::Ross`], equal rows of `y` are one label.
 ///
 /// # Errors
-/// Where the numbers of samples differ or are fewer than 8, a value is not finite, a variable is constant, a column of x is
-/// one of y (not for `Ross` and `Binned`), there are too few samples for the estimator, or an option makes no sense.
+/// Where the numbers of samples differ or are fewer than 8, a value is not finite, the largest of a column is not between 1e-100
+/// and 1e100 in size, a variable is constant, a column of x is one of y (not for `Ross` and `Binned`), there are too few samples
+/// for the estimator, or an option makes no sense.
 ///
 /// ```
 /// use headscope::information::{Certainty, Estimator, Truth, mutual_information};
@@ -237,20 +238,13 @@ pub fn decomposition_of_samples(
         Redundancy::Mmi => parts,
         _ => parts.map(|part| Sample::of_labels(&binned::cells(&part, options))),
     };
-    let part = |which: fn(&decomposition::Decomposition) -> f64| {
-        let question = Question { estimator, needed, shuffled: 0..1 };
-        finish(question, &parts, warnings.clone(), certainty, seed, |parts| {
+    let question = Question { estimator, needed, shuffled: 0..1 };
+    let [redundant, unique_1, unique_2, synergistic] =
+        finish_all(question, &parts, warnings, certainty, seed, |parts| {
             let (found, cells) = decompose(parts, measure)?;
-            Ok((which(&found), cells))
-        })
-    };
-    Ok(Parts {
-        redundant: part(|found| found.redundant)?,
-        unique_1: part(|found| found.unique_1)?,
-        unique_2: part(|found| found.unique_2)?,
-        synergistic: part(|found| found.synergistic)?,
-        measure,
-    })
+            Ok(([found.redundant, found.unique_1, found.unique_2, found.synergistic], cells))
+        })?;
+    Ok(Parts { redundant, unique_1, unique_2, synergistic, measure })
 }
 
 /// The decomposition of target, first and second source, and the number of occupied cells where counts were taken.

@@ -29,6 +29,16 @@ impl Sample {
         if let Some((index, found)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::NotFinite { at: name.into(), index, found: *found });
         }
+        // Outside of this range squares, and so variances and correlations, are no numbers any more: x and y would seem unrelated.
+        let size = |column: &usize| values.column(*column).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        if let Some(column) = (0..d).find(|column| !(size(column) == 0.0 || (1e-100..=1e100).contains(&size(column)))) {
+            let found = format!("{:e} in column {column}", size(&column));
+            return Err(Error::argument(
+                name,
+                "columns whose largest value is between 1e-100 and 1e100 in size",
+                found,
+            ));
+        }
         let varies = |column: usize| values.column(column).iter().any(|value| *value != values[[0, column]]);
         let (kept, constant): (Vec<usize>, Vec<usize>) = (0..d).partition(|&column| varies(column));
         if kept.is_empty() {

@@ -1,222 +1,152 @@
-//! A k-d tree in the maximum norm.
-//!
-//! The well-kept crates do not serve: `kiddo` needs the number of dimensions when it is compiled, and counts a ball's points
-//! by collecting them; here dimensions come with the data, and a box that lies within the ball is counted whole.
+//! Nearest neighbours in the maximum norm.
 
-/// Boxes of at most so many points are not split.
-const LEAF: usize = 32;
+use wide::f32x8;
 
-/// Points in boxes, each split at its median across its widest side.
+use super::halves::{Halves, Levels, WIDE, larger};
+
+/// By what share of a distance and of the query's largest coordinate single precision may err: four times 2^-23, which is what
+/// rounding both points (2^-24 of each, the other's at most the query's and the distance) and their difference can add up to.
+const ERROR: f64 = 1.0 / (1u64 << 21) as f64;
+
+/// What searches write on, kept from one to the next so that none allocates.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// The nearest found, as (distance, row), the nearest first.
+    pub best: Vec<(f64, u32)>,
+    /// The query in single precision.
+    rounded: Vec<f32>,
+    /// For counters: the ranks that are near enough, dimension by dimension.
+    pub ranges: Vec<(i32, i32)>,
+}
+
+/// Points among which neighbours are looked for.
 pub(super) struct Tree {
-    dimensions: usize,
-    /// The points, box by box; within one first all points' first coordinates, then all second ones, and so on.
+    halves: Halves,
+    /// Leaf by leaf, exactly.
     points: Vec<f64>,
-    /// The row that each of them had.
-    pub order: Vec<u32>,
-    /// Lowest and highest corner of every box, the children of box i being 2 i + 1 and 2 i + 2.
-    corners: Vec<f64>,
+    /// What they are multiplied by before they are rounded: then the largest is 1, and none too large or small.
+    unit: f64,
+    leaves: Vec<[f32; WIDE]>,
+    boxes: Levels<f32>,
 }
 
-/// A box: its number, and its first point and the one after its last.
-#[derive(Clone, Copy)]
-struct Node {
-    number: usize,
-    lo: usize,
-    hi: usize,
-}
-
-impl Node {
-    fn is_leaf(self) -> bool {
-        self.hi - self.lo <= LEAF
-    }
-
-    fn halves(self) -> [Self; 2] {
-        let mid = self.lo + (self.hi - self.lo) / 2;
-        let number = 2 * self.number + 1;
-        [Self { number, lo: self.lo, hi: mid }, Self { number: number + 1, lo: mid, hi: self.hi }]
-    }
-}
-
-/// What is looked for: around where, without which row, and the `k` nearest so far as (distance, row), the nearest first.
+/// What is looked for: around where, without which row, and the `k` nearest so far.
 struct Search<'a> {
     query: &'a [f64],
+    rounded: &'a [f32],
     own: u32,
     k: usize,
     best: &'a mut Vec<(f64, u32)>,
+    unit: f64,
+    /// How far off the query's own rounding may put a distance.
+    slack: f64,
+    /// The distance of the k-th nearest so far.
+    limit: f64,
+    /// What is farther than this in single precision is no nearer than `limit`.
+    past: f32,
 }
 
 impl Search<'_> {
-    fn limit(&self) -> f64 {
-        if self.best.len() == self.k { self.best[self.k - 1].0 } else { f64::INFINITY }
+    /// Measures a point, and takes it if it is one of the nearest.
+    fn offer(&mut self, point: &[f64], row: u32) {
+        let distance = self.query.iter().zip(point).fold(0.0, |far, (q, value)| larger(far, (q - value).abs()));
+        if distance >= self.limit || row == self.own {
+            return;
+        }
+        let place = self.best.partition_point(|other| other.0 <= distance);
+        self.best.truncate(self.k - 1);
+        self.best.insert(place, (distance, row));
+        if self.best.len() == self.k {
+            self.limit = self.best[self.k - 1].0;
+            let limit = self.limit * self.unit;
+            self.past = (limit + limit * ERROR + self.slack) as f32 + f32::MIN_POSITIVE;
+        }
     }
 }
 
 impl Tree {
     /// A tree of rows of `dimensions` numbers.
     pub fn new(rows: &[f64], dimensions: usize) -> Self {
-        let n = rows.len() / dimensions;
-        let mut tree = Self { dimensions, points: vec![], order: (0..n as u32).collect(), corners: vec![] };
-        split(rows, dimensions, &mut tree.order, 0, &mut tree.corners);
-        tree.points.reserve(rows.len());
-        tree.lay_out(rows, Node { number: 0, lo: 0, hi: n });
-        tree
+        let halves = Halves::new(rows, dimensions);
+        let unit = 1.0 / rows.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        let unit = if unit.is_finite() { unit } else { 1.0 };
+        let value = |row: usize, dimension: usize| (rows[row * dimensions + dimension] * unit) as f32;
+        let (leaves, boxes) = (halves.leaves(f32::INFINITY, value), halves.boxes(f32::INFINITY, value));
+        let row = |&row: &u32| &rows[row as usize * dimensions..][..dimensions];
+        let points = halves.order.iter().flat_map(row).copied().collect();
+        Self { halves, points, unit, leaves, boxes }
     }
 
-    fn lay_out(&mut self, rows: &[f64], node: Node) {
-        if !node.is_leaf() {
-            return node.halves().into_iter().for_each(|half| self.lay_out(rows, half));
-        }
-        for dimension in 0..self.dimensions {
-            let column =
-                self.order[node.lo..node.hi].iter().map(|&row| rows[row as usize * self.dimensions + dimension]);
-            self.points.extend(column);
-        }
+    /// The rows, neighbours close to each other.
+    pub fn order(&self) -> &[u32] {
+        &self.halves.order
     }
 
-    fn root(&self) -> Node {
-        Node { number: 0, lo: 0, hi: self.order.len() }
-    }
-
-    /// How far the box is from `query`, 0 within it; and how far its farthest corner.
-    fn reach(&self, node: Node, query: &[f64]) -> (f64, f64) {
-        let (low, high) =
-            self.corners[2 * node.number * self.dimensions..][..2 * self.dimensions].split_at(self.dimensions);
-        let (mut near, mut far) = (0.0, 0.0);
-        for ((q, low), high) in query.iter().zip(low).zip(high) {
-            near = larger(near, larger(low - q, q - high));
-            far = larger(far, larger(q - low, high - q));
-        }
-        (near, far)
-    }
-
-    /// The distances of a leaf's points; where all are past `limit`, something past it.
-    fn distances(&self, node: Node, query: &[f64], limit: f64) -> [f64; LEAF] {
-        let count = node.hi - node.lo;
-        let mut distances = [0.0; LEAF];
-        let points = &self.points[node.lo * self.dimensions..node.hi * self.dimensions];
-        for (dimension, (q, column)) in query.iter().zip(points.chunks_exact(count)).enumerate() {
-            for (distance, value) in distances.iter_mut().zip(column) {
-                *distance = larger(*distance, (q - value).abs());
-            }
-            if dimension % 3 == 2 && distances[..count].iter().all(|distance| *distance > limit) {
-                break;
-            }
-        }
-        distances
-    }
-
-    /// The `k` points nearest to row `own` at `query`, itself left out: (distance, row), the nearest first.
-    pub fn nearest(&self, query: &[f64], own: u32, k: usize, best: &mut Vec<(f64, u32)>) {
+    /// The `k` points nearest to row `own` at `query`, itself left out, into `scratch.best`.
+    pub fn nearest(&self, query: &[f64], own: u32, k: usize, scratch: &mut Notes) {
+        let Notes { best, rounded, .. } = scratch;
         best.clear();
-        self.search(self.root(), &mut Search { query, own, k, best });
+        rounded.clear();
+        rounded.extend(query.iter().map(|value| (value * self.unit) as f32));
+        let slack = f64::from(rounded.iter().fold(0.0_f32, |most, value| most.max(value.abs()))) * ERROR;
+        let (unit, limit, past) = (self.unit, f64::INFINITY, f32::INFINITY);
+        let mut search = Search { query, rounded, own, k, best, unit, slack, limit, past };
+        match self.halves.depth {
+            0 => self.leaf(0, &mut search),
+            _ => self.node(0, 0, &mut search),
+        }
     }
 
-    fn search(&self, node: Node, search: &mut Search) {
-        if node.is_leaf() {
-            let distances = self.distances(node, search.query, search.limit());
-            let rows = &self.order[node.lo..node.hi];
-            let mut limit = search.limit();
-            for (&distance, &row) in distances.iter().zip(rows) {
-                if distance < limit && row != search.own {
-                    let place = search.best.partition_point(|other| other.0 <= distance);
-                    search.best.truncate(search.k - 1);
-                    search.best.insert(place, (distance, row));
-                    limit = search.limit();
+    /// Goes through a node's children, the nearest first.
+    fn node(&self, level: usize, number: usize, search: &mut Search) {
+        let d = self.halves.dimensions;
+        let mut near = f32x8::ZERO;
+        for (&(low, high), &q) in self.boxes[level][number * d..][..d].iter().zip(search.rounded) {
+            let q = f32x8::splat(q);
+            near = near.fast_max((f32x8::new(low) - q).fast_max(q - f32x8::new(high)));
+        }
+        let mut reached = near.simd_le(f32x8::splat(search.past)).to_bitmask();
+        let near = near.to_array();
+        let (mut queue, mut count) = ([(0.0, 0); WIDE], 0);
+        while reached != 0 {
+            let child = reached.trailing_zeros() as usize;
+            reached &= reached - 1;
+            if near[child] == f32::INFINITY {
+                continue; // there is no such child
+            }
+            let mut place = count;
+            while place > 0 && queue[place - 1].0 > near[child] {
+                queue[place] = queue[place - 1];
+                place -= 1;
+            }
+            queue[place] = (near[child], child);
+            count += 1;
+        }
+        for &(near, child) in &queue[..count] {
+            if near > search.past || search.limit == 0.0 {
+                return;
+            }
+            let child = number * WIDE + child;
+            if level + 1 == self.boxes.len() { self.leaf(child, search) } else { self.node(level + 1, child, search) }
+        }
+    }
+
+    fn leaf(&self, number: usize, search: &mut Search) {
+        let (d, blocks) = (self.halves.dimensions, self.halves.blocks);
+        let places = self.halves.places(number, 0);
+        for block in 0..blocks {
+            let mut far = f32x8::ZERO;
+            for (&values, &q) in self.leaves[(number * blocks + block) * d..][..d].iter().zip(search.rounded) {
+                far = far.fast_max((f32x8::new(values) - f32x8::splat(q)).abs());
+            }
+            let mut candidates = far.simd_le(f32x8::splat(search.past)).to_bitmask();
+            while candidates != 0 {
+                let place = places.start + block * WIDE + candidates.trailing_zeros() as usize;
+                candidates &= candidates - 1;
+                if place < places.end {
+                    search.offer(&self.points[place * d..][..d], self.halves.order[place]);
                 }
             }
-            return;
-        }
-        let mut halves = node.halves().map(|half| (self.reach(half, search.query).0, half));
-        if halves[1].0 < halves[0].0 {
-            halves.swap(0, 1);
-        }
-        for (near, half) in halves {
-            if near < search.limit() {
-                self.search(half, search);
-            }
-        }
-    }
-
-    /// How many points lie nearer to `query` than `radius`, or, if `closed`, at most so far. The query's own row counts.
-    pub fn count(&self, query: &[f64], radius: f64, closed: bool) -> usize {
-        self.count_in(self.root(), query, radius, closed)
-    }
-
-    fn count_in(&self, node: Node, query: &[f64], radius: f64, closed: bool) -> usize {
-        let within = |distance: f64| if closed { distance <= radius } else { distance < radius };
-        let (near, far) = self.reach(node, query);
-        if !within(near) {
-            0
-        } else if within(far) {
-            node.hi - node.lo
-        } else if node.is_leaf() {
-            let distances = self.distances(node, query, radius);
-            distances[..node.hi - node.lo].iter().map(|&distance| usize::from(within(distance))).sum()
-        } else {
-            node.halves().into_iter().map(|half| self.count_in(half, query, radius, closed)).sum()
-        }
-    }
-}
-
-/// The larger of two numbers; without f64::max's care for NaN, of which there are none, it is one instruction.
-fn larger(a: f64, b: f64) -> f64 {
-    if a > b { a } else { b }
-}
-
-/// Puts `order` into boxes and notes their corners.
-fn split(rows: &[f64], dimensions: usize, order: &mut [u32], node: usize, corners: &mut Vec<f64>) {
-    if corners.len() < 2 * dimensions * (node + 1) {
-        corners.resize(2 * dimensions * (node + 1), 0.0);
-    }
-    let (mut widest, mut width) = (0, -1.0);
-    for dimension in 0..dimensions {
-        let column = order.iter().map(|&row| rows[row as usize * dimensions + dimension]);
-        let (low, high) =
-            column.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-        corners[2 * dimensions * node + dimension] = low;
-        corners[2 * dimensions * node + dimensions + dimension] = high;
-        if high - low > width {
-            (widest, width) = (dimension, high - low);
-        }
-    }
-    if order.len() > LEAF {
-        let mid = order.len() / 2;
-        let at = |row: &u32| rows[*row as usize * dimensions + widest];
-        order.select_nth_unstable_by(mid, |a, b| at(a).total_cmp(&at(b)));
-        let (left, right) = order.split_at_mut(mid);
-        split(rows, dimensions, left, 2 * node + 1, corners);
-        split(rows, dimensions, right, 2 * node + 2, corners);
-    }
-}
-
-/// Counts points around others; a line is a sorted list.
-pub(super) enum Counter {
-    Line(Vec<f64>),
-    Space(Tree),
-}
-
-impl Counter {
-    pub fn new(rows: &[f64], dimensions: usize) -> Self {
-        if dimensions > 1 {
-            return Self::Space(Tree::new(rows, dimensions));
-        }
-        let mut sorted = rows.to_vec();
-        sorted.sort_unstable_by(f64::total_cmp);
-        Self::Line(sorted)
-    }
-
-    /// As [`Tree::count`].
-    pub fn count(&self, query: &[f64], radius: f64, closed: bool) -> usize {
-        match self {
-            Self::Line(sorted) if closed => {
-                sorted.partition_point(|value| value - query[0] <= radius)
-                    - sorted.partition_point(|value| query[0] - value > radius)
-            }
-            Self::Line(sorted) => {
-                let upper = sorted.partition_point(|value| value - query[0] < radius);
-                upper.saturating_sub(sorted.partition_point(|value| query[0] - value >= radius))
-            }
-            Self::Space(tree) => tree.count(query, radius, closed),
         }
     }
 }

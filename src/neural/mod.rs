@@ -191,6 +191,9 @@ pub fn neural_information(
     if estimate > most {
         warnings.push(Warning::Wall { most });
     }
+    if estimate < -0.1 {
+        warnings.push(Warning::BelowNothing);
+    }
     let draws = (0..options.permutations).map(|number| {
         let order = shuffled(&rows, seed.wrapping_add(2 + number as u64));
         Ok(mean_and_error(&bound(&pair, &rows, &order, options, seed)?).0)
