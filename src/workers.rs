@@ -59,8 +59,8 @@ pub(crate) fn spread<R: Send>(
     let before = tch::get_num_threads();
     let own = (before / threads as i32).max(1);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (send, receive) = mpsc::channel();
-    let worker = |send: mpsc::Sender<(usize, Result<R>)>| {
+    let (send, receive) = mpsc::sync_channel(threads); // nobody runs far ahead of `done`
+    let worker = |send: mpsc::SyncSender<(usize, Result<R>)>| {
         tch::set_num_threads(own);
         while goes_on() && !failed.load(Ordering::Relaxed) {
             let job = next.fetch_add(1, Ordering::Relaxed);

@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each top-level module and its floor. A module may import from lower floors, and from its own name only.
-const FLOORS: [(&str, u8); 15] = [
+const FLOORS: [(&str, u8); 16] = [
     ("error", 0),
     ("file", 0),
     ("progress", 0),
     ("table", 0),
     ("device", 1),
+    ("workers", 1),
     ("circuits", 1),
     ("information", 1),
     ("stats", 1),
