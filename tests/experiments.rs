@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use headscope::Error;
-use headscope::lab::experiment::{Cell, Circle, Measure, Occupant, Regression, Start, Work};
+use headscope::lab::experiment::{After, Cell, Circle, Measure, Occupant, Regression, Start, Work};
+use headscope::lab::train::HeadOptions;
 use headscope::lab::verdict::Judgement;
 use headscope::lab::{Experiment, Grid, Results, RunOptions, report};
 use headscope::table::Table;
@@ -217,6 +218,30 @@ fn a_cell_follows_from_its_seed() {
     };
     let found = [Occupant::Solved, Occupant::Random, Occupant::Shuffled].map(occupied);
     assert!(found[0] != found[1] && found[1] != found[2] && found[0] != found[2], "{found:?}");
+}
+
+/// Training goes on behind the last step with other heads frozen and scaled: up to there nothing is different, what is deleted
+/// is gone at once, and the steps are counted on.
+#[test]
+fn training_goes_on_with_other_heads() {
+    let of = |after: Option<After>| {
+        let mut cell = trained("E3", "gated-narrow-dose1");
+        let Work::Training(training) = &mut cell.work else { panic!("a training") };
+        training.after = after;
+        let table = cell.compute(1, 1).unwrap();
+        let losses = table.filtered(|row| row.metric == "excess_loss").unwrap().rows().unwrap();
+        losses.into_iter().map(|row| (row.keys.step.unwrap(), row.value)).collect::<Vec<(u32, f64)>>()
+    };
+    let more = |factor| {
+        let heads = HeadOptions { frozen: vec![(0, 0)], scaled: vec![(0, 0, factor)], ..HeadOptions::default() };
+        of(Some(After { steps: 8, heads }))
+    };
+    let (without, kept, deleted) = (of(None), more(1.0), more(0.0));
+    let last = without.last().unwrap().0;
+    assert_eq!(kept.iter().map(|row| row.0).collect::<Vec<_>>(), [0, last / 2, last, last + 4, last + 8]);
+    assert_eq!(kept[..3], without[..], "the same head, before and behind");
+    assert_eq!(deleted[..2], without[..2]);
+    assert_ne!(deleted[2].1, kept[2].1, "a deleted head writes nothing, from the first step on");
 }
 
 /// All measures on one small cell give finite rows where they say so.

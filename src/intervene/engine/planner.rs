@@ -196,6 +196,8 @@ pub struct Explanation {
     pub needed: f64,
     /// Multiplications of one whole pass a variant and for the unchanged run.
     pub naive: f64,
+    /// How many stacks may be computed at once, each on threads of its own.
+    pub stacks: usize,
     /// Bytes that stacked activations may take.
     pub budget: usize,
     /// Bytes that the unchanged run and the activations that edits read take.
@@ -265,6 +267,9 @@ impl fmt::Display for Explanation {
         if self.parts > 1 {
             writeln!(f, "the prompts are computed in {} parts, one after another; each as above", self.parts)?;
         }
+        if self.stacks > 1 {
+            writeln!(f, "up to {} stacks are computed side by side", self.stacks)?;
+        }
         let (kept, budget) = (mebibytes(self.kept), mebibytes(self.budget));
         write!(f, "unchanged activations take {kept}, stacked ones at most {budget} more")
     }
@@ -293,11 +298,13 @@ impl Engine<'_> {
             let place = self.setup.place(variant)?;
             groups.entry(place.group).or_default().push(place);
         }
+        let stacks = groups.keys().map(|&group| self.setup.workers(group)).min().unwrap_or(1);
         let groups: Vec<PlannedGroup> =
             groups.into_iter().map(|(group, places)| self.planned(group, &places)).collect();
         Ok(Explanation {
             needed: unchanged + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
+            stacks,
             budget: self.setup.budget(),
             kept: self.setup.kept,
             parts: 1,
