@@ -28,20 +28,20 @@ unsafe extern "C" {
 }
 
 /// Activations come and go by the hundred megabytes: memory given back to the system each time would have to be cleared
-/// anew, which costs a sweep an eighth of its time. All threads take it from one place: what glibc sets aside for each of
-/// them it gives back as soon as it can.
+/// anew, which costs a sweep an eighth of its time. What glibc sets aside for each thread, 64 MiB at a time, it keeps where
+/// more than that is to be left over.
 fn keep_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const TRIM_THRESHOLD: std::ffi::c_int = -1;
         const MMAP_MAX: std::ffi::c_int = -4;
-        const ARENA_MAX: std::ffi::c_int = -8;
+        const TOP_PAD: std::ffi::c_int = -2;
         unsafe extern "C" {
             fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
         // SAFETY: sets three numbers inside the allocator.
         unsafe {
-            mallopt(ARENA_MAX, 1);
+            mallopt(TOP_PAD, 1 << 27);
             mallopt(MMAP_MAX, 0);
             mallopt(TRIM_THRESHOLD, 1 << 30);
         }
