@@ -36,7 +36,8 @@
     const live = make(root, "div");
     const top = make(live, "div", "hs-head");
     make(top, "span", "hs-title", data.title);
-    make(top, "span", "hs-soft", `${names.length} head${names.length > 1 ? "s" : ""}, ${keys} tokens; choose a head, point at a token or a cell`);
+    const one = (names[0] || "head").split(" ")[0]; // "head 2.0", or "step 100" in a film
+    make(top, "span", "hs-soft", `${names.length} ${one}${names.length > 1 ? "s" : ""}, ${keys} tokens; choose a ${one}, point at a token or a cell`);
     const scale = make(top, "span", "hs-scale");
     make(scale, "span", "", "0");
     const bar = make(scale, "i");
