@@ -29,6 +29,8 @@ pub(in crate::intervene) struct Place {
     pub entry: Entry,
     /// The heads that it changes in the block where it joins, where it joins with them only.
     pub heads: Option<Vec<usize>>,
+    /// Nothing of the last block behind its heads is changed: only what is read need be computed there.
+    pub ends_with_heads: bool,
 }
 
 impl Place {
@@ -62,18 +64,19 @@ impl Setup<'_> {
         let entries = entries.filter(|_| self.strategy == Strategy::Auto).unwrap_or_default();
         let (Some(&entry), Some(&last)) = (entries.iter().min(), entries.iter().max()) else {
             let group = Group { whole: true, first: 0, late: true };
-            return Ok(Place { group, entry: Entry(0, Step::Ids), heads: None });
+            return Ok(Place { group, entry: Entry(0, Step::Ids), heads: None, ends_with_heads: false });
         };
         let first = variant.edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
         let late = last > Entry(config.n_layers - 1, Step::ResidPre);
         let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
-        Ok(match some_heads(&variant.edits, entry, config) {
-            Some((entry, heads)) => Place { group, entry, heads: Some(heads) },
-            None if one_position(&variant.edits, entry, group, config) => {
-                Place { group, entry: Entry(entry.0, Step::FirstPosition), heads: None }
-            }
-            None => Place { group, entry, heads: None },
-        })
+        let behind = |edit: &Edit| edit.site.layer() == Some(config.n_layers - 1) && !before_heads_write(edit.site);
+        let ends_with_heads = !variant.edits.iter().any(behind);
+        let (entry, heads) = match some_heads(&variant.edits, entry, config) {
+            Some((entry, heads)) => (entry, Some(heads)),
+            None if one_position(&variant.edits, entry, group, config) => (Entry(entry.0, Step::FirstPosition), None),
+            None => (entry, None),
+        };
+        Ok(Place { group, entry, heads, ends_with_heads })
     }
 
     /// How many stacks of a group memory holds at once.
@@ -147,6 +150,11 @@ impl Setup<'_> {
 fn first_position(edit: &Edit, config: &ModelConfig) -> usize {
     let least = usize::from(config.causal && matches!(edit.site, Site::Q(_)));
     edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0).max(least)
+}
+
+/// Whether a site of a block comes before what its heads write.
+fn before_heads_write(site: Site) -> bool {
+    of_heads(site) || matches!(site, Site::ResidPre(_) | Site::Ln1Scale(_))
 }
 
 /// Whether a site has the heads apart, before they are summed.
@@ -332,23 +340,18 @@ impl Engine<'_> {
         let (batch, positions) = (self.setup.tokens.batch(), self.setup.tokens.positions());
         let Some(place) = place.filter(|place| !place.group.whole) else {
             let rows = batch * positions;
-            let block = Block { config, rows, tail: rows, keys: positions, positions, absorbed: false };
+            let block = Block { config, rows, asking: rows, tail: rows, keys: positions, positions, absorbed: false };
             return (block.all() * config.n_layers + rows * config.d_model * config.vocab) as f64;
         };
         let (first, Entry(layer, step)) = (place.group.first, place.entry);
         let rows = batch * (positions - first);
-        let trims = self.reader.wanted(first as i64).is_some() && !place.group.late;
+        let one = self.reader.wanted(first as i64).is_some();
         let block = |at: usize| {
-            let trims = trims && at + 1 == config.n_layers;
-            let (tail, new) = (if trims { batch } else { rows }, positions - first);
-            Block {
-                config,
-                rows,
-                tail,
-                keys: positions,
-                positions: new,
-                absorbed: trims && absorption_pays(config, new),
-            }
+            let (last, new) = (one && at + 1 == config.n_layers, positions - first);
+            let few = |trimmed: bool| if last && trimmed { batch } else { rows };
+            let (asking, tail) = (few(!place.group.late), few(place.ends_with_heads));
+            let absorbed = last && !place.group.late && absorption_pays(config, new);
+            Block { config, rows, asking, tail, keys: positions, positions: new, absorbed }
         };
         let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
@@ -361,7 +364,9 @@ struct Block<'a> {
     config: &'a ModelConfig,
     /// Rows of the residual stream that enter it.
     rows: usize,
-    /// Those that its heads look from and that leave it.
+    /// Those that its heads look from.
+    asking: usize,
+    /// Those that leave it.
     tail: usize,
     /// Positions that are looked at.
     keys: usize,
@@ -373,7 +378,7 @@ struct Block<'a> {
 
 impl Block<'_> {
     fn heads(&self, n: usize) -> usize {
-        2 * self.tail * self.keys * n * self.config.d_head
+        2 * self.asking * self.keys * n * self.config.d_head
     }
 
     fn out(&self, n: usize) -> usize {
@@ -388,7 +393,7 @@ impl Block<'_> {
     /// q, k and v of so many rows, q of those alone that the heads look from.
     fn projections(&self, rows: usize) -> usize {
         let ModelConfig { d_model, d_head, n_heads, n_kv_heads, .. } = *self.config;
-        d_model * d_head * (rows.min(self.tail) * n_heads + rows * 2 * n_kv_heads)
+        d_model * d_head * (rows.min(self.asking) * n_heads + rows * 2 * n_kv_heads)
     }
 
     fn all(&self) -> usize {
@@ -402,7 +407,7 @@ impl Block<'_> {
     fn absorbed(&self) -> usize {
         let ModelConfig { d_model, d_head, n_heads, .. } = *self.config;
         let looked_at = self.positions * d_model + (self.keys - self.positions) * d_head;
-        self.tail * n_heads * (3 * d_model * d_head + 2 * looked_at)
+        self.asking * n_heads * (3 * d_model * d_head + 2 * looked_at)
     }
 
     /// The work of rows that join at `step`.
