@@ -211,17 +211,18 @@ fn status(name: &str) -> f64 {
 
 /// The most that a sweep holds beside the model, each budget in a process of its own: what memory one took stays with it.
 fn memory(out: &mut String) {
-    out.push_str("\n## Memory\n\nz of 12 heads of 2 layers, logit difference, 8 prompts of 64 tokens. Peak: the most that the process held at a time, less what it held before.\n\n");
-    out.push_str("| budget (MiB) | prompts in parts | at once | peak (MiB) |\n|---:|---:|---:|---:|\n");
-    for budget in [16usize, 32, 64, 128, 256, 512] {
+    out.push_str("\n## Memory\n\nz of 12 heads of 2 layers, 8 prompts of 64 tokens, one thread; the loss reads all logits. Peak: the most that the process held at a time, less what it held before.\n\n");
+    out.push_str("| metric | budget (MiB) | prompts in parts | at once | peak (MiB) |\n|---|---:|---:|---:|---:|\n");
+    let budgets = [16, 32, 64, 128, 256, 512];
+    for (metric, budget) in ["logit_difference", "loss"].into_iter().flat_map(|m| budgets.map(|budget| (m, budget))) {
         let own = std::env::current_exe().unwrap();
-        let done = std::process::Command::new(own).env(BUDGET, budget.to_string()).output().unwrap();
+        let done = std::process::Command::new(own).env(BUDGET, format!("{metric} {budget}")).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         row(out, String::from_utf8_lossy(&done.stdout).trim().to_owned());
     }
 }
 
-/// Where a process of its own finds the budget it is to measure, in MiB.
+/// Where a process of its own finds the metric and the budget, in MiB, that it is to measure.
 const BUDGET: &str = "HEADSCOPE_BENCH_BUDGET";
 
 unsafe extern "C" {
@@ -229,10 +230,11 @@ unsafe extern "C" {
 }
 
 /// One row of that table.
-fn memory_of(budget: usize) {
+fn memory_of(metric: &str, budget: usize) {
+    let of = |name: &str| if name == "loss" { Metric::Loss } else { Metric::logit_difference(3, 5) };
     let (model, clean, corrupt) = (Model::random(&gpt2(2), 0).unwrap(), prompts(8, 64, 0), prompts(8, 64, 1));
     let sweep = |memory: usize| {
-        let sweep = Sweep::patch(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5)).memory(memory);
+        let sweep = Sweep::patch(&model, &clean, &corrupt).metric(of(metric)).memory(memory);
         sweep.only(|keys| keys.head.is_some_and(|head| head < 6))
     };
     let warm = Sweep::ablate(&model, &clean, Ablation::Zero).only(|keys| keys.head == Some(0));
@@ -245,7 +247,7 @@ fn memory_of(budget: usize) {
     let peak = status("VmHWM:") - before;
     let plan = sweep(budget << 20).explain().unwrap();
     let at_once = plan.groups.iter().map(|group| group.at_once).max().unwrap_or(0);
-    println!("| {budget} | {} | {at_once} | {peak:.0} |", plan.parts);
+    println!("| {metric} | {budget} | {} | {at_once} | {peak:.0} |", plan.parts);
 }
 
 fn main() {
@@ -256,8 +258,9 @@ fn main() {
     let asked = std::env::var("HEADSCOPE_BENCH_THREADS").ok().and_then(|n| n.parse().ok());
     let cores = asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as i32));
     tch::set_num_threads(1);
-    if let Some(budget) = std::env::var(BUDGET).ok().and_then(|budget| budget.parse().ok()) {
-        return memory_of(budget);
+    if let Ok(asked) = std::env::var(BUDGET) {
+        let (metric, budget) = asked.split_once(' ').unwrap();
+        return memory_of(metric, budget.parse().unwrap());
     }
     let mut out = String::from(
         "# The sweep engine\n\nWritten by `cargo bench --bench sweep`. GPT-2 small's shape where nothing else is said, random weights, 8 prompts of 16 tokens, float32, CPU.\nOf the loop: the multiplications of one whole pass a variant, as a multiple. One thread's rates are of processor seconds, those of all threads of the clock; the machine's own is that of a product of 2048 x 768 with 768 x 3072 by MKL or oneDNN, whichever is faster, measured before and after each sweep.\n\n",

@@ -46,6 +46,14 @@ fn keep_memory() {
             mallopt(TRIM_THRESHOLD, 1 << 30);
         }
     }
+    // MKL would keep what its products have packed matrices into, for every shape its own, beside any budget.
+    type Forget = unsafe extern "C" fn() -> std::ffi::c_int;
+    // SAFETY: where libtorch carries MKL, its function of this name has this type; it sets an integer.
+    unsafe {
+        if let Ok(forget) = Library::this().get::<Forget>(b"mkl_serv_disable_fast_mm\0") {
+            forget();
+        }
+    }
 }
 
 /// The CUDA half registers itself when it is loaded; without it libtorch knows the CPU only.

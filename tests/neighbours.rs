@@ -115,11 +115,15 @@ fn large_trees_count_as_loops_do() {
     }
 }
 
+/// The digamma function at 0 to n, where it is one, from its definition.
+fn digammas(n: usize) -> Vec<f64> {
+    (0..=n).map(|m| (1..m).map(|i| 1.0 / i as f64).sum::<f64>() - 0.577_215_664_901_532_9).collect()
+}
+
 /// KSG-2 without copies, from its definition.
 fn boxes_by_loops(x: &Array2<f64>, y: &Array2<f64>, k: usize) -> f64 {
     let n = x.nrows();
-    let psi: Vec<f64> =
-        (0..=n).map(|m| (1..m).map(|i| 1.0 / i as f64).sum::<f64>() - 0.577_215_664_901_532_9).collect();
+    let psi = digammas(n);
     let term = |i: usize| {
         let mut others: Vec<usize> = (0..n).filter(|j| *j != i).collect();
         others.sort_by(|a, b| far(x, i, *a).max(far(y, i, *a)).total_cmp(&far(x, i, *b).max(far(y, i, *b))));
@@ -140,8 +144,7 @@ fn far(a: &Array2<f64>, i: usize, j: usize) -> f64 {
 /// KSG-1 with copies, from its definition.
 fn by_loops(x: &Array2<f64>, y: &Array2<f64>, k: usize) -> f64 {
     let n = x.nrows();
-    let psi: Vec<f64> =
-        (0..=n).map(|m| (1..m).map(|i| 1.0 / i as f64).sum::<f64>() - 0.577_215_664_901_532_9).collect();
+    let psi = digammas(n);
     let term = |i: usize| {
         let joint = |j: usize| far(x, i, j).max(far(y, i, j));
         let mut others: Vec<f64> = (0..n).filter(|j| *j != i).map(joint).collect();

@@ -30,14 +30,11 @@ impl Sample {
             return Err(Error::NotFinite { at: name.into(), index, found: *found });
         }
         // Outside of this range squares, and so variances and correlations, are no numbers any more: x and y would seem unrelated.
-        let size = |column: &usize| values.column(*column).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
-        if let Some(column) = (0..d).find(|column| !(size(column) == 0.0 || (1e-100..=1e100).contains(&size(column)))) {
-            let found = format!("{:e} in column {column}", size(&column));
-            return Err(Error::argument(
-                name,
-                "columns whose largest value is between 1e-100 and 1e100 in size",
-                found,
-            ));
+        let size = |column: usize| values.column(column).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
+        let fits = |size: f64| size == 0.0 || (1e-100..=1e100).contains(&size);
+        if let Some((column, size)) = (0..d).map(|column| (column, size(column))).find(|(_, size)| !fits(*size)) {
+            let expected = "columns whose largest value is between 1e-100 and 1e100 in size";
+            return Err(Error::argument(name, expected, format!("{size:e} in column {column}")));
         }
         let varies = |column: usize| values.column(column).iter().any(|value| *value != values[[0, column]]);
         let (kept, constant): (Vec<usize>, Vec<usize>) = (0..d).partition(|&column| varies(column));

@@ -76,8 +76,8 @@ impl Plan {
         self
     }
 
-    /// Computes attention step by step in every layer, as where a pattern is asked for: the last bits then don't depend on
-    /// what is tapped, and are those of transformers' `eager` attention.
+    /// Computes attention step by step in every layer, as where a pattern is asked for, and products by libtorch's first choice:
+    /// the last bits then don't depend on what is tapped, and are those of transformers' `eager` attention.
     pub fn explicit(mut self) -> Self {
         self.explicit = true;
         self

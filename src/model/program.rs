@@ -17,7 +17,7 @@ pub(crate) struct Program {
     taps: BTreeSet<Site>,
     ops: BTreeMap<Site, Vec<Op>>,
     pub(crate) differentiable: bool,
-    /// Attention is computed step by step, without the fused kernel.
+    /// Attention is computed step by step, without the fused kernel, and products by libtorch's first choice.
     pub(crate) explicit: bool,
     /// Wide products are computed without a copy of the matrix.
     pub(crate) plain: bool,

@@ -82,9 +82,8 @@ pub(crate) struct Head {
 impl Linear {
     /// `x w + b`, with `x` of any leading shape; where the matrix has a `run` axis, rows stand run by run.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
         let done = if self.w.dim() == 3 { self.stacked(x) } else { x.f_linear(&self.w.tr(), self.b.as_ref()) };
-        done.map_err(|source| Error::torch(product())(source))
+        done.map_err(|source| self.failed(x, source))
     }
 
     /// [`Linear::forward`], where another library than libtorch's first choice may be the faster one.
@@ -92,8 +91,11 @@ impl Linear {
         if !dense::serves(x, &self.w) {
             return self.forward(x);
         }
-        let product = || format!("a product of {:?} with {:?}", x.size(), self.w.size());
-        dense::product(x, &self.w, self.b.as_ref()).map_err(|source| Error::torch(product())(source))
+        dense::product(x, &self.w, self.b.as_ref()).map_err(|source| self.failed(x, source))
+    }
+
+    fn failed(&self, x: &Tensor, source: tch::TchError) -> Error {
+        Error::torch(format!("a product of {:?} with {:?}", x.size(), self.w.size()))(source)
     }
 
     /// [`Linear::forward`] for `w` of `[run, in, out]` and `x` of `[run * batch, .., in]`.

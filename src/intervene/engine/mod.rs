@@ -30,8 +30,9 @@ use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Progr
 use crate::progress::Progress;
 use crate::workers::{Shared, spread};
 
-/// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared.
-const READ: usize = 6;
+/// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared; and what
+/// products and gaps in the heap add to that, as measured (`cargo bench --bench sweep`).
+const READ: usize = 10;
 
 /// What a sweep is over, and how it may be computed.
 #[derive(Clone, Copy)]
