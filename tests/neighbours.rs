@@ -1,35 +1,21 @@
 //! Neighbours: counted as loops count them, blind to order and common scale, flagged where they are too slow to arrive.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
+use common::samples::{by, near, normals};
 use headscope::information::{
     Certainty, Estimate, Estimator, KsgOptions, KsgVariant, Scaling, Truth, Warning, mutual_information,
 };
 use headscope::stats::shuffled;
 use ndarray::{Array2, Axis, s};
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 
 /// The same formula in another order of summation.
 const ROUNDING: f64 = 1e-9;
 
-fn normals(n: usize, d: usize, seed: u64) -> Array2<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Array2::from_shape_simple_fn((n, d), || rng.sample(StandardNormal))
-}
-
 fn estimate(x: &Array2<f64>, y: &Array2<f64>, estimator: &Estimator) -> f64 {
     mutual_information(x.view(), y.view(), estimator, &Certainty::NONE, 0).unwrap().nats()
-}
-
-fn by(name: &str) -> Estimator {
-    name.parse().unwrap()
-}
-
-#[track_caller]
-fn near(what: &str, found: f64, expected: f64, tolerance: f64) {
-    assert!((found - expected).abs() <= tolerance, "{what}: {found} where {expected} was expected");
 }
 
 fn flags(found: &Estimate) -> bool {

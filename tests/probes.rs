@@ -1,6 +1,9 @@
 //! Probes, decompositions from samples, and patterns as channels: optima, what each family can see, nulls and flags.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
+use common::samples::normals;
 use headscope::information::{
     BinnedOptions, Certainty, Estimator, ProbeFamily, ProbeOptions, Redundancy, Truth, Warning,
     decomposition_of_samples, gaussian_decomposition, mutual_information, online_code, pattern_entropy,
@@ -11,15 +14,9 @@ use ndarray::{Array1, Array2, Axis, array, concatenate, s};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::StandardNormal;
 
 const ROUNDING: f64 = 1e-9;
 const NETWORK: ProbeFamily = ProbeFamily::Network { hidden: 16 };
-
-fn normals(n: usize, d: usize, seed: u64) -> Array2<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Array2::from_shape_simple_fn((n, d), || rng.sample(StandardNormal))
-}
 
 fn column(values: impl Iterator<Item = f64>) -> Array2<f64> {
     Array1::from_iter(values).insert_axis(Axis(1))

@@ -40,6 +40,13 @@ pub enum Warning {
         /// Their share.
         share: f64,
     },
+    /// Samples that are there again, as discrete ones drawn by chance would not be: perhaps the same data twice.
+    Repeated {
+        /// Their share.
+        share: f64,
+        /// How often each of them is there, on average.
+        times: f64,
+    },
     /// Columns that never vary were left out.
     Constant {
         /// `x`, `y` or `z`.
@@ -59,7 +66,7 @@ pub enum Warning {
     },
     /// x is a deterministic function of what is asked about, and no noise was added.
     Noiseless,
-    /// A trained lower bound far below 0, which is a worse one: what was learnt fails on some of the samples held out.
+    /// A trained lower bound, or a probe, far below 0, which is a worse one: what was learnt fails on some of the samples held out.
     BelowNothing,
     /// More than the labels have to share.
     Entropy {
@@ -87,6 +94,13 @@ impl fmt::Display for Warning {
             Self::Copies { share } => {
                 write!(f, "{:.1} % of the samples are copies of others and were taken as discrete", 100.0 * share)
             }
+            Self::Repeated { share, times } => {
+                let share = 100.0 * share;
+                write!(
+                    f,
+                    "{share:.1} % of the samples are there {times:.1} times each, which tells nothing new, and which discrete ones would not be by chance"
+                )
+            }
             Self::Constant { variable, columns } => {
                 write!(f, "constant columns of {variable} were left out: {columns:?}")
             }
@@ -103,7 +117,7 @@ impl fmt::Display for Warning {
                 )
             }
             Self::BelowNothing => {
-                write!(f, "far below 0, a bound that says nothing: what was learnt fails on some samples held out")
+                write!(f, "far below 0, which says nothing: what was learnt fails on some samples held out")
             }
             Self::Entropy { most } => write!(f, "more than the entropy of the labels, {most:.4} nats"),
             Self::SparseCells { cells } => write!(f, "sparse cells: {cells} are occupied, fewer than 5 samples each"),
@@ -145,6 +159,9 @@ impl Estimate {
         self
     }
 }
+
+/// Below this an estimate by what was trained says nothing.
+pub(crate) const NOTHING: f64 = -0.1;
 
 /// How much is done to learn how sure an estimate is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -33,14 +33,15 @@ mod neighbour;
 mod probe;
 mod question;
 mod sample;
+mod suspect;
 mod tree;
 mod truth;
 
 pub use attention::{pattern_entropy, pattern_transfer};
 pub use binned::{BinRule, BinnedOptions, discrete_information, entropy};
 pub use decomposition::{Decomposition, Redundancy, decomposition, gaussian_decomposition};
-pub(crate) use estimate::exceeded;
 pub use estimate::{Certainty, Estimate, Warning};
+pub(crate) use estimate::{NOTHING, exceeded};
 pub use estimator::{Estimator, Scaling};
 pub use gaussian::{CcaOptions, GaussianOptions, Shrinkage, gaussian_information};
 pub use neighbour::{KsgOptions, KsgVariant};

@@ -1,11 +1,11 @@
 //! What is asked of samples.
 
 use ndarray::{Array3, ArrayView2};
-use rayon::prelude::*;
 
 use super::estimate::{Certainty, Estimate, Question, Warning, finish, finish_all};
 use super::sample::{Sample, beside, differ, same_length};
-use super::{BinnedOptions, Estimator, Redundancy, Scaling, binned, decomposition, gaussian, neighbour};
+use super::suspect::suspicions;
+use super::{BinnedOptions, Estimator, Redundancy, binned, decomposition, gaussian, neighbour};
 use crate::error::{Error, Result};
 
 /// What do x and y share? `I(X; Y)`, in nats, by the estimator given.
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Where the numbers of samples differ or are fewer than 8, a value is not finite, the largest of a column is not between 1e-100
 /// and 1e100 in size, a variable is constant, a column of x is one of y (not for `Ross` and `Binned`), there are too few samples
-/// for the estimator, or an option makes no sense.
+/// for the estimator, every sample is there a few times, or an option makes no sense.
 ///
 /// ```
 /// use headscope::information::{Certainty, Estimator, Truth, mutual_information};
@@ -42,8 +42,7 @@ pub fn mutual_information(
     if !matches!(estimator, Estimator::Ross(_) | Estimator::Binned(_)) {
         differ(&parts[0], &parts[1])?;
     }
-    warnings.extend(copies(estimator, &parts));
-    warnings.extend(heavy_tails(estimator, &parts));
+    warnings.extend(suspicions(estimator, &parts)?);
     let dimensions =
         if matches!(estimator, Estimator::Ross(_)) { parts[0].dimensions() } else { total_dimensions(&parts) };
     let question =
@@ -81,8 +80,7 @@ pub fn conditional_information(
     if !matches!(estimator, Estimator::Binned(_)) {
         differ(&parts[0], &parts[1])?;
     }
-    warnings.extend(copies(estimator, &parts));
-    warnings.extend(heavy_tails(estimator, &parts));
+    warnings.extend(suspicions(estimator, &parts)?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..2 };
     finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], Some(&parts[2])))
@@ -103,7 +101,7 @@ pub fn total_correlation(
     seed: u64,
 ) -> Result<Estimate> {
     let (parts, mut warnings) = several(variables, 2)?;
-    warnings.extend(heavy_tails(estimator, &parts));
+    warnings.extend(suspicions(estimator, &parts)?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| Ok((total(parts, estimator)?, 0)))
@@ -125,7 +123,7 @@ pub fn o_information(
     seed: u64,
 ) -> Result<Estimate> {
     let (parts, mut warnings) = several(variables, 3)?;
-    warnings.extend(heavy_tails(estimator, &parts));
+    warnings.extend(suspicions(estimator, &parts)?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| {
@@ -228,6 +226,7 @@ pub fn decomposition_of_samples(
         Redundancy::Mmi => {
             differ(&parts[0], &parts[1])?;
             differ(&parts[0], &parts[2])?;
+            warnings.extend(suspicions(&gaussian, &parts)?);
             ("mmi", gaussian.samples_needed(total_dimensions(&parts)))
         }
         Redundancy::IMin => ("i_min", 0),
@@ -266,51 +265,4 @@ fn decompose(parts: &[Sample], measure: Redundancy) -> Result<(decomposition::De
     (0..labels[0].len()).for_each(|row| p[[labels[0][row], labels[1][row], labels[2][row]]] += share);
     let cells = p.iter().filter(|p| **p > 0.0).count();
     Ok((decomposition::decomposition(p.view(), measure)?, cells))
-}
-
-/// The share of samples that are copies, where distances matter.
-fn copies(estimator: &Estimator, parts: &[Sample]) -> Option<Warning> {
-    let joint = match estimator {
-        Estimator::Ksg(_) => Sample { rows: beside(&parts.iter().collect::<Vec<_>>()) },
-        Estimator::Ross(_) => parts[0].clone(),
-        _ => return None,
-    };
-    let mut first = joint.rows.column(0).to_vec();
-    first.par_sort_unstable_by(f64::total_cmp);
-    if first.windows(2).all(|pair| pair[0] != pair[1]) {
-        return None; // rows that differ in one coordinate differ: the usual case, and a quick one
-    }
-    let labels = joint.labels();
-    let distinct = labels.iter().max().map_or(0, |most| most + 1);
-    let share = (labels.len() - distinct) as f64 / labels.len() as f64;
-    (share > 1e-3).then_some(Warning::Copies { share })
-}
-
-/// Kurtosis past which an estimate from distances or correlations is flagged; an exponential variable has 9.
-const HEAVY: f64 = 12.0;
-
-/// Continuous coordinates with heavy tails, where they matter.
-fn heavy_tails(estimator: &Estimator, parts: &[Sample]) -> Option<Warning> {
-    let of_labels = match estimator {
-        Estimator::Ksg(options) if options.scaling == Scaling::NormalScores => return None,
-        Estimator::Ross(options) if options.scaling == Scaling::NormalScores => return None,
-        Estimator::Binned(_) => return None,
-        Estimator::Ross(_) => 1,
-        _ => 0,
-    };
-    let columns = parts[..parts.len() - of_labels].iter().flat_map(|part| part.rows.columns().into_iter());
-    let kurtosis = |column: ndarray::ArrayView1<f64>| {
-        let n = column.len() as f64;
-        let mean = column.sum() / n;
-        let moment = |power| column.iter().map(|value| (value - mean).powi(power)).sum::<f64>() / n;
-        moment(4) / moment(2).powi(2)
-    };
-    let continuous = |column: &ndarray::ArrayView1<f64>| {
-        let mut values = column.to_vec();
-        values.sort_unstable_by(f64::total_cmp);
-        values.dedup();
-        2 * values.len() > column.len()
-    };
-    let heavy = columns.filter(|column| kurtosis(*column) > HEAVY).filter(continuous).map(kurtosis);
-    heavy.reduce(f64::max).map(|kurtosis| Warning::HeavyTails { kurtosis })
 }

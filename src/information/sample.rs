@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::seq::SliceRandom;
 
+use super::suspect::repeated;
 use super::{Scaling, Warning};
 use crate::error::{Error, Result};
 use crate::stats::normal_quantile;
@@ -145,7 +146,9 @@ pub(crate) fn checked_pair(
     warnings: &mut Vec<Warning>,
 ) -> Result<(Array2<f64>, Array2<f64>)> {
     same_length("y", x, y)?;
-    let (x, y) = (Sample::new("x", x, warnings)?, Sample::new("y", y, warnings)?);
-    differ(&x, &y)?;
+    let parts = [Sample::new("x", x, warnings)?, Sample::new("y", y, warnings)?];
+    let [x, y] = &parts;
+    differ(x, y)?;
+    warnings.extend(repeated(&parts)?);
     Ok((x.scaled(Scaling::Standard).rows, y.scaled(Scaling::Standard).rows))
 }

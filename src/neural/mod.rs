@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::information::{Estimate, Warning, checked_pair, exceeded};
+use crate::information::{Estimate, NOTHING, Warning, checked_pair, exceeded};
 use crate::stats::{BootstrapOptions, bootstrap_mean, shuffled};
 use critic::Critic;
 
@@ -191,7 +191,7 @@ pub fn neural_information(
     if estimate > most {
         warnings.push(Warning::Wall { most });
     }
-    if estimate < -0.1 {
+    if estimate < NOTHING {
         warnings.push(Warning::BelowNothing);
     }
     let draws = (0..options.permutations).map(|number| {

@@ -1,6 +1,8 @@
 //! What the tests share: the tolerance table, comparison with the worst index, fixtures and small random models.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod samples;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

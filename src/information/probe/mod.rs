@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub use code::{OnlineCode, Selectivity, online_code, selectivity};
 
 use super::sample::{Sample, same_length};
-use super::{Estimate, Warning};
+use super::suspect::{heavy_tails, repeated};
+use super::{Estimate, NOTHING, Warning};
 use crate::error::{Error, Result};
 use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap_mean, shuffled};
 use linear::Linear;
@@ -195,13 +196,15 @@ fn folds(n: usize, folds: usize, seed: u64) -> Vec<(Vec<usize>, Vec<usize>)> {
 /// `x`, `y`: \[sample, dimension\].
 ///
 /// # Errors
-/// Where the samples differ in number, are fewer than two a fold, are not finite, a variable is constant, or an option makes
-/// no sense.
+/// Where the samples differ in number, are fewer than two a fold, are not finite, a variable is constant, every sample is there
+/// a few times, or an option makes no sense.
 pub fn v_information(x: ArrayView2<f64>, y: ArrayView2<f64>, options: &ProbeOptions, seed: u64) -> Result<Estimate> {
     options.validate()?;
     same_length("y", x, y)?;
     let mut warnings = vec![];
-    let (x, y) = (Sample::new("x", x, &mut warnings)?, Sample::new("y", y, &mut warnings)?);
+    let parts = [Sample::new("x", x, &mut warnings)?, Sample::new("y", y, &mut warnings)?];
+    warnings.extend(repeated(&parts)?.into_iter().chain(heavy_tails(&parts)));
+    let [x, y] = parts;
     let asked = Asked { n: x.rows.nrows(), dimensions: vec![x.dimensions(), y.dimensions()], warnings };
     let y = y.scaled(super::Scaling::Standard).rows;
     asked.answer(options, seed, |rows, order| {
@@ -265,6 +268,7 @@ pub fn v_information_of_labels(
     let mut warnings = vec![];
     let x = Sample::new("x", x, &mut warnings)?;
     let classes = classes(&x, labels)?;
+    warnings.extend(repeated(&[x.clone(), Sample::of_labels(labels)])?);
     let asked = Asked { n: labels.len(), dimensions: vec![x.dimensions(), classes], warnings };
     asked.answer(options, seed, |rows, order| {
         let mut gains = vec![];
@@ -371,6 +375,9 @@ impl Asked {
         }
         if estimate > most {
             self.warnings.push(Warning::Wall { most });
+        }
+        if estimate < NOTHING {
+            self.warnings.push(Warning::BelowNothing);
         }
         let draws = (0..options.permutations).into_par_iter().map(|number| {
             let order = shuffled(&rows, seed.wrapping_add(2 + number as u64));

@@ -1,0 +1,108 @@
+//! What speaks against samples before anything is estimated from them: repetitions, copies, heavy tails.
+
+use ndarray::ArrayView1;
+use rayon::prelude::*;
+
+use super::estimate::Warning;
+use super::sample::{Sample, beside};
+use super::{Estimator, Scaling};
+use crate::error::{Error, Result};
+
+/// All that matters to an estimator.
+///
+/// # Errors
+/// Where most samples are repetitions.
+pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample]) -> Result<Vec<Warning>> {
+    let repeated = repeated(parts)?;
+    let (near, scaling) = match estimator {
+        Estimator::Binned(_) => return Ok(vec![]), // equal samples are what it counts
+        Estimator::Ksg(options) => (Some(parts), options.scaling),
+        Estimator::Ross(options) => (Some(&parts[..1]), options.scaling),
+        Estimator::Gaussian(_) | Estimator::Cca(_) => (None, Scaling::Standard),
+    };
+    let heavy = if scaling == Scaling::NormalScores { None } else { heavy_tails(near.unwrap_or(parts)) };
+    Ok(repeated.into_iter().chain(near.and_then(copies)).chain(heavy).collect())
+}
+
+/// How many samples of a kind there should be, of those of which there are more than one.
+const FEW: usize = 5;
+
+/// So many kinds of which there are equally many samples are no chance.
+const KINDS: usize = 20;
+
+/// Samples that are there again, but so few of each, or so equally many, that they are no discrete ones drawn by chance: the
+/// same data twice, say, which then seem to be more than they are, and of which a probe has seen those held out.
+///
+/// # Errors
+/// Where this is so of all samples, few of each, and a single coordinate tells them apart, as of a repeated continuous variable.
+pub(super) fn repeated(parts: &[Sample]) -> Result<Option<Warning>> {
+    let Some(joint) = with_copies(parts) else { return Ok(None) };
+    let counts = counts(&joint);
+    let n = joint.rows.nrows();
+    let of_more: Vec<usize> = counts.iter().copied().filter(|count| *count > 1).collect();
+    let (again, kinds) = (of_more.iter().sum::<usize>(), of_more.len());
+    let few = again < FEW * kinds && again * 100 > n;
+    let equally = kinds == counts.len() && kinds >= KINDS && of_more.iter().all(|count| count * kinds == n);
+    let one_tells = || joint.rows.columns().into_iter().any(|column| different(column) * 10 > counts.len() * 9);
+    let times = again as f64 / kinds as f64;
+    if few && again == n && one_tells() {
+        let found = format!("{n}, each {times:.1} times: leave the repetitions out");
+        return Err(Error::argument("x, y", "samples of which each was drawn on its own", found));
+    }
+    let is = few || (equally && one_tells());
+    Ok(is.then_some(Warning::Repeated { share: again as f64 / n as f64, times }))
+}
+
+/// How many different values a column has.
+fn different(column: ArrayView1<f64>) -> usize {
+    let mut values = column.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    values.dedup();
+    values.len()
+}
+
+/// The variables beside each other, where a sample may be there twice: rows that differ in one coordinate differ, which is the
+/// usual case, and a quick one.
+fn with_copies(parts: &[Sample]) -> Option<Sample> {
+    let mut first = parts.first()?.rows.column(0).to_vec();
+    first.par_sort_unstable_by(f64::total_cmp);
+    let any = first.windows(2).any(|pair| pair[0] == pair[1]);
+    any.then(|| Sample { rows: beside(&parts.iter().collect::<Vec<_>>()) })
+}
+
+/// How often each different sample is there.
+fn counts(sample: &Sample) -> Vec<usize> {
+    let mut counts = vec![];
+    for label in sample.labels() {
+        if label == counts.len() {
+            counts.push(0);
+        }
+        counts[label] += 1;
+    }
+    counts
+}
+
+/// The share of samples that are copies, where distances matter.
+fn copies(parts: &[Sample]) -> Option<Warning> {
+    let joint = with_copies(parts)?;
+    let n = joint.rows.nrows();
+    let share = (n - counts(&joint).len()) as f64 / n as f64;
+    (share > 1e-3).then_some(Warning::Copies { share })
+}
+
+/// Kurtosis past which an estimate from distances or correlations is flagged; an exponential variable has 9.
+const HEAVY: f64 = 12.0;
+
+/// Continuous coordinates with heavy tails.
+pub(super) fn heavy_tails(parts: &[Sample]) -> Option<Warning> {
+    let columns = parts.iter().flat_map(|part| part.rows.columns().into_iter());
+    let kurtosis = |column: ArrayView1<f64>| {
+        let n = column.len() as f64;
+        let mean = column.sum() / n;
+        let moment = |power| column.iter().map(|value| (value - mean).powi(power)).sum::<f64>() / n;
+        moment(4) / moment(2).powi(2)
+    };
+    let continuous = |column: &ArrayView1<f64>| 2 * different(*column) > column.len();
+    let heavy = columns.filter(|column| kurtosis(*column) > HEAVY).filter(continuous).map(kurtosis);
+    heavy.reduce(f64::max).map(|kurtosis| Warning::HeavyTails { kurtosis })
+}
