@@ -168,12 +168,14 @@ fn repetitions_are_refused() {
             let said = found.warnings.iter().any(|w| matches!(w, Warning::Repeated { .. }));
             assert!(said && flags(&found), "{name}, {times} times: {found:?}");
         }
-        // Discrete ones are not repetitions.
-        let (x, y) = (labels(600, 5, 1), labels(600, 5, 2));
-        let y: Vec<usize> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
-        let column = |labels: &[usize]| Array1::from_iter(labels.iter().map(|&l| l as f64)).insert_axis(Axis(1));
-        let found = ask(&column(&x), &column(&y), name).unwrap();
-        assert!(!found.warnings.iter().any(|w| matches!(w, Warning::Repeated { .. })), "{name}: {found:?}");
+        // Discrete ones are not repetitions, be they few or many of each.
+        for kinds in [5, 40] {
+            let (x, y) = (labels(600, kinds, 1), labels(600, kinds, 2));
+            let y: Vec<usize> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+            let column = |labels: &[usize]| Array1::from_iter(labels.iter().map(|&l| l as f64)).insert_axis(Axis(1));
+            let found = ask(&column(&x), &column(&y), name).unwrap();
+            assert!(!found.warnings.iter().any(|w| matches!(w, Warning::Repeated { .. })), "{name}: {found:?}");
+        }
     }
 }
 

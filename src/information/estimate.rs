@@ -40,7 +40,7 @@ pub enum Warning {
         /// Their share.
         share: f64,
     },
-    /// Samples that are there again, as discrete ones drawn by chance would not be: perhaps the same data twice.
+    /// Samples that are there again, as those drawn each on its own would not be: perhaps the same data twice.
     Repeated {
         /// Their share.
         share: f64,
@@ -98,7 +98,7 @@ impl fmt::Display for Warning {
                 let share = 100.0 * share;
                 write!(
                     f,
-                    "{share:.1} % of the samples are there {times:.1} times each, which tells nothing new, and which discrete ones would not be by chance"
+                    "{share:.1} % of the samples are there {times:.1} times each: the same data again, which tells nothing new"
                 )
             }
             Self::Constant { variable, columns } => {

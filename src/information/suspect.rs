@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// All that matters to an estimator.
 ///
 /// # Errors
-/// Where most samples are repetitions.
+/// As [`repeated`].
 pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample]) -> Result<Vec<Warning>> {
     let repeated = repeated(parts)?;
     let (near, scaling) = match estimator {
@@ -21,7 +21,8 @@ pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample]) -> Result<Vec<
         Estimator::Gaussian(_) | Estimator::Cca(_) => (None, Scaling::Standard),
     };
     let heavy = if scaling == Scaling::NormalScores { None } else { heavy_tails(near.unwrap_or(parts)) };
-    Ok(repeated.into_iter().chain(near.and_then(copies)).chain(heavy).collect())
+    let copies = near.filter(|_| repeated.is_none()).and_then(copies);
+    Ok(repeated.into_iter().chain(copies).chain(heavy).collect())
 }
 
 /// How many samples of a kind there should be, of those of which there are more than one.
@@ -30,11 +31,12 @@ const FEW: usize = 5;
 /// So many kinds of which there are equally many samples are no chance.
 const KINDS: usize = 20;
 
-/// Samples that are there again, but so few of each, or so equally many, that they are no discrete ones drawn by chance: the
-/// same data twice, say, which then seem to be more than they are, and of which a probe has seen those held out.
+/// Samples that are there again, few of each or equally many, and wholly where a single coordinate is the same, which those drawn
+/// each on its own are not: the same data twice, say, which then seem to be more than they are, and of which a probe has seen
+/// those held out.
 ///
 /// # Errors
-/// Where this is so of all samples, few of each, and a single coordinate tells them apart, as of a repeated continuous variable.
+/// Where this is so of all samples, few of each.
 pub(super) fn repeated(parts: &[Sample]) -> Result<Option<Warning>> {
     let Some(joint) = with_copies(parts) else { return Ok(None) };
     let counts = counts(&joint);
@@ -45,12 +47,14 @@ pub(super) fn repeated(parts: &[Sample]) -> Result<Option<Warning>> {
     let equally = kinds == counts.len() && kinds >= KINDS && of_more.iter().all(|count| count * kinds == n);
     let one_tells = || joint.rows.columns().into_iter().any(|column| different(column) * 10 > counts.len() * 9);
     let times = again as f64 / kinds as f64;
-    if few && again == n && one_tells() {
+    if !(few || equally) || !one_tells() {
+        return Ok(None);
+    }
+    if few && again == n {
         let found = format!("{n}, each {times:.1} times: leave the repetitions out");
         return Err(Error::argument("x, y", "samples of which each was drawn on its own", found));
     }
-    let is = few || (equally && one_tells());
-    Ok(is.then_some(Warning::Repeated { share: again as f64 / n as f64, times }))
+    Ok(Some(Warning::Repeated { share: again as f64 / n as f64, times }))
 }
 
 /// How many different values a column has.
