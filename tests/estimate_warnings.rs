@@ -3,17 +3,13 @@
 
 mod common;
 
-use common::samples::{by, labels, near, normals};
+use common::samples::{by, flags, labels, near, normals};
 use headscope::information::{
-    Certainty, Estimate, Estimator, ProbeOptions, Redundancy, Truth, Warning, decomposition, discrete_information,
+    Certainty, Estimator, ProbeOptions, Redundancy, Truth, Warning, decomposition, discrete_information,
     mutual_information, total_correlation, v_information, v_information_of_labels,
 };
 use headscope::neural::{NeuralOptions, neural_information};
 use ndarray::{Array1, Array2, Array3, Axis, concatenate, s};
-
-fn flags(found: &Estimate) -> bool {
-    found.warnings.iter().any(Warning::is_fatal)
-}
 
 #[test]
 fn what_is_hopeless_is_flagged() {

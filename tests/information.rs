@@ -1,9 +1,9 @@
-//! Estimators of information: invariants, known truths, scikit-learn's values, and refusal of what has no answer.
+//! Estimators of information: invariants, known truths, scikit-learn's values.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod common;
 
-use common::samples::{by, labels, near, normals};
+use common::samples::{ROUNDING, by, estimate, labels, near, normals};
 use headscope::information::{
     BinnedOptions, CcaOptions, Certainty, Estimator, GaussianOptions, KsgOptions, ProbeOptions, Redundancy, Scaling,
     Shrinkage, Truth, Warning, conditional_information, decomposition, discrete_information, entropy,
@@ -13,13 +13,6 @@ use headscope::information::{
 use ndarray::{Array1, Array2, Array3, Axis, array, concatenate, s};
 use proptest::prelude::*;
 use serde_json::Value;
-
-/// The same formula in another order of summation.
-const ROUNDING: f64 = 1e-9;
-
-fn estimate(x: &Array2<f64>, y: &Array2<f64>, estimator: &Estimator) -> f64 {
-    mutual_information(x.view(), y.view(), estimator, &Certainty::NONE, 0).unwrap().nats()
-}
 
 fn on(truth: Truth, n: usize, name: &str) -> f64 {
     let (x, y) = truth.sample(n, 1).unwrap();

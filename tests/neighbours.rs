@@ -3,24 +3,13 @@
 
 mod common;
 
-use common::samples::{by, near, normals};
+use common::samples::{ROUNDING, by, estimate, flags, near, normals};
 use headscope::information::{
-    Certainty, Estimate, Estimator, KsgOptions, KsgVariant, Scaling, Truth, Warning, mutual_information,
+    Certainty, Estimator, KsgOptions, KsgVariant, Scaling, Truth, Warning, mutual_information,
 };
 use headscope::stats::shuffled;
 use ndarray::{Array2, Axis, s};
 use proptest::prelude::*;
-
-/// The same formula in another order of summation.
-const ROUNDING: f64 = 1e-9;
-
-fn estimate(x: &Array2<f64>, y: &Array2<f64>, estimator: &Estimator) -> f64 {
-    mutual_information(x.view(), y.view(), estimator, &Certainty::NONE, 0).unwrap().nats()
-}
-
-fn flags(found: &Estimate) -> bool {
-    found.warnings.iter().any(Warning::is_fatal)
-}
 
 /// An estimate that each doubling of the samples moves by a little less than the last one is far from its end, however little
 /// the last one moved it.

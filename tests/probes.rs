@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::samples::normals;
+use common::samples::{ROUNDING, near, normals};
 use headscope::information::{
     BinnedOptions, Certainty, Estimator, ProbeFamily, ProbeOptions, Redundancy, Truth, Warning,
     decomposition_of_samples, gaussian_decomposition, mutual_information, online_code, pattern_entropy,
@@ -15,7 +15,6 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const ROUNDING: f64 = 1e-9;
 const NETWORK: ProbeFamily = ProbeFamily::Network { hidden: 16 };
 
 fn column(values: impl Iterator<Item = f64>) -> Array2<f64> {
@@ -24,11 +23,6 @@ fn column(values: impl Iterator<Item = f64>) -> Array2<f64> {
 
 fn quick(family: ProbeFamily) -> ProbeOptions {
     ProbeOptions { family, convergence: false, ..ProbeOptions::default() }
-}
-
-#[track_caller]
-fn near(what: &str, found: f64, expected: f64, tolerance: f64) {
-    assert!((found - expected).abs() <= tolerance, "{what}: {found} where {expected} was expected");
 }
 
 /// Held-out nats of penalised logistic regression of two classes on one number, by Newton's method, from its definition:

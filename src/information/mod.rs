@@ -52,5 +52,5 @@ pub use probe::{
 pub use question::{
     Parts, conditional_information, decomposition_of_samples, mutual_information, o_information, total_correlation,
 };
-pub(crate) use sample::checked_pair;
+pub(crate) use suspect::checked_pair;
 pub use truth::Truth;

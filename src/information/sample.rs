@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use ndarray::{Array2, ArrayView2, Axis};
 use rand::seq::SliceRandom;
 
-use super::suspect::repeated;
 use super::{Scaling, Warning};
 use crate::error::{Error, Result};
 use crate::stats::normal_quantile;
@@ -137,18 +136,4 @@ pub(super) fn differ(x: &Sample, y: &Sample) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Two variables, checked as every estimator does, in standard units.
-pub(crate) fn checked_pair(
-    x: ArrayView2<f64>,
-    y: ArrayView2<f64>,
-    warnings: &mut Vec<Warning>,
-) -> Result<(Array2<f64>, Array2<f64>)> {
-    same_length("y", x, y)?;
-    let parts = [Sample::new("x", x, warnings)?, Sample::new("y", y, warnings)?];
-    let [x, y] = &parts;
-    differ(x, y)?;
-    warnings.extend(repeated(&parts)?);
-    Ok((x.scaled(Scaling::Standard).rows, y.scaled(Scaling::Standard).rows))
 }

@@ -1,10 +1,10 @@
 //! What speaks against samples before anything is estimated from them: repetitions, copies, heavy tails.
 
-use ndarray::ArrayView1;
+use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
 
 use super::estimate::Warning;
-use super::sample::{Sample, beside};
+use super::sample::{Sample, beside, differ, same_length};
 use super::{Estimator, Scaling};
 use crate::error::{Error, Result};
 
@@ -13,16 +13,32 @@ use crate::error::{Error, Result};
 /// # Errors
 /// As [`repeated`].
 pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample]) -> Result<Vec<Warning>> {
-    let repeated = repeated(parts)?;
-    let (near, scaling) = match estimator {
+    let joint = with_copies(parts);
+    let repeated = joint.as_ref().map(repetition).transpose()?.flatten();
+    // Of which samples distances are taken, if any, and in which scale; x has no copies where x and labels together have none.
+    let (near, tails, scaling) = match estimator {
         Estimator::Binned(_) => return Ok(vec![]), // equal samples are what it counts
-        Estimator::Ksg(options) => (Some(parts), options.scaling),
-        Estimator::Ross(options) => (Some(&parts[..1]), options.scaling),
-        Estimator::Gaussian(_) | Estimator::Cca(_) => (None, Scaling::Standard),
+        Estimator::Ksg(options) => (joint.as_ref(), parts, options.scaling),
+        Estimator::Ross(options) => (joint.as_ref().map(|_| &parts[0]), &parts[..1], options.scaling),
+        Estimator::Gaussian(_) | Estimator::Cca(_) => (None, parts, Scaling::Standard),
     };
-    let heavy = if scaling == Scaling::NormalScores { None } else { heavy_tails(near.unwrap_or(parts)) };
     let copies = near.filter(|_| repeated.is_none()).and_then(copies);
+    let heavy = if scaling == Scaling::NormalScores { None } else { heavy_tails(tails) };
     Ok(repeated.into_iter().chain(copies).chain(heavy).collect())
+}
+
+/// Two variables, checked as every estimator does, in standard units.
+pub(crate) fn checked_pair(
+    x: ArrayView2<f64>,
+    y: ArrayView2<f64>,
+    warnings: &mut Vec<Warning>,
+) -> Result<(Array2<f64>, Array2<f64>)> {
+    same_length("y", x, y)?;
+    let parts = [Sample::new("x", x, warnings)?, Sample::new("y", y, warnings)?];
+    let [x, y] = &parts;
+    differ(x, y)?;
+    warnings.extend(repeated(&parts)?);
+    Ok((x.scaled(Scaling::Standard).rows, y.scaled(Scaling::Standard).rows))
 }
 
 /// How many samples of a kind there should be, of those of which there are more than one.
@@ -38,8 +54,12 @@ const KINDS: usize = 20;
 /// # Errors
 /// Where this is so of all samples, few of each.
 pub(super) fn repeated(parts: &[Sample]) -> Result<Option<Warning>> {
-    let Some(joint) = with_copies(parts) else { return Ok(None) };
-    let counts = counts(&joint);
+    with_copies(parts).as_ref().map(repetition).transpose().map(Option::flatten)
+}
+
+/// [`repeated`] of variables beside each other.
+fn repetition(joint: &Sample) -> Result<Option<Warning>> {
+    let counts = counts(joint);
     let n = joint.rows.nrows();
     let of_more: Vec<usize> = counts.iter().copied().filter(|count| *count > 1).collect();
     let (again, kinds) = (of_more.iter().sum::<usize>(), of_more.len());
@@ -87,10 +107,9 @@ fn counts(sample: &Sample) -> Vec<usize> {
 }
 
 /// The share of samples that are copies, where distances matter.
-fn copies(parts: &[Sample]) -> Option<Warning> {
-    let joint = with_copies(parts)?;
-    let n = joint.rows.nrows();
-    let share = (n - counts(&joint).len()) as f64 / n as f64;
+fn copies(sample: &Sample) -> Option<Warning> {
+    let n = sample.rows.nrows();
+    let share = (n - counts(sample).len()) as f64 / n as f64;
     (share > 1e-3).then_some(Warning::Copies { share })
 }
 

@@ -4,10 +4,8 @@ use ndarray::{ArrayView2, Axis};
 use rand::Rng;
 use serde::Serialize;
 
-use super::{Asked, Known, Probe, ProbeOptions, classes, held_out, interval, log_softmax};
+use super::{Asked, Known, Probe, ProbeOptions, classes, held_out, interval, labelled, log_softmax};
 use crate::error::{Error, Result};
-use crate::information::sample::Sample;
-use crate::information::suspect::repeated;
 use crate::information::{Estimate, Warning};
 use crate::stats::{Interval, shuffled, stream};
 
@@ -43,9 +41,7 @@ pub struct OnlineCode {
 pub fn online_code(x: ArrayView2<f64>, labels: &[usize], options: &ProbeOptions, seed: u64) -> Result<OnlineCode> {
     options.validate()?;
     let mut warnings = vec![];
-    let x = Sample::new("x", x, &mut warnings)?;
-    let classes = classes(&x, labels)?;
-    warnings.extend(repeated(&[x.clone(), Sample::of_labels(labels)])?);
+    let (x, classes) = labelled(x, labels, &mut warnings)?;
     let n = labels.len();
     let order = shuffled(&(0..n).collect::<Vec<_>>(), seed);
     let ends = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0];
@@ -107,15 +103,14 @@ pub fn selectivity(
 ) -> Result<Selectivity> {
     options.validate()?;
     let mut warnings = vec![];
-    let x = Sample::new("x", x, &mut warnings)?;
+    let (x, own) = labelled(x, labels, &mut warnings)?;
     if types.len() != labels.len() {
         let (expected, found) = (format!("[sample {}]", labels.len()), vec![types.len() as i64]);
         return Err(Error::Shape { at: "types".into(), expected, found });
     }
     let draw = |kind: usize| labels[stream(seed, kind + 1).random_range(0..labels.len())];
     let control: Vec<usize> = types.iter().map(|&kind| draw(kind)).collect();
-    let sizes = [classes(&x, labels)?, classes(&x, &control)?];
-    warnings.extend(repeated(&[x.clone(), Sample::of_labels(labels)])?);
+    let sizes = [own, classes(&x, &control)?];
     let right = |labels: &[usize], classes: usize, rows: &[usize], order: &[usize]| -> Result<Vec<f64>> {
         let mut hits = vec![];
         held_out(&x, rows, order, labels, classes, options, seed, |log_p, _, label| {

@@ -266,9 +266,7 @@ pub fn v_information_of_labels(
 ) -> Result<Estimate> {
     options.validate()?;
     let mut warnings = vec![];
-    let x = Sample::new("x", x, &mut warnings)?;
-    let classes = classes(&x, labels)?;
-    warnings.extend(repeated(&[x.clone(), Sample::of_labels(labels)])?);
+    let (x, classes) = labelled(x, labels, &mut warnings)?;
     let asked = Asked { n: labels.len(), dimensions: vec![x.dimensions(), classes], warnings };
     asked.answer(options, seed, |rows, order| {
         let mut gains = vec![];
@@ -312,6 +310,16 @@ fn log_softmax(scores: ndarray::ArrayView1<f64>) -> Vec<f64> {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let all = most + scores.iter().map(|score| (score - most).exp()).sum::<f64>().ln();
     scores.iter().map(|score| score - all).collect()
+}
+
+/// Checks x and its labels, and returns x and the number of classes.
+fn labelled(x: ArrayView2<f64>, labels: &[usize], warnings: &mut Vec<Warning>) -> Result<(Sample, usize)> {
+    let x = Sample::new("x", x, warnings)?;
+    let classes = classes(&x, labels)?;
+    let parts = [x, Sample::of_labels(labels)];
+    warnings.extend(repeated(&parts)?);
+    let [x, _] = parts;
+    Ok((x, classes))
 }
 
 /// Checks labels and returns the number of classes.
