@@ -27,7 +27,7 @@ fn stacked(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
     let scaled = if kind == NormKind::Layer {
         x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false)
     } else {
-        let square = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true).square() / width as f64;
+        let square = (x * x).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) / width as f64;
         x * (square + eps).rsqrt()
     };
     let by_run = scaled.reshape([weights.w.size()[0], -1, width]);

@@ -1,7 +1,7 @@
 //! Several models of one architecture as one: every parameter has a leading `run` axis, and the rows of a batch stand run
 //! by run. Small models leave a processor idle; many of them at once do not.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::weights::{Attention, Block, Head, Linear, Mlp, Norm, Weights};
 use super::{Model, Origin};
@@ -121,7 +121,7 @@ impl Model {
 /// The embeddings of `ids`, `[row, position]` to `[row, position, d_model]`.
 pub(super) fn look_up(w_e: &Tensor, ids: &Tensor) -> Result<Tensor> {
     if w_e.dim() == 2 {
-        return Ok(Tensor::embedding(w_e, ids, -1, false, false));
+        return Ok(rows(w_e, ids));
     }
     let (runs, vocab) = (w_e.size()[0], w_e.size()[1]);
     if ids.size()[0] % runs != 0 {
@@ -130,7 +130,15 @@ pub(super) fn look_up(w_e: &Tensor, ids: &Tensor) -> Result<Tensor> {
     }
     let first = Tensor::arange(runs, (Kind::Int64, ids.device())).view([-1, 1, 1]) * vocab;
     let own = (ids.view([runs, -1, ids.size()[1]]) + first).view_as(ids);
-    Ok(Tensor::embedding(&w_e.flatten(0, 1), &own, -1, false, false))
+    Ok(rows(&w_e.flatten(0, 1), &own))
+}
+
+/// The rows of `w` at `ids`, by whichever operation has the faster way back: a GPU's would add in any order.
+fn rows(w: &Tensor, ids: &Tensor) -> Tensor {
+    match w.requires_grad() && w.device() == Device::Cpu {
+        true => w.index_select(0, &ids.flatten(0, -1)).unflatten(0, ids.size()),
+        false => Tensor::embedding(w, ids, -1, false, false),
+    }
 }
 
 /// The same `[position, d_model]`, or each run's own, for every one of `rows` rows.

@@ -184,10 +184,11 @@ impl Tasks {
     }
 
     pub(super) fn sample(&self, rng: &mut ChaCha8Rng) -> Sample {
-        let mut sample = Sample::default();
-        // Content so far and the position of each.
-        let (mut content, mut places) = (vec![], vec![]);
         let queries = if let Regime::Mixture(queries) = self.regime { queries } else { 1 };
+        let most = self.positions();
+        let mut sample = Sample { tokens: Vec::with_capacity(most), ..Sample::default() };
+        // Content so far and the position of each.
+        let (mut content, mut places) = (Vec::with_capacity(most), Vec::with_capacity(most));
         for _ in 0..queries {
             let n = rng.random_range(self.length.0..=self.length.1);
             self.extend(&mut content, n, rng);
@@ -198,7 +199,7 @@ impl Tasks {
             }
             let asked = self.asked(rng);
             let query = sample.tokens.len();
-            let named = if asked.len() == 1 && self.queries().len() > self.symbols { asked[0] } else { 0 };
+            let named = if asked.len() == 1 && self.queries().len() > self.symbols { asked.start } else { 0 };
             let symbol = content[key].symbol;
             sample.tokens.push((self.queries().start + named * self.symbols + symbol) as i64);
             for task in asked {
@@ -218,11 +219,11 @@ impl Tasks {
     }
 
     /// The tasks that a query asks for.
-    fn asked(&self, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    fn asked(&self, rng: &mut ChaCha8Rng) -> Range<usize> {
         let n = self.tasks.len();
-        match self.regime {
-            Regime::Simultaneous | Regime::Bag => (0..n).collect(),
-            Regime::Gated => vec![rng.random_range(0..n)],
+        let one = match self.regime {
+            Regime::Simultaneous | Regime::Bag => return 0..n,
+            Regime::Gated => rng.random_range(0..n),
             Regime::Mixture(_) => {
                 let total: f64 = (1..=n).map(|rank| 1.0 / rank as f64).sum();
                 let mut left = rng.random::<f64>() * total;
@@ -230,9 +231,10 @@ impl Tasks {
                     left -= 1.0 / rank as f64;
                     left < 0.0
                 });
-                vec![place.unwrap_or(n - 1)]
+                place.unwrap_or(n - 1)
             }
-        }
+        };
+        one..one + 1
     }
 
     /// `n` more content tokens. One of the first ones has colour 0; what opens is left open at the end.
@@ -257,8 +259,9 @@ impl Tasks {
     fn key(&self, content: &mut [Content], unique: bool, rng: &mut ChaCha8Rng) -> usize {
         // The last token has none behind it, and that of the class no colour to ask for.
         let coloured = self.colours() > 1;
-        let fits: Vec<usize> = (0..content.len() - 1).filter(|&i| !coloured || content[i].colour > 0).collect();
-        let key = fits[rng.random_range(0..fits.len())];
+        let fits = || (0..content.len() - 1).filter(|&i| !coloured || content[i].colour > 0);
+        let chosen = rng.random_range(0..fits().count());
+        let key = fits().nth(chosen).unwrap_or_default();
         if unique {
             let symbol = content[key].symbol;
             for (_, other) in content.iter_mut().enumerate().filter(|(i, other)| *i != key && other.symbol == symbol) {
