@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::language::{Batch, Sample};
 use crate::error::{Error, Result};
-use crate::model::{Joins, Model, Pass, Past, Program, Tokens};
+use crate::model::{Joins, Model, Pass, Past, Program, Tokens, log_softmax};
 
 /// One batch for each of several runs, all with as many rows, one below the other.
 pub(in crate::lab) struct Prepared {
@@ -56,20 +56,38 @@ impl Prepared {
     /// Where there is none, or they have not as many rows.
     pub(in crate::lab) fn new(batches: &[Batch], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
         let samples: Vec<&[Sample]> = batches.iter().map(|batch| batch.samples.as_slice()).collect();
-        Self::of_samples(&samples, tasks, kind, device)
+        let rows = samples.iter().flat_map(|samples| samples.iter().map(|sample| sample.tokens.clone()));
+        Self::of_rows(rows.collect(), &samples, tasks, kind, device)
     }
 
-    /// The samples of some runs.
+    /// The samples of some runs, whose tokens nobody else needs.
     ///
     /// # Errors
     /// As [`Prepared::new`].
-    pub(in crate::lab) fn of_samples(batches: &[&[Sample]], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
+    pub(in crate::lab) fn owning(
+        mut batches: Vec<Vec<Sample>>,
+        tasks: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let rows = batches.iter_mut().flatten().map(|sample| std::mem::take(&mut sample.tokens)).collect();
+        let samples: Vec<&[Sample]> = batches.iter().map(Vec::as_slice).collect();
+        Self::of_rows(rows, &samples, tasks, kind, device)
+    }
+
+    /// Samples whose tokens are `rows`.
+    fn of_rows(
+        rows: Vec<Vec<i64>>,
+        batches: &[&[Sample]],
+        tasks: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
         let each = batches.first().map_or(0, |samples| samples.len());
         if let Some(other) = batches.iter().find(|samples| samples.len() != each || each == 0) {
             return Err(Error::argument("batches", format!("{each} rows in each, at least 1"), other.len()));
         }
-        let rows = batches.iter().flat_map(|samples| samples.iter().map(|sample| sample.tokens.clone()));
-        let tokens = Tokens::owning(rows.collect())?;
+        let tokens = Tokens::owning(rows)?;
         let ids = tokens.ids(device);
         let (places, number) = places(batches, tokens.positions(), device);
         let mut groups: BTreeMap<(i64, i64), Vec<Prediction>> = BTreeMap::new();
@@ -170,7 +188,7 @@ impl Prepared {
             let width = group.columns.1;
             let index = (&group.place * width + &group.token).unsqueeze(1);
             let index = index.expand([self.runs, variants, index.size()[2]], false);
-            let log = read.f_log_softmax(-1, None::<Kind>)?;
+            let log = log_softmax(read)?;
             log.flatten(2, 3).f_gather(2, &index, false)?.f_neg()
         })
     }

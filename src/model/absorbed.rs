@@ -4,17 +4,15 @@
 //! cheaper to bring its query to the stream and to gather the stream itself than to compute keys and values everywhere.
 //! Keys and values of earlier positions that are there already are used as they are.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::attention::{Past, across, project_one};
 use super::config::{ModelConfig, Position};
 use super::forward::Pass;
 use super::site::Site;
+use super::softmax::softmax;
 use super::weights::{Attention, Linear};
 use crate::error::{Error, Result};
-
-/// Keys up to which [`softmax`] goes along queries.
-const FEW: i64 = 32;
 
 /// Whether this is possible, and less work, where one of `positions` new positions asks.
 pub(crate) fn pays(config: &ModelConfig, positions: usize) -> bool {
@@ -34,10 +32,17 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, positions: i64) -> bool {
         && !left_out.into_iter().any(|site| pass.program.touches(site))
 }
 
-/// z at the wanted positions, `[row, 1, head, d_head]`, of a block's normalised input `x`, `[row, position, d_model]`.
-pub(super) fn heads(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<Tensor> {
+/// z at the wanted positions, `[row, 1, head, d_head]`, of a block's normalised input `x`, `[row, position, d_model]`, and
+/// of what stands at the wanted positions, `[row, 1, d_model]`.
+pub(super) fn heads(
+    pass: &Pass<'_>,
+    layer: usize,
+    weights: &Attention,
+    x: &Tensor,
+    wanted: &Tensor,
+) -> Result<Tensor> {
     let heads = pass.model.config().n_heads;
-    let q = project_one(pass, &weights.q, &pass.pick(x), heads)?.squeeze_dim(1);
+    let q = project_one(pass, &weights.q, wanted, heads)?.squeeze_dim(1);
     let q = &q * (q.size()[2] as f64).powf(-0.5);
     let asked = each_head(&q, &by_head(&weights.k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
@@ -48,38 +53,26 @@ pub(super) fn heads(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tens
         let away = Tensor::zeros(hidden.size(), (x.kind(), x.device())).masked_fill(&hidden, f64::NEG_INFINITY);
         scores = &scores + away; // not `+=`, which works in place
     }
+    let failed = |error| Error::torch("attention from one position")(error);
     let Some((k, v)) = pass.past.shared(layer) else {
         // A bias of the keys adds the same to all scores of a query, and weights of attention sum to 1.
-        let read = softmax(&scores).bmm(x); // [row, head, d_model]
-        let z = each_head(&read, &by_head(&weights.v, heads));
+        let read = softmax(&scores).map_err(failed)?.bmm(x); // [row, head, d_model]
+        let z = values(&read, &by_head(&weights.v, heads));
         return Ok(with_bias(z, &weights.v, heads, None).unsqueeze(1));
     };
-    let failed = |error| Error::torch("attention over shared keys")(error);
     if let Some(b) = &weights.k.b {
         let b = b.view([heads as i64, -1]);
         scores = &scores + (&q * b).sum_dim_intlist([-1i64].as_slice(), true, None);
     }
     let q = q.unsqueeze(2); // [row, head, 1, d_head]
     let before = across(&q, &k.transpose(2, 3)).map_err(failed)?.squeeze_dim(2);
-    let pattern = softmax(&Tensor::cat(&[before, scores], 2));
+    let pattern = softmax(&Tensor::cat(&[before, scores], 2)).map_err(failed)?;
     let first = k.size()[2];
     let new = pattern.narrow(2, first, x.size()[1]);
-    let z = each_head(&new.bmm(x), &by_head(&weights.v, heads));
+    let z = values(&new.bmm(x), &by_head(&weights.v, heads));
     let z = with_bias(z, &weights.v, heads, Some(&new.sum_dim_intlist([-1i64].as_slice(), true, None)));
     let before = across(&pattern.narrow(2, 0, first).unsqueeze(2), &v).map_err(failed)?;
     Ok((z + before.squeeze_dim(2)).unsqueeze(1))
-}
-
-/// The softmax of scores, `[row, head, key]`, over keys.
-///
-/// Where keys are few, the axis along which a processor's lanes work is one of queries: that costs a copy each way, and saves
-/// three quarters of the time.
-fn softmax(scores: &Tensor) -> Tensor {
-    let size = scores.size();
-    if scores.device() != Device::Cpu || size[2] > FEW {
-        return scores.softmax(-1, None::<Kind>);
-    }
-    scores.flatten(0, 1).tr().softmax(0, None::<Kind>).tr().view(size.as_slice())
 }
 
 /// `z`, `[row, head, d_head]`, with the values' bias, weighted where the attention that gathers it does not sum to 1.
@@ -106,8 +99,23 @@ fn by_head(linear: &Linear, heads: usize) -> Tensor {
 
 /// Each head's part of `x`, `[row, head, a]`, through its own matrix, `w` `[run * head, a, b]`, to `[row, head, b]`.
 fn each_head(x: &Tensor, w: &Tensor) -> Tensor {
+    let (heads, runs) = (x.size()[1], w.size()[0] / x.size()[1]);
+    by_run(x, runs).bmm(w).unflatten(0, [runs, heads]).transpose(1, 2).flatten(0, 1)
+}
+
+/// [`each_head`] for what heads gather, to their `d_head`: where several models stand together rows are made the long axis
+/// of the products and of those that lead back, since narrow ones cost as much as wide ones.
+fn values(x: &Tensor, w: &Tensor) -> Tensor {
+    let (heads, runs) = (x.size()[1], w.size()[0] / x.size()[1]);
+    if runs == 1 {
+        return each_head(x, w);
+    }
+    let z = w.transpose(1, 2).bmm(&by_run(x, runs).transpose(1, 2)); // [run * head, d_head, row]
+    z.unflatten(0, [runs, heads]).permute([0, 3, 1, 2]).flatten(0, 1)
+}
+
+/// `[row, head, a]` as `[run * head, row, a]`.
+fn by_run(x: &Tensor, runs: i64) -> Tensor {
     let (heads, a) = (x.size()[1], x.size()[2]);
-    let runs = w.size()[0] / heads;
-    let own = x.reshape([runs, -1, heads, a]).transpose(1, 2).reshape([runs * heads, -1, a]);
-    own.bmm(w).unflatten(0, [runs, heads]).transpose(1, 2).flatten(0, 1)
+    x.reshape([runs, -1, heads, a]).transpose(1, 2).reshape([runs * heads, -1, a])
 }

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::attention::{self, Past};
 use super::config::{Activation, NormKind, NormPlace};
 use super::inject::Frozen;
-use super::join::{Entry, Joins, Step, below};
+use super::join::{Entry, Joins, Step, below, copies};
 use super::program::Program;
 use super::site::Site;
 use super::tokens::Tokens;
@@ -144,12 +144,20 @@ impl<'a> Pass<'a> {
         let mut x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
         let (mut qkv, mut z) = ([None, None, None], None);
         if let Some(resid) = x {
-            let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
-            match absorbed::serves(self, layer, normed.size()[1]) {
-                true => z = Some(absorbed::heads(self, layer, &block.attn, &normed)?),
-                false => qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some),
+            let scale = Site::Ln1Scale(layer);
+            let normed = self.norm(block.ln1.as_ref(), scale, &resid, NormPlace::Pre)?;
+            let rest = if self.trims_heads(layer) { self.pick(&resid) } else { resid };
+            if absorbed::serves(self, layer, normed.size()[1]) {
+                // One way back from the wanted positions is cheaper than two.
+                let wanted = match self.program.touches(scale) {
+                    true => self.pick(&normed),
+                    false => self.norm(block.ln1.as_ref(), scale, &rest, NormPlace::Pre)?,
+                };
+                z = Some(absorbed::heads(self, layer, &block.attn, &normed, &wanted)?);
+            } else {
+                qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
             }
-            x = Some(if self.trims_heads(layer) { self.pick(&resid) } else { resid });
+            x = Some(rest);
         }
         let [q, k, v] = self.first_position(layer, block, joins, &mut x, qkv)?;
         x = join(Step::Qkv, pre, x);
@@ -214,7 +222,7 @@ impl<'a> Pass<'a> {
 
     /// The wanted position of each of `rows` rows, which are copies of the batch.
     pub(super) fn wanted_of(&self, rows: i64) -> Option<Tensor> {
-        self.wanted.as_ref().map(|wanted| wanted.repeat([rows / wanted.size()[0]]))
+        self.wanted.as_ref().map(|wanted| copies(wanted, rows / wanted.size()[0]))
     }
 
     /// The logits of the residual stream behind the last block.

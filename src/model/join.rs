@@ -103,7 +103,7 @@ impl Joins<'_> {
     /// The token ids of the rows that join at the start, if any do.
     pub(super) fn start(&self) -> Option<Tensor> {
         let n = *self.copies.get(&Entry(0, Step::Ids))?;
-        Some(self.ids.narrow(1, self.first, self.ids.size()[1] - self.first).repeat([n, 1]))
+        Some(copies(&self.ids.narrow(1, self.first, self.ids.size()[1] - self.first), n))
     }
 
     /// `x`, the rows that are there already, and below them those that join at `entry` with what the unchanged run has at

@@ -5,7 +5,7 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::lexicon::{ADJECTIVES, BOS, GREETS, MEN, MOODS, NOUNS, OBJECTS, PLACES, SURNAMES, VERBS, WOMEN, words};
+use super::lexicon::{ADJECTIVES, BOS, GREETS, MEN, MOODS, NOUNS, OBJECTS, PLACES, SURNAMES, VERBS, WOMEN, id, words};
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::Result;
 
@@ -79,7 +79,7 @@ impl English {
         infos
     }
 
-    pub(super) fn sample(&self, rng: &mut ChaCha8Rng) -> Sample {
+    pub(super) fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
         let mut people = people(rng);
         let mut story = Story { words: vec![BOS], sources: vec![] };
         while story.words.len() < self.length {
@@ -91,19 +91,17 @@ impl English {
             }
         }
         story.words.truncate(self.length);
-        self.annotated(&story)
+        self.written(&story, annotated)
     }
 
-    fn annotated(&self, story: &Story) -> Sample {
-        let all = words();
+    fn written(&self, story: &Story, annotated: bool) -> Sample {
         // Every word of a story comes from the lexicon.
-        let id = |word: &&str| all.iter().position(|other| other == word).unwrap_or_default() as i64;
-        let tokens: Vec<i64> = story.words.iter().map(id).collect();
+        let tokens: Vec<i64> = story.words.iter().map(|word| id(word) as i64).collect();
+        let all = words().len() as i64;
         let kept: Vec<_> = story.sources.iter().filter(|(word, ..)| *word < self.length).collect();
         let task = |word| kept.iter().find(|(at, ..)| *at == word).map_or(KINDS.len(), |(.., kind)| *kind);
         let target = |word: usize| {
-            let choices = 0..all.len() as i64;
-            Target { position: word - 1, token: tokens[word], choices, task: task(word) }
+            Target { position: word - 1, token: tokens[word], choices: 0..all, task: task(word) }
         };
         let targets = (1..self.length).map(target).collect();
         let dependency = |(word, source, kind): &&(usize, usize, usize)| Dependency {
@@ -111,7 +109,7 @@ impl English {
             source: *source,
             kind: KINDS[*kind].to_owned(),
         };
-        let dependencies = kept.iter().map(dependency).collect();
+        let dependencies = kept.iter().filter(|_| annotated).map(dependency).collect();
         Sample { tokens, targets, dependencies }
     }
 }

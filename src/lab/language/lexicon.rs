@@ -1,5 +1,8 @@
 //! The words of the small English.
 
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
 /// The token that begins every sequence.
 pub(super) const BOS: &str = "<bos>";
 
@@ -45,6 +48,13 @@ pub(super) const PLACES: [&str; 6] = ["house", "garden", "river", "forest", "mar
 pub(super) const ADJECTIVES: [&str; 6] = ["red", "old", "small", "new", "green", "heavy"];
 pub(super) const MOODS: [&str; 6] = ["happy", "tired", "late", "hungry", "busy", "sad"];
 const OTHERS: [&str; 8] = [BOS, ".", "the", "near", "because", "he", "she", "was"];
+
+/// The id of a word of the lexicon.
+pub(super) fn id(word: &str) -> usize {
+    static IDS: OnceLock<HashMap<&str, usize>> = OnceLock::new();
+    let ids = IDS.get_or_init(|| words().into_iter().zip(0..).collect());
+    ids.get(word).copied().unwrap_or_default()
+}
 
 /// Every word, in the order of its id.
 pub(super) fn words() -> Vec<&'static str> {

@@ -161,7 +161,7 @@ impl Language {
     /// # Errors
     /// Where an option makes no sense, or `n` is 0.
     pub fn batch(&self, n: usize, seed: u64, number: u64) -> Result<Batch> {
-        let samples = self.samples(n, seed, number)?;
+        let samples = self.samples(n, seed, number, true)?;
         let rows: Vec<Vec<i64>> = samples.iter().map(|sample| sample.tokens.clone()).collect();
         let mut tokens = Tokens::new(&rows)?;
         if let Some(words) = self.words() {
@@ -171,23 +171,23 @@ impl Language {
         Ok(Batch { tokens, samples })
     }
 
-    /// The samples of [`Language::batch`].
-    pub(in crate::lab) fn samples(&self, n: usize, seed: u64, number: u64) -> Result<Vec<Sample>> {
+    /// The samples of [`Language::batch`]; where they are not to be annotated, without dependencies.
+    pub(in crate::lab) fn samples(&self, n: usize, seed: u64, number: u64, annotated: bool) -> Result<Vec<Sample>> {
         self.validate()?;
         if n == 0 {
             return Err(Error::argument("batch", "at least 1", n));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(number);
-        Ok((0..n).map(|_| self.sample(&mut rng)).collect())
+        Ok((0..n).map(|_| self.sample(&mut rng, annotated)).collect())
     }
 
     /// One sequence; the options have been validated.
-    fn sample(&self, rng: &mut ChaCha8Rng) -> Sample {
+    fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
         match self {
-            Self::Tasks(tasks) => tasks.sample(rng),
-            Self::Repeats(repeats) => repeats.sample(rng),
-            Self::English(english) => english.sample(rng),
+            Self::Tasks(tasks) => tasks.sample(rng, annotated),
+            Self::Repeats(repeats) => repeats.sample(rng, annotated),
+            Self::English(english) => english.sample(rng, annotated),
         }
     }
 }

@@ -69,7 +69,7 @@ impl Repeats {
         })
     }
 
-    pub(super) fn sample(&self, rng: &mut ChaCha8Rng) -> Sample {
+    pub(super) fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
         let period = rng.random_range(self.period.0..=self.period.1);
         let offset = 1 + rng.random_range(self.offset.0..=self.offset.1);
         let mut symbols: Vec<i64> = (1..=self.symbols as i64).collect();
@@ -85,7 +85,7 @@ impl Repeats {
             sample.targets.push(Target { position: query, token, choices, task: usize::from(!repeats) });
             let sources = (1..).map(|copies| copies * period).take_while(|back| query >= offset + back);
             let dependency = |back| Dependency { query, source: query + 1 - back, kind: "induction".to_owned() };
-            sample.dependencies.extend(sources.filter(|_| repeats).map(dependency));
+            sample.dependencies.extend(sources.filter(|_| repeats && annotated).map(dependency));
         }
         sample
     }

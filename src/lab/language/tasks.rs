@@ -102,6 +102,8 @@ struct Content {
     /// 0 is the class; 1 and above are the colours that are asked for.
     colour: usize,
     opens: bool,
+    /// Its position in the sequence.
+    place: usize,
 }
 
 /// A query's answer in `0..symbols`, and the content token that it stands at.
@@ -139,7 +141,7 @@ impl Tasks {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let (mut sums, mut counts) = (vec![0.0; self.tasks.len()], vec![0.0; self.tasks.len()]);
         for _ in 0..FLOOR_SAMPLES {
-            let targets = self.sample(&mut rng).targets;
+            let targets = self.sample(&mut rng, false).targets;
             for target in &targets {
                 let alike = targets.iter().filter(|other| other.token == target.token).count();
                 sums[target.task] -= (alike as f64 / targets.len() as f64).ln();
@@ -183,20 +185,17 @@ impl Tasks {
         }
     }
 
-    pub(super) fn sample(&self, rng: &mut ChaCha8Rng) -> Sample {
+    pub(super) fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
         let queries = if let Regime::Mixture(queries) = self.regime { queries } else { 1 };
         let most = self.positions();
         let mut sample = Sample { tokens: Vec::with_capacity(most), ..Sample::default() };
-        // Content so far and the position of each.
-        let (mut content, mut places) = (Vec::with_capacity(most), Vec::with_capacity(most));
+        let mut content = Vec::with_capacity(most);
         for _ in 0..queries {
             let n = rng.random_range(self.length.0..=self.length.1);
-            self.extend(&mut content, n, rng);
+            let old = content.len();
+            self.extend(&mut content, n, sample.tokens.len(), rng);
             let key = self.key(&mut content, queries == 1, rng);
-            for token in &content[places.len()..] {
-                places.push(sample.tokens.len());
-                sample.tokens.push(self.token(*token));
-            }
+            sample.tokens.extend(content[old..].iter().map(|token| self.token(*token)));
             let asked = self.asked(rng);
             let query = sample.tokens.len();
             let named = if asked.len() == 1 && self.queries().len() > self.symbols { asked.start } else { 0 };
@@ -206,8 +205,10 @@ impl Tasks {
                 let Some((answer, at)) = answer(self.tasks[task], &content, symbol) else { continue };
                 let choices = self.answers(task);
                 sample.targets.push(Target { position: query, token: choices.start + answer as i64, choices, task });
-                let kind = self.tasks[task].name();
-                sample.dependencies.push(Dependency { query, source: places[at], kind });
+                if annotated {
+                    let kind = self.tasks[task].name();
+                    sample.dependencies.push(Dependency { query, source: content[at].place, kind });
+                }
             }
         }
         sample
@@ -237,8 +238,8 @@ impl Tasks {
         one..one + 1
     }
 
-    /// `n` more content tokens. One of the first ones has colour 0; what opens is left open at the end.
-    fn extend(&self, content: &mut Vec<Content>, n: usize, rng: &mut ChaCha8Rng) {
+    /// `n` more content tokens, the first at position `place`. One of the first ones has colour 0; what opens is left open at the end.
+    fn extend(&self, content: &mut Vec<Content>, n: usize, place: usize, rng: &mut ChaCha8Rng) {
         let first = content.is_empty();
         let class = (first && self.tasks.contains(&Task::Class)).then(|| rng.random_range(0..n));
         let mut depth: usize = open(content).len();
@@ -251,7 +252,7 @@ impl Tasks {
             };
             let opens = depth == 0 || (i + 1 == n && depth == 1) || rng.random::<bool>();
             depth = if opens { depth + 1 } else { depth - 1 };
-            content.push(Content { symbol, colour, opens });
+            content.push(Content { symbol, colour, opens, place: place + i });
         }
     }
 

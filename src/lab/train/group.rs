@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::options::{HeadOptions, TraceOptions, TrainOptions};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
-use crate::lab::language::{Batch, Language, Sample};
+use crate::lab::language::{Batch, Language};
 use crate::lab::prepared::Prepared;
 use crate::lab::trace::{Probe, held_out};
 use crate::model::{Action, Edit, Model, ModelConfig, Plan, Program, Site, Tokens};
@@ -35,7 +35,7 @@ pub(super) struct Group {
 /// Tells the stream of a seed's noise from its other streams.
 const NOISE: u64 = 0x6E6F_6973_6500;
 /// Bytes that the residual stream of a group's batches takes at most, so that a step stays in a core's cache.
-const CACHED: usize = 1 << 20;
+const CACHED: usize = 3 << 19;
 
 /// How many of `runs` runs train together: on a CPU as many as its cache holds, in groups of one size.
 pub(super) fn at_once(runs: usize, model: &Model, language: &Language, options: &TrainOptions) -> usize {
@@ -97,10 +97,9 @@ impl Group {
 
     fn one(&mut self, common: &Common, step: usize, model: &Model, leaves: &[Tensor]) -> Result<()> {
         let options = &common.options;
-        let draw = |seed: &u64| common.language.samples(options.batch, *seed, step as u64);
+        let draw = |seed: &u64| common.language.samples(options.batch, *seed, step as u64, false);
         let samples = self.seeds.iter().map(draw).collect::<Result<Vec<_>>>()?;
-        let samples: Vec<&[Sample]> = samples.iter().map(Vec::as_slice).collect();
-        let data = Prepared::of_samples(&samples, common.tasks.len(), model.kind(), model.device())?;
+        let data = Prepared::owning(samples, common.tasks.len(), model.kind(), model.device())?;
         let program = self.program(options, step, &data.tokens)?;
         let logits = data.logits(model, &program)?;
         let losses = data.losses(&logits, 1)?;
