@@ -7,11 +7,11 @@
 use tch::{Kind, Tensor};
 
 use super::attention::{Past, across, project_one};
-use super::config::{ModelConfig, Position};
+use super::config::{ModelConfig, NormPlace, Position};
 use super::forward::Pass;
 use super::site::Site;
 use super::softmax::softmax;
-use super::weights::{Attention, Linear};
+use super::weights::{Block, Linear};
 use crate::error::{Error, Result};
 
 /// Whether this is possible, and less work, where one of `positions` new positions asks.
@@ -32,19 +32,28 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, positions: i64) -> bool {
         && !left_out.into_iter().any(|site| pass.program.touches(site))
 }
 
-/// z at the wanted positions, `[row, 1, head, d_head]`, of a block's normalised input `x`, `[row, position, d_model]`, and
-/// of what stands at the wanted positions, `[row, 1, d_model]`.
-pub(super) fn heads(
-    pass: &Pass<'_>,
-    layer: usize,
-    weights: &Attention,
-    x: &Tensor,
-    wanted: &Tensor,
-) -> Result<Tensor> {
+/// z at the wanted positions, `[row, 1, head, d_head]`, of what enters a block, `x` `[row, position, d_model]`, and of what
+/// stands there at the wanted ones, `[row, 1, d_model]`.
+pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, block: &Block, x: &Tensor, wanted: &Tensor) -> Result<Tensor> {
+    let (attn, scale) = (&block.attn, Site::Ln1Scale(layer));
+    let alone = matches!(pass.past, Past::None) && !pass.program.touches(scale);
+    let before = pass.model.config().norm_place == NormPlace::Pre;
+    if let Some(norm) = block.ln1.as_ref().filter(|norm| alone && before && norm.w.dim() == 2) {
+        // The norm's weights go into the matrices, which are smaller than the stream.
+        let (q, k, v) = (attn.q.behind(norm), attn.k.behind(norm), attn.v.behind(norm));
+        let [x, wanted] = [x, wanted].map(|x| pass.bare_norm(norm, x));
+        return read(pass, layer, [&q, &k, &v], &x, &wanted);
+    }
+    let x = pass.norm(block.ln1.as_ref(), scale, x, NormPlace::Pre)?;
+    read(pass, layer, [&attn.q, &attn.k, &attn.v], &x, &pass.pick(&x))
+}
+
+/// [`heads`] of a normalised `x`.
+fn read(pass: &Pass<'_>, layer: usize, [q, k, v]: [&Linear; 3], x: &Tensor, wanted: &Tensor) -> Result<Tensor> {
     let heads = pass.model.config().n_heads;
-    let q = project_one(pass, &weights.q, wanted, heads)?.squeeze_dim(1);
+    let q = project_one(pass, q, wanted, heads)?.squeeze_dim(1);
     let q = &q * (q.size()[2] as f64).powf(-0.5);
-    let asked = each_head(&q, &by_head(&weights.k, heads).transpose(1, 2)); // [row, head, d_model]
+    let asked = each_head(&q, &by_head(k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {
         // Added, since filling under a mask would be slower, and its gradient another pass.
@@ -54,24 +63,24 @@ pub(super) fn heads(
         scores = &scores + away; // not `+=`, which works in place
     }
     let failed = |error| Error::torch("attention from one position")(error);
-    let Some((k, v)) = pass.past.shared(layer) else {
+    let Some((old_k, old_v)) = pass.past.shared(layer) else {
         // A bias of the keys adds the same to all scores of a query, and weights of attention sum to 1.
-        let read = softmax(&scores).map_err(failed)?.bmm(x); // [row, head, d_model]
-        let z = values(&read, &by_head(&weights.v, heads));
-        return Ok(with_bias(z, &weights.v, heads, None).unsqueeze(1));
+        let gathered = softmax(&scores).map_err(failed)?.bmm(x); // [row, head, d_model]
+        let z = values(&gathered, &by_head(v, heads));
+        return Ok(with_bias(z, v, heads, None).unsqueeze(1));
     };
-    if let Some(b) = &weights.k.b {
+    if let Some(b) = &k.b {
         let b = b.view([heads as i64, -1]);
         scores = &scores + (&q * b).sum_dim_intlist([-1i64].as_slice(), true, None);
     }
     let q = q.unsqueeze(2); // [row, head, 1, d_head]
-    let before = across(&q, &k.transpose(2, 3)).map_err(failed)?.squeeze_dim(2);
+    let before = across(&q, &old_k.transpose(2, 3)).map_err(failed)?.squeeze_dim(2);
     let pattern = softmax(&Tensor::cat(&[before, scores], 2)).map_err(failed)?;
-    let first = k.size()[2];
+    let first = old_k.size()[2];
     let new = pattern.narrow(2, first, x.size()[1]);
-    let z = values(&new.bmm(x), &by_head(&weights.v, heads));
-    let z = with_bias(z, &weights.v, heads, Some(&new.sum_dim_intlist([-1i64].as_slice(), true, None)));
-    let before = across(&pattern.narrow(2, 0, first).unsqueeze(2), &v).map_err(failed)?;
+    let z = values(&new.bmm(x), &by_head(v, heads));
+    let z = with_bias(z, v, heads, Some(&new.sum_dim_intlist([-1i64].as_slice(), true, None)));
+    let before = across(&pattern.narrow(2, 0, first).unsqueeze(2), &old_v).map_err(failed)?;
     Ok((z + before.squeeze_dim(2)).unsqueeze(1))
 }
 

@@ -144,17 +144,11 @@ impl<'a> Pass<'a> {
         let mut x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
         let (mut qkv, mut z) = ([None, None, None], None);
         if let Some(resid) = x {
-            let scale = Site::Ln1Scale(layer);
-            let normed = self.norm(block.ln1.as_ref(), scale, &resid, NormPlace::Pre)?;
-            let rest = if self.trims_heads(layer) { self.pick(&resid) } else { resid };
-            if absorbed::serves(self, layer, normed.size()[1]) {
-                // One way back from the wanted positions is cheaper than two.
-                let wanted = match self.program.touches(scale) {
-                    true => self.pick(&normed),
-                    false => self.norm(block.ln1.as_ref(), scale, &rest, NormPlace::Pre)?,
-                };
-                z = Some(absorbed::heads(self, layer, &block.attn, &normed, &wanted)?);
+            let rest = if self.trims_heads(layer) { self.pick(&resid) } else { resid.shallow_clone() };
+            if absorbed::serves(self, layer, resid.size()[1]) {
+                z = Some(absorbed::heads(self, layer, block, &resid, &rest)?);
             } else {
+                let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
                 qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
             }
             x = Some(rest);
@@ -356,14 +350,22 @@ impl<'a> Pass<'a> {
     }
 
     fn norm_with(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
-        let config = self.model.config();
-        let kind = if weights.b.is_some() { NormKind::Layer } else { config.norm };
+        let (config, kind) = (self.model.config(), self.norm_kind(weights));
         if !self.program.touches(site) {
             return Ok(norm::fused(kind, weights, x, config.norm_eps));
         }
         let (centred, scale) = norm::parts(kind, x, config.norm_eps);
         let scale = self.at(site, scale)?;
         Ok(norm::joined(weights, &centred, &scale))
+    }
+
+    fn norm_kind(&self, weights: &Norm) -> NormKind {
+        if weights.b.is_some() { NormKind::Layer } else { self.model.config().norm }
+    }
+
+    /// `x` through a norm, but for its weights.
+    pub(super) fn bare_norm(&self, weights: &Norm, x: &Tensor) -> Tensor {
+        norm::bare(self.norm_kind(weights), x, self.model.config().norm_eps)
     }
 
     /// What `site` holds after its edits; recorded where the program asks for it.

@@ -23,19 +23,25 @@ pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Ten
 
 /// [`fused`] where weights have a `run` axis: in few passes over `x`, forwards and backwards.
 fn stacked(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
-    let width = x.size()[x.dim() - 1];
-    let scaled = if kind == NormKind::Layer {
-        x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false)
-    } else {
-        let square = (x * x).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) / width as f64;
-        x * (square + eps).rsqrt()
-    };
-    let by_run = scaled.reshape([weights.w.size()[0], -1, width]);
+    let by_run = bare(kind, x, eps).reshape([weights.w.size()[0], -1, x.size()[x.dim() - 1]]);
     let out = match &weights.b {
         Some(b) => by_run * weights.w.unsqueeze(1) + b.unsqueeze(1),
         None => by_run * weights.w.unsqueeze(1),
     };
     out.view_as(x)
+}
+
+/// The norm without its weights.
+pub(super) fn bare(kind: NormKind, x: &Tensor, eps: f64) -> Tensor {
+    let width = x.size()[x.dim() - 1];
+    match kind {
+        NormKind::Layer => x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false),
+        NormKind::Rms => {
+            let square = (x * x).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) / width as f64;
+            x * (square + eps).rsqrt()
+        }
+        NormKind::None => x.shallow_clone(),
+    }
 }
 
 /// The mean over the last axis, kept as 1.

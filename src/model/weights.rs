@@ -113,6 +113,16 @@ impl Linear {
         product.f_view(shape.as_slice())
     }
 
+    /// Itself and the weights of a norm before it as one matrix; all have a `run` axis.
+    pub(super) fn behind(&self, norm: &Norm) -> Self {
+        let moved = norm.b.as_ref().map(|b| b.unsqueeze(1).bmm(&self.w).squeeze_dim(1));
+        let b = match (moved, &self.b) {
+            (Some(moved), Some(b)) => Some(moved + b),
+            (moved, b) => moved.or_else(|| b.as_ref().map(Tensor::shallow_clone)),
+        };
+        Self { w: &self.w * norm.w.unsqueeze(2), b }
+    }
+
     /// Some of its columns, the first and how many.
     pub(super) fn columns(&self, (first, n): (i64, i64)) -> Self {
         let some = |x: &Tensor| x.narrow(-1, first, n);

@@ -35,7 +35,7 @@ pub(super) struct Group {
 /// Tells the stream of a seed's noise from its other streams.
 const NOISE: u64 = 0x6E6F_6973_6500;
 /// Bytes that the residual stream of a group's batches takes at most, so that a step stays in a core's cache.
-const CACHED: usize = 3 << 19;
+const CACHED: usize = 1 << 20;
 
 /// How many of `runs` runs train together: on a CPU as many as its cache holds, in groups of one size.
 pub(super) fn at_once(runs: usize, model: &Model, language: &Language, options: &TrainOptions) -> usize {
