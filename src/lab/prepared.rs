@@ -76,13 +76,7 @@ impl Prepared {
     }
 
     /// Samples whose tokens are `rows`.
-    fn of_rows(
-        rows: Vec<Vec<i64>>,
-        batches: &[&[Sample]],
-        tasks: usize,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self> {
+    fn of_rows(rows: Vec<Vec<i64>>, batches: &[&[Sample]], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
         let each = batches.first().map_or(0, |samples| samples.len());
         if let Some(other) = batches.iter().find(|samples| samples.len() != each || each == 0) {
             return Err(Error::argument("batches", format!("{each} rows in each, at least 1"), other.len()));

@@ -47,9 +47,9 @@ pub(crate) use join::{Entry, Joins, Step};
 pub(crate) use plan::Bank;
 pub use plan::{Action, Edit, Plan, Selector};
 pub(crate) use program::{Means, Program, Window};
-pub(crate) use softmax::log_softmax;
 pub use run::Run;
 pub use site::{Axis, Site};
+pub(crate) use softmax::log_softmax;
 pub use tokens::Tokens;
 pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Spread, Weights};
 

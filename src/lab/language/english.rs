@@ -100,9 +100,8 @@ impl English {
         let all = words().len() as i64;
         let kept: Vec<_> = story.sources.iter().filter(|(word, ..)| *word < self.length).collect();
         let task = |word| kept.iter().find(|(at, ..)| *at == word).map_or(KINDS.len(), |(.., kind)| *kind);
-        let target = |word: usize| {
-            Target { position: word - 1, token: tokens[word], choices: 0..all, task: task(word) }
-        };
+        let target =
+            |word: usize| Target { position: word - 1, token: tokens[word], choices: 0..all, task: task(word) };
         let targets = (1..self.length).map(target).collect();
         let dependency = |(word, source, kind): &&(usize, usize, usize)| Dependency {
             query: word - 1,

@@ -238,7 +238,8 @@ impl Tasks {
         one..one + 1
     }
 
-    /// `n` more content tokens, the first at position `place`. One of the first ones has colour 0; what opens is left open at the end.
+    /// `n` more content tokens, the first at position `place`. One of the first ones has colour 0; what opens is left open at
+    /// the end.
     fn extend(&self, content: &mut Vec<Content>, n: usize, place: usize, rng: &mut ChaCha8Rng) {
         let first = content.is_empty();
         let class = (first && self.tasks.contains(&Task::Class)).then(|| rng.random_range(0..n));
