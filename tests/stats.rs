@@ -5,8 +5,8 @@ use std::path::Path;
 
 use headscope::stats::{
     BootstrapMethod, BootstrapOptions, PermutationOptions, Tail, Test, TrendMethod, TrendOptions, benjamini_hochberg,
-    bootstrap, bootstrap_mean, holm, jonckheere, max_adjusted, max_sign_flip, page, sign_flip, tost, tost_two_sample,
-    two_sample,
+    bootstrap, bootstrap_columns, bootstrap_mean, bootstrap_ratios, holm, jonckheere, max_adjusted, max_sign_flip,
+    page, sign_flip, tost, tost_two_sample, two_sample,
 };
 use ndarray::{Array2, array};
 use proptest::prelude::*;
@@ -171,6 +171,18 @@ fn bootstrap_of_pairs_and_of_constants() {
 }
 
 #[test]
+fn columns_with_too_few_values_have_no_interval() {
+    let (nan, options) = (f64::NAN, BootstrapOptions { resamples: 200, ..BootstrapOptions::default() });
+    let values = array![[1.0, nan, nan, 5.0], [2.0, 3.0, nan, 5.0], [4.0, nan, nan, 5.0]];
+    let found = bootstrap_columns(values.view(), &options, 0).unwrap();
+    assert!(found[0].is_some_and(|found| (found.estimate - 7.0 / 3.0).abs() < 1e-12 && found.low < found.high));
+    assert_eq!((found[1], found[2]), (None, None));
+    assert!(found[3].is_some_and(|found| (found.low, found.high) == (5.0, 5.0)));
+    assert!(bootstrap_columns(Array2::zeros((0, 3)).view(), &options, 0).unwrap().iter().all(Option::is_none));
+    assert!(bootstrap_columns(Array2::zeros((5, 0)).view(), &options, 0).unwrap().is_empty());
+}
+
+#[test]
 fn false_findings_come_at_the_level() {
     // 400 simulated nulls at 5 %: 20 are expected, standard deviation 4.4.
     let (mut flips, mut splits, mut trends, mut pages, mut missed) = (0, 0, 0, 0, 0);
@@ -254,6 +266,18 @@ fn nonsense_is_refused() {
     assert!(bootstrap_mean(&[1.0], &BootstrapOptions::default(), 0).is_err());
     assert!(bootstrap_mean(&[1.0, 2.0], &BootstrapOptions { level: 1.0, ..BootstrapOptions::default() }, 0).is_err());
     assert!(bootstrap(&[1.0, 2.0], |_| f64::NAN, &BootstrapOptions::default(), 0).is_err());
+    let usual = BootstrapOptions::default();
+    // So close to 1 that the ends would be infinite.
+    let level = 1.0 - f64::EPSILON / 2.0;
+    assert!(bootstrap_mean(&[1.0, 2.0, 4.0], &BootstrapOptions { level, ..usual.clone() }, 0).is_err());
+    for resamples in [0, 99, 1_000_001] {
+        assert!(bootstrap_mean(&[1.0, 2.0], &BootstrapOptions { resamples, ..usual.clone() }, 0).is_err());
+    }
+    let (two, three) = (array![[1.0], [2.0]], array![[1.0], [2.0], [3.0]]);
+    let ratios = |above: &Array2<f64>, below: &Array2<f64>| bootstrap_ratios(above.view(), below.view(), &usual, 0);
+    assert!(ratios(&two, &three).unwrap_err().to_string().contains("[item 2, column 1]"));
+    assert!(ratios(&array![[1.0], [f64::NAN]], &two).unwrap_err().to_string().contains("above"));
+    assert!(ratios(&two, &array![[1.0], [-1.0]]).unwrap_err().to_string().contains("0 or more"));
 }
 
 proptest! {
@@ -268,6 +292,34 @@ proptest! {
         let again = bootstrap_mean(&x, &BootstrapOptions { resamples: 200, ..BootstrapOptions::default() }, seed).unwrap();
         prop_assert_eq!(again, bootstrap_mean(&x, &BootstrapOptions { resamples: 200, ..BootstrapOptions::default() }, seed).unwrap());
         prop_assert!(again.low <= again.high);
+    }
+
+    /// Two ways to the same draws: column by column with any statistic, and all columns by one product.
+    #[test]
+    fn one_bootstrap(n in 12usize..40, columns in 1usize..4, gaps in 0.0f64..0.4, seed in 0u64..1000, bca: bool) {
+        let method = if bca { BootstrapMethod::Bca } else { BootstrapMethod::Percentile };
+        let options = BootstrapOptions { resamples: 300, method, ..BootstrapOptions::default() };
+        let above = Array2::from_shape_vec((n, columns), normals(n * columns, seed)).unwrap();
+        let weights = normals(n * columns, seed + 5000).into_iter().map(f64::abs);
+        let weights = weights.map(|weight| if weight < gaps { 0.0 } else { weight });
+        let below = Array2::from_shape_vec((n, columns), weights.collect()).unwrap();
+        let together = bootstrap_ratios(above.view(), below.view(), &options, seed).unwrap();
+        let means = bootstrap_columns(above.view(), &options, seed).unwrap();
+        let ratio = |pairs: &[(f64, f64)]| {
+            let (above, below) = pairs.iter().fold((0.0, 0.0), |sums, pair| (sums.0 + pair.0, sums.1 + pair.1));
+            above / below
+        };
+        for column in 0..columns {
+            let (above, below) = (above.column(column), below.column(column));
+            let pairs: Vec<(f64, f64)> = above.iter().copied().zip(below.iter().copied()).collect();
+            let alone = bootstrap(&pairs, ratio, &options, seed).unwrap();
+            let mean = bootstrap_mean(&above.to_vec(), &options, seed).unwrap();
+            for (together, alone) in [(together[column].unwrap(), alone), (means[column].unwrap(), mean)] {
+                for (a, b) in [(together.low, alone.low), (together.high, alone.high), (together.estimate, alone.estimate)] {
+                    prop_assert!((a - b).abs() <= 1e-9 * (1.0 + b.abs()), "{:?} {:?}", together, alone);
+                }
+            }
+        }
     }
 
     #[test]

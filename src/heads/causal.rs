@@ -1,6 +1,6 @@
 //! Does the model need the head for its role? The best head taken away, beside other heads taken away as far.
 
-use ndarray::{Array1, Array3, ArrayView2};
+use ndarray::{Array3, ArrayView1, ArrayView2, Axis};
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +9,6 @@ use tch::{Kind, Tensor};
 
 use super::align::Item;
 use super::annotation::Annotated;
-use super::interval::Resamples;
 use super::role::{RoleOptions, Roles};
 use crate::error::{Error, Result};
 use crate::intervene::{Ablation, Metric, Sweep, Variant};
@@ -71,8 +70,8 @@ impl Role {
         let baseline = mean(&others);
         let spread = others.iter().map(|effect| (effect - baseline).powi(2)).sum::<f64>();
         let deviation = (spread / (others.len() as f64 - 1.0)).sqrt();
-        let resamples = Resamples::draw(effects[0].len(), options.resamples, options.seed);
-        let interval = resamples.interval(&Array1::from(effects[0].clone()), options.confidence);
+        let column = ArrayView1::from(&effects[0]).insert_axis(Axis(1));
+        let interval = options.intervals().means(column)?.pop().flatten();
         let as_much = others.iter().filter(|effect| **effect >= own).count();
         let row = |metric: &str, value| Observation {
             keys: roles.keys(&self.name, head),
@@ -82,8 +81,8 @@ impl Role {
         };
         let effect = Observation {
             baseline: Some(baseline),
-            low: interval.map(|(low, _)| low),
-            high: interval.map(|(_, high)| high),
+            low: interval.map(|interval| interval.low),
+            high: interval.map(|interval| interval.high),
             z_score: (deviation > 0.0).then(|| (own - baseline) / deviation),
             ..row("effect", own)
         };

@@ -4,12 +4,13 @@ use ndarray::{Array1, Array2, Array3, ArrayView1, Axis, s};
 use serde::{Deserialize, Serialize};
 
 use super::batches::{batches, prompts, select};
-use super::interval::Resamples;
+use super::interval::Intervals;
 use super::pattern::{Measured, REACH, Targets};
 use super::score::PatternScore;
 use crate::error::{Error, Result};
 use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
+use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
 
 /// Which scores, and how sure.
@@ -36,7 +37,8 @@ impl PatternOptions {
     /// Checks the options.
     ///
     /// # Errors
-    /// Where there is no score, one has an offset of 0, or the confidence is no probability.
+    /// If there is no score, one has an offset of 0, the confidence is not between 0 and 1, or there are 1 to 99 resamples, too
+    /// few for an interval.
     pub fn validate(&self) -> Result<()> {
         if self.scores.is_empty() {
             return Err(Error::argument("scores", "at least one", "none"));
@@ -45,7 +47,11 @@ impl PatternOptions {
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return Err(Error::argument("confidence", "a number between 0 and 1", self.confidence));
         }
-        Ok(())
+        self.intervals().validate()
+    }
+
+    pub(super) fn intervals(&self) -> Intervals {
+        Intervals { resamples: self.resamples, level: self.confidence, seed: self.seed }
     }
 }
 
@@ -151,30 +157,27 @@ impl Profile {
 
     /// One observation a head and score.
     pub(super) fn rows(&self, options: &PatternOptions) -> Result<Vec<Observation>> {
-        let mut rows = vec![];
-        let resamples = Resamples::draw(self.value.dim().0, options.resamples, options.seed);
-        for (s, score) in self.scores.iter().enumerate() {
-            let column = |head: usize| match score {
-                PatternScore::Positional => self.positional(head),
-                _ => Column {
-                    value: self.value.slice(s![.., head, s]).to_owned(),
-                    uniform: self.uniform.column(s).to_owned(),
-                    shuffled: self.shuffled.slice(s![.., head, s]).to_owned(),
-                },
-            };
-            let columns: Vec<Column> = (0..self.value.dim().1).map(column).collect();
-            let mut values = Array2::zeros((self.value.dim().0, columns.len()));
-            columns.iter().zip(values.columns_mut()).for_each(|(column, mut to)| to.assign(&column.value));
-            let intervals = resamples.intervals(&values.view(), options.confidence);
-            for (head, (column, interval)) in columns.iter().zip(intervals).enumerate() {
-                let (layer, head) = (head / self.n_heads, head % self.n_heads);
-                let number = |n: usize| u32::try_from(n).ok();
-                let keys = Keys { layer: number(layer), head: number(head), ..Keys::default() };
-                let summary = column.summary(interval);
-                rows.push(Observation { keys, metric: score.to_string(), ..summary });
-            }
-        }
-        Ok(rows)
+        let (prompts, heads, scores) = self.value.dim();
+        let places = || (0..scores).flat_map(|score| (0..heads).map(move |head| (score, head)));
+        let column = |(s, head): (usize, usize)| match self.scores[s] {
+            PatternScore::Positional => self.positional(head),
+            _ => Column {
+                value: self.value.slice(s![.., head, s]).to_owned(),
+                uniform: self.uniform.column(s).to_owned(),
+                shuffled: self.shuffled.slice(s![.., head, s]).to_owned(),
+            },
+        };
+        let columns: Vec<Column> = places().map(column).collect();
+        let mut values = Array2::zeros((prompts, columns.len()));
+        columns.iter().zip(values.columns_mut()).for_each(|(column, mut to)| to.assign(&column.value));
+        let intervals = options.intervals().means(values.view())?;
+        let number = |n: usize| u32::try_from(n).ok();
+        let row = |((score, head), (column, interval)): ((usize, usize), (&Column, Option<Interval>))| {
+            let (layer, head) = (head / self.n_heads, head % self.n_heads);
+            let keys = Keys { layer: number(layer), head: number(head), ..Keys::default() };
+            Observation { keys, metric: self.scores[score].to_string(), ..column.summary(interval) }
+        };
+        Ok(places().zip(columns.iter().zip(intervals)).map(row).collect())
     }
 
     /// How often a head looks at its favourite offset: the one that is most frequent over all prompts.
@@ -205,7 +208,7 @@ struct Column {
 
 impl Column {
     /// Mean, baseline, interval and z-score over the prompts that have the score.
-    fn summary(&self, interval: Option<(f64, f64)>) -> Observation {
+    fn summary(&self, interval: Option<Interval>) -> Observation {
         let there: Vec<usize> = (0..self.value.len()).filter(|&prompt| self.value[prompt].is_finite()).collect();
         let n = there.len() as f64;
         if there.is_empty() {
@@ -217,8 +220,8 @@ impl Column {
         Observation {
             value,
             baseline: Some(baseline),
-            low: interval.map(|(low, _)| low),
-            high: interval.map(|(_, high)| high),
+            low: interval.map(|interval| interval.low),
+            high: interval.map(|interval| interval.high),
             z_score: (deviation > 0.0).then(|| (value - baseline) / deviation),
             ..Observation::default()
         }

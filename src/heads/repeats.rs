@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::batches::{batches, select};
-use super::interval::Resamples;
 use super::pattern::to_array;
 use super::profile::{PatternOptions, Profile};
 use super::score::PatternScore;
 use crate::error::{Error, Result};
 use crate::model::{Model, NormKind, NormPlace, Run, Site, Tokens, Unembed};
+use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
 
 /// Prompts of random tokens, each a block that comes twice: nothing but the first copy tells what the second will be.
@@ -158,22 +158,22 @@ fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternO
             Ok(())
         })?;
     }
-    let resamples = Resamples::draw(tokens.batch(), options.resamples, options.seed);
-    let row = |(layer, head)| {
-        let column = values.slice(ndarray::s![.., layer, head]).to_owned();
-        let interval = resamples.interval(&column, options.confidence);
-        Observation {
-            keys: keys(layer, head),
-            metric: metric(),
-            value: column.mean().unwrap_or(f64::NAN),
-            baseline: Some(0.5),
-            low: interval.map(|(low, _)| low),
-            high: interval.map(|(_, high)| high),
-            ..Observation::default()
-        }
+    let columns = values.to_shape((tokens.batch(), layers * heads)).map_err(|reason| Error::Shape {
+        at: "copying".into(),
+        expected: format!("[prompt {}, head {}] ({reason})", tokens.batch(), layers * heads),
+        found: values.shape().iter().map(|&length| length as i64).collect(),
+    })?;
+    let row = |((layer, head), interval): ((usize, usize), Option<Interval>)| Observation {
+        keys: keys(layer, head),
+        metric: metric(),
+        value: values.slice(ndarray::s![.., layer, head]).mean().unwrap_or(f64::NAN),
+        baseline: Some(0.5),
+        low: interval.map(|interval| interval.low),
+        high: interval.map(|interval| interval.high),
+        ..Observation::default()
     };
     let all = (0..layers).flat_map(|layer| (0..heads).map(move |head| (layer, head)));
-    Ok(all.map(row).collect())
+    Ok(all.zip(options.intervals().means(columns.view())?).map(row).collect())
 }
 
 /// What in the residual stream raises the logit of each token of a prompt's block, `[batch, d_model, token]`.

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::align::{Aligned, Item, Looking};
 use super::annotation::Annotated;
-use super::interval::Resamples;
+use super::interval::Intervals;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::stats::Interval;
 use crate::table::{Keys, Observation, Provenance, Table};
 
 /// How roles are judged.
@@ -58,7 +59,8 @@ impl RoleOptions {
     /// Checks the options.
     ///
     /// # Errors
-    /// Where a number that must be at least 1 is 0, or the confidence is no probability.
+    /// If a number that must be at least 1 is 0, the confidence is not between 0 and 1, or there are 1 to 99 resamples, too few
+    /// for an interval.
     pub fn validate(&self) -> Result<()> {
         let positive =
             [("least", self.least), ("draws", self.draws), ("controls", self.controls), ("texts", self.texts)];
@@ -68,7 +70,11 @@ impl RoleOptions {
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return Err(Error::argument("confidence", "a number between 0 and 1", self.confidence));
         }
-        Ok(())
+        self.intervals().validate()
+    }
+
+    pub(super) fn intervals(&self) -> Intervals {
+        Intervals { resamples: self.resamples, level: self.confidence, seed: self.seed }
     }
 }
 
@@ -209,7 +215,7 @@ impl Roles {
             let Some((head, offset)) = self.choose(items) else { continue };
             let judged: Vec<&Item> = items.iter().filter(|item| !self.chosen_on.contains(&item.text)).collect();
             let tally = |place: &dyn Fn(&Item) -> i32| Tally::of(judged.iter().copied(), place).accuracy();
-            let interval = self.interval(&judged, head);
+            let interval = self.interval(&judged, head)?;
             let row = |metric: &str, value: f64| Observation {
                 keys: self.keys(role, head),
                 metric: metric.to_owned(),
@@ -218,8 +224,8 @@ impl Roles {
             };
             rows.push(Observation {
                 baseline: Some(tally(&|_| offset)),
-                low: interval.map(|(low, _)| low),
-                high: interval.map(|(_, high)| high),
+                low: interval.map(|interval| interval.low),
+                high: interval.map(|interval| interval.high),
                 ..row("accuracy", tally(&|item| item.found[head]))
             });
             rows.push(row("offset", f64::from(offset)));
@@ -261,14 +267,13 @@ impl Roles {
         !self.chosen_on.contains(&text)
     }
 
-    /// The interval of a head's accuracy, texts drawn anew.
-    fn interval(&self, judged: &[&Item], head: usize) -> Option<(f64, f64)> {
+    /// The interval of a head's accuracy, by the bootstrap over texts.
+    fn interval(&self, judged: &[&Item], head: usize) -> Result<Option<Interval>> {
         let texts: Vec<&[&Item]> = judged.chunk_by(|a, b| a.text == b.text).collect();
         let tally = |items: &&[&Item]| Tally::of(items.iter().copied(), |item| item.found[head]);
         let right: Array1<f64> = texts.iter().map(|items| tally(items).right as f64).collect();
         let of: Array1<f64> = texts.iter().map(|items| items.len() as f64).collect();
-        let resamples = Resamples::draw(texts.len(), self.options.resamples, self.options.seed);
-        resamples.ratio(&right, &of, self.options.confidence)
+        self.options.intervals().ratio(right, of)
     }
 
     /// The max-statistic permutation test of [`Roles::best`].

@@ -1,10 +1,11 @@
 //! Bootstrap intervals.
 
+use ndarray::{Array2, ArrayView2};
 use rand::Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{check_probability, check_sample, mean, normal_cdf, normal_quantile, stream};
+use super::{check_level, check_sample, mean, normal_cdf, normal_quantile, stream};
 use crate::error::{Error, Result};
 
 /// An estimate and how sure it is.
@@ -59,12 +60,12 @@ impl BootstrapOptions {
     /// Fails where an option makes no sense.
     ///
     /// # Errors
-    /// Where there are fewer than 100 resamples, or the level is not between 0 and 1.
+    /// If there are fewer than 100 or more than a million resamples, or the level is not between 0 and 1.
     pub fn validate(&self) -> Result<()> {
-        if self.resamples < 100 {
-            return Err(Error::argument("resamples", "100 or more", self.resamples));
+        if !(100..=1_000_000).contains(&self.resamples) {
+            return Err(Error::argument("resamples", "from 100 to 1000000", self.resamples));
         }
-        check_probability("level", self.level)
+        check_level(self.level)
     }
 }
 
@@ -113,13 +114,137 @@ pub fn bootstrap<T: Copy + Send + Sync>(
         return Err(Error::argument("items", "2 or more", items.len()));
     }
     let estimate = statistic(items);
-    let draw = |number| {
-        let mut rng = stream(seed, number);
-        let drawn: Vec<T> = (0..items.len()).map(|_| items[rng.random_range(0..items.len())]).collect();
-        statistic(&drawn)
-    };
-    let mut resampled: Vec<f64> = (0..options.resamples).into_par_iter().map(draw).collect();
+    let draw = |number| statistic(&drawn(items.len(), seed, number).map(|item| items[item]).collect::<Vec<T>>());
+    let resampled: Vec<f64> = (0..options.resamples).into_par_iter().map(draw).collect();
     check_sample("statistic", &[estimate], 1)?;
+    let without = |left_out: usize| {
+        let rest: Vec<T> = items[..left_out].iter().chain(&items[left_out + 1..]).copied().collect();
+        statistic(&rest)
+    };
+    ends(estimate, resampled, options, || (0..items.len()).into_par_iter().map(without).collect())
+}
+
+/// How sure are the means of many columns? [`bootstrap_ratios`] with each column's mean over the items that have a value.
+/// Missing values are NaN.
+///
+/// # Shapes
+/// `values`: \[item, column\]; the result: one interval for each column.
+///
+/// # Errors
+/// As [`bootstrap_ratios`]; infinite values count as missing.
+///
+/// ```
+/// use headscope::stats::{BootstrapOptions, bootstrap_columns};
+/// let scores = ndarray::array![[0.1, 0.9], [0.2, f64::NAN], [0.3, 0.7], [0.2, 0.8]];
+/// let intervals = bootstrap_columns(scores.view(), &BootstrapOptions::default(), 0)?;
+/// assert!(intervals[0].is_some_and(|interval| (interval.estimate - 0.2).abs() < 1e-12));
+/// assert!(intervals[1].is_some_and(|interval| interval.low >= 0.7 && interval.high <= 0.9));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn bootstrap_columns(
+    values: ArrayView2<f64>,
+    options: &BootstrapOptions,
+    seed: u64,
+) -> Result<Vec<Option<Interval>>> {
+    let there = values.mapv(|value| f64::from(u8::from(value.is_finite())));
+    let values = values.mapv(|value| if value.is_finite() { value } else { 0.0 });
+    bootstrap_ratios(values.view(), there.view(), options, seed)
+}
+
+/// How sure are many ratios of sums, such as the shares of right answers where items differ in their number of questions?
+/// The statistic of each column is `sum above / sum below` over the items.
+///
+/// Resamples, and the ends of the intervals, are those of [`bootstrap`] with the same seed. All columns share them, so that
+/// columns can be compared, and all are summed by one matrix product. A resample in which a column sums to 0 below has no
+/// ratio and is left out of that column. A column in which fewer than two items count (are not 0 below) has no interval.
+///
+/// # Shapes
+/// `above`, `below`: \[item, column\]; the result: one interval for each column.
+///
+/// # Errors
+/// If the shapes differ, a value is not finite or is negative below, an option makes no sense, or, for BCa, an estimate lies
+/// outside all its resamples.
+///
+/// ```
+/// use headscope::stats::{BootstrapOptions, bootstrap_ratios};
+/// let right = ndarray::array![[3.0], [1.0], [4.0], [2.0]];
+/// let questions = ndarray::array![[4.0], [2.0], [4.0], [2.0]];
+/// let share = bootstrap_ratios(right.view(), questions.view(), &BootstrapOptions::default(), 0)?[0];
+/// assert!(share.is_some_and(|share| share.contains(10.0 / 12.0) && share.high <= 1.0));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn bootstrap_ratios(
+    above: ArrayView2<f64>,
+    below: ArrayView2<f64>,
+    options: &BootstrapOptions,
+    seed: u64,
+) -> Result<Vec<Option<Interval>>> {
+    options.validate()?;
+    let (items, columns) = above.dim();
+    if below.dim() != above.dim() {
+        let (expected, found) = (format!("[item {items}, column {columns}]"), below.shape());
+        let found = found.iter().map(|&length| length as i64).collect();
+        return Err(Error::Shape { at: "below".into(), expected, found });
+    }
+    for (name, values) in [("above", above.view()), ("below", below.view())] {
+        if let Some((index, &found)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+            return Err(Error::NotFinite { at: name.into(), index, found });
+        }
+    }
+    if let Some(found) = below.iter().find(|value| **value < 0.0) {
+        return Err(Error::argument("below", "0 or more", found));
+    }
+    let mut ratios: Vec<Vec<f64>> = vec![Vec::with_capacity(options.resamples + 1); columns];
+    for first in (0..=options.resamples).step_by(BLOCK) {
+        let counts = counts(items, seed, first..(first + BLOCK).min(options.resamples + 1));
+        let of_block = counts.dot(&above) / counts.dot(&below);
+        ratios.iter_mut().zip(of_block.columns()).for_each(|(all, of_block)| all.extend(of_block));
+    }
+    let interval = |(column, ratios): (usize, Vec<f64>)| {
+        let (above, below) = (above.column(column), below.column(column));
+        if below.iter().filter(|weight| **weight > 0.0).count() < 2 {
+            return Ok(None);
+        }
+        let (all, of) = (above.sum(), below.sum());
+        let without = || {
+            let rest = above.iter().zip(below).map(|(value, weight)| (all - value) / (of - weight));
+            rest.filter(|ratio| ratio.is_finite()).collect()
+        };
+        let resampled = ratios[1..].iter().copied().filter(|ratio| ratio.is_finite()).collect();
+        ends(ratios[0], resampled, options, without).map(Some)
+    };
+    ratios.into_par_iter().enumerate().map(interval).collect()
+}
+
+/// Resamples whose counts are in memory together.
+const BLOCK: usize = 128;
+
+/// The items of a resample: as many as there are, drawn with replacement.
+fn drawn(items: usize, seed: u64, number: usize) -> impl Iterator<Item = usize> {
+    let mut rng = stream(seed, number);
+    (0..items).map(move |_| rng.random_range(0..items))
+}
+
+/// How often each item counts, `[row, item]`: once in row 0, which stands for the sample itself, and in row r + 1 as often as
+/// resample r draws it. Both go through one product, so that a resample equal to the sample has exactly its value.
+fn counts(items: usize, seed: u64, rows: std::ops::Range<usize>) -> Array2<f64> {
+    let mut counts = Array2::zeros((rows.len(), items));
+    for (mut counts, row) in counts.rows_mut().into_iter().zip(rows) {
+        match row.checked_sub(1) {
+            Some(number) => drawn(items, seed, number).for_each(|item| counts[item] += 1.0),
+            None => counts.fill(1.0),
+        }
+    }
+    counts
+}
+
+/// The interval of an estimate from its resampled values. `jackknife` gives the values with one item left out, for BCa.
+fn ends(
+    estimate: f64,
+    mut resampled: Vec<f64>,
+    options: &BootstrapOptions,
+    jackknife: impl FnOnce() -> Vec<f64>,
+) -> Result<Interval> {
     check_sample("the statistic of a resample", &resampled, 1)?;
     resampled.sort_by(f64::total_cmp);
     let tail = (1.0 - options.level) / 2.0;
@@ -128,7 +253,7 @@ pub fn bootstrap<T: Copy + Send + Sync>(
         BootstrapMethod::Bca if resampled[0] == resampled[resampled.len() - 1] => (tail, 1.0 - tail),
         BootstrapMethod::Bca => {
             let bias = median_bias(estimate, &resampled)?;
-            let acceleration = acceleration(items, &statistic)?;
+            let acceleration = acceleration(&jackknife())?;
             let moved = |p: f64| {
                 let z = bias + normal_quantile(p);
                 normal_cdf(bias + z / (1.0 - acceleration * z))
@@ -156,14 +281,9 @@ fn median_bias(estimate: f64, resampled: &[f64]) -> Result<f64> {
 }
 
 /// a: a sixth of the skewness of the jackknife's values.
-fn acceleration<T: Copy + Send + Sync>(items: &[T], statistic: &(impl Fn(&[T]) -> f64 + Sync)) -> Result<f64> {
-    let without = |left_out: usize| {
-        let rest: Vec<T> = items[..left_out].iter().chain(&items[left_out + 1..]).copied().collect();
-        statistic(&rest)
-    };
-    let values: Vec<f64> = (0..items.len()).into_par_iter().map(without).collect();
-    check_sample("the statistic with one item left out", &values, 1)?;
-    let mean = mean(&values);
+fn acceleration(values: &[f64]) -> Result<f64> {
+    check_sample("the statistic with one item left out", values, 1)?;
+    let mean = mean(values);
     let power = |exponent| values.iter().map(|value| (mean - value).powi(exponent)).sum::<f64>();
     let spread = power(2);
     Ok(if spread > 0.0 { power(3) / (6.0 * spread.powf(1.5)) } else { 0.0 })

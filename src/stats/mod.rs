@@ -3,6 +3,7 @@
 //! | question | function |
 //! |---|---|
 //! | how sure is this estimate? | [`bootstrap`], [`bootstrap_mean`] |
+//! | how sure are these many means, or ratios of sums? | [`bootstrap_columns`], [`bootstrap_ratios`] |
 //! | is the mean of these paired differences zero? | [`sign_flip`] |
 //! | do these two samples differ? | [`two_sample`] |
 //! | which of these many columns differ from zero, none by luck? | [`max_sign_flip`], [`max_adjusted`] |
@@ -20,7 +21,9 @@ mod permutation;
 mod rank;
 mod trend;
 
-pub use bootstrap::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, bootstrap_mean};
+pub use bootstrap::{
+    BootstrapMethod, BootstrapOptions, Interval, bootstrap, bootstrap_columns, bootstrap_mean, bootstrap_ratios,
+};
 pub use equivalence::{Equivalence, tost, tost_two_sample};
 pub use multiple::{benjamini_hochberg, holm};
 pub use permutation::{MaxTest, PermutationOptions, Tail, Test, max_adjusted, max_sign_flip, sign_flip, two_sample};
@@ -51,6 +54,15 @@ pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<()> {
         return Ok(());
     }
     Err(Error::argument(name, "a number between 0 and 1, neither of them", value))
+}
+
+/// Fails if a confidence level is not between 0 and 1, or so close to 1 that an interval of this level has no ends.
+pub(crate) fn check_level(level: f64) -> Result<()> {
+    check_probability("level", level)?;
+    if normal_quantile(0.5 + level / 2.0).is_finite() {
+        return Ok(());
+    }
+    Err(Error::argument("level", "a number below 1 - 1e-15", level))
 }
 
 /// Random numbers of the `stream`-th piece of work: pieces may run in any order, on any number of threads.
