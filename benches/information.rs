@@ -116,7 +116,8 @@ fn row(truth: &Truth, name: &str, n: usize, draws: u64) -> String {
         let alone = estimate(truth, name, n, seed, false);
         seconds = seconds.min(start.elapsed().as_secs_f64());
         found.push(alone.as_ref().map_or(f64::NAN, Estimate::nats));
-        above += u32::from(alone.as_ref().is_ok_and(|found| found.interval.low > nats));
+        above +=
+            u32::from(alone.as_ref().is_ok_and(|found| found.interval.is_some_and(|interval| interval.low > nats)));
         if seed < 2 {
             let same = critic || is_slow(name, n, 2 * truth.dimensions());
             let again = if same { alone } else { estimate(truth, name, n, seed, true) };

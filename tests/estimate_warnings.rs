@@ -4,12 +4,15 @@
 mod common;
 
 use common::samples::{by, flags, labels, near, normals};
+use headscope::Error;
 use headscope::information::{
     Certainty, Estimator, ProbeOptions, Redundancy, Truth, Warning, decomposition, discrete_information,
     mutual_information, total_correlation, v_information, v_information_of_labels,
 };
-use headscope::neural::{NeuralOptions, neural_information};
+use headscope::neural::{NeuralOptions, neural_information, neural_information_of_labels};
 use ndarray::{Array1, Array2, Array3, Axis, concatenate, s};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 #[test]
 fn what_is_hopeless_is_flagged() {
@@ -81,16 +84,18 @@ fn nonsense_is_refused() {
     let found = ask(&padded, &y, "ksg").unwrap();
     assert_eq!(found.warnings, [Warning::Constant { variable: "x", columns: vec![1] }]);
     assert_eq!(found.dimensions, [1, 1]);
-    assert!(
-        by("ksg")
-            .with_k(0)
-            .is_ok_and(|none| mutual_information(x.view(), y.view(), &none, &Certainty::NONE, 0).is_err())
-    );
-    assert!(
-        by("ksg")
-            .with_k(100)
-            .is_ok_and(|all| mutual_information(x.view(), y.view(), &all, &Certainty::NONE, 0).is_err())
-    );
+    assert!(matches!(by("ksg").with_k(0), Err(Error::Argument { name: "k", .. })));
+    // Half of the samples need k neighbours, too.
+    for (k, fits) in [(49, true), (50, false), (100, false), (usize::MAX, false)] {
+        let all = by("ksg").with_k(k).unwrap();
+        assert_eq!(mutual_information(x.view(), y.view(), &all, &Certainty::NONE, 0).is_ok(), fits, "{k} of 100");
+    }
+    for certainty in [
+        Certainty { level: 1.0 - f64::EPSILON / 2.0, ..Certainty::default() },
+        Certainty { permutations: usize::MAX, ..Certainty::default() },
+    ] {
+        assert!(mutual_information(x.view(), y.view(), &by("ksg"), &certainty, 0).is_err(), "{certainty:?}");
+    }
     assert!(by("gaussian").with_k(3).is_err() && "kgs".parse::<Estimator>().is_err());
     assert!(decomposition(Array3::zeros((2, 2, 2)).view(), Redundancy::Broja).is_err());
     assert!(
@@ -172,6 +177,91 @@ fn repetitions_are_refused() {
             let found = ask(&column(&x), &column(&y), name).unwrap();
             assert!(!found.warnings.iter().any(|w| matches!(w, Warning::Repeated { .. })), "{name}: {found:?}");
         }
+    }
+}
+
+/// A column of labels as numbers.
+fn column(labels: &[usize]) -> Array2<f64> {
+    Array1::from_iter(labels.iter().map(|&label| label as f64)).insert_axis(Axis(1))
+}
+
+#[test]
+fn ties_are_flagged_where_distances_are_measured() {
+    let tied = |x: &Array2<f64>, y: &Array2<f64>, name: &str| {
+        let found = mutual_information(x.view(), y.view(), &by(name), &Certainty::NONE, 0).unwrap();
+        let ties = found.warnings.iter().find(|warning| matches!(warning, Warning::Ties { .. })).cloned();
+        assert_eq!(ties.is_some(), ties.is_some() && flags(&found), "fatal: {found:?}");
+        ties
+    };
+    for seed in 0..4 {
+        let x = normals(400, 1, seed);
+        for kinds in [2, 5, 60] {
+            let discrete = column(&labels(400, kinds, seed + 10));
+            for name in ["ksg", "ksg2"] {
+                let ties = tied(&x, &discrete, name);
+                // Of sixty labels one may be there once.
+                let expected = matches!(ties, Some(Warning::Ties { variable: "y", columns: 1, share }) if share > 0.95);
+                assert!(expected, "{kinds} by {name}: {ties:?}");
+                assert!(matches!(tied(&discrete, &x, name), Some(Warning::Ties { variable: "x", .. })));
+            }
+            assert_eq!(tied(&x, &discrete, "ross"), None);
+            assert_eq!(tied(&x, &discrete, "binned"), None);
+            // For labels as y, what matters is whether x is continuous.
+            let rounded = x.mapv(|value| (4.0 * value).round());
+            let both = concatenate(Axis(1), &[rounded.view(), normals(400, 1, seed + 20).view()]).unwrap();
+            assert!(matches!(tied(&both, &discrete, "ross"), Some(Warning::Ties { variable: "x", columns: 1, .. })));
+        }
+        // Single precision and copies of whole samples are no ties; half precision may be.
+        let y = &x + &normals(400, 1, seed + 30);
+        assert_eq!(tied(&x.mapv(|value| f64::from(value as f32)), &y, "ksg"), None);
+        let (a, b) = (column(&labels(400, 3, seed)), column(&labels(400, 2, seed + 1)));
+        assert_eq!(tied(&a, &b, "ksg"), None, "counted as discrete");
+    }
+    // Sparse counts: few whole samples are copies, and most of each column are.
+    let (a, b) = (column(&labels(300, 60, 1)), column(&labels(300, 60, 2)));
+    assert!(matches!(tied(&a, &b, "ksg"), Some(Warning::Ties { share, .. }) if share > 0.8));
+}
+
+#[test]
+fn labels_that_never_come_again_are_refused() {
+    let (x, y) = Truth::Normal { rho: 0.5 }.sample(100, 0).unwrap();
+    let own: Vec<usize> = (0..100).collect();
+    let most: Vec<usize> = (0..100).map(|row| row % 60).collect();
+    for labels in [&own, &most] {
+        let (probe, critic) = (ProbeOptions::default(), NeuralOptions::default());
+        let by_ross = mutual_information(x.view(), column(labels).view(), &by("ross"), &Certainty::NONE, 0);
+        let by_probe = v_information_of_labels(x.view(), labels, &probe, 0);
+        for refused in [by_ross, by_probe, neural_information_of_labels(x.view(), labels, &critic, 0)] {
+            assert!(refused.unwrap_err().to_string().contains("continuous values are no labels"));
+        }
+    }
+    assert!(mutual_information(x.view(), y.view(), &by("ross"), &Certainty::NONE, 0).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, rng_seed: RngSeed::Fixed(14), ..ProptestConfig::default() })]
+
+    /// An interval has two finite ends around the estimate, or is missing and a warning says why.
+    #[test]
+    fn intervals_are_finite_or_explained(
+        n in 8usize..80, k in 1usize..80, wide in 1usize..5, which in 0usize..7, seed in 0u64..1000, tied: bool
+    ) {
+        let name = Estimator::NAMES[which];
+        let x = normals(n, wide, seed);
+        let y = if tied || name == "ross" { column(&labels(n, 3, seed + 1)) } else { normals(n, wide, seed + 1) };
+        let estimator = by(name);
+        let estimator = estimator.clone().with_k(k).unwrap_or(estimator);
+        let Ok(found) = mutual_information(x.view(), y.view(), &estimator, &Certainty::default(), seed) else {
+            return Ok(());
+        };
+        let said = found.warnings.iter().any(|warning| matches!(warning, Warning::NoInterval { .. }));
+        prop_assert!(found.nats().is_finite() && found.interval.is_none() == said, "{:?}", found);
+        if let Some(interval) = found.interval {
+            prop_assert!(interval.low.is_finite() && interval.high.is_finite() && interval.contains(found.nats()));
+        }
+        prop_assert!(found.convergence.iter().all(|(_, nats)| nats.is_finite()), "{:?}", found);
+        let alone = mutual_information(x.view(), y.view(), &estimator, &Certainty::NONE, seed).unwrap();
+        prop_assert!(alone.interval.is_none() && alone.nats() == found.nats());
     }
 }
 

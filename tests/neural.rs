@@ -22,7 +22,8 @@ fn they_reach_the_truth_from_below() {
         let (x, y) = truth.sample(10_000, 3).unwrap();
         for bound in BOUNDS {
             let found = ask(&x, &y, &options(bound));
-            let error = (found.interval.high - found.interval.low) / 2.0;
+            let interval = found.interval.unwrap();
+            let error = (interval.high - interval.low) / 2.0;
             assert!(found.nats() <= nats + error, "{truth} by {bound:?}: {found:?} above {nats}");
             assert!(found.nats() >= nats - short - error, "{truth} by {bound:?}: {found:?} far below {nats}");
             assert!(!found.warnings.iter().any(Warning::is_fatal), "{truth} by {bound:?}: {found:?}");

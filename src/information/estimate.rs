@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sample::Sample;
 use crate::error::{Error, Result};
-use crate::stats::{Interval, normal_quantile, shuffled, stream};
+use crate::stats::{Interval, check_level, normal_quantile, shuffled, stream};
 
 /// What speaks against an estimate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,14 +30,24 @@ pub enum Warning {
         /// The mean estimate from half of the samples.
         half: f64,
     },
-    /// Half of the samples do not suffice for the estimator, so that nothing is known about its spread.
+    /// The spread of the estimate is unknown: the estimator fails on half of the samples.
     NoInterval {
-        /// What it said.
+        /// How it fails.
         reason: String,
     },
     /// Samples are copies of others, and were taken as discrete.
     Copies {
         /// Their share.
+        share: f64,
+    },
+    /// Ties: a column takes few values, or was rounded, while the estimator measures distances as if it were continuous.
+    Ties {
+        /// `x`, `y` or `z`.
+        variable: &'static str,
+        /// How many of its columns have ties.
+        columns: usize,
+        /// The share of samples that share their value with another sample, in the column where it is largest. Copies of
+        /// whole samples do not count ([`Warning::Copies`]).
         share: f64,
     },
     /// Samples that are there again, as those drawn each on its own would not be: perhaps the same data twice.
@@ -90,10 +100,16 @@ impl fmt::Display for Warning {
                 write!(f, "hopeless dimension: {dimensions} dimensions together need {needed} samples or more")
             }
             Self::NotConverged { half } => write!(f, "not converged: half of the samples give {half:.4} nats"),
-            Self::NoInterval { reason } => write!(f, "no interval: half of the samples do not suffice ({reason})"),
+            Self::NoInterval { reason } => write!(f, "no interval: half of the samples are not enough ({reason})"),
             Self::Copies { share } => {
                 write!(f, "{:.1} % of the samples are copies of others and were taken as discrete", 100.0 * share)
             }
+            Self::Ties { variable, columns, share } => write!(
+                f,
+                "ties: in {columns} column(s) of {variable} up to {:.1} % of the samples have the same value as another, but \
+                 distances are measured as between continuous values (try ross if y holds labels, binned for counts)",
+                100.0 * share
+            ),
             Self::Repeated { share, times } => {
                 let share = 100.0 * share;
                 write!(
@@ -128,8 +144,11 @@ impl fmt::Display for Warning {
 /// An estimate in nats, how sure it is, and what speaks against it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
-    /// The estimate and its interval, which covers chance and not bias.
-    pub interval: Interval,
+    /// The estimate, in nats.
+    pub value: f64,
+    /// Its confidence interval, which covers chance, not bias. Both ends are finite. Missing if none was asked for, or if it
+    /// cannot be had: [`Warning::NoInterval`] then says why.
+    pub interval: Option<Interval>,
     /// The estimator's name.
     pub estimator: &'static str,
     /// Number of samples.
@@ -147,7 +166,7 @@ pub struct Estimate {
 impl Estimate {
     /// The estimate, in nats.
     pub fn nats(&self) -> f64 {
-        self.interval.estimate
+        self.value
     }
 
     /// The same estimate, with a warning where it is more than labels of this entropy can share, whatever else shares it.
@@ -187,12 +206,19 @@ impl Certainty {
     /// Fails where an option makes no sense.
     ///
     /// # Errors
-    /// Where there are fewer than 8 halves (but not 0), or the level is not between 0 and 1.
+    /// If there are fewer than 8 halves (but not 0), the level is not between 0 and 1, or there are more than a million
+    /// permutations.
     pub fn validate(&self) -> Result<()> {
         if (1..8).contains(&self.halves) {
             return Err(Error::argument("halves", "0, or 8 or more", self.halves));
         }
-        crate::stats::check_probability("level", self.level)
+        check_permutations(self.permutations)?;
+        check_level(self.level)
+    }
+
+    /// Half the width of an interval, in standard deviations of the estimate.
+    fn reach(&self) -> f64 {
+        normal_quantile(0.5 + self.level / 2.0)
     }
 }
 
@@ -258,14 +284,13 @@ pub(super) fn finish_all<const M: usize>(
         if cells * 5 > n {
             warnings.push(Warning::SparseCells { cells });
         }
-        let mut interval = Interval { estimate, low: estimate, high: estimate, level: certainty.level };
-        let mut convergence = vec![(n, estimate)];
-        if let Some(some) = &some {
-            (interval, convergence) = some.judge(which, interval, n, &mut warnings);
-        }
+        let (interval, convergence) = match &some {
+            Some(some) => some.judge(which, estimate, certainty, n, &mut warnings),
+            None => (None, vec![(n, estimate)]),
+        };
         let null: Vec<f64> = draws.iter().map(|draw| draw[which]).collect();
         let p = exceeded(estimate, &null);
-        Estimate { interval, estimator, n, dimensions: dimensions.clone(), p, convergence, warnings }
+        Estimate { value: estimate, interval, estimator, n, dimensions: dimensions.clone(), p, convergence, warnings }
     }))
 }
 
@@ -296,31 +321,35 @@ impl<const M: usize> Subsamples<M> {
         Self { halves, quarters }
     }
 
-    /// The interval from the halves, the mean estimates from quarters, halves and all of the samples; and whether it moves on.
+    /// The interval from the spread of the halves; the mean estimates from quarters, halves and all of the samples; and a
+    /// warning if the estimate still moves with their number.
     fn judge(
         &self,
         which: usize,
-        mut interval: Interval,
+        estimate: f64,
+        certainty: &Certainty,
         n: usize,
         warnings: &mut Vec<Warning>,
-    ) -> (Interval, Vec<(usize, f64)>) {
-        let estimate = interval.estimate;
+    ) -> (Option<Interval>, Vec<(usize, f64)>) {
         let mut convergence = vec![(n, estimate)];
         let halves = match &self.halves {
             Ok(halves) => MeanAndSpread::of(halves, which),
             Err(reason) => {
-                (interval.low, interval.high) = (0.0, f64::INFINITY);
                 warnings.push(Warning::NoInterval { reason: reason.to_string() });
-                return (interval, convergence);
+                return (None, convergence);
             }
         };
-        let reach = normal_quantile(0.5 + interval.level / 2.0) * halves.spread;
-        (interval.low, interval.high) = (estimate - reach, estimate + reach);
+        let reach = certainty.reach() * halves.spread;
+        let interval = Interval { estimate, low: estimate - reach, high: estimate + reach, level: certainty.level };
+        if !(interval.low.is_finite() && interval.high.is_finite()) {
+            warnings.push(Warning::NoInterval { reason: "their estimates are not finite".to_owned() });
+            return (None, convergence);
+        }
         convergence.insert(0, (n / 2, halves.mean));
         let moved = (estimate - halves.mean).abs();
         let mut to_come = 0.0;
-        if let Some(quarters) = &self.quarters {
-            let quarters = MeanAndSpread::of(quarters, which);
+        let quarters = self.quarters.as_ref().map(|quarters| MeanAndSpread::of(quarters, which));
+        if let Some(quarters) = quarters.filter(|quarters| quarters.mean.is_finite()) {
             convergence.insert(0, (n / 4, quarters.mean));
             to_come = ahead(quarters.mean, halves.mean, estimate);
         }
@@ -328,7 +357,7 @@ impl<const M: usize> Subsamples<M> {
         if moved > 4.0 * halves.error && (moved > tolerated || to_come > 2.0 * tolerated) {
             warnings.push(Warning::NotConverged { half: halves.mean });
         }
-        (interval, convergence)
+        (Some(interval), convergence)
     }
 }
 
@@ -361,6 +390,16 @@ fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
     };
     let share = if before == 0.0 { 0.0 } else { share };
     (last * share / (1.0 - share)).abs()
+}
+
+/// Fails if a permutation null has more draws than anyone can wait for.
+pub(crate) fn check_permutations(permutations: usize) -> Result<()> {
+    const MOST: usize = 1_000_000;
+    if permutations <= MOST {
+        Ok(())
+    } else {
+        Err(Error::argument("permutations", format!("at most {MOST}"), permutations))
+    }
 }
 
 /// The chance of as high an estimate under the null, by estimates drawn from it; none of none.

@@ -57,13 +57,28 @@ impl Estimator {
     /// The same with `k` neighbours.
     ///
     /// # Errors
-    /// Where the estimator has no neighbours.
+    /// If `k` is 0, or the estimator has no neighbours.
     pub fn with_k(self, k: usize) -> Result<Self> {
+        let with = |options: KsgOptions| {
+            let options = KsgOptions { k, ..options };
+            options.validate().map(|()| options)
+        };
         match self {
-            Self::Ksg(options) => Ok(Self::Ksg(KsgOptions { k, ..options })),
-            Self::Ross(options) => Ok(Self::Ross(KsgOptions { k, ..options })),
+            Self::Ksg(options) => with(options).map(Self::Ksg),
+            Self::Ross(options) => with(options).map(Self::Ross),
             other => Err(Error::argument("k", "an estimator with neighbours: ksg, ksg2, lnc or ross", other.name())),
         }
+    }
+
+    /// Fails if `n` samples have too few neighbours. Half of the samples need `k` of them too: the interval and the check of
+    /// convergence come from there.
+    pub(super) fn fits(&self, n: usize) -> Result<()> {
+        let (Self::Ksg(options) | Self::Ross(options)) = self else { return Ok(()) };
+        options.validate()?;
+        if options.k < n / 2 {
+            return Ok(());
+        }
+        Err(Error::argument("k", format!("less than {}, half of the {n} samples", n / 2), options.k))
     }
 
     /// The estimate and, where cells are counted, how many are occupied.

@@ -41,7 +41,7 @@ pub use attention::{pattern_entropy, pattern_transfer};
 pub use binned::{BinRule, BinnedOptions, discrete_information, entropy};
 pub use decomposition::{Decomposition, Redundancy, decomposition, gaussian_decomposition};
 pub use estimate::{Certainty, Estimate, Warning};
-pub(crate) use estimate::{NOTHING, exceeded};
+pub(crate) use estimate::{NOTHING, check_permutations, exceeded};
 pub use estimator::{Estimator, Scaling};
 pub use gaussian::{CcaOptions, GaussianOptions, Shrinkage, gaussian_information};
 pub use neighbour::{KsgOptions, KsgVariant};
@@ -52,5 +52,6 @@ pub use probe::{
 pub use question::{
     Parts, conditional_information, decomposition_of_samples, mutual_information, o_information, total_correlation,
 };
+pub(crate) use sample::{check_classes, come_again};
 pub(crate) use suspect::checked_pair;
 pub use truth::Truth;

@@ -3,7 +3,7 @@
 use ndarray::{Array3, ArrayView2};
 
 use super::estimate::{Certainty, Estimate, Question, Warning, finish, finish_all};
-use super::sample::{Sample, beside, differ, same_length};
+use super::sample::{Sample, beside, come_again, differ, same_length};
 use super::suspect::suspicions;
 use super::{BinnedOptions, Estimator, Redundancy, binned, decomposition, gaussian, neighbour};
 use crate::error::{Error, Result};
@@ -42,17 +42,21 @@ pub fn mutual_information(
     if !matches!(estimator, Estimator::Ross(_) | Estimator::Binned(_)) {
         differ(&parts[0], &parts[1])?;
     }
-    warnings.extend(suspicions(estimator, &parts)?);
+    estimator.fits(parts[0].rows.nrows())?;
+    warnings.extend(suspicions(estimator, &parts, &["x", "y"])?);
     let dimensions =
         if matches!(estimator, Estimator::Ross(_)) { parts[0].dimensions() } else { total_dimensions(&parts) };
     let question =
         Question { estimator: estimator.name(), needed: estimator.samples_needed(dimensions), shuffled: 1..2 };
-    let found =
-        finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], None))?;
+    let ask = |warnings| {
+        finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], None))
+    };
     if !matches!(estimator, Estimator::Ross(_)) {
-        return Ok(found);
+        return ask(warnings);
     }
     let labels = parts[1].labels();
+    come_again("y", labels.iter().max().map_or(0, |most| most + 1), labels.len())?;
+    let found = ask(warnings)?;
     Ok(found.below(binned::discrete_information(&labels, &labels, false)?))
 }
 
@@ -80,7 +84,8 @@ pub fn conditional_information(
     if !matches!(estimator, Estimator::Binned(_)) {
         differ(&parts[0], &parts[1])?;
     }
-    warnings.extend(suspicions(estimator, &parts)?);
+    estimator.fits(parts[0].rows.nrows())?;
+    warnings.extend(suspicions(estimator, &parts, &["x", "y", "z"])?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..2 };
     finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], Some(&parts[2])))
@@ -101,7 +106,8 @@ pub fn total_correlation(
     seed: u64,
 ) -> Result<Estimate> {
     let (parts, mut warnings) = several(variables, 2)?;
-    warnings.extend(suspicions(estimator, &parts)?);
+    estimator.fits(parts[0].rows.nrows())?;
+    warnings.extend(suspicions(estimator, &parts, &["variables"])?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| Ok((total(parts, estimator)?, 0)))
@@ -123,7 +129,8 @@ pub fn o_information(
     seed: u64,
 ) -> Result<Estimate> {
     let (parts, mut warnings) = several(variables, 3)?;
-    warnings.extend(suspicions(estimator, &parts)?);
+    estimator.fits(parts[0].rows.nrows())?;
+    warnings.extend(suspicions(estimator, &parts, &["variables"])?);
     let needed = estimator.samples_needed(total_dimensions(&parts));
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| {
@@ -226,7 +233,7 @@ pub fn decomposition_of_samples(
         Redundancy::Mmi => {
             differ(&parts[0], &parts[1])?;
             differ(&parts[0], &parts[2])?;
-            warnings.extend(suspicions(&gaussian, &parts)?);
+            warnings.extend(suspicions(&gaussian, &parts, &["target", "first", "second"])?);
             ("mmi", gaussian.samples_needed(total_dimensions(&parts)))
         }
         Redundancy::IMin => ("i_min", 0),

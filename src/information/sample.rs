@@ -100,6 +100,25 @@ impl Sample {
     }
 }
 
+/// Fails if most labels are seen once: continuous values that were taken for labels, of which each says all about its sample.
+pub(crate) fn come_again(name: &'static str, labels: usize, samples: usize) -> Result<()> {
+    if 2 * labels <= samples {
+        return Ok(());
+    }
+    let found = format!("{labels} different ones in {samples} samples (continuous values are no labels)");
+    Err(Error::argument(name, "labels that are seen twice or more on average", found))
+}
+
+/// Fails if a number for each sample and class would take more than 2 GiB.
+pub(crate) fn check_classes(samples: usize, classes: usize) -> Result<()> {
+    const MOST: usize = 1 << 28;
+    if samples.saturating_mul(classes) <= MOST {
+        return Ok(());
+    }
+    let expected = format!("at most {} for {samples} samples (2 GiB)", MOST / samples.max(1));
+    Err(Error::argument("classes", expected, classes))
+}
+
 /// The variables beside each other.
 pub(super) fn beside(parts: &[&Sample]) -> Array2<f64> {
     let n = parts.first().map_or(0, |part| part.rows.nrows());

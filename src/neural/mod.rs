@@ -13,12 +13,17 @@
 mod critic;
 mod evaluate;
 
+use std::collections::HashSet;
+
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::information::{Estimate, NOTHING, Warning, checked_pair, exceeded};
+use crate::information::{
+    Estimate, NOTHING, Warning, check_classes, check_permutations, checked_pair, come_again, discrete_information,
+    exceeded,
+};
 use crate::stats::{BootstrapOptions, bootstrap_mean, shuffled};
 use critic::Critic;
 
@@ -126,8 +131,9 @@ impl NeuralOptions {
         if !(self.rate > 0.0 && self.rate.is_finite()) {
             return Err(Error::argument("rate", "above 0", self.rate));
         }
+        check_permutations(self.permutations)?;
         crate::device::check(self.device)?;
-        crate::stats::check_probability("level", self.level)
+        crate::stats::check_level(self.level)
     }
 }
 
@@ -149,7 +155,7 @@ impl NeuralOptions {
 /// let (x, y) = Truth::Normal { rho: 0.75 }.sample(2000, 0)?; // 0.413 nats
 /// let options = NeuralOptions { convergence: false, ..NeuralOptions::default() };
 /// let found = neural_information(x.view(), y.view(), &options, 0)?;
-/// assert!(found.nats() > 0.25 && found.interval.low < 0.413);
+/// assert!(found.nats() > 0.25 && found.interval.is_some_and(|interval| interval.low < 0.413));
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub fn neural_information(
@@ -199,7 +205,29 @@ pub fn neural_information(
         Ok(mean_and_error(&bound(&pair, &rows, &order, options, seed)?).0)
     });
     let p = exceeded(estimate, &draws.collect::<Result<Vec<f64>>>()?);
-    Ok(Estimate { interval, estimator: options.bound.name(), n, dimensions, p, convergence, warnings })
+    let interval = Some(interval);
+    Ok(Estimate { value: estimate, interval, estimator: options.bound.name(), n, dimensions, p, convergence, warnings })
+}
+
+/// How much does x tell about labels, at the least? [`neural_information`] with the labels one-hot; more than their entropy is
+/// flagged.
+///
+/// # Shapes
+/// `x`: \[sample, dimension\]; `labels`: \[sample\], numbered from 0.
+///
+/// # Errors
+/// As [`neural_information`] and [`one_hot`], and if most labels are seen once (continuous values are no labels).
+pub fn neural_information_of_labels(
+    x: ArrayView2<f64>,
+    labels: &[usize],
+    options: &NeuralOptions,
+    seed: u64,
+) -> Result<Estimate> {
+    let seen = labels.iter().collect::<HashSet<_>>().len();
+    come_again("labels", seen, labels.len())?;
+    let y = one_hot(labels, labels.iter().max().map_or(0, |most| most + 1))?;
+    let found = neural_information(x, y.view(), options, seed)?;
+    Ok(found.below(discrete_information(labels, labels, false)?))
 }
 
 /// Labels as coordinates: 1 at the label's own, 0 elsewhere. For critics, which want numbers.
@@ -208,12 +236,13 @@ pub fn neural_information(
 /// \[sample, class\].
 ///
 /// # Errors
-/// Where a label is none of the classes.
+/// If a label is none of the classes, or the array would take more than 2 GiB.
 pub fn one_hot(labels: &[usize], classes: usize) -> Result<Array2<f64>> {
     if let Some(&found) = labels.iter().find(|label| **label >= classes) {
         let (at, found, limit) = ("labels".into(), found as i64, classes as i64);
         return Err(Error::OutOfRange { at, axis: "class", found, limit });
     }
+    check_classes(labels.len(), classes)?;
     Ok(Array2::from_shape_fn((labels.len(), classes), |(row, class)| f64::from(u8::from(labels[row] == class))))
 }
 

@@ -22,7 +22,7 @@ use crate::information::{
     v_information, v_information_of_labels,
 };
 use crate::model::{Model, Site, Tokens};
-use crate::neural::{NeuralOptions, neural_information, one_hot};
+use crate::neural::{NeuralOptions, neural_information, neural_information_of_labels, one_hot};
 use crate::progress::Progress;
 use crate::table::{Keys, Observation, Table};
 use coordinates::{Coordinates, capacity};
@@ -260,8 +260,8 @@ impl Asking<'_> {
             Ok(found) => {
                 let warnings = found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 rows.push(Observation {
-                    low: Some(found.interval.low),
-                    high: Some(found.interval.high).filter(|high| high.is_finite()),
+                    low: found.interval.map(|interval| interval.low),
+                    high: found.interval.map(|interval| interval.high),
                     samples: number(found.n),
                     warnings: (!warnings.is_empty()).then_some(warnings),
                     ..row("information", found.nats())
@@ -312,9 +312,7 @@ impl Asking<'_> {
             }
             HeadEstimator::Vinfo(options) => v_information_of_labels(x.view(), labels, &self.probe(options), seed),
             HeadEstimator::Neural(options) => {
-                let y = one_hot(labels, classes)?;
-                let found = neural_information(x.view(), y.view(), &self.critic(options), seed)?;
-                Ok(found.below(discrete_information(labels, labels, false)?))
+                neural_information_of_labels(x.view(), labels, &self.critic(options), seed)
             }
         }
     }

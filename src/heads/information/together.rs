@@ -160,8 +160,8 @@ fn row(keys: &Keys, metric: &str, found: Result<Estimate>) -> Observation {
             let warnings = found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             Observation {
                 value: found.nats(),
-                low: Some(found.interval.low).filter(|low| low.is_finite()),
-                high: Some(found.interval.high).filter(|high| high.is_finite()),
+                low: found.interval.map(|interval| interval.low),
+                high: found.interval.map(|interval| interval.high),
                 samples: number(found.n),
                 warnings: (!warnings.is_empty()).then_some(warnings),
                 ..empty

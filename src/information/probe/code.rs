@@ -128,6 +128,6 @@ pub fn selectivity(
     let rows: Vec<usize> = (0..labels.len()).collect();
     let control = right(&control, sizes[1], &rows, &rows)?;
     let control = control.iter().sum::<f64>() / control.len() as f64;
-    let selectivity = estimate.interval.estimate;
+    let selectivity = estimate.value;
     Ok(Selectivity { task: control + selectivity, control, selectivity, estimate })
 }

@@ -78,7 +78,8 @@ impl ProbeOptions {
         if self.family == (ProbeFamily::Network { hidden: 0 }) {
             return Err(Error::argument("hidden", "1 or more", 0));
         }
-        crate::stats::check_probability("level", self.level)
+        super::check_permutations(self.permutations)?;
+        crate::stats::check_level(self.level)
     }
 }
 
@@ -330,6 +331,7 @@ fn classes(x: &Sample, labels: &[usize]) -> Result<usize> {
     }
     let classes = labels.iter().max().map_or(0, |most| most + 1);
     let seen = labels.iter().collect::<std::collections::HashSet<_>>().len();
+    super::sample::come_again("labels", seen, labels.len())?;
     if seen < 2 || classes > labels.len() {
         return Err(Error::argument(
             "labels",
@@ -337,6 +339,7 @@ fn classes(x: &Sample, labels: &[usize]) -> Result<usize> {
             format!("{seen} classes up to {classes}"),
         ));
     }
+    super::check_classes(labels.len(), classes)?;
     Ok(classes)
 }
 
@@ -393,7 +396,7 @@ impl Asked {
         });
         let p = super::exceeded(estimate, &draws.collect::<Result<Vec<f64>>>()?);
         let (estimator, dimensions, warnings) = (options.name(), self.dimensions, self.warnings);
-        Ok(Estimate { interval, estimator, n, dimensions, p, convergence, warnings })
+        Ok(Estimate { value: estimate, interval: Some(interval), estimator, n, dimensions, p, convergence, warnings })
     }
 }
 
