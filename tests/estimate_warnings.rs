@@ -232,7 +232,7 @@ fn labels_that_never_come_again_are_refused() {
         let by_ross = mutual_information(x.view(), column(labels).view(), &by("ross"), &Certainty::NONE, 0);
         let by_probe = v_information_of_labels(x.view(), labels, &probe, 0);
         for refused in [by_ross, by_probe, neural_information_of_labels(x.view(), labels, &critic, 0)] {
-            assert!(refused.unwrap_err().to_string().contains("continuous values are no labels"));
+            assert!(refused.unwrap_err().to_string().contains("continuous values are not labels"));
         }
     }
     assert!(mutual_information(x.view(), y.view(), &by("ross"), &Certainty::NONE, 0).is_err());

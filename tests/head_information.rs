@@ -285,7 +285,7 @@ fn the_command() {
     assert!(ask(&["--target", "role"], 1).contains("--conllu FILE"));
     assert!(ask(&["--target", "head", "--other", "3"], 1).contains("LAYER.HEAD"));
     ask(&["--target", "previous-tokens"], 2);
-    assert!(headscope(&["information", "induction"], 1).contains("expected prompts"));
+    assert!(headscope(&["information", "induction"], 1).contains("prompts: expected one of --text"));
     headscope(&["information", "induction", "--text", "a b", "--conllu", "x"], 2);
 }
 

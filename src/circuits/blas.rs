@@ -1,4 +1,5 @@
-//! Matrix products by the BLAS that comes with LAPACK, on the calling thread: heads and tiles are worked on side by side.
+//! How fast is a matrix product on one thread? As fast as the BLAS that comes with LAPACK; heads and tiles run in parallel
+//! instead.
 
 use std::ffi::{c_char, c_int};
 
@@ -7,11 +8,11 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::lapack::alone;
 
-/// Products of fewer multiplications than that are not worth the call.
+/// Products with fewer multiplications are not worth the call.
 const SMALL: usize = 4096;
 
 unsafe extern "C" {
-    /// `C <- alpha op(A) op(B) + beta C`, columns first. The build script links what holds it.
+    /// `C <- alpha op(A) op(B) + beta C`, column-major. The build script links the library that provides it.
     fn dgemm_(
         transpose_a: *const c_char,
         transpose_b: *const c_char,
@@ -36,9 +37,9 @@ pub(super) fn product(a: &ArrayView2<'_, f64>, b: &ArrayView2<'_, f64>) -> Array
     c
 }
 
-/// `C <- alpha A B + beta C`; with beta = 0, C is not read.
+/// `C <- alpha A B + beta C`. With beta = 0, C is not read.
 ///
-/// As ndarray's own product it panics where the shapes do not fit together.
+/// Panics if the shapes do not match, as ndarray's own product does.
 pub(super) fn add_product(
     alpha: f64,
     a: &ArrayView2<'_, f64>,
@@ -52,9 +53,9 @@ pub(super) fn add_product(
         (Some(left), Some(right), Some(out)) if m * k * n >= SMALL && k == b.nrows() && c.dim() == (m, n) => {
             let size = |n: usize| n as c_int; // a layout fits
             let (alpha, beta) = (&raw const alpha, &raw const beta);
-            // The BLAS counts columns first and so sees C^T = B^T A^T.
-            // SAFETY: the layouts say how the three views lie in memory, their shapes fit together as was checked, and
-            // nothing else refers to C, which is borrowed mutably.
+            // The BLAS is column-major and so computes C^T = B^T A^T.
+            // SAFETY: the layouts describe how the three views lie in memory, their shapes were checked to match, and nothing
+            // else refers to C, which is borrowed mutably.
             alone(|| unsafe {
                 dgemm_(
                     right.transposition(),
@@ -77,23 +78,23 @@ pub(super) fn add_product(
     }
 }
 
-/// How a matrix lies in memory, where its rows or its columns are contiguous.
+/// The memory layout of a matrix whose rows or columns are contiguous.
 struct Layout {
-    /// Whether it is columns that are contiguous.
+    /// Whether the columns are contiguous.
     columns: bool,
-    /// From one of them to the next.
+    /// The stride from one of them to the next.
     leading: c_int,
 }
 
 impl Layout {
-    /// Nothing where neither is contiguous, an axis is empty, or a number is too large for the BLAS.
+    /// `None` if neither is contiguous, an axis is empty, or a number is too large for the BLAS.
     fn of(matrix: &ArrayView2<'_, f64>) -> Option<Self> {
         let ((m, n), strides) = (matrix.dim(), matrix.strides());
         let fits = |stride: isize, least: usize| c_int::try_from(stride).ok().filter(|&s| s as usize >= least);
         if m == 0 || n == 0 || c_int::try_from(m.max(n)).is_err() {
             return None;
         }
-        // The stride along an axis of length 1 means nothing.
+        // The stride along an axis of length 1 is arbitrary.
         let rows = if m == 1 { Some(n as c_int) } else { fits(strides[0], n) };
         let columns = if n == 1 { Some(m as c_int) } else { fits(strides[1], m) };
         match (rows, columns) {
@@ -113,7 +114,7 @@ mod tests {
     use super::*;
     use ndarray::s;
 
-    /// Every layout, also of rows and columns alone and of every second one, gives ndarray's own product.
+    /// Every layout gives ndarray's own product, including single rows and columns and every second one.
     #[test]
     fn products_of_all_layouts() {
         let filled = |m: usize, n: usize| Array2::from_shape_fn((m, n), |(i, j)| ((i * 37 + j * 11) % 19) as f64 - 9.0);

@@ -1,4 +1,4 @@
-//! How much rank attention needs: keys on a circle, and the logits behind a pattern.
+//! How much rank does attention need? Keys on a circle, and the logits that a pattern requires.
 
 use std::f64::consts::PI;
 
@@ -8,13 +8,14 @@ use super::factored::{Factored, shape};
 use super::lapack;
 use crate::error::{Error, Result};
 
-/// Keys on a circle: logits of rank 2 by which every query attends to a target of its own, however many keys there are.
+/// How can logits of rank 2 give every query a target of its own, with any number of keys? By keys on a circle.
 ///
-/// Key j stands at the angle `2 pi j / n`, and a query at that of its target t: the logit of the two is
-/// `beta cos(2 pi (t - j) / n)`. The nearest other key is `1 - cos(2 pi / n)` lower, so that the target's weight is at least
-/// `1 / (1 + (n - 1) exp(-beta (1 - cos(2 pi / n))))`. So a low rank of logits is no bound on which pattern of single targets a
-/// head can have, nor on the rank of its attention: for a permutation of targets that is n. What it does need is length: beta
-/// grows with `n^2 ln n`.
+/// Key j lies at angle `2 pi j / n`, and a query at the angle of its target t. Their logit is `beta cos(2 pi (t - j) / n)`. The
+/// nearest other key is lower by `beta (1 - cos(2 pi / n))`, so the weight of the target is at least `1 / (1 + (n - 1)
+/// exp(-beta (1 - cos(2 pi / n))))`.
+///
+/// A low rank of the logits therefore limits neither which single targets a head can attend to, nor the rank of its attention:
+/// for a permutation of targets that is n. The cost is the length of queries and keys: beta grows with `n^2 ln n`.
 ///
 /// ```
 /// use headscope::circuits::Circle;
@@ -32,10 +33,10 @@ pub struct Circle {
 }
 
 impl Circle {
-    /// `n` keys, and a query for each of `targets`, the number of its key.
+    /// A circle of `n` keys with one query for each of `targets`, which are indices of keys.
     ///
     /// # Errors
-    /// Where there are fewer than 2 keys, no query, a target that is no key, or beta is not finite and above 0.
+    /// If there are fewer than 2 keys or no query, a target is not a key, or beta is not finite and above 0.
     pub fn new(n: usize, targets: &[usize], beta: f64) -> Result<Self> {
         check(n)?;
         if !(beta.is_finite() && beta > 0.0) {
@@ -54,10 +55,10 @@ impl Circle {
         Ok(Self { logits: Factored::new(queries, keys)?, targets: targets.to_vec(), beta })
     }
 
-    /// The beta with which every target has at least this weight among `n` keys.
+    /// How large must beta be for every target to have at least this weight among `n` keys?
     ///
     /// # Errors
-    /// Where there are fewer than 2 keys, or the weight is not above 1/n and below 1.
+    /// If there are fewer than 2 keys, or the weight is not between 1/n and 1.
     pub fn sharpness(n: usize, weight: f64) -> Result<f64> {
         check(n)?;
         if !(weight > 1.0 / n as f64 && weight < 1.0) {
@@ -71,10 +72,10 @@ impl Circle {
         &self.logits
     }
 
-    /// The attention, the softmax of the logits over keys, `[query, key]`.
+    /// The attention pattern, `[query, key]`: the softmax of the logits over keys.
     ///
     /// # Errors
-    /// None that a circle which could be made has.
+    /// A circle from [`Circle::new`] gives none.
     pub fn pattern(&self) -> Result<Array2<f64>> {
         let mut pattern = self.logits.rows(0..self.targets.len())?;
         for mut row in pattern.rows_mut() {
@@ -86,7 +87,7 @@ impl Circle {
         Ok(pattern)
     }
 
-    /// The least weight that a query gives its target.
+    /// The smallest weight that a query gives its target.
     ///
     /// # Errors
     /// As [`Circle::pattern`].
@@ -95,14 +96,14 @@ impl Circle {
         Ok(self.targets.iter().enumerate().map(|(i, &t)| pattern[[i, t]]).fold(f64::INFINITY, f64::min))
     }
 
-    /// What every target's weight is at least: `1 / (1 + (n - 1) exp(-beta (1 - cos(2 pi / n))))`.
+    /// A lower bound on the weight of every target: `1 / (1 + (n - 1) exp(-beta (1 - cos(2 pi / n))))`.
     pub fn bound(&self) -> f64 {
         let n = self.logits.ncols();
         1.0 / (1.0 + (n as f64 - 1.0) * (-self.beta * step(n)).exp())
     }
 }
 
-/// How much lower than the target's the logit of the nearest other key is, over beta.
+/// The gap between the logits of the target and of the nearest other key, divided by beta.
 fn step(n: usize) -> f64 {
     1.0 - (2.0 * PI / n as f64).cos()
 }
@@ -111,17 +112,27 @@ fn check(n: usize) -> Result<()> {
     if n >= 2 { Ok(()) } else { Err(Error::argument("n", "at least 2 keys", n)) }
 }
 
-/// Which rank do the logits behind a pattern have? The singular values of `log P (I - 11^T / n)`, descending.
+/// What rank must the logits of a pattern have? The singular values of `log P (I - 11^T / n)`, in descending order.
 ///
-/// The softmax forgets what is added to all logits of a query, so that logits L give P exactly where `L C = log P C`, with
-/// `C = I - 11^T / n`: a head of width k makes P only if the rank here is k or less, and for inputs of full rank any such P
-/// can be made.
+/// The softmax ignores a constant added to all logits of a query. So logits L give P exactly if `L C = log P C`, with `C = I -
+/// 11^T / n`. A head of width k can produce P only if this rank is at most k; if its inputs have full rank, it can produce any
+/// such P.
 ///
 /// # Shapes
-/// `pattern` `[query, key]`, rows that sum to 1; queries that see the same keys only (no causal mask).
+/// `pattern`: `[query, key]`, with rows that sum to 1. All queries must see the same keys (no causal mask).
 ///
 /// # Errors
-/// Where a weight is not above 0, a row does not sum to 1, or LAPACK fails.
+/// If a weight is not above 0, a row does not sum to 1, or LAPACK fails.
+///
+/// ```
+/// use headscope::circuits::{Circle, logit_spectrum};
+/// // Every one of 12 queries attends to a key of its own, and yet logits of rank 2 do.
+/// let targets: Vec<usize> = (0..12).rev().collect();
+/// let circle = Circle::new(12, &targets, Circle::sharpness(12, 0.5)?)?;
+/// let sigma = logit_spectrum(&circle.pattern()?.view())?;
+/// assert!(sigma[1] > 1.0 && sigma[2] < 1e-8);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn logit_spectrum(pattern: &ArrayView2<'_, f64>) -> Result<Array1<f64>> {
     if pattern.is_empty() {
         return Err(shape("pattern", "[query, key], neither 0".to_owned(), pattern));

@@ -1,4 +1,4 @@
-//! Which heads read what which heads write: composition scores, against rotations at random.
+//! Which heads read what other heads write? Composition scores, compared with random rotations.
 
 use ndarray::{Array2, CowArray};
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use super::inner::{Tiled, inner_products};
 use super::subspace::rotated;
 use crate::error::Result;
 
-/// Through which input of the later head it reads the earlier one.
+/// The input of the later head through which it reads the earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Composition {
@@ -22,7 +22,7 @@ pub enum Composition {
 }
 
 impl Composition {
-    /// Its name in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q => "q_composition",
@@ -32,34 +32,48 @@ impl Composition {
     }
 }
 
-/// Composition scores of writers with readers; NaN where a pair was not asked for or one of the two is zero.
+/// Composition scores of writers with readers; NaN for pairs that were not asked for or have a zero circuit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompositionScores {
     /// `|X Y|_F / (|X|_F |Y|_F)`, from 0 to 1, `[from, to]`.
     pub value: Array2<f64>,
-    /// The square of the score in standard deviations from its mean over rotations of the stream between the two, which
-    /// keep both spectra, `[from, to]`.
+    /// The z-score of the squared score: its distance from the mean over rotations of the stream between the two heads, which
+    /// keep both spectra, in standard deviations, `[from, to]`.
     pub z_score: Array2<f64>,
     /// The root mean square of the score over these rotations, `1 / sqrt(d)`.
     pub random: f64,
 }
 
-/// How much of what each X writes does each Y read? `C = |X Y|_F / (|X|_F |Y|_F)` (Elhage et al. 2021), X a writer's OV circuit
-/// and Y what the reader does with it, both as seen by row vectors.
+/// How much of what each writer X writes does each reader Y read? `C = |X Y|_F / (|X|_F |Y|_F)` (Elhage et al. 2021), with X
+/// the OV circuit of the writer and Y what the reader does with it, for row vectors.
 ///
-/// All scores come from one matrix product: `|X Y|^2 = <X^T X, Y Y^T>`, and these Gram matrices are made tile by tile.
+/// All scores come from one matrix product, `|X Y|^2 = <X^T X, Y Y^T>`; the Gram matrices are formed tile by tile.
 ///
-/// With the stream between the two turned at random, `|X U Y|^2` has mean `|X|^2 |Y|^2 / d` and a variance that depends
-/// on both spectra, known exactly ([`rotated`]): a score of few dimensions varies more. The z-scores are those of the
-/// squares. In trained models most are large, since heads share directions of outliers: compare them with each other.
+/// If the stream between the two is rotated at random, `|X U Y|^2` has mean `|X|^2 |Y|^2 / d` and a variance that depends on
+/// both spectra, known exactly ([`rotated`]): circuits of few dimensions vary more. The z-scores are those of the squares. In
+/// trained models most are large, because heads share directions of outliers: compare them with each other.
 ///
-/// `until(j)`, which must not fall with j, says with how many of the first writers reader j can compose.
+/// Reader j is paired with the first `until(j)` writers; `until` must not decrease.
 ///
 /// # Shapes
-/// X `[any, d_model]`, Y `[d_model, any]`.
+/// X: `[any, d_model]`; Y: `[d_model, any]`.
 ///
 /// # Errors
-/// Where the widths of the stream differ.
+/// If the widths of the stream differ.
+///
+/// ```
+/// use headscope::circuits::{Factored, composition};
+/// use ndarray::array;
+/// // A writer that writes along the first axis of three, and readers of the first and of the second axis.
+/// let writer = Factored::new(array![[1.0], [0.0], [0.0]], array![[1.0, 0.0, 0.0]])?;
+/// let reads = |axis: usize| {
+///     let column = ndarray::Array2::from_shape_fn((3, 1), |(row, _)| f64::from(u8::from(row == axis)));
+///     Factored::new(column, array![[0.0, 0.0, 1.0]])
+/// };
+/// let scores = composition(&[writer], &[reads(0)?, reads(1)?], |_| 1)?;
+/// assert!((scores.value[[0, 0]] - 1.0).abs() < 1e-12 && scores.value[[0, 1]].abs() < 1e-12);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn composition(
     writers: &[Factored],
     readers: &[Factored],
@@ -84,7 +98,7 @@ pub fn composition(
     let z_score = |(i, j): (usize, usize)| {
         let unit = |[trace, squares]: [f64; 2]| [1.0, squares / (trace * trace)];
         let (mean, deviation) = rotated(unit(x[i]), unit(y[j]), d as f64);
-        // Where rotations change nothing, rounding is all that is left of the deviation.
+        // If rotations change nothing, the deviation is rounding alone.
         if wanted(i, j) && deviation > 1e-12 { (square(i, j) - mean) / deviation } else { f64::NAN }
     };
     let shape = (xs.len(), ys.len());
@@ -98,7 +112,7 @@ pub fn composition(
 /// `X^T X = B^T (A^T A) B` of a product X = A B, as two thin factors.
 struct Gram<'a> {
     tiled: Tiled<'a>,
-    /// Its trace and its squared Frobenius norm.
+    /// Its trace and squared Frobenius norm.
     moments: [f64; 2],
 }
 
@@ -114,10 +128,10 @@ impl<'a> Gram<'a> {
 }
 
 impl CompositionScores {
-    /// What no fit of one number a writer and one a reader explains of the z-scores, in robust standard deviations
-    /// (1.4826 times the median magnitude), `[from, to]`: which pairs are made for each other, rather than loud with all?
+    /// Which pairs are made for each other, rather than strong with everyone? The residuals of the z-scores after fitting one
+    /// number per writer and one per reader, in robust standard deviations (1.4826 times the median magnitude), `[from, to]`.
     ///
-    /// By median polish (Tukey 1977): the medians of rows and of columns are taken off in turns.
+    /// Fitted by median polish (Tukey 1977): row and column medians are subtracted in turn.
     #[must_use]
     pub fn selective(&self) -> Array2<f64> {
         let mut rest = self.z_score.clone();
@@ -136,7 +150,7 @@ impl CompositionScores {
     }
 }
 
-/// The median of the values that are finite; 0 where there is none.
+/// The median of the finite values; 0 if there are none.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Hierarchical clustering.
+//! Which members belong together? Hierarchical clustering.
 
 use kodama::Method;
 use ndarray::{Array2, ArrayView2};
@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayView2};
 use super::factored::{check_finite, shape};
 use crate::error::{Error, Result};
 
-/// How far apart two clusters are, from the distances of their members.
+/// The distance of two clusters, from the distances of their members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Linkage {
     /// The smallest distance.
@@ -18,18 +18,18 @@ pub enum Linkage {
     Average,
 }
 
-/// One joining of two clusters. The members are clusters 0 to n - 1; the i-th merge makes cluster n + i.
+/// A merge of two clusters. The members are clusters 0 to n - 1; merge i creates cluster n + i.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Merge {
-    /// The two clusters that are joined.
+    /// The two clusters.
     pub clusters: [usize; 2],
     /// Their distance.
     pub height: f64,
-    /// How many members the new cluster has.
+    /// The number of members of the new cluster.
     pub size: usize,
 }
 
-/// The tree that joins n members, nearest first.
+/// Which members are alike? The tree that merges n members, nearest first.
 ///
 /// ```
 /// use headscope::circuits::{Dendrogram, Linkage};
@@ -47,10 +47,10 @@ pub struct Dendrogram {
 }
 
 impl Dendrogram {
-    /// The tree of `distances`, `[n, n]`, of which the upper triangle is read.
+    /// Builds the tree from `distances`, `[n, n]`; only the upper triangle is read.
     ///
     /// # Errors
-    /// Where the matrix is empty, not square, not finite, or has a negative distance.
+    /// If the matrix is empty, not square, not finite, or has a negative distance.
     pub fn new(distances: &ArrayView2<'_, f64>, linkage: Linkage) -> Result<Self> {
         let n = distances.nrows();
         if n == 0 || distances.ncols() != n {
@@ -76,12 +76,12 @@ impl Dendrogram {
         Ok(Self { members: n, merges: tree.steps().iter().map(merge).collect() })
     }
 
-    /// The merges, nearest first: n - 1 of them.
+    /// The n - 1 merges, nearest first.
     pub fn merges(&self) -> &[Merge] {
         &self.merges
     }
 
-    /// The cluster of each member when only merges below `height` are made; numbered in the order of their first members.
+    /// The cluster of each member if only merges below `height` are made, numbered in order of their first members.
     pub fn cut(&self, height: f64) -> Vec<usize> {
         let mut of: Vec<usize> = (0..self.members).collect();
         for (i, merge) in self.merges.iter().enumerate().filter(|(_, merge)| merge.height < height) {
@@ -97,7 +97,7 @@ impl Dendrogram {
         of.into_iter().map(number).collect()
     }
 
-    /// The members from left to right as the tree draws them, so that like stand beside like.
+    /// The members from left to right, as the tree is drawn: similar ones are neighbours.
     pub fn order(&self) -> Vec<usize> {
         let mut open = vec![self.root()];
         let mut order = vec![];
@@ -110,7 +110,7 @@ impl Dendrogram {
         order
     }
 
-    /// The cophenetic distances: the height at which two members first stand in one cluster, `[n, n]`.
+    /// The cophenetic distances, `[n, n]`: the height of the merge that joins two members.
     pub fn cophenetic(&self) -> Array2<f64> {
         let mut members: Vec<Vec<usize>> = (0..self.members).map(|member| vec![member]).collect();
         let mut distances = Array2::zeros((self.members, self.members));
@@ -125,10 +125,10 @@ impl Dendrogram {
         distances
     }
 
-    /// The tree as text, in the Newick format that tree viewers read; branches have the lengths between merges.
+    /// The tree in Newick format, for tree viewers. The branch lengths are the differences in height.
     ///
     /// # Errors
-    /// Where there are not as many names as members.
+    /// If the number of names is not that of the members.
     pub fn newick(&self, names: &[impl AsRef<str>]) -> Result<String> {
         if names.len() != self.members {
             return Err(Error::argument("names", self.members.to_string(), names.len()));

@@ -1,4 +1,4 @@
-//! A product of two thin matrices, kept as its factors.
+//! What can be known of a product of two thin matrices, without forming it?
 
 use std::ops::Range;
 
@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 
 /// The matrix `A B` of `[m, n]`, kept as A, `[m, k]`, and B, `[k, n]`.
 ///
-/// What a head reads and writes are such products: `W_Q W_K^T` and `W_V W_O`, of rank d_head at most. Everything here works
-/// on the factors; the `[m, n]` product is never made. Row vectors stand on the left, as in `x A B`.
+/// The circuits of a head are such products, `W_Q W_K^T` and `W_V W_O`, of rank d_head at most. All methods work on the factors
+/// and never form the `[m, n]` product. Row vectors are on the left, as in `x A B`.
 ///
 /// ```
 /// use headscope::circuits::Factored;
@@ -33,10 +33,10 @@ pub struct Factored {
 }
 
 impl Factored {
-    /// The product of `left`, `[m, k]`, and `right`, `[k, n]`; both may be shared with other products.
+    /// The product of `left`, `[m, k]`, and `right`, `[k, n]`. Factors can be shared between products.
     ///
     /// # Errors
-    /// Where the inner widths differ, an axis is empty, or a value is not finite.
+    /// If the inner widths differ, an axis is empty, or a value is not finite.
     pub fn new(left: impl Into<ArcArray2<f64>>, right: impl Into<ArcArray2<f64>>) -> Result<Self> {
         let (left, right) = (left.into(), right.into());
         if left.is_empty() || right.is_empty() || left.ncols() != right.nrows() {
@@ -58,17 +58,17 @@ impl Factored {
         self.right.view()
     }
 
-    /// Rows m of the product.
+    /// The number of rows m of the product.
     pub fn nrows(&self) -> usize {
         self.left.nrows()
     }
 
-    /// Columns n of the product.
+    /// The number of columns n of the product.
     pub fn ncols(&self) -> usize {
         self.right.ncols()
     }
 
-    /// The width k between the factors: the rank is at most that.
+    /// The inner width k, an upper bound on the rank.
     pub fn width(&self) -> usize {
         self.left.ncols()
     }
@@ -79,10 +79,10 @@ impl Factored {
         Self { left: self.right.clone().reversed_axes(), right: self.left.clone().reversed_axes() }
     }
 
-    /// `(A B)(C D)`, as wide between its factors as the narrower of the two.
+    /// `(A B)(C D)`, with the smaller of the two inner widths.
     ///
     /// # Errors
-    /// Where `other` has not as many rows as this has columns.
+    /// If the number of rows of `other` is not n.
     pub fn times(&self, other: &Self) -> Result<Self> {
         if self.ncols() != other.nrows() {
             return Err(shape("other factor's left", format!("[{}, k]", self.ncols()), &other.left()));
@@ -94,10 +94,10 @@ impl Factored {
         }
     }
 
-    /// `A B + C D`, with the factors side by side: the widths add.
+    /// `A B + C D`, with the factors side by side: the inner widths add up.
     ///
     /// # Errors
-    /// Where the shapes differ.
+    /// If the shapes differ.
     pub fn plus(&self, other: &Self) -> Result<Self> {
         self.same_shape(other)?;
         let left = concatenate![Axis(1), self.left, other.left];
@@ -107,15 +107,15 @@ impl Factored {
     /// `factor A B`
     ///
     /// # Errors
-    /// Where `factor` is not finite.
+    /// If `factor` is not finite.
     pub fn scaled(&self, factor: f64) -> Result<Self> {
         Self::new(&self.left * factor, self.right.clone())
     }
 
-    /// `x A B` of each row of `x`, `[.., m]`.
+    /// `x A B` for each row of `x`, `[.., m]`.
     ///
     /// # Errors
-    /// Where `x` has not m columns.
+    /// If `x` does not have m columns.
     pub fn apply(&self, x: &ArrayView2<'_, f64>) -> Result<Array2<f64>> {
         if x.ncols() != self.nrows() {
             return Err(shape("x", format!("[any, {}]", self.nrows()), x));
@@ -123,36 +123,36 @@ impl Factored {
         Ok(product(&product(x, &self.left()).view(), &self.right()))
     }
 
-    /// Some rows of the product, `[row, n]`.
+    /// A range of rows of the product, `[row, n]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where there are no such rows.
+    /// [`Error::OutOfRange`] if a row does not exist.
     pub fn rows(&self, range: Range<usize>) -> Result<Array2<f64>> {
         in_range("rows", "row", &range, self.nrows())?;
         Ok(product(&self.left.slice(s![range, ..]), &self.right()))
     }
 
-    /// Some columns of the product, `[m, column]`.
+    /// A range of columns of the product, `[m, column]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where there are no such columns.
+    /// [`Error::OutOfRange`] if a column does not exist.
     pub fn columns(&self, range: Range<usize>) -> Result<Array2<f64>> {
         in_range("columns", "column", &range, self.ncols())?;
         Ok(product(&self.left(), &self.right.slice(s![.., range])))
     }
 
-    /// One row of the product, `[n]`.
+    /// A row of the product, `[n]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where there is no such row.
+    /// [`Error::OutOfRange`] if the row does not exist.
     pub fn row(&self, index: usize) -> Result<Array1<f64>> {
         Ok(self.rows(index..index.saturating_add(1))?.remove_axis(Axis(0)))
     }
 
-    /// One column of the product, `[m]`.
+    /// A column of the product, `[m]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where there is no such column.
+    /// [`Error::OutOfRange`] if the column does not exist.
     pub fn column(&self, index: usize) -> Result<Array1<f64>> {
         Ok(self.columns(index..index.saturating_add(1))?.remove_axis(Axis(1)))
     }
@@ -160,7 +160,7 @@ impl Factored {
     /// The trace, `sum_ij A_ij B_ji`.
     ///
     /// # Errors
-    /// Where the product is not square.
+    /// If the product is not square.
     pub fn trace(&self) -> Result<f64> {
         self.square()?;
         Ok((&self.left * &self.right.t()).sum())
@@ -169,7 +169,7 @@ impl Factored {
     /// The Frobenius norm `|A B|_F = |R_A R_B^T|_F`.
     ///
     /// # Errors
-    /// Where LAPACK fails.
+    /// If LAPACK fails.
     pub fn norm(&self) -> Result<f64> {
         Ok(frobenius(&self.core()?.1))
     }
@@ -177,7 +177,7 @@ impl Factored {
     /// The inner product `<A B, C D> = tr((A^T C)(D B^T))`.
     ///
     /// # Errors
-    /// Where the shapes differ.
+    /// If the shapes differ.
     pub fn dot(&self, other: &Self) -> Result<f64> {
         self.same_shape(other)?;
         let lefts = product(&self.left.t(), &other.left.view());
@@ -185,19 +185,19 @@ impl Factored {
         Ok((&lefts * &rights).sum())
     }
 
-    /// The Frobenius cosine `<A B, C D> / (|A B| |C D|)`, from -1 to 1; NaN where one of them is zero.
+    /// The Frobenius cosine `<A B, C D> / (|A B| |C D|)`, from -1 to 1; NaN if either is zero.
     ///
     /// # Errors
-    /// Where the shapes differ.
+    /// If the shapes differ.
     pub fn cosine(&self, other: &Self) -> Result<f64> {
         let cosine = self.dot(other)? / (self.norm()? * other.norm()?);
         Ok(if cosine.is_finite() { cosine.clamp(-1.0, 1.0) } else { f64::NAN })
     }
 
-    /// The eigenvalues that need not be zero, in descending order of magnitude: those of `B A`, `[k, k]`.
+    /// The eigenvalues that can differ from zero, those of `B A`, `[k, k]`, in descending order of magnitude.
     ///
     /// # Errors
-    /// Where the product is not square, or LAPACK fails.
+    /// If the product is not square, or LAPACK fails.
     pub fn eigenvalues(&self) -> Result<Vec<c64>> {
         self.square()?;
         let small = match self.width() <= self.nrows() {
@@ -209,52 +209,51 @@ impl Factored {
         Ok(values)
     }
 
-    /// The singular value decomposition: `A = Q_A R_A`, `B^T = Q_B R_B`, `R_A R_B^T = U S V^T`; the singular vectors are
-    /// `Q_A U` and `Q_B V`. It takes `O((m + n) k^2 + k^3)` operations.
+    /// The singular value decomposition. With `A = Q_A R_A`, `B^T = Q_B R_B` and `R_A R_B^T = U S V^T`, the singular vectors
+    /// are `Q_A U` and `Q_B V`. Takes `O((m + n) k^2 + k^3)` operations.
     ///
     /// # Errors
-    /// Where LAPACK fails.
+    /// If LAPACK fails.
     pub fn svd(&self) -> Result<Svd> {
         let ([a, b], core) = self.core()?;
         let (u, sigma, vt) = lapack::svd(&core)?;
         Ok(Svd { u: a.q_times(&u.view()), sigma, v: b.q_times(&vt.t()) })
     }
 
-    /// The singular values, descending: min(m, n, k) of them.
+    /// The min(m, n, k) singular values, in descending order.
     ///
     /// # Errors
-    /// Where LAPACK fails.
+    /// If LAPACK fails.
     pub fn singular_values(&self) -> Result<Array1<f64>> {
         lapack::singular_values(&self.core()?.1)
     }
 
-    /// How many singular values are above rounding: 1e-9 of the largest.
+    /// The rank: the number of singular values above 1e-9 of the largest, which rounding does not explain.
     ///
     /// # Errors
-    /// Where LAPACK fails.
+    /// If LAPACK fails.
     pub fn rank(&self) -> Result<usize> {
         let sigma = self.singular_values()?;
         Ok(sigma.iter().filter(|&&value| value > 1e-9 * sigma[0]).count())
     }
 
-    /// The nearest matrix of rank `rank` (Eckart & Young 1936): the error is `sum_(i > rank) sigma_i^2` squared in the
-    /// Frobenius norm, and sigma_(rank + 1) in the spectral norm.
+    /// The nearest matrix of rank `rank` (Eckart & Young 1936). The squared error is `sum_(i > rank) sigma_i^2` in the
+    /// Frobenius norm; the error is sigma_(rank + 1) in the spectral norm.
     ///
     /// # Errors
-    /// Where `rank` is 0, or LAPACK fails.
+    /// If `rank` is 0, or LAPACK fails.
     pub fn truncated(&self, rank: usize) -> Result<Self> {
         self.svd()?.truncated(rank)
     }
 
-    /// The matrix P between the factors, `[k, k]`, with which `A P B` is [`Factored::truncated`]: A and B stay as they are,
-    /// and what passes from one to the other is cut. So a rank is taken from a head that is at work: with `A B = W_V W_O` it
-    /// is z that is multiplied by P.
+    /// The matrix P, `[k, k]`, for which `A P B` equals [`Factored::truncated`]: A and B keep their values, and P limits what
+    /// passes between them. This lowers the rank of a head while it runs: for `A B = W_V W_O`, multiply z by P.
     ///
-    /// `P = R_A^+ U_r S_r V_r^T (R_B^T)^+`, where `R_A R_B^T = U S V^T`; for independent columns of A it is the projection
-    /// `R_A^-1 U_r U_r^T R_A`.
+    /// `P = R_A^+ U_r S_r V_r^T (R_B^T)^+`, with `R_A R_B^T = U S V^T`. If the columns of A are independent, it is the
+    /// projection `R_A^-1 U_r U_r^T R_A`.
     ///
     /// # Errors
-    /// Where `rank` is 0, or LAPACK fails.
+    /// If `rank` is 0, or LAPACK fails.
     pub fn inner_truncation(&self, rank: usize) -> Result<Array2<f64>> {
         let ([a, b], core) = self.core()?;
         let (u, sigma, vt) = lapack::svd(&core)?;
@@ -263,11 +262,11 @@ impl Factored {
         Ok(product(&left.view(), &product(&cut.right(), &lapack::inverse(&b.r)?.t()).view()))
     }
 
-    /// The matrix P between the factors, `[k, k]`, with which `A P B` keeps `rank` random directions of those that A writes
-    /// to, drawn uniformly: what [`Factored::inner_truncation`] is held against.
+    /// A control for [`Factored::inner_truncation`]: the matrix P, `[k, k]`, for which `A P B` keeps `rank` random directions,
+    /// drawn uniformly from those that A writes to.
     ///
     /// # Errors
-    /// Where `rank` is not from 1 to the smaller of k and m, or LAPACK fails.
+    /// If `rank` is not from 1 to the smaller of k and m, or LAPACK fails.
     pub fn random_inner_truncation(&self, rank: usize, seed: u64) -> Result<Array2<f64>> {
         let a = ThinQr::new(self.left.view())?;
         let kept = random_frame(a.r.nrows(), rank, seed)?;
@@ -275,7 +274,7 @@ impl Factored {
         Ok(product(&left.view(), &product(&kept.t(), &a.r.view()).view()))
     }
 
-    /// The decompositions of A and B^T, and `R_A R_B^T`.
+    /// The QR decompositions of A and B^T, and `R_A R_B^T`.
     fn core(&self) -> Result<([ThinQr<'_>; 2], Array2<f64>)> {
         let (a, b) = (ThinQr::new(self.left.view())?, ThinQr::new(self.right.t())?);
         let core = product(&a.r.view(), &b.r.t());
@@ -298,14 +297,14 @@ impl Factored {
     }
 }
 
-/// An [`Error::Shape`] about a matrix.
+/// An [`Error::Shape`] for a matrix.
 pub(super) fn shape(at: &str, expected: String, found: &ArrayView2<'_, f64>) -> Error {
     Error::Shape { at: at.to_owned(), expected, found: vec![found.nrows() as i64, found.ncols() as i64] }
 }
 
 /// Fails at the first value that is not finite.
 pub(super) fn check_finite(at: &str, matrix: &ArrayView2<'_, f64>) -> Result<()> {
-    // All in one sweep of the memory, whatever the order, before looking for the place.
+    // One pass in memory order, before looking for the index.
     let whole = matrix.as_slice_memory_order();
     if whole.is_some_and(|values| values.iter().fold(true, |all, value| all & value.is_finite())) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The weights of heads, and the circuits that they make.
+//! Where does a head attend, and what does it move? The circuits of its weights.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use super::factored::{Factored, shape};
 use crate::error::{Error, Result};
 use crate::table::Provenance;
 
-/// How far a query stands behind its key, where positions are rotations: `W_Q R W_K^T` depends on it.
+/// How many positions a query is after its key, in models with rotary positions: `W_Q R W_K^T` depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Offset {
-    /// Exactly so many positions; at 0 nothing turns, and content alone decides.
+    /// This many positions. At 0 there is no rotation, and content alone decides.
     At(i64),
-    /// The mean over offsets 0 to n - 1: the part of the circuit that does not depend on the offset. It is the constant
-    /// nearest to the circuits of all of them.
+    /// The mean over offsets 0 to n - 1: the part of the circuit that does not depend on the offset. It is the constant closest
+    /// to the circuits at all of these offsets.
     Mean(u32),
 }
 
@@ -26,14 +26,14 @@ impl Default for Offset {
     }
 }
 
-/// The weights of one query head, with its key/value head's; row vectors stand on the left.
+/// The weights of a query head and of its key/value head; row vectors are on the left.
 #[derive(Debug, Clone)]
 pub struct HeadWeights {
     /// Its layer.
     pub layer: usize,
-    /// Its number.
+    /// Its index in the layer.
     pub head: usize,
-    /// The key/value head that it shares.
+    /// The key/value head that it uses.
     pub kv_head: usize,
     /// `[d_model, d_head]`
     pub w_q: ArcArray2<f64>,
@@ -43,24 +43,24 @@ pub struct HeadWeights {
     pub w_v: ArcArray2<f64>,
     /// `[d_head, d_model]`
     pub w_o: ArcArray2<f64>,
-    /// `[d_head]`; zeros where the model has none.
+    /// `[d_head]`; zeros if the model has none.
     pub b_q: ArcArray1<f64>,
-    /// `[d_head]`; zeros where the model has none.
+    /// `[d_head]`; zeros if the model has none.
     pub b_k: ArcArray1<f64>,
-    /// `[d_head]`; zeros where the model has none.
+    /// `[d_head]`; zeros if the model has none.
     pub b_v: ArcArray1<f64>,
-    /// Radians by which each pair (i, i + d_head / 2) turns per position, where positions are rotations.
+    /// With rotary positions: the angle in radians by which each pair (i, i + d_head / 2) rotates per position.
     pub rotary: Option<Arc<[f64]>>,
 }
 
 impl HeadWeights {
-    /// Where it attends: `W_Q R W_K^T`, so that `x_q W_Q R W_K^T x_k^T` is the score before scaling. R turns by the
-    /// offset's angle, and is 1 without rotary positions.
+    /// Where does the head attend? `W_Q R W_K^T`; the score before scaling is `x_q W_Q R W_K^T x_k^T`. R rotates by the angles
+    /// of the offset, and is 1 without rotary positions.
     ///
     /// # Errors
-    /// Where the weights do not fit together, or the offset is a mean over none.
+    /// If the shapes of the weights do not match, or the offset is a mean over none.
     pub fn qk(&self, offset: Offset) -> Result<Factored> {
-        // Without rotary positions nothing turns, and the product shares the head's weights.
+        // Without rotary positions there is no rotation, and the product shares the head's weights.
         let w_q = match &self.rotary {
             None if offset != Offset::Mean(0) => self.w_q.clone(),
             _ => self.turned(&self.w_q.view(), offset)?.into_shared(),
@@ -68,8 +68,8 @@ impl HeadWeights {
         Factored::new(w_q, self.w_k.clone().reversed_axes())
     }
 
-    /// [`HeadWeights::qk`] with the biases, over `[x, 1]`: `[d_model + 1, d_model + 1]`. What its last column adds to a score
-    /// is the same for every key, and the softmax cancels it.
+    /// [`HeadWeights::qk`] with the biases, over `[x, 1]`: `[d_model + 1, d_model + 1]`. The last column adds the same to the
+    /// score of every key, which the softmax cancels.
     ///
     /// # Errors
     /// As [`HeadWeights::qk`].
@@ -79,7 +79,8 @@ impl HeadWeights {
         Factored::new(self.turned(&q.view(), offset)?, k.reversed_axes())
     }
 
-    /// What every query adds to the score of key x: `b_Q R W_K^T x^T`, as a direction of the stream, `[d_model]`.
+    /// What does every query add to the score of key x, whatever the query? `b_Q R W_K^T x^T`, as a direction of the stream,
+    /// `[d_model]`.
     ///
     /// # Errors
     /// As [`HeadWeights::qk`].
@@ -88,21 +89,21 @@ impl HeadWeights {
         Ok(self.turned(&b_q, offset)?.dot(&self.w_k.t()).remove_axis(Axis(0)))
     }
 
-    /// What it moves: `W_V W_O`.
+    /// What does the head move? `W_V W_O`.
     ///
     /// # Errors
-    /// Where the weights do not fit together.
+    /// If the shapes of the weights do not match.
     pub fn ov(&self) -> Result<Factored> {
         Factored::new(self.w_v.clone(), self.w_o.clone())
     }
 
-    /// What it writes wherever it attends: `b_V W_O`, `[d_model]` (the weights of attention sum to 1).
+    /// What does the head write wherever it attends? `b_V W_O`, `[d_model]`, since the attention weights sum to 1.
     pub fn ov_bias(&self) -> Array1<f64> {
         self.b_v.dot(&self.w_o)
     }
 
-    /// The share of the circuit that does not depend on the offset, from 0 to 1:
-    /// `|mean of W_QK|_F^2 / mean of |W_QK|_F^2` over offsets 0 to n - 1; 1 without rotary positions, NaN where it is zero.
+    /// How much of the circuit does not depend on the offset? `|mean of W_QK|_F^2 / mean of |W_QK|_F^2` over offsets 0 to n -
+    /// 1, from 0 to 1; 1 without rotary positions, NaN for a zero circuit.
     ///
     /// # Errors
     /// As [`HeadWeights::qk`].
@@ -116,7 +117,7 @@ impl HeadWeights {
         Ok(if squares > 0.0 { (mean * mean / squares).min(1.0) } else { f64::NAN })
     }
 
-    /// `q R`, for rows of queries `[any, d_head]`.
+    /// `q R`, for queries in rows, `[any, d_head]`.
     pub(super) fn turned(&self, q: &ArrayView2<'_, f64>, offset: Offset) -> Result<Array2<f64>> {
         if offset == Offset::Mean(0) {
             return Err(Error::argument("offset", "a mean over at least one", 0));
@@ -137,7 +138,7 @@ impl HeadWeights {
     }
 }
 
-/// Cosine and sine of the angle, or their means over the offsets.
+/// The cosine and sine of the angle, or their means over the offsets.
 fn turn(frequency: f64, offset: Offset) -> (f64, f64) {
     match offset {
         Offset::At(positions) => {
@@ -152,7 +153,7 @@ fn turn(frequency: f64, offset: Offset) -> (f64, f64) {
     }
 }
 
-/// Which circuit of a head.
+/// A circuit of a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Circuit {
@@ -162,7 +163,7 @@ pub enum Circuit {
     Ov,
 }
 
-/// All heads of a model, sorted by layer and number.
+/// All heads of a model, sorted by layer and index.
 #[derive(Debug, Clone)]
 pub struct Circuits {
     heads: Vec<HeadWeights>,
@@ -170,12 +171,12 @@ pub struct Circuits {
 }
 
 impl Circuits {
-    /// Of heads whose weights have been taken out of a model, which `provenance` names; [`Model::circuits`] does both.
+    /// From the weights of the heads of the model that `provenance` describes. See also [`Model::circuits`].
     ///
     /// [`Model::circuits`]: crate::model::Model::circuits
     ///
     /// # Errors
-    /// Where there is no head, or a weight's shape is not that of the others.
+    /// If there is no head, or the shapes of the heads differ.
     pub fn new(mut heads: Vec<HeadWeights>, provenance: Provenance) -> Result<Self> {
         heads.sort_by_key(|head| (head.layer, head.head));
         let Some(first) = heads.first() else { return Err(Error::argument("heads", "at least one", 0)) };
@@ -201,7 +202,7 @@ impl Circuits {
         Ok(Self { heads, provenance })
     }
 
-    /// The heads, sorted by layer and number.
+    /// The heads, sorted by layer and index.
     pub fn heads(&self) -> &[HeadWeights] {
         &self.heads
     }
@@ -209,7 +210,7 @@ impl Circuits {
     /// One head.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where there is none such.
+    /// [`Error::OutOfRange`] if it does not exist.
     pub fn head(&self, layer: usize, head: usize) -> Result<&HeadWeights> {
         let found = self.heads.iter().find(|found| (found.layer, found.head) == (layer, head));
         found.ok_or_else(|| {
@@ -223,7 +224,7 @@ impl Circuits {
     /// A circuit of every head.
     ///
     /// # Errors
-    /// Where weights are not finite or the offset makes no sense.
+    /// If weights are not finite or the offset makes no sense.
     pub fn all(&self, circuit: Circuit) -> Result<Vec<Factored>> {
         let of_head = |head: &HeadWeights| match circuit {
             Circuit::Qk(offset) => head.qk(offset),
@@ -232,12 +233,12 @@ impl Circuits {
         self.heads.par_iter().map(of_head).collect()
     }
 
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub fn d_model(&self) -> usize {
         self.heads[0].w_q.nrows()
     }
 
-    /// Provenance of a result computed with `options`.
+    /// The provenance of a result computed with `options`.
     pub(super) fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Provenance {
         let mut provenance = self.provenance.clone();
         let both = serde_json::json!({"weights": provenance.options, "what": options});
@@ -245,7 +246,7 @@ impl Circuits {
         provenance
     }
 
-    /// How many heads stand in layers before that of head `index`.
+    /// How many heads are in layers before that of head `index`.
     pub(super) fn before(&self, index: usize) -> usize {
         let layer = self.heads[index].layer;
         self.heads.partition_point(|head| head.layer < layer)

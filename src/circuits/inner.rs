@@ -1,4 +1,4 @@
-//! Inner products of many products with many others, tile by tile.
+//! What are the inner products of many matrix products with many others? Computed tile by tile.
 
 use std::ops::Range;
 
@@ -7,23 +7,23 @@ use rayon::prelude::*;
 
 use super::blas::add_product;
 
-/// Side of a tile: the tiles of all heads of a model, for each of a few threads, stay within the cache.
+/// Side of a tile, chosen so that the tiles of all heads, for a few threads, fit into the cache.
 const TILE: usize = 64;
 
-/// How many members of the second family are taken together.
+/// How many members of the second family are processed together.
 const GROUP: usize = 36;
 
-/// `L R`, of which only tiles are ever made.
+/// `L R`, of which only tiles are ever formed.
 pub(super) struct Tiled<'a> {
     pub left: CowArray<'a, f64, Ix2>,
     pub right: CowArray<'a, f64, Ix2>,
 }
 
-/// `<X_i, Y_j>`, `[x, y]`, for `i < until(j)`, which must not fall; 0 elsewhere.
+/// `<X_i, Y_j>`, `[x, y]`, for `i < until(j)`, and 0 elsewhere; `until` must not decrease.
 ///
-/// A tile of every product becomes a row; one matrix product of those rows then adds to all inner products at once. With n
-/// heads of width k in d dimensions that takes `n d^2 (2 k + n)` multiplications, where a product for each pair takes
-/// `n^2 d k^2`. `symmetric` says that all products are, so that the tiles below the diagonal need not be made.
+/// A tile of every product becomes a row, and one matrix product of these rows adds to all inner products at once. For n heads
+/// of width k in d dimensions this takes `n d^2 (2 k + n)` multiplications; a product for each pair would take `n^2 d k^2`. If
+/// all products are `symmetric`, the tiles below the diagonal are skipped.
 pub(super) fn inner_products(
     xs: &[Tiled<'_>],
     ys: &[Tiled<'_>],
@@ -48,7 +48,7 @@ pub(super) fn inner_products(
     all
 }
 
-/// `<X_i, X_j>`, `[x, x]`: every pair once, as above.
+/// `<X_i, X_j>`, `[x, x]`, each pair once.
 pub(super) fn gram(xs: &[Tiled<'_>], symmetric: bool) -> Array2<f64> {
     let mut all = over_tiles(xs, xs.len(), symmetric, |tile, x, _, sum| {
         for start in (0..xs.len()).step_by(GROUP) {
@@ -63,14 +63,14 @@ pub(super) fn gram(xs: &[Tiled<'_>], symmetric: bool) -> Array2<f64> {
     all
 }
 
-/// One tile of the products, and how often it counts.
+/// A tile of the products, and how often it counts.
 struct Tile {
     rows: Range<usize>,
     columns: Range<usize>,
     weight: f64,
 }
 
-/// The sum over tiles of what `add` adds to `[x, readers]`; it gets the tile, the tile of every x in rows, and room for
+/// Sums over tiles what `add` adds to `[x, readers]`. `add` gets the tile, the tile of every x in rows, and scratch space for
 /// other rows.
 fn over_tiles(
     xs: &[Tiled<'_>],
@@ -87,7 +87,7 @@ fn over_tiles(
     };
     let pairs = (0..rows.len()).flat_map(|i| (0..columns.len()).map(move |j| (i, j)));
     let tiles: Vec<Tile> = pairs.filter(|(i, j)| !symmetric || i <= j).map(|(i, j)| tile(i, j)).collect();
-    // Each thread keeps its room from tile to tile.
+    // Each thread keeps its scratch space between tiles.
     let room = || (zeros(), Array2::zeros((0, 0)), Array2::zeros((0, 0)));
     let step = |(mut sum, mut x, mut y): (Array2<f64>, Array2<f64>, Array2<f64>), tile: Tile| {
         add(&tile, &tile.stack(xs, &mut x), &mut y, &mut sum);
@@ -98,7 +98,7 @@ fn over_tiles(
 }
 
 impl Tile {
-    /// The tile of each product in a row, `[product, row * column]`, in `room`.
+    /// The tile of each product as a row, `[product, row * column]`, in `room`.
     fn stack<'a>(&self, products: &[Tiled<'_>], room: &'a mut Array2<f64>) -> ArrayView2<'a, f64> {
         let shape = (self.rows.len(), self.columns.len());
         let place = s![..products.len(), ..shape.0 * shape.1];
@@ -108,7 +108,7 @@ impl Tile {
         for (product, mut row) in products.iter().zip(room.slice_mut(place).rows_mut()) {
             let left = product.left.slice(s![self.rows.clone(), ..]);
             let right = product.right.slice(s![.., self.columns.clone()]);
-            // A row is contiguous, and as long as the tile has elements.
+            // Rows are contiguous and as long as a tile.
             if let Ok(mut tile) = row.view_mut().into_shape_with_order(shape) {
                 add_product(1.0, &left, &right, 0.0, &mut tile);
             }

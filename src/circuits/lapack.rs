@@ -1,4 +1,4 @@
-//! LAPACK on one thread at a time, with our own errors: heads are worked on side by side instead.
+//! What does LAPACK say of a matrix? One thread per call, with our own errors; heads run in parallel instead.
 
 use std::ffi::c_int;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// Above this condition number `A^T A` has lost too many digits of A.
 const WELL_CONDITIONED: f64 = 1e3;
 
-/// Q X from its factors, and R: `A = Q R` with orthonormal columns of Q.
+/// Q X from its factors, and R: `A = Q R`, where Q has orthonormal columns.
 pub(super) struct ThinQr<'a> {
     a: ArrayView2<'a, f64>,
     /// `[min(m, k), k]`, upper triangular.
@@ -24,15 +24,15 @@ pub(super) struct ThinQr<'a> {
 enum Basis {
     /// Q itself, `[m, min(m, k)]`.
     Explicit(Array2<f64>),
-    /// `R^-1`: Q is `A R^-1`, and `Q X = A (R^-1 X)` needs no Q.
+    /// `R^-1`: Q is `A R^-1`, so `Q X = A (R^-1 X)` does not need Q.
     Inverse(Array2<f64>),
 }
 
 impl<'a> ThinQr<'a> {
     /// The decomposition of `a`, `[m, k]`.
     ///
-    /// By the Cholesky factor of `A^T A` where that is accurate: it takes a product and `k^3` operations, where
-    /// Householder reflections take ten times as long. The condition number is bounded by `|R|_F |R^-1|_F`.
+    /// Uses the Cholesky factor of `A^T A` if that is accurate: one product and `k^3` operations, about a tenth of the time of
+    /// Householder reflections. The condition number is bounded by `|R|_F |R^-1|_F`.
     pub(super) fn new(a: ArrayView2<'a, f64>) -> Result<Self> {
         if let Some((r, inverse)) = cholesky(&a) {
             return Ok(Self { a, r, basis: Basis::Inverse(inverse) });
@@ -41,7 +41,7 @@ impl<'a> ThinQr<'a> {
         Ok(Self { a, r, basis: Basis::Explicit(q) })
     }
 
-    /// `Q X`, for `x` of `[min(m, k), n]`.
+    /// `Q X`, with `x` of shape `[min(m, k), n]`.
     pub(super) fn q_times(&self, x: &ArrayView2<'_, f64>) -> Array2<f64> {
         match &self.basis {
             Basis::Explicit(q) => product(&q.view(), x),
@@ -58,12 +58,12 @@ impl<'a> ThinQr<'a> {
     }
 }
 
-/// Orthonormal columns that span those of `a`, `[m, k]`, where these are clearly independent.
+/// An orthonormal basis of the columns of `a`, `[m, k]`, if these are clearly independent.
 pub(super) fn basis(a: &ArrayView2<'_, f64>) -> Option<Array2<f64>> {
     cholesky(a).map(|(_, inverse)| product(a, &inverse.view()))
 }
 
-/// R and its inverse where the condition number is small enough.
+/// R and its inverse, if the condition number is small enough.
 fn cholesky(a: &ArrayView2<'_, f64>) -> Option<(Array2<f64>, Array2<f64>)> {
     let (m, k) = a.dim();
     if m < k {
@@ -82,10 +82,10 @@ pub(super) fn frobenius(a: &Array2<f64>) -> f64 {
     a.iter().map(|value| value * value).sum::<f64>().sqrt()
 }
 
-/// U `[m, r]`, sigma descending `[r]`, V^T `[r, n]`, with r = min(m, n).
+/// U `[m, r]`, sigma `[r]` in descending order, V^T `[r, n]`, with r = min(m, n).
 pub(super) fn svd(a: &Array2<f64>) -> Result<(Array2<f64>, Array1<f64>, Array2<f64>)> {
     let rank = a.nrows().min(a.ncols());
-    // The fast algorithm can fail to converge where the slow one does not.
+    // The fast algorithm can fail to converge; the slow one then does not.
     let (u, s, vt) = alone(|| a.svddc(JobSvd::Some).or_else(|_| a.svd(true, true)))
         .map_err(Error::linear_algebra("a singular value decomposition"))?;
     match (u, vt) {
@@ -100,7 +100,7 @@ pub(super) fn svd(a: &Array2<f64>) -> Result<(Array2<f64>, Array1<f64>, Array2<f
 /// Singular values below this share of the largest are rounding.
 const ROUNDING: f64 = 1e-13;
 
-/// The inverse of `a`, `[m, n]`, or where it has none the pseudo-inverse (Moore & Penrose), `[n, m]`.
+/// The inverse of `a`, `[m, n]`, or the Moore-Penrose pseudo-inverse if it has none, `[n, m]`.
 pub(super) fn inverse(a: &Array2<f64>) -> Result<Array2<f64>> {
     let (u, sigma, vt) = svd(a)?;
     let least = ROUNDING * sigma.iter().copied().fold(0.0, f64::max);
@@ -108,7 +108,7 @@ pub(super) fn inverse(a: &Array2<f64>) -> Result<Array2<f64>> {
     Ok(product(&(&vt.t() * &over).view(), &u.t()))
 }
 
-/// Singular values alone, descending.
+/// The singular values alone, in descending order.
 pub(super) fn singular_values(a: &Array2<f64>) -> Result<Array1<f64>> {
     alone(|| a.svddc(JobSvd::None).or_else(|_| a.svd(false, false)))
         .map(|(_, s, _)| s)
@@ -120,16 +120,16 @@ pub(super) fn eigenvalues(a: &Array2<f64>) -> Result<Array1<c64>> {
     alone(|| a.eig()).map(|(values, _)| values).map_err(Error::linear_algebra("an eigenvalue decomposition"))
 }
 
-/// Runs `work` with the LAPACK inside libtorch, where it is MKL, on this thread only: matrices of a head's width are too
-/// small to be shared out, and threads of threads fight.
+/// Runs `work` with libtorch's LAPACK (if that is MKL) on this thread only: matrices as wide as a head are too small to share
+/// between threads, and nested threads compete.
 pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
     type SetThreads = unsafe extern "C" fn(c_int) -> c_int;
     static SET: LazyLock<Option<SetThreads>> = LazyLock::new(|| {
-        // SAFETY: MKL's function of this name has this type.
+        // SAFETY: the function of this name in MKL has this type.
         unsafe { Library::this().get::<SetThreads>(b"MKL_Set_Num_Threads_Local\0") }.ok().map(|symbol| *symbol)
     });
     let Some(set) = *SET else { return work() };
-    /// Gives the thread its number back, also where `work` panics.
+    /// Restores the thread count, even if `work` panics.
     struct Back(SetThreads, c_int);
     impl Drop for Back {
         fn drop(&mut self) {

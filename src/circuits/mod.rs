@@ -1,6 +1,6 @@
-//! What the weights of heads say: algebra on their circuits, without a forward pass and without tensors.
+//! What do the weights of heads say, without a forward pass? Linear algebra on their circuits.
 //!
-//! Row vectors stand on the left: a head attends by `x_q W_Q W_K^T x_k^T` and moves `x W_V W_O`. All of it is float64.
+//! Row vectors are on the left: a head attends by `x_q W_Q W_K^T x_k^T` and moves `x W_V W_O`. Everything is float64.
 //!
 //! | question | where |
 //! |---|---|
@@ -12,7 +12,7 @@
 //! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Circuits::redundancy`], [`Dendrogram`] |
 //! | does a head copy tokens? | [`copying_score`], [`diagonal_ranks`], [`top_k_accuracy`] |
 //!
-//! [`Model::circuits`](crate::model::Model::circuits) takes the weights out of a model.
+//! [`Model::circuits`](crate::model::Model::circuits) gets the weights from a model.
 
 mod blas;
 mod circle;

@@ -1,4 +1,4 @@
-//! How alike heads are: what they read and write, and what they do to it.
+//! How alike are heads, in what they read, what they write, and what they do with it?
 
 use ndarray::{Array2, CowArray};
 use rayon::prelude::*;
@@ -10,17 +10,17 @@ use super::inner::{Tiled, gram};
 use super::subspace::{Subspace, random_overlap};
 use crate::error::Result;
 
-/// What is compared between two heads.
+/// What to compare between two heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// Overlap of the subspaces that queries are read from: the columns of `W_Q`.
+    /// Overlap of the subspaces from which queries are read: the columns of `W_Q`.
     QueryOverlap,
-    /// Overlap of the subspaces that keys are read from: the columns of `W_K`.
+    /// Overlap of the subspaces from which keys are read: the columns of `W_K`.
     KeyOverlap,
-    /// Overlap of the subspaces that values are read from: the columns of `W_V`.
+    /// Overlap of the subspaces from which values are read: the columns of `W_V`.
     ValueOverlap,
-    /// Overlap of the subspaces written to: the rows of `W_O`.
+    /// Overlap of the subspaces that are written to: the rows of `W_O`.
     WriteOverlap,
     /// Frobenius cosine of the QK circuits.
     QkCosine,
@@ -33,7 +33,7 @@ impl Measure {
     pub const ALL: [Self; 6] =
         [Self::QueryOverlap, Self::KeyOverlap, Self::ValueOverlap, Self::WriteOverlap, Self::QkCosine, Self::OvCosine];
 
-    /// Its name in tables.
+    /// The name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::QueryOverlap => "query_overlap",
@@ -45,29 +45,29 @@ impl Measure {
         }
     }
 
-    /// Whether two heads that share a key/value head have the same by construction.
+    /// Whether heads that share a key/value head are equal in this by construction.
     pub(super) fn is_of_kv_head(self) -> bool {
         matches!(self, Self::KeyOverlap | Self::ValueOverlap)
     }
 }
 
-/// One measure between all heads.
+/// A measure between all pairs of heads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Similarity {
     /// What was compared.
     pub measure: Measure,
-    /// Overlaps from 0 to 1, cosines from -1 to 1, `[head, head]`; NaN with a head whose weights are zero.
+    /// Overlaps from 0 to 1, cosines from -1 to 1, `[head, head]`; NaN for heads whose weights are zero.
     pub value: Array2<f64>,
-    /// The same in standard deviations from the mean over random rotations of one of the two, `[head, head]`.
+    /// The z-score of the value over random rotations of one of the two heads, `[head, head]`.
     pub z_score: Array2<f64>,
 }
 
 impl Similarity {
-    /// The tree that joins the heads, most alike first, by the distance `1 - value`. A head whose weights are zero is like
-    /// none.
+    /// Which heads belong together? The tree that merges the heads, most similar first, by the distance `1 - value`. Heads
+    /// whose weights are zero are at the largest distance from all others.
     ///
     /// # Errors
-    /// Where there is no head.
+    /// If there is no head.
     pub fn dendrogram(&self, linkage: Linkage) -> Result<Dendrogram> {
         let distances = self.value.mapv(|value| if value.is_nan() { 1.0 } else { (1.0 - value).max(0.0) });
         Dendrogram::new(&distances.view(), linkage)
@@ -75,14 +75,14 @@ impl Similarity {
 }
 
 impl Circuits {
-    /// How alike are all pairs of heads? Overlaps of subspaces are `|Q1^T Q2|_F^2 / k`, which is k / d for random ones; cosines
-    /// of circuits are `<A, B> / (|A| |B|)`, of mean 0 and standard deviation 1 / d where both sides of one are turned
+    /// How alike are all pairs of heads? Overlaps of subspaces are `|Q1^T Q2|_F^2 / k`, which is k / d for random ones. Cosines
+    /// of circuits are `<A, B> / (|A| |B|)`, with mean 0 and standard deviation 1 / d if both sides of one circuit are rotated
     /// at random.
     ///
-    /// QK circuits are taken at `offset`. All pairs come from one matrix product, tile by tile.
+    /// QK circuits are taken at `offset`. All pairs come from one matrix product, computed tile by tile.
     ///
     /// # Errors
-    /// Where weights are not finite or LAPACK fails.
+    /// If weights are not finite or LAPACK fails.
     pub fn similarity(&self, measure: Measure, offset: Offset) -> Result<Similarity> {
         match measure {
             Measure::QkCosine => self.cosines(measure, Circuit::Qk(offset)),
@@ -92,7 +92,7 @@ impl Circuits {
     }
 
     fn overlaps(&self, measure: Measure) -> Result<Similarity> {
-        // A head whose weights are zero spans nothing.
+        // A head whose weights are zero has no span.
         let spans: Vec<Option<Subspace>> =
             self.heads().par_iter().map(|head| span(head, measure)).collect::<Result<_>>()?;
         let projector = |span: &Option<Subspace>| {
@@ -134,12 +134,12 @@ impl Circuits {
     }
 }
 
-/// A product as it stands.
+/// A product as it is.
 fn tiled(product: &Factored) -> Tiled<'_> {
     Tiled { left: CowArray::from(product.left()), right: CowArray::from(product.right()) }
 }
 
-/// What a head reads from or writes to; nothing where its weights are zero.
+/// The subspace that a head reads from or writes to; `None` if its weights are zero.
 fn span(head: &HeadWeights, measure: Measure) -> Result<Option<Subspace>> {
     let matrix = match measure {
         Measure::QueryOverlap => head.w_q.view(),

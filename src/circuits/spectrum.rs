@@ -1,4 +1,4 @@
-//! How many dimensions a matrix uses: ranks of its spectrum, against random matrices.
+//! How many dimensions does a matrix use? Ranks of its spectrum, compared with random matrices.
 
 use ndarray::{Array2, ArrayView2};
 use rand::SeedableRng;
@@ -11,8 +11,8 @@ use super::factored::Factored;
 use super::lapack::ThinQr;
 use crate::error::{Error, Result};
 
-/// Three counts of the dimensions that a matrix uses; each lies between 1 and its rank, and is the rank where all
-/// singular values that are not zero are equal.
+/// How many dimensions does a matrix use? Three counts, each from 1 to the rank, and equal to the rank if all nonzero singular
+/// values are equal.
 ///
 /// ```
 /// use headscope::circuits::Ranks;
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ranks {
-    /// `exp H(sigma / sum sigma)`, H the entropy (Roy & Vetterli 2007).
+    /// `exp H(sigma / sum sigma)`, with H the entropy (Roy & Vetterli 2007).
     pub effective: f64,
     /// `|W|_F^2 / sigma_1^2` (Rudelson & Vershynin 2007).
     pub stable: f64,
@@ -31,10 +31,10 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// The ranks of singular values, in any order.
+    /// The counts from singular values in any order.
     ///
     /// # Errors
-    /// Where there is none, one is negative or not finite, or all are zero.
+    /// If there are none, one is negative or not finite, or all are zero.
     pub fn of(sigma: &[f64]) -> Result<Self> {
         if let Some((index, &found)) = sigma.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::NotFinite { at: "singular values".into(), index, found });
@@ -46,7 +46,7 @@ impl Ranks {
         if largest == 0.0 {
             return Err(Error::argument("sigma", "a singular value above 0", "none"));
         }
-        // In units of the largest, so that no square overflows.
+        // In units of the largest, so that squares do not overflow.
         let sigma: Vec<f64> = sigma.iter().map(|value| value / largest).filter(|&value| value > 0.0).collect();
         let power = |exponent: i32| sigma.iter().map(|value| value.powi(exponent)).sum::<f64>();
         let (sum, squares) = (power(1), power(2));
@@ -54,31 +54,31 @@ impl Ranks {
         Ok(Self { effective: entropy.exp(), stable: squares, participation: squares * squares / power(4) })
     }
 
-    /// The three with their names.
+    /// The three counts with their names.
     pub(super) fn named(self) -> [(&'static str, f64); 3] {
         [("effective_rank", self.effective), ("participation_ratio", self.participation), ("stable_rank", self.stable)]
     }
 }
 
-/// What a spectrum is compared with.
+/// What to compare a spectrum with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Null {
     /// Factors of the same shape with independent normal entries.
     #[default]
     Gaussian,
-    /// The factors' own entries, each factor's put in a random order.
+    /// The entries of the factors themselves, each factor's in random order.
     Shuffled,
 }
 
-/// How a null distribution is drawn.
+/// How to draw the null distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct NullOptions {
-    /// What is drawn.
+    /// What to draw.
     pub null: Null,
-    /// How many are drawn.
+    /// How many to draw.
     pub draws: usize,
-    /// Seed of the drawing.
+    /// The seed.
     pub seed: u64,
 }
 
@@ -90,7 +90,7 @@ impl Default for NullOptions {
 
 impl NullOptions {
     /// # Errors
-    /// Where there are fewer than two draws.
+    /// If there are fewer than two draws.
     pub fn validate(&self) -> Result<()> {
         match self.draws {
             0 | 1 => Err(Error::argument("draws", "at least 2", self.draws)),
@@ -99,13 +99,22 @@ impl NullOptions {
     }
 }
 
-/// The spectra of random products like `product`, `[draw, component]`, each of the product's Frobenius norm.
+/// What spectrum would a head have by chance? The spectra of random products like `product`, `[draw, component]`, scaled to its
+/// Frobenius norm.
 ///
-/// What is structure in a head's weights shows against them: a spectrum that falls faster uses fewer dimensions than its
-/// shape and, with [`Null::Shuffled`], its entries' distribution would give.
+/// A spectrum that falls faster uses fewer dimensions than its shape explains or, with [`Null::Shuffled`], than the
+/// distribution of its entries explains: that is structure in the weights.
 ///
 /// # Errors
-/// Where the options do not [validate](NullOptions::validate), or LAPACK fails.
+/// If the options do not [validate](NullOptions::validate), or LAPACK fails.
+///
+/// ```
+/// use headscope::circuits::{Factored, NullOptions, null_spectra, random_frame};
+/// let product = Factored::new(random_frame(20, 4, 0)?, random_frame(20, 4, 1)?.reversed_axes())?;
+/// let null = null_spectra(&product, &NullOptions::default())?;
+/// assert!(null.column(0).iter().all(|largest| *largest > 1.0)); // random factors are less even than frames
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn null_spectra(product: &Factored, options: &NullOptions) -> Result<Array2<f64>> {
     options.validate()?;
     let norm = product.norm()?;
@@ -131,18 +140,26 @@ pub(super) fn gaussian(shape: (usize, usize), rng: &mut ChaCha8Rng) -> Array2<f6
     Array2::from_shape_simple_fn(shape, || StandardNormal.sample(rng))
 }
 
-/// An orthonormal frame drawn uniformly (Haar): `k` random directions at right angles in `d` dimensions, `[d, k]`. With
-/// k = d it is a random rotation or reflection.
+/// What is a random subspace? An orthonormal frame drawn uniformly (Haar): `k` random orthogonal directions in `d` dimensions,
+/// `[d, k]`. For k = d it is a random rotation or reflection.
 ///
 /// # Errors
-/// Where `k` is 0 or more than `d`.
+/// If `k` is 0 or more than `d`.
+///
+/// ```
+/// use headscope::circuits::random_frame;
+/// let frame = random_frame(5, 2, 0)?;
+/// let gram = frame.t().dot(&frame);
+/// assert!((gram - ndarray::Array2::<f64>::eye(2)).iter().all(|value| value.abs() < 1e-12));
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn random_frame(d: usize, k: usize, seed: u64) -> Result<Array2<f64>> {
     if k == 0 || k > d {
         return Err(Error::argument("k", format!("from 1 to d = {d}"), k));
     }
     let drawn = gaussian((d, k), &mut ChaCha8Rng::seed_from_u64(seed));
     let qr = ThinQr::new(drawn.view())?;
-    // The diagonal of R must be positive for Q to be uniform (Mezzadri 2007).
+    // Q is uniform only if the diagonal of R is positive (Mezzadri 2007).
     let signs = qr.r.diag().mapv(f64::signum);
     Ok(qr.into_q() * &signs)
 }

@@ -1,4 +1,4 @@
-//! Singular values and vectors, and blocks of values too near each other to be told apart.
+//! In which directions does a matrix act, and which of them can be told apart? Singular values and vectors, in blocks.
 
 use std::ops::Range;
 
@@ -10,22 +10,22 @@ use crate::error::{Error, Result};
 
 /// `U diag(sigma) V^T`.
 ///
-/// Signs of singular vectors are arbitrary, and where singular values are nearly equal so are the vectors within their
-/// block: compare [blocks](Svd::blocks) as subspaces (Millidge & Black 2022).
+/// The signs of singular vectors are arbitrary, and so are the vectors within a block of nearly equal singular values: compare
+/// [blocks](Svd::blocks) as subspaces (Millidge & Black 2022).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Svd {
-    /// Left singular vectors in columns, `[m, r]`.
+    /// Left singular vectors, in columns, `[m, r]`.
     pub u: Array2<f64>,
-    /// Singular values, descending, `[r]`.
+    /// Singular values, in descending order, `[r]`.
     pub sigma: Array1<f64>,
-    /// Right singular vectors in columns, `[n, r]`.
+    /// Right singular vectors, in columns, `[n, r]`.
     pub v: Array2<f64>,
 }
 
-/// A block of nearly equal singular values in two decompositions, compared as subspaces.
+/// A block of nearly equal singular values, compared between two decompositions as a subspace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockOverlap {
-    /// The components of the block, by the first decomposition's values.
+    /// The components of the block, by the values of the first decomposition.
     pub components: Range<usize>,
     /// Overlap of the left singular subspaces, from 0 to 1.
     pub left: f64,
@@ -37,7 +37,7 @@ impl Svd {
     /// The first `rank` components as a product.
     ///
     /// # Errors
-    /// Where `rank` is 0.
+    /// If `rank` is 0.
     pub fn truncated(&self, rank: usize) -> Result<Factored> {
         if rank == 0 {
             return Err(Error::argument("rank", "at least 1", rank));
@@ -48,14 +48,14 @@ impl Svd {
         Factored::new(&u * &root, (&v * &root).reversed_axes())
     }
 
-    /// Runs of components whose neighbours differ by less than `gap` of the larger value: within a run single singular
-    /// vectors mean nothing. The runs cover all components.
+    /// Which singular vectors can be told apart? Runs of components whose neighbours differ by less than `gap` of the larger
+    /// value; single vectors within a run mean nothing. The runs cover all components.
     ///
     /// # Errors
-    /// Where `gap` is not between 0 and 1.
+    /// If `gap` is not between 0 and 1.
     pub fn blocks(&self, gap: f64) -> Result<Vec<Range<usize>>> {
         if !(0.0..1.0).contains(&gap) {
-            return Err(Error::argument("gap", "a number from 0 up to 1", gap));
+            return Err(Error::argument("gap", "a number from 0 to less than 1", gap));
         }
         let mut blocks: Vec<Range<usize>> = vec![];
         for i in 0..self.sigma.len() {
@@ -68,26 +68,26 @@ impl Svd {
         Ok(blocks)
     }
 
-    /// The span of some left singular vectors.
+    /// The span of a range of left singular vectors.
     ///
     /// # Errors
-    /// Where there are no such components.
+    /// If a component does not exist.
     pub fn left_block(&self, components: Range<usize>) -> Result<Subspace> {
         self.block(&self.u, components)
     }
 
-    /// The span of some right singular vectors.
+    /// The span of a range of right singular vectors.
     ///
     /// # Errors
-    /// Where there are no such components.
+    /// If a component does not exist.
     pub fn right_block(&self, components: Range<usize>) -> Result<Subspace> {
         self.block(&self.v, components)
     }
 
-    /// How alike are two decompositions, block by block of this one's nearly equal singular values?
+    /// How alike are two decompositions? The overlap of each block of nearly equal singular values of this one with the other.
     ///
     /// # Errors
-    /// Where `gap` is not between 0 and 1, or the shapes differ.
+    /// If `gap` is not between 0 and 1, or the shapes differ.
     pub fn compare(&self, other: &Self, gap: f64) -> Result<Vec<BlockOverlap>> {
         let blocks = self.blocks(gap)?;
         let overlap = |components: Range<usize>| {

@@ -1,4 +1,4 @@
-//! The circuits of all heads as tidy tables.
+//! What do the circuits of all heads say? The answers as tidy tables.
 
 use ndarray::{Array1, Array2, Axis};
 use rayon::prelude::*;
@@ -14,18 +14,18 @@ use crate::error::Result;
 use crate::table::{Keys, Observation, Table};
 
 impl Circuits {
-    /// The spectrum of a circuit of every head and how many dimensions it uses, against random matrices.
+    /// How many dimensions does each head's circuit use? Its spectrum and ranks, compared with random matrices.
     ///
-    /// Rows a head: `norm` (Frobenius), `effective_rank`, `stable_rank`, `participation_ratio`, and one `singular_value` a
-    /// component. `baseline` is the mean of the null distribution, `z_score` the distance from it in its standard
-    /// deviations; a head whose circuit is zero has no ranks.
+    /// Rows per head: `norm` (Frobenius), `effective_rank`, `stable_rank`, `participation_ratio`, and one `singular_value` per
+    /// component. `baseline` is the mean of the null distribution, `z_score` the distance from it in its standard deviations. A
+    /// zero circuit has no ranks.
     ///
     /// # Errors
-    /// Where the options do not validate, weights are not finite, or LAPACK fails.
+    /// If the options do not validate, weights are not finite, or LAPACK fails.
     pub fn svd(&self, circuit: Circuit, options: &NullOptions) -> Result<Table> {
         options.validate()?;
         let products = self.all(circuit)?;
-        // Normal factors depend on the shape alone, and all heads share it.
+        // Normal factors depend only on the shape, which all heads share.
         let shared = match options.null {
             Null::Gaussian => products.first().map(|first| null_of(first, options)).transpose()?,
             Null::Shuffled => None,
@@ -44,7 +44,7 @@ impl Circuits {
     /// How much of what each head writes does each head of a later layer read? See [`composition`].
     ///
     /// # Errors
-    /// Where weights are not finite.
+    /// If weights are not finite.
     pub fn composition_scores(&self, kind: Composition, offset: Offset) -> Result<CompositionScores> {
         let readers = match kind {
             Composition::V => self.all(Circuit::Ov)?,
@@ -54,8 +54,8 @@ impl Circuits {
         composition(&self.all(Circuit::Ov)?, &readers, |j| self.before(j))
     }
 
-    /// [`Circuits::composition_scores`] as a table: a row for each pair of heads whose first stands in an earlier layer,
-    /// with columns `from_layer, from_head, layer, head, metric, value, z_score`.
+    /// [`Circuits::composition_scores`] as a table: a row for each pair of heads whose first is in an earlier layer, with
+    /// columns `from_layer, from_head, layer, head, metric, value, z_score`.
     ///
     /// # Errors
     /// As [`Circuits::composition_scores`].
@@ -66,8 +66,8 @@ impl Circuits {
         Table::new(rows, self.provenance(json!({"composition": kind, "offset": offset}), None))
     }
 
-    /// How alike are any two heads, by every [`Measure`]? A row for each pair and measure, with columns
-    /// `from_layer, from_head, layer, head, metric, value, z_score`; the pair's first head is the one that comes first.
+    /// How alike are any two heads, by every [`Measure`]? A row per pair and measure, with columns `from_layer, from_head,
+    /// layer, head, metric, value, z_score`; the earlier head of the pair is `from`.
     ///
     /// # Errors
     /// As [`Circuits::similarity`].
@@ -81,9 +81,9 @@ impl Circuits {
         Table::new(rows, self.provenance(json!({"similarity": Measure::ALL, "offset": offset}), None))
     }
 
-    /// Do the heads of a layer share their subspaces more than random ones would? A row for each layer and overlap: the
-    /// mean over pairs of heads, `baseline` what random subspaces have, `z_score` the distance (pairs of random subspaces
-    /// are independent). Heads that share a key/value head are no pair for keys and values.
+    /// Do the heads of a layer share their subspaces more than random ones would? A row per layer and overlap: the mean over
+    /// pairs of heads, with `baseline` for random subspaces and `z_score` the distance from it (pairs of random subspaces are
+    /// independent). Heads that share a key/value head do not count as a pair for keys and values.
     ///
     /// # Errors
     /// As [`Circuits::similarity`].
@@ -180,7 +180,7 @@ fn spectrum_rows(keys: &Keys, sigma: &Array1<f64>, norm: f64, null: &NullOf) -> 
         ..Observation::default()
     };
     let mut rows = vec![row(keys.clone(), "norm", norm, [f64::NAN; 2])];
-    // A circuit that is zero has no rank of any kind.
+    // A zero circuit has no rank of any kind.
     if let Ok(ranks) = Ranks::of(&sigma.to_vec()) {
         rows.extend(
             ranks.named().into_iter().zip(null.ranks).map(|((name, value), m)| row(keys.clone(), name, value, m)),

@@ -1,4 +1,4 @@
-//! What is lost when a circuit is cut to a rank, by its weights.
+//! What does a circuit lose when its rank is lowered, by its weights?
 
 use ndarray::{Array2, Axis, concatenate};
 use rayon::prelude::*;
@@ -11,7 +11,7 @@ use super::spectrum::{Null, NullOptions, null_spectra};
 use crate::error::{Error, Result};
 use crate::table::{Keys, Observation, Table};
 
-/// How far from a matrix is the nearest one of a rank? By Eckart & Young (1936) its singular values say it.
+/// How far from a matrix is the nearest one of a given rank? The singular values tell (Eckart & Young 1936).
 ///
 /// ```
 /// use headscope::circuits::TruncationError;
@@ -23,17 +23,17 @@ use crate::table::{Keys, Observation, Table};
 pub struct TruncationError {
     /// `|W - W_r|_F = sqrt(sum_(i > r) sigma_i^2)`
     pub frobenius: f64,
-    /// `|W - W_r|_F / |W|_F`, from 0 to 1; NaN where W is zero.
+    /// `|W - W_r|_F / |W|_F`, from 0 to 1; NaN if W is zero.
     pub relative: f64,
     /// `|W - W_r|_2 = sigma_(r + 1)`
     pub spectral: f64,
 }
 
 impl TruncationError {
-    /// The errors of rank `rank` from singular values in descending order.
+    /// The errors at rank `rank`, from singular values in descending order.
     ///
     /// # Errors
-    /// Where there is no singular value, or they are not finite, not descending, or below 0.
+    /// If there is no singular value, or they are not finite, not descending, or negative.
     pub fn of(sigma: &[f64], rank: usize) -> Result<Self> {
         let descends = sigma.windows(2).all(|pair| pair[0] >= pair[1]) && sigma.last().is_some_and(|last| *last >= 0.0);
         if !descends || !sigma[0].is_finite() {
@@ -49,20 +49,20 @@ impl TruncationError {
 }
 
 impl Circuits {
-    /// How much of every head's circuit is lost at each rank? A row for each head and rank (`component`: how many are kept):
+    /// How much of each head's circuit is lost at each rank? A row per head and rank (`component`: how many are kept) with
     /// `truncation_error`, the relative Frobenius error of the nearest matrix of that rank ([`TruncationError`]). `baseline` is
-    /// its mean over random matrices, `z_score` the distance from it in their standard deviations: below, where the head uses
-    /// fewer dimensions than its shape gives.
+    /// the mean over random matrices, and `z_score` the distance from it in their standard deviations: negative if the head
+    /// uses fewer dimensions than its shape provides.
     ///
     /// # Errors
-    /// Where there is no rank, the options do not validate, weights are not finite, or LAPACK fails.
+    /// If there is no rank, the options do not validate, weights are not finite, or LAPACK fails.
     pub fn truncation(&self, circuit: Circuit, ranks: &[usize], options: &NullOptions) -> Result<Table> {
         options.validate()?;
         if ranks.is_empty() {
             return Err(Error::argument("ranks", "at least one", "none"));
         }
         let products = self.all(circuit)?;
-        // Normal factors depend on the shape alone, and all heads share it.
+        // Normal factors depend only on the shape, which all heads share.
         let shared = match options.null {
             Null::Gaussian => products.first().map(|first| null_spectra(first, options)).transpose()?,
             Null::Shuffled => None,
@@ -78,17 +78,17 @@ impl Circuits {
         Table::new(rows, self.provenance(what, Some(options.seed)))
     }
 
-    /// What the keys of a key/value head are held against, in factors: `W_K B`, where B stands for all queries that read them.
-    /// [`Factored::inner_truncation`] of it is the matrix P of a rank by which keys are multiplied, `k <- k P`, so that scores
-    /// change least.
+    /// Which directions of its keys does a key/value head need? `W_K B` in factors, with B standing for all queries that read
+    /// the keys. [`Factored::inner_truncation`] of it is the matrix P of a given rank for which keys `k P` change the scores
+    /// least.
     ///
-    /// B holds, side by side, `(W_Q R)^T` of every query head of the group at every offset from 0 to `offsets` - 1, W_Q with its
-    /// bias as one more row (for that, too, decides what is attended to), so that the error is the sum over all of them. Without
-    /// rotary positions, biases and groups it is `W_K W_Q^T`. B itself is not made: it stands there as a factor of the same
-    /// Gram matrix.
+    /// B holds, side by side, `(W_Q R)^T` of every query head of the group at every offset from 0 to `offsets` - 1. W_Q
+    /// includes its bias as a further row, since that too decides where the head attends. The error is then the sum over all of
+    /// these. Without rotary positions, biases and groups it is `W_K W_Q^T`. B is not formed; a factor with the same Gram
+    /// matrix takes its place.
     ///
     /// # Errors
-    /// Where there is no such key/value head, `offsets` is 0, weights are not finite, or LAPACK fails.
+    /// If the key/value head does not exist, `offsets` is 0, weights are not finite, or LAPACK fails.
     pub fn keys_for_queries(&self, layer: usize, kv_head: usize, offsets: u32) -> Result<Factored> {
         let group: Vec<&HeadWeights> =
             self.heads().iter().filter(|head| (head.layer, head.kv_head) == (layer, kv_head)).collect();

@@ -1,9 +1,10 @@
-//! `headscope information`
+//! `headscope information`: what does every head tell about tokens, positions, roles and other heads?
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+use headscope::Error;
 use headscope::heads::{
     HeadEstimator, InformationOptions, Source, Target, TokenLabels, head_information, layer_information,
     pair_information, rank_survival, read_conllu, read_gap, token_roles,
@@ -14,14 +15,14 @@ use headscope::table::{Observation, Table};
 
 use super::{ModelArguments, PromptArguments};
 
-/// Estimate what every head says about tokens, positions, roles and each other, in nats.
+/// Estimate what every head tells about tokens, positions, roles and other heads, in nats.
 ///
 /// Example: headscope information minilm --text-file prompts.txt --target previous-token,position --out information.parquet
 ///
-/// One row a head (and a layer), source and target. vinfo: what a linear probe can use of it, held out; vinfo-mlp: the same for a
-/// small network. ksg, gaussian, infonce, nwj, mine: mutual information of the source, brought to a mean power of 1 a dimension,
-/// with Gaussian noise; rows of metric `capacity` say what so many dimensions with this noise carry at most, rows of metric
-/// `entropy` what there is to know. low, high: interval; warnings: what speaks against the value.
+/// One row per head (and layer), source and target. vinfo: what a linear probe can use, on held-out samples; vinfo-mlp: the same
+/// for a small network. ksg, gaussian, infonce, nwj, mine: mutual information with the source, scaled to a mean power of 1 per
+/// dimension, plus Gaussian noise. Rows of metric `capacity` hold the most that this many dimensions carry with this noise, rows
+/// of metric `entropy` all there is to know. low, high: interval; warnings: reasons to doubt the value.
 #[derive(Args)]
 #[command(mut_group("PromptArguments", |group| group.required(false)))]
 pub struct Information {
@@ -29,37 +30,37 @@ pub struct Information {
     model: ModelArguments,
     #[command(flatten)]
     prompts: Option<PromptArguments>,
-    /// Universal Dependencies in place of prompts: their texts, and each word's relation as its role
+    /// Universal Dependencies instead of prompts: the texts, with each word's relation as its role
     #[arg(long, value_name = "FILE", conflicts_with = "PromptArguments")]
     conllu: Option<PathBuf>,
-    /// GAP in place of prompts: its texts
+    /// GAP instead of prompts: the texts
     #[arg(long, value_name = "FILE.tsv", conflicts_with_all = ["PromptArguments", "conllu"])]
     gap: Option<PathBuf>,
-    /// What is asked
+    /// What to ask
     #[arg(long, value_enum, default_value_t = Ask::Heads)]
     ask: Ask,
-    /// What of a head is looked at, separated by commas
+    /// Which activations of a head, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "z", value_parser = Source::NAMES.to_vec())]
     source: Vec<String>,
-    /// What it may say something about, separated by commas; role needs --conllu
+    /// What they may tell about, separated by commas; role needs --conllu
     #[arg(long, value_delimiter = ',', default_value = "previous-token,current-token,next-token,position", value_parser = Target::NAMES.to_vec())]
     target: Vec<String>,
-    /// How it is estimated
+    /// The estimator
     #[arg(long, default_value = "vinfo", value_parser = HeadEstimator::NAMES)]
     estimator: String,
-    /// Leading principal coordinates that are used, separated by commas: a row for each; all (4 for ksg), unless said otherwise
+    /// Numbers of leading principal coordinates to use, separated by commas, a row for each; by default all (4 for ksg)
     #[arg(long, value_delimiter = ',')]
     dimensions: Vec<usize>,
-    /// Standard deviation of the noise; 0 for vinfo and vinfo-mlp and 0.5 for others, unless said otherwise
+    /// Standard deviation of the noise; by default 0 for vinfo and vinfo-mlp, 0.5 for the others
     #[arg(long)]
     noise: Option<f64>,
-    /// Most labels of a target: the most frequent tokens; stretches of positions
+    /// The most labels of a target: the most frequent tokens, or ranges of positions
     #[arg(long, default_value_t = InformationOptions::default().classes)]
     classes: usize,
-    /// Most positions that are looked at
+    /// The most positions to use
     #[arg(long, default_value_t = InformationOptions::default().samples)]
     samples: usize,
-    /// For --target head: the one that all others are held against; every other one of the same layer, unless said otherwise
+    /// For --target head: the head to compare with; by default every other head of the same layer
     #[arg(long, value_name = "LAYER.HEAD")]
     other: Option<String>,
     /// Leave out whole layers
@@ -71,10 +72,10 @@ pub struct Information {
     /// Confidence level of the intervals
     #[arg(long, default_value_t = 0.95)]
     level: f64,
-    /// Seed of all that is drawn
+    /// Seed of all random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Rows to print, for each target (and metric) those of largest value first
+    /// Rows to print for each target (and metric), largest values first
     #[arg(long, default_value_t = 5)]
     top: usize,
     /// The file to write: .parquet, .csv or .json
@@ -84,13 +85,13 @@ pub struct Information {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Ask {
-    /// What each head and each layer says about each target
+    /// What each head and each layer tells about each target
     Heads,
-    /// What the heads of a layer share: total correlation, redundancy less synergy
+    /// What the heads of a layer share: total correlation, and redundancy minus synergy
     Layers,
-    /// What two heads of a layer say about a target by repeating each other, alone, and only together
+    /// What two heads of a layer tell about a target: both the same, each alone, or only together
     Pairs,
-    /// What of each target survives a head's projection of its input, and what the best ones of k dimensions keep
+    /// What survives of each target in a head's projection of its input, compared with the best projections to k dimensions
     Ranks,
 }
 
@@ -138,12 +139,12 @@ impl Information {
             seed: self.seed,
         };
         if options.targets.contains(&Target::Role) && self.conllu.is_none() {
-            bail!("--target role: expected annotated texts, --conllu FILE, found none");
+            bail!(misuse("--target role", "annotated texts, --conllu FILE", "none"));
         }
         Ok(options)
     }
 
-    /// The prompts, and the role of each token where they are annotated.
+    /// The prompts, and the role of each token if they are annotated.
     fn tokens(&self, model: &Model) -> Result<(Tokens, Option<TokenLabels>)> {
         if let Some(prompts) = &self.prompts {
             return Ok((prompts.tokens(model)?, None));
@@ -151,22 +152,27 @@ impl Information {
         let texts = match (&self.conllu, &self.gap) {
             (Some(path), _) => read_conllu(path)?,
             (_, Some(path)) => read_gap(path)?,
-            _ => bail!("expected prompts: one of --text, --text-file, --tokens, --conllu, --gap"),
+            _ => bail!(misuse("prompts", "one of --text, --text-file, --tokens, --conllu, --gap", "none")),
         };
         let (tokens, labels) = token_roles(model, &texts)?;
         Ok((tokens, Some(labels)))
     }
 }
 
+/// A call that is at fault.
+fn misuse(name: &'static str, expected: &str, found: &str) -> Error {
+    Error::Argument { name, expected: expected.to_owned(), found: found.to_owned() }
+}
+
 /// LAYER.HEAD
 fn pair(text: &str) -> Result<(usize, usize)> {
     match text.split_once('.').map(|(layer, head)| (layer.parse(), head.parse())) {
         Some((Ok(layer), Ok(head))) => Ok((layer, head)),
-        _ => bail!("--other: expected LAYER.HEAD, such as 0.3, found {text}"),
+        _ => bail!(misuse("--other", "LAYER.HEAD, such as 0.3", text)),
     }
 }
 
-/// Prints for each metric and target the rows of largest value.
+/// Prints the rows with the largest values, for each metric and target.
 fn show(table: &Table, top: usize) -> Result<()> {
     let rows = table.leading(top)?.rows()?;
     let same = |a: &Observation, b: &Observation| (&a.metric, &a.keys.task) == (&b.metric, &b.keys.task);
@@ -185,7 +191,7 @@ fn show(table: &Table, top: usize) -> Result<()> {
     Ok(())
 }
 
-/// What a row is about, as `z 3.7 with 3.2, 4 dimensions`.
+/// What a row is about, such as `z 3.7 with 3.2 in 4`.
 fn place(row: &Observation) -> String {
     let keys = &row.keys;
     let Some(layer) = keys.layer else { return "all there is to know".to_owned() };

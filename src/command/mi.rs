@@ -34,7 +34,7 @@ pub struct Mi {
     /// Name of the second array
     #[arg(long, value_name = "NAME")]
     y: String,
-    /// How: gaussian (linear dependence only), ksg, ksg2, lnc (nearest neighbours), ross (y are labels), binned, cca; vinfo,
+    /// The estimator: gaussian (linear dependence only), ksg, ksg2, lnc (nearest neighbours), ross (y are labels), binned, cca; vinfo,
     /// vinfo-mlp (what a linear probe or a small network can use of x, held out); infonce, nwj, mine (trained lower bounds)
     #[arg(long, default_value = "ksg", value_parser = names())]
     estimator: String,
@@ -45,7 +45,7 @@ pub struct Mi {
     /// Number of neighbours, less than half of the samples; for ksg, ksg2, lnc and ross
     #[arg(long)]
     k: Option<usize>,
-    /// Seed of all that is drawn
+    /// Seed of all random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Confidence level of the interval

@@ -1,17 +1,25 @@
-//! What an attention pattern, as a channel from queries to keys, carries.
+//! How much does a query decide about the key that it attends to? Attention patterns as channels from queries to keys.
 
 use ndarray::ArrayView2;
 
 use super::entropy;
 use crate::error::{Error, Result};
 
-/// How widely does each query's attention spread? The entropy of each row, in nats: 0 looks at one key, `ln n` at n alike.
+/// How widely does each query spread its attention? The entropy of each row, in nats: 0 for attention to a single key, `ln n`
+/// for equal attention to n keys.
 ///
 /// # Shapes
 /// `pattern`: \[query, key\], each row summing to 1.
 ///
 /// # Errors
-/// Where a row is no distribution, or there is none.
+/// If a row is not a distribution, or the pattern is empty.
+///
+/// ```
+/// use headscope::information::pattern_entropy;
+/// let pattern = ndarray::array![[1.0, 0.0], [0.5, 0.5]];
+/// assert_eq!(pattern_entropy(pattern.view())?, [0.0, 2f64.ln()]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn pattern_entropy(pattern: ArrayView2<f64>) -> Result<Vec<f64>> {
     if pattern.is_empty() {
         let found = vec![pattern.nrows() as i64, pattern.ncols() as i64];
@@ -24,10 +32,11 @@ pub fn pattern_entropy(pattern: ArrayView2<f64>) -> Result<Vec<f64>> {
     pattern.rows().into_iter().map(|row| entropy(&row.to_vec())).collect()
 }
 
-/// How much does the query decide about the key? Read as a channel from the query, drawn alike from the rows, to the key drawn
-/// from its row, a pattern transfers `I(query; key) = H(mean row) - mean H(row)` nats: 0 where all queries look alike (however
-/// sharply), `ln n` where each of n looks at a key of its own. In a causal pattern part of it is the mask's: compare with
-/// uniform attention under the same mask.
+/// How much does the query decide about the key? The mutual information between a query drawn uniformly from the rows and a key
+/// drawn from the query's row: `I(query; key) = H(mean row) - mean H(row)`, in nats.
+///
+/// It is 0 if all queries have the same pattern, however sharp, and `ln n` if each of n queries attends to a different key. In
+/// a causal pattern part of it comes from the mask: compare with uniform attention under the same mask.
 ///
 /// # Shapes
 /// `pattern`: \[query, key\], each row summing to 1.

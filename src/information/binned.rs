@@ -1,4 +1,4 @@
-//! Counting: discrete variables, and continuous ones cut into bins.
+//! How much do two variables share, counted? Discrete variables as they are, continuous ones cut into bins.
 
 use std::collections::HashMap;
 
@@ -7,25 +7,26 @@ use serde::{Deserialize, Serialize};
 use super::sample::Sample;
 use crate::error::{Error, Result};
 
-/// Where bins are cut.
+/// Where to cut a column into bins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum BinRule {
-    /// So that each holds as many samples; equal values stay together.
+    /// Into bins of equal counts; equal values stay together.
     #[default]
     Quantile,
-    /// Of equal width.
+    /// Into bins of equal width.
     Width,
 }
 
 /// Options of the binned estimator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BinnedOptions {
-    /// Bins a dimension; without, the cube root of the number of samples, from 2 to 32. A column with no more values than
-    /// bins is taken as it is.
+    /// Bins per dimension. By default the cube root of the number of samples, between 2 and 32. A column with no more distinct
+    /// values than bins is not cut.
     pub bins: Option<usize>,
-    /// Where they are cut.
+    /// Where to cut.
     pub rule: BinRule,
-    /// Whether the bias of counting is taken off: `(K_xy - K_x - K_y + 1) / (2 N)`, K the occupied cells (Miller 1955).
+    /// Whether to subtract the bias of counting, `(K_xy - K_x - K_y + 1) / (2 N)` with K the number of occupied cells (Miller
+    /// 1955).
     pub miller_madow: bool,
 }
 
@@ -36,10 +37,10 @@ impl Default for BinnedOptions {
 }
 
 impl BinnedOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where there are fewer than 2 bins.
+    /// If there are fewer than 2 bins.
     pub fn validate(&self) -> Result<()> {
         match self.bins {
             Some(bins) if bins < 2 => Err(Error::argument("bins", "2 or more", bins)),
@@ -48,10 +49,17 @@ impl BinnedOptions {
     }
 }
 
-/// The entropy `-sum p ln p` of a distribution, such as an attention pattern's row; 0 ln 0 is 0.
+/// How uncertain is a draw from a distribution? The entropy `-sum p ln p`, in nats, with `0 ln 0 = 0`; for instance of a row of
+/// an attention pattern.
 ///
 /// # Errors
-/// Where it is empty, a value is negative or not finite, or the sum is not 1 (to 1e-6).
+/// If `p` is empty, a value is negative or not finite, or the sum is not 1 within 1e-6.
+///
+/// ```
+/// use headscope::information::entropy;
+/// assert!((entropy(&[0.5, 0.25, 0.25])? - 1.5 * 2f64.ln()).abs() < 1e-12); // 1.5 bits
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn entropy(p: &[f64]) -> Result<f64> {
     if let Some((index, found)) = p.iter().enumerate().find(|(_, p)| !p.is_finite()) {
         return Err(Error::NotFinite { at: "p".into(), index, found: *found });
@@ -74,7 +82,7 @@ impl Counts {
     fn of<T: std::hash::Hash + Eq + Ord + Copy>(labels: impl Iterator<Item = T>) -> Self {
         let mut counts: HashMap<T, u32> = HashMap::new();
         labels.for_each(|label| *counts.entry(label).or_default() += 1);
-        // Summed in order, so that the same labels give the same bytes.
+        // Summed in sorted order: the same labels give the same bytes, whatever the order of the hash map.
         let mut counts: Vec<u32> = counts.into_values().collect();
         counts.sort_unstable();
         let n: f64 = counts.iter().map(|count| f64::from(*count)).sum();
@@ -83,15 +91,24 @@ impl Counts {
     }
 }
 
-/// What two lists of labels share: `H(X) + H(Y) - H(X, Y)` of their counts, with Miller and Madow's correction or without.
-/// Without it, it is symmetric, at most either entropy, and of a list with itself its entropy.
+/// How much do two lists of labels share? `H(X) + H(Y) - H(X, Y)` of their counts, in nats, with or without the Miller-Madow
+/// correction.
+///
+/// Without the correction it is symmetric, at most either entropy, and the entropy itself if both lists are the same.
 ///
 /// # Errors
-/// Where the lists are empty or differ in length.
+/// If the lists are empty or differ in length.
+///
+/// ```
+/// use headscope::information::discrete_information;
+/// let (x, y) = ([0, 1, 2, 3], [0, 0, 1, 1]);
+/// assert!((discrete_information(&x, &y, false)? - 2f64.ln()).abs() < 1e-12); // y is one of the two bits of x
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn discrete_information(x: &[usize], y: &[usize], miller_madow: bool) -> Result<f64> {
     if x.len() != y.len() || x.is_empty() {
         let found = format!("{} and {}", x.len(), y.len());
-        return Err(Error::argument("x, y", "as many labels of one as of the other", found));
+        return Err(Error::argument("x, y", "two lists of labels of the same length, not empty", found));
     }
     let (a, b) = (Counts::of(x.iter()), Counts::of(y.iter()));
     let joint = Counts::of(x.iter().zip(y));
@@ -132,7 +149,7 @@ pub(super) fn binned(x: &Sample, y: &Sample, options: &BinnedOptions) -> Result<
     Ok((discrete_information(&x, &y, options.miller_madow)?, joint))
 }
 
-/// I(X; Y | Z): the mean over Z's cells, weighted by their samples.
+/// I(X; Y | Z): the mean over the cells of Z, weighted by their numbers of samples.
 pub(super) fn conditional(x: &Sample, y: &Sample, z: &Sample, options: &BinnedOptions) -> Result<(f64, usize)> {
     options.validate()?;
     let (x, y, z) = (cells(x, options), cells(y, options), cells(z, options));

@@ -1,22 +1,22 @@
-//! How many points lie around a point, in the maximum norm.
+//! How many points lie within a distance of a point, in the maximum norm?
 //!
-//! What is near enough in one coordinate is a range of its sorted values, so that whole numbers are compared and the count is
-//! that of the distances, to the bit.
+//! The points near enough in one coordinate are a range of its sorted values. Comparing ranks (whole numbers) therefore gives
+//! the same count as comparing distances, exactly.
 
 use wide::i32x8;
 
 use super::halves::{Halves, Levels, WIDE};
 
-/// Points that are counted around others.
+/// Points to be counted.
 pub(super) struct Counter {
     n: usize,
-    /// Every coordinate's values, sorted, one coordinate after the other.
+    /// The values of each coordinate, sorted, one coordinate after the other.
     sorted: Vec<f64>,
-    /// In more than one dimension.
+    /// Only for more than one dimension.
     space: Option<Space>,
 }
 
-/// Ranks of the points' coordinates, equal values having that of the first.
+/// Ranks of the points' coordinates; equal values share the rank of the first.
 struct Space {
     halves: Halves,
     leaves: Vec<[i32; WIDE]>,
@@ -24,7 +24,7 @@ struct Space {
 }
 
 impl Counter {
-    /// Of rows of `dimensions` numbers.
+    /// From rows of `dimensions` numbers.
     pub fn new(rows: &[f64], dimensions: usize) -> Self {
         let n = rows.len() / dimensions;
         let mut sorted = Vec::with_capacity(rows.len());
@@ -51,8 +51,8 @@ impl Counter {
         Self { n, sorted, space }
     }
 
-    /// How many points lie nearer to `query` than `radius`, or, if `closed`, at most so far. The query's own row counts.
-    /// `ranges` is written over.
+    /// How many points lie closer to `query` than `radius`, or, if `closed`, at most that far away. Includes the query itself
+    /// if it is one of the points. `ranges` is scratch space.
     pub fn count(&self, query: &[f64], radius: f64, closed: bool, ranges: &mut Vec<(i32, i32)>) -> usize {
         ranges.clear();
         for (sorted, q) in self.sorted.chunks_exact(self.n).zip(query) {
@@ -74,7 +74,7 @@ impl Counter {
 }
 
 impl Space {
-    /// A child that lies within the ranges is counted whole, one that lies apart is not entered.
+    /// Counts a child that lies within the ranges as a whole, and skips one that lies outside.
     fn node(&self, level: usize, number: usize, ranges: &[(i32, i32)]) -> usize {
         let d = self.halves.dimensions;
         let (mut apart, mut cut) = (i32x8::ZERO, i32x8::ZERO);

@@ -1,4 +1,5 @@
-//! Partial information decomposition: what two sources tell about a target together, in parts.
+//! What do two sources tell about a target: the same, each something of its own, or something only both together? Partial
+//! information decomposition, exact.
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis};
 use serde::{Deserialize, Serialize};
@@ -6,16 +7,16 @@ use serde::{Deserialize, Serialize};
 use super::gaussian_information;
 use crate::error::{Error, Result};
 
-/// What counts as told by both sources. The measures differ, so say which.
+/// Which information counts as redundant. The measures disagree, so say which one you used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Redundancy {
     /// What the weaker source tells, `min(I1, I2)` (Barrett 2015).
     Mmi,
-    /// The mean over the target's values of the least that a source tells about the value (Williams & Beer 2010). Calls the
-    /// same amount redundant though it may be different information.
+    /// The least that either source tells about a value of the target, averaged over the values (Williams & Beer 2010). It
+    /// compares amounts only: different information of the same amount counts as redundant.
     IMin,
-    /// What is left when the sources are coupled anew so that they tell least together, each with the target as before
-    /// (Bertschinger et al. 2014).
+    /// Unique information is what no coupling of the sources can remove: the sources are coupled so that together they tell
+    /// least about the target, while each keeps its joint distribution with the target (Bertschinger et al. 2014).
     #[default]
     Broja,
 }
@@ -23,15 +24,15 @@ pub enum Redundancy {
 /// `I(T; X1, X2)` in four parts, in nats: `I1 = redundant + unique_1`, `I2 = redundant + unique_2`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Decomposition {
-    /// Told by both.
+    /// Told by both sources.
     pub redundant: f64,
-    /// Told by the first alone.
+    /// Told by the first source alone.
     pub unique_1: f64,
-    /// Told by the second alone.
+    /// Told by the second source alone.
     pub unique_2: f64,
-    /// Told only by both together.
+    /// Told only by both sources together.
     pub synergistic: f64,
-    /// By which measure.
+    /// The measure of redundancy.
     pub measure: Redundancy,
 }
 
@@ -46,20 +47,29 @@ impl Decomposition {
         self.redundant + self.unique_1 + self.unique_2 + self.synergistic
     }
 
-    /// Synergy minus redundancy, `I12 - I1 - I2`: the same by every measure.
+    /// Synergy minus redundancy, `I12 - I1 - I2`; it does not depend on the measure.
     pub fn synergy_minus_redundancy(&self) -> f64 {
         self.synergistic - self.redundant
     }
 }
 
-/// What two Gaussian sources tell about a Gaussian target: redundancy is the smaller of the two informations, which for one
-/// target dimension every measure of redundancy that depends on the pairs (source, target) alone agrees on (Barrett 2015).
+/// What do two Gaussian sources tell about a Gaussian target? The redundancy is the smaller of the two informations
+/// ([`Redundancy::Mmi`]). For a target of one dimension, every measure that depends only on the pairs (source, target) agrees
+/// (Barrett 2015).
 ///
 /// # Shapes
-/// `covariance`: \[variable, variable\]; `target`, `first`, `second`: numbers of variables.
+/// `covariance`: \[variable, variable\]; `target`, `first`, `second`: indices of variables.
 ///
 /// # Errors
 /// As [`gaussian_information`].
+///
+/// ```
+/// use headscope::information::gaussian_decomposition;
+/// let covariance = ndarray::array![[1.0, 0.6, 0.3], [0.6, 1.0, 0.2], [0.3, 0.2, 1.0]];
+/// let parts = gaussian_decomposition(covariance.view(), &[0], &[1], &[2])?;
+/// assert!(parts.unique_1 > 0.1 && parts.unique_2 == 0.0); // all that the weaker source tells is redundant
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn gaussian_decomposition(
     covariance: ArrayView2<f64>,
     target: &[usize],
@@ -72,23 +82,33 @@ pub fn gaussian_decomposition(
     Ok(Decomposition::new(Redundancy::Mmi, one.min(two), one, two, both))
 }
 
-/// What two discrete sources tell about a discrete target, given all three's distribution.
+/// What do two discrete sources tell about a discrete target, given the joint distribution?
 ///
-/// BROJA's coupling is found by alternating projections: with r(x1, x2) the sources' distribution, each p(x1, x2 | t) becomes
-/// the coupling of p(x1 | t) and p(x2 | t) nearest to r, then r their mixture; both steps lower `I_Q(T; X1, X2)`, which is
-/// convex, and it ends where neither does by 1e-12 (Csiszár & Tusnády 1984).
+/// The coupling of [`Redundancy::Broja`] is found by alternating projections. Let r(x1, x2) be the joint distribution of the
+/// sources. Each p(x1, x2 | t) becomes the coupling of p(x1 | t) and p(x2 | t) that is nearest to r, then r becomes their
+/// mixture. Both steps lower `I_Q(T; X1, X2)`, which is convex; iteration stops once neither lowers it by 1e-12 (Csiszár &
+/// Tusnády 1984).
 ///
 /// # Shapes
 /// `p`: \[target, first, second\], summing to 1.
 ///
 /// # Errors
-/// Where a probability is negative or not finite, or they do not sum to 1 (to 1e-9).
+/// If a probability is negative or not finite, or the sum is not 1 within 1e-9.
 ///
 /// ```
 /// use headscope::information::{Redundancy, decomposition};
 /// let xor = ndarray::Array3::from_shape_fn((2, 2, 2), |(t, a, b)| if t == a ^ b { 0.25 } else { 0.0 });
 /// let parts = decomposition(xor.view(), Redundancy::Broja)?;
 /// assert!((parts.synergistic - 2f64.ln()).abs() < 1e-9 && parts.redundant.abs() < 1e-9); // one bit, only together
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// ```
+/// use headscope::information::{Redundancy, decomposition};
+/// // The target is the exclusive or of two fair bits: neither tells anything alone.
+/// let xor = ndarray::Array3::from_shape_fn((2, 2, 2), |(t, a, b)| if t == a ^ b { 0.25 } else { 0.0 });
+/// let parts = decomposition(xor.view(), Redundancy::Broja)?;
+/// assert!((parts.synergistic - 2f64.ln()).abs() < 1e-6 && parts.redundant.abs() < 1e-6);
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub fn decomposition(p: ArrayView3<f64>, measure: Redundancy) -> Result<Decomposition> {
@@ -131,14 +151,14 @@ fn i_min(first: &Array2<f64>, second: &Array2<f64>) -> f64 {
     (0..first.nrows()).map(|t| specific(first, t).min(specific(second, t))).sum()
 }
 
-/// The distribution with these pairs of target and source in which the sources tell least together.
+/// The distribution with these pairs (target, source) in which the sources together tell least.
 fn least_together(first: &Array2<f64>, second: &Array2<f64>) -> Array3<f64> {
     let (targets, a, b) = (first.nrows(), first.ncols(), second.ncols());
     let mut coupled = Array3::from_shape_fn((targets, a, b), |(t, i, j)| {
         let p = first.row(t).sum();
         if p > 0.0 { first[[t, i]] * second[[t, j]] / p } else { 0.0 }
     });
-    // A coupling is the mixture with its rows and columns scaled; from one step to the next the scales change little.
+    // A coupling is the mixture with scaled rows and columns; the scales change little between steps, so they are kept.
     let mut scales = vec![(vec![1.0; a], vec![1.0; b]); targets];
     let mut last = f64::INFINITY;
     for _ in 0..20_000 {
@@ -159,9 +179,9 @@ fn least_together(first: &Array2<f64>, second: &Array2<f64>) -> Array3<f64> {
     coupled
 }
 
-/// Finds scales with which the mixture's rows and columns sum to what they should, the one in turn with the other (Sinkhorn 1967).
+/// Scales the mixture's rows and columns, in turn, to the required sums (Sinkhorn 1967).
 fn fit(mixture: &Array2<f64>, rows: &[f64], columns: &[f64], left: &mut [f64], right: &mut [f64]) {
-    // Of what sums to nothing, any scale is right.
+    // Any scale is right for a row that sums to nothing.
     let scale = |wanted: f64, sum: f64| if sum > 1e-290 { wanted / sum } else { 0.0 };
     for _ in 0..10_000 {
         let mut off: f64 = 0.0;

@@ -1,4 +1,4 @@
-//! An estimate, its interval, and what speaks against it.
+//! How sure is an estimate, and what speaks against it?
 
 use std::fmt;
 use std::ops::Range;
@@ -10,22 +10,22 @@ use super::sample::Sample;
 use crate::error::{Error, Result};
 use crate::stats::{Interval, check_level, normal_quantile, shuffled, stream};
 
-/// What speaks against an estimate.
+/// A reason to doubt an estimate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Warning {
-    /// So large an estimate would need more samples.
+    /// The estimate is larger than this many samples can support.
     Wall {
-        /// The largest that this many samples support: ln(N / 10).
+        /// The largest value that they support: ln(N / 10).
         most: f64,
     },
-    /// Too few samples for so many dimensions.
+    /// Too few samples for the number of dimensions.
     Dimension {
-        /// Dimensions together.
+        /// Dimensions of all variables together.
         dimensions: usize,
-        /// Samples that they need at the least.
+        /// The smallest number of samples for so many dimensions.
         needed: usize,
     },
-    /// The estimate still moves with the number of samples.
+    /// The estimate still changes with the number of samples.
     NotConverged {
         /// The mean estimate from half of the samples.
         half: f64,
@@ -35,50 +35,50 @@ pub enum Warning {
         /// How it fails.
         reason: String,
     },
-    /// Samples are copies of others, and were taken as discrete.
+    /// Some samples are copies of others and were treated as discrete.
     Copies {
         /// Their share.
         share: f64,
     },
-    /// Ties: a column takes few values, or was rounded, while the estimator measures distances as if it were continuous.
+    /// Ties: a column takes few values, or was rounded, but the estimator measures distances as if it were continuous.
     Ties {
         /// `x`, `y` or `z`.
         variable: &'static str,
         /// How many of its columns have ties.
         columns: usize,
-        /// The share of samples that share their value with another sample, in the column where it is largest. Copies of
-        /// whole samples do not count ([`Warning::Copies`]).
+        /// The share of samples that have their value in common with another sample, in the column where it is largest. Copies
+        /// of whole samples do not count here; see [`Warning::Copies`].
         share: f64,
     },
-    /// Samples that are there again, as those drawn each on its own would not be: perhaps the same data twice.
+    /// Samples recur in a way that independent draws do not: perhaps the same data twice.
     Repeated {
         /// Their share.
         share: f64,
-        /// How often each of them is there, on average.
+        /// How often each of them occurs, on average.
         times: f64,
     },
     /// Columns that never vary were left out.
     Constant {
         /// `x`, `y` or `z`.
         variable: &'static str,
-        /// Their numbers.
+        /// Their indices.
         columns: Vec<usize>,
     },
-    /// So many cells that few samples share one.
+    /// Too many cells for the samples: few samples share one.
     SparseCells {
-        /// How many are occupied.
+        /// Occupied cells.
         cells: usize,
     },
-    /// Few samples stand so far out that the others' distances, or correlations, hardly count.
+    /// A few outliers dominate the distances or correlations of all other samples.
     HeavyTails {
-        /// The fourth moment over the square of the second, of the coordinate where it is largest; 3 for a normal one.
+        /// The largest kurtosis of a coordinate: the fourth moment over the squared second moment, 3 for a normal variable.
         kurtosis: f64,
     },
     /// x is a deterministic function of what is asked about, and no noise was added.
     Noiseless,
-    /// A trained lower bound, or a probe, far below 0, which is a worse one: what was learnt fails on some of the samples held out.
+    /// A trained lower bound, or a probe, far below 0: what it learned fails on some held-out samples.
     BelowNothing,
-    /// More than the labels have to share.
+    /// The estimate is larger than the entropy of the labels.
     Entropy {
         /// Their entropy.
         most: f64,
@@ -95,14 +95,14 @@ impl Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Wall { most } => write!(f, "past the ln N wall: so few samples support at most {most:.2} nats"),
+            Self::Wall { most } => write!(f, "past the ln N wall: this many samples support at most {most:.2} nats"),
             Self::Dimension { dimensions, needed } => {
-                write!(f, "hopeless dimension: {dimensions} dimensions together need {needed} samples or more")
+                write!(f, "too few samples: {dimensions} dimensions together need {needed} or more")
             }
             Self::NotConverged { half } => write!(f, "not converged: half of the samples give {half:.4} nats"),
             Self::NoInterval { reason } => write!(f, "no interval: half of the samples are not enough ({reason})"),
             Self::Copies { share } => {
-                write!(f, "{:.1} % of the samples are copies of others and were taken as discrete", 100.0 * share)
+                write!(f, "{:.1} % of the samples are copies of others and were treated as discrete", 100.0 * share)
             }
             Self::Ties { variable, columns, share } => write!(
                 f,
@@ -114,7 +114,7 @@ impl fmt::Display for Warning {
                 let share = 100.0 * share;
                 write!(
                     f,
-                    "{share:.1} % of the samples are there {times:.1} times each: the same data again, which tells nothing new"
+                    "{share:.1} % of the samples occur {times:.1} times each: the same data again, which adds nothing"
                 )
             }
             Self::Constant { variable, columns } => {
@@ -129,11 +129,11 @@ impl fmt::Display for Warning {
             Self::Noiseless => {
                 write!(
                     f,
-                    "no noise: of a deterministic map the true value is that of its input, whatever the map keeps"
+                    "no noise: the true value for a deterministic map depends on its input alone, not on what the map keeps"
                 )
             }
             Self::BelowNothing => {
-                write!(f, "far below 0, which says nothing: what was learnt fails on some samples held out")
+                write!(f, "far below 0, so it says nothing: what was learned fails on some held-out samples")
             }
             Self::Entropy { most } => write!(f, "more than the entropy of the labels, {most:.4} nats"),
             Self::SparseCells { cells } => write!(f, "sparse cells: {cells} are occupied, fewer than 5 samples each"),
@@ -146,8 +146,8 @@ impl fmt::Display for Warning {
 pub struct Estimate {
     /// The estimate, in nats.
     pub value: f64,
-    /// Its confidence interval, which covers chance, not bias. Both ends are finite. Missing if none was asked for, or if it
-    /// cannot be had: [`Warning::NoInterval`] then says why.
+    /// Its confidence interval, which covers chance, not bias. Both ends are finite. `None` if no interval was asked for, or if
+    /// there can be none; [`Warning::NoInterval`] then says why.
     pub interval: Option<Interval>,
     /// The estimator's name.
     pub estimator: &'static str,
@@ -155,9 +155,9 @@ pub struct Estimate {
     pub n: usize,
     /// Dimensions of each variable.
     pub dimensions: Vec<usize>,
-    /// The chance of as high an estimate from unrelated variables, where it was asked for.
+    /// The p-value: the probability of an estimate as high from unrelated variables. `None` without permutations.
     pub p: Option<f64>,
-    /// Mean estimates from a quarter, a half and all of the samples: (number of samples, nats).
+    /// Mean estimates from a quarter, half and all of the samples, as (number of samples, nats).
     pub convergence: Vec<(usize, f64)>,
     /// What speaks against it.
     pub warnings: Vec<Warning>,
@@ -169,7 +169,7 @@ impl Estimate {
         self.value
     }
 
-    /// The same estimate, with a warning where it is more than labels of this entropy can share, whatever else shares it.
+    /// Adds a warning if the estimate exceeds the entropy of the labels, the most that anything can share with them.
     #[must_use]
     pub fn below(mut self, entropy: f64) -> Self {
         if self.nats() > 1.05 * entropy + 0.02 {
@@ -179,13 +179,13 @@ impl Estimate {
     }
 }
 
-/// Below this an estimate by what was trained says nothing.
+/// A trained estimate below this value says nothing.
 pub(crate) const NOTHING: f64 = -0.1;
 
-/// How much is done to learn how sure an estimate is.
+/// How much work to spend on the uncertainty of an estimate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Certainty {
-    /// Random halves of the samples from which the spread is found; 0 for no interval.
+    /// Random halves of the samples, whose spread gives the interval; 0 for no interval.
     pub halves: usize,
     /// Confidence level.
     pub level: f64,
@@ -200,10 +200,10 @@ impl Default for Certainty {
 }
 
 impl Certainty {
-    /// The estimate alone.
+    /// The estimate alone, without interval and p-value.
     pub const NONE: Self = Self { halves: 0, level: 0.95, permutations: 0 };
 
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
     /// If there are fewer than 8 halves (but not 0), the level is not between 0 and 1, or there are more than a million
@@ -222,17 +222,17 @@ impl Certainty {
     }
 }
 
-/// What is asked of the samples.
+/// What to ask of the samples.
 pub(super) struct Question {
     pub estimator: &'static str,
-    /// Samples below which the answer says little.
+    /// The answer says little from fewer samples than this.
     pub needed: usize,
-    /// The variables that the null shuffles.
+    /// The variables that the permutation null shuffles.
     pub shuffled: Range<usize>,
 }
 
-/// The estimate from all samples, from halves and quarters of them, and from shuffled ones; and the warnings. `point` gives an
-/// estimate and how many cells it counted.
+/// Estimates from all samples, from halves and quarters of them, and from shuffled ones, and collects the warnings. `point`
+/// returns an estimate and the number of cells that it counted (0 if it counts none).
 pub(super) fn finish(
     question: Question,
     parts: &[Sample],
@@ -245,7 +245,7 @@ pub(super) fn finish(
     finish_all(question, parts, warnings, certainty, seed, one).map(|[found]| found)
 }
 
-/// As [`finish`], of several estimates that are made together.
+/// [`finish`] for several estimates that are computed together.
 pub(super) fn finish_all<const M: usize>(
     question: Question,
     parts: &[Sample],
@@ -294,7 +294,7 @@ pub(super) fn finish_all<const M: usize>(
     }))
 }
 
-/// Estimates from random halves of the samples, and from quarters where they suffice.
+/// Estimates from random halves of the samples, and from quarters if they are large enough.
 struct Subsamples<const M: usize> {
     halves: Result<Vec<[f64; M]>>,
     quarters: Option<Vec<[f64; M]>>,
@@ -321,8 +321,8 @@ impl<const M: usize> Subsamples<M> {
         Self { halves, quarters }
     }
 
-    /// The interval from the spread of the halves; the mean estimates from quarters, halves and all of the samples; and a
-    /// warning if the estimate still moves with their number.
+    /// The interval from the spread of the halves; the mean estimates from quarters, halves and all samples; a warning if the
+    /// estimate still changes with their number.
     fn judge(
         &self,
         which: usize,
@@ -361,7 +361,7 @@ impl<const M: usize> Subsamples<M> {
     }
 }
 
-/// Of some estimates: their mean, their standard deviation, and the mean's standard error.
+/// The mean of some estimates, their standard deviation, and the standard error of the mean.
 struct MeanAndSpread {
     mean: f64,
     spread: f64,
@@ -378,10 +378,11 @@ impl MeanAndSpread {
     }
 }
 
-/// How far an estimate still has to go, from those of a quarter, a half and all of the samples, if each doubling moves it by the
-/// same share of what the last one did, as a bias does that falls with a power of N: `d r / (1 - r)`, d the last move and r the
-/// share, taken to be at most 0.9 (N to the power -0.15; in many dimensions neighbours are as slow). Where the last move was the
-/// larger one there is no such law to carry on, and 0.8 is taken.
+/// How far the estimate is from its limit, extrapolated from a quarter, half and all of the samples.
+///
+/// A bias that falls with a power of N moves the estimate, with each doubling of N, by the same fraction r of the previous move
+/// d; what remains is `d r / (1 - r)`. r is capped at 0.9 (N to the power -0.15; neighbours in many dimensions are that slow).
+/// If the last move was larger than the one before, no such law holds, and 0.8 is used.
 fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
     let (before, last) = (half - quarter, all - half);
     let share = match last / before {
@@ -392,7 +393,7 @@ fn ahead(quarter: f64, half: f64, all: f64) -> f64 {
     (last * share / (1.0 - share)).abs()
 }
 
-/// Fails if a permutation null has more draws than anyone can wait for.
+/// Fails if there are more permutations than anyone can wait for.
 pub(crate) fn check_permutations(permutations: usize) -> Result<()> {
     const MOST: usize = 1_000_000;
     if permutations <= MOST {
@@ -402,7 +403,7 @@ pub(crate) fn check_permutations(permutations: usize) -> Result<()> {
     }
 }
 
-/// The chance of as high an estimate under the null, by estimates drawn from it; none of none.
+/// The p-value of an estimate, given estimates under the null; `None` without any.
 pub(crate) fn exceeded(estimate: f64, draws: &[f64]) -> Option<f64> {
     let reached = draws.iter().filter(|value| **value >= estimate).count();
     (!draws.is_empty()).then(|| (reached + 1) as f64 / (draws.len() + 1) as f64)

@@ -1,4 +1,4 @@
-//! The ways to estimate, by name.
+//! Which estimator? The choices, and their names.
 
 use std::str::FromStr;
 
@@ -10,35 +10,35 @@ use super::neighbour::{self, KsgOptions, KsgVariant};
 use super::sample::Sample;
 use crate::error::{Error, Result};
 
-/// What is done with each coordinate before distances are taken.
+/// How to scale each coordinate before measuring distances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Scaling {
-    /// Nothing: the estimate then depends on the units of x against those of y.
+    /// Not at all: the estimate depends on the units of x relative to those of y.
     None,
-    /// Mean 0 and variance 1.
+    /// To mean 0 and variance 1.
     #[default]
     Standard,
-    /// Ranks, as normal quantiles: for heavy tails. Information does not change, distances do.
+    /// By ranks, to normal quantiles: for heavy tails. This does not change the information, only the distances.
     NormalScores,
 }
 
-/// How information is estimated.
+/// An estimator of mutual information.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Estimator {
-    /// In closed form, as if all were Gaussian; misses what is not linear.
+    /// Closed form, as if all variables were Gaussian. Misses nonlinear dependence.
     Gaussian(GaussianOptions),
-    /// From nearest neighbours (Kraskov, Stögbauer & Grassberger 2004): the first choice for few dimensions.
+    /// Nearest neighbours (Kraskov, Stögbauer & Grassberger 2004): the first choice for continuous variables of few dimensions.
     Ksg(KsgOptions),
-    /// From nearest neighbours, y being labels (Ross 2014).
+    /// Nearest neighbours for continuous x and labels y (Ross 2014).
     Ross(KsgOptions),
-    /// From counts in bins: for discrete variables, or one dimension each.
+    /// Counts in bins: for discrete variables, or one dimension each.
     Binned(BinnedOptions),
-    /// From the canonical correlations that are there by Bartlett's test.
+    /// The canonical correlations that are significant by Bartlett's test.
     Cca(CcaOptions),
 }
 
 impl Estimator {
-    /// Its name in tables and on the command line.
+    /// The name in tables and on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Gaussian(_) => "gaussian",
@@ -51,10 +51,10 @@ impl Estimator {
         }
     }
 
-    /// The names that [`Estimator::from_str`] knows.
+    /// The names that [`Estimator::from_str`] accepts.
     pub const NAMES: [&str; 7] = ["gaussian", "ksg", "ksg2", "lnc", "ross", "binned", "cca"];
 
-    /// The same with `k` neighbours.
+    /// Sets the number of neighbours.
     ///
     /// # Errors
     /// If `k` is 0, or the estimator has no neighbours.
@@ -70,8 +70,8 @@ impl Estimator {
         }
     }
 
-    /// Fails if `n` samples have too few neighbours. Half of the samples need `k` of them too: the interval and the check of
-    /// convergence come from there.
+    /// Fails if `n` samples have too few neighbours. Halves of the samples need `k` neighbours too: they give the interval and
+    /// the check for convergence.
     pub(super) fn fits(&self, n: usize) -> Result<()> {
         let (Self::Ksg(options) | Self::Ross(options)) = self else { return Ok(()) };
         options.validate()?;
@@ -81,7 +81,7 @@ impl Estimator {
         Err(Error::argument("k", format!("less than {}, half of the {n} samples", n / 2), options.k))
     }
 
-    /// The estimate and, where cells are counted, how many are occupied.
+    /// The estimate and the number of occupied cells, 0 if none are counted.
     pub(super) fn point(&self, x: &Sample, y: &Sample, z: Option<&Sample>) -> Result<(f64, usize)> {
         match (self, z) {
             (Self::Gaussian(options), z) => Ok((gaussian::gaussian(x, y, z, options)?, 0)),
@@ -99,10 +99,10 @@ impl Estimator {
         }
     }
 
-    /// How many samples so many dimensions need at the least; below, the estimate says little.
+    /// The smallest number of samples for so many dimensions; with fewer the estimate says little.
     pub(super) fn samples_needed(&self, dimensions: usize) -> usize {
         match self {
-            // Fewer samples than this leave less than k a quadrant.
+            // With fewer samples an orthant holds less than k of them.
             Self::Ksg(options) | Self::Ross(options) => options.k.saturating_mul(1 << dimensions.min(40)),
             Self::Gaussian(_) | Self::Cca(_) => 10 * dimensions,
             Self::Binned(_) => 0,

@@ -1,4 +1,4 @@
-//! Closed forms for Gaussian variables.
+//! How much do Gaussian variables share? Closed forms, exact from a covariance and unbiased from samples.
 
 use ndarray::{Array2, ArrayView2, Axis};
 use ndarray_linalg::{Cholesky, Diag, SVD, SolveTriangular, UPLO};
@@ -9,10 +9,10 @@ use statrs::function::gamma::digamma;
 use super::sample::{Sample, beside};
 use crate::error::{Error, Result};
 
-/// How far a correlation matrix is drawn towards the identity.
+/// How far to shrink a correlation matrix towards the identity.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub enum Shrinkage {
-    /// Not at all; the bias of finite samples is taken off instead.
+    /// Not at all. The bias of finite samples is subtracted instead.
     #[default]
     None,
     /// By the share that minimises the expected squared error (Schäfer & Strimmer 2005).
@@ -28,10 +28,10 @@ pub struct GaussianOptions {
     pub shrinkage: Shrinkage,
 }
 
-/// Options of the estimator by canonical correlations.
+/// Options of the estimator from canonical correlations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CcaOptions {
-    /// Canonical correlations count up to the last one that Bartlett's test finds at this level.
+    /// Significance level of Bartlett's test, which decides how many canonical correlations count.
     pub alpha: f64,
 }
 
@@ -41,14 +41,14 @@ impl Default for CcaOptions {
     }
 }
 
-/// What Gaussian variables share, exactly, given their covariance:
-/// `I(X; Y | Z) = 1/2 ln(|S_xz| |S_yz| / (|S_z| |S_xyz|))`; with nothing `given`, `-1/2 ln(1 - rho^2)` for two numbers.
+/// How much do Gaussian variables share, given their covariance? `I(X; Y | Z) = 1/2 ln(|S_xz| |S_yz| / (|S_z| |S_xyz|))` in
+/// nats, exact. For two numbers and an empty `given` it is `-1/2 ln(1 - rho^2)`.
 ///
 /// # Shapes
-/// `covariance`: \[variable, variable\]; `x`, `y`, `given`: numbers of variables.
+/// `covariance`: \[variable, variable\]; `x`, `y`, `given`: indices of variables.
 ///
 /// # Errors
-/// Where the matrix is not square, not finite, not positive definite among the variables named, or a number is too large.
+/// If the matrix is not square, not finite, or not positive definite on the chosen variables, or an index is out of range.
 ///
 /// ```
 /// use headscope::information::gaussian_information;
@@ -77,7 +77,7 @@ pub fn gaussian_information(covariance: ArrayView2<f64>, x: &[usize], y: &[usize
     Ok(0.5 * (volume(&[x, given])? + volume(&[y, given])? - volume(&[given])? - volume(&[x, y, given])?))
 }
 
-/// ln |S| of a positive definite matrix; 0 of an empty one.
+/// ln |S| of a positive definite matrix; 0 for an empty one.
 pub(super) fn log_det(matrix: &Array2<f64>) -> Result<f64> {
     if matrix.is_empty() {
         return Ok(0.0);
@@ -86,7 +86,7 @@ pub(super) fn log_det(matrix: &Array2<f64>) -> Result<f64> {
     Ok(2.0 * factor.diag().iter().map(|value| value.ln()).sum::<f64>())
 }
 
-/// The lower Cholesky factor. A diagonal that nearly vanishes means a column that the others determine.
+/// The lower Cholesky factor. A pivot near zero means that earlier columns determine this one.
 fn factor(matrix: &Array2<f64>) -> Result<Array2<f64>> {
     let singular = |found: String| {
         Error::argument("x, y", "no column that is a linear combination of others (or shrinkage)", found)
@@ -121,14 +121,14 @@ fn correlations(rows: &Array2<f64>, shrinkage: Shrinkage) -> Result<Array2<f64>>
     Ok(matrix)
 }
 
-/// How much the log-volume of a sample covariance of `d` Gaussian columns falls short, up to what cancels:
-/// `sum_i psi((freedom - i + 1) / 2)`.
+/// The expected log-determinant of the sample covariance of `d` Gaussian columns minus that of the true one, up to terms that
+/// cancel: `sum_i psi((freedom - i + 1) / 2)`.
 fn shortfall(d: usize, freedom: usize) -> f64 {
     (0..d).map(|i| digamma((freedom - i) as f64 / 2.0)).sum()
 }
 
-/// I(X; Y | Z) as if all were Gaussian, `z` perhaps absent. Without shrinkage the bias of finite samples, exact for Gaussian
-/// ones, is taken off (Goodman 1963).
+/// I(X; Y | Z) as if all variables were Gaussian; `z` may be missing. Without shrinkage, the bias of finite samples is
+/// subtracted, exactly for Gaussian variables (Goodman 1963).
 pub(super) fn gaussian(x: &Sample, y: &Sample, z: Option<&Sample>, options: &GaussianOptions) -> Result<f64> {
     let parts: Vec<&Sample> = [x, y].into_iter().chain(z).collect();
     let joint = beside(&parts);

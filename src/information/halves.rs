@@ -1,36 +1,37 @@
-//! Points halved again and again into boxes: what the trees of `tree` and `counter` have in common.
+//! Which points are near each other? A tree of boxes, halved at medians, shared by `tree` (nearest neighbours) and `counter`
+//! (counts).
 //!
-//! The well-kept crates do not serve: `kiddo` needs the number of dimensions when it is compiled, and counts a ball's points
-//! by collecting them. Here dimensions come with the data, a node has eight children whose boxes are compared at once (`wide`),
-//! and what is compared is small: single precision for neighbours, the few that it cannot exclude being measured exactly, and
-//! for counts the ranks of coordinates, which are exact.
+//! Existing crates do not fit: `kiddo` needs the number of dimensions at compile time, and counts a ball's points by collecting
+//! them. Here the number of dimensions comes with the data, a node has eight children whose boxes are compared at once
+//! (`wide`), and the compared values are small. Neighbours are searched in single precision, and the few candidates that remain
+//! are measured exactly; counts use the ranks of coordinates, which are exact.
 
 use std::ops::Range;
 
-/// Leaves hold at most so many points.
+/// The most points in a leaf.
 const LEAF: usize = 32;
 
-/// What is compared at once: a node's children, a block of a leaf's points.
+/// How many values are compared at once: a node's children, or a block of a leaf's points.
 pub(super) const WIDE: usize = 8;
 
-/// For each level from the root's down, node and dimension: its children's lowest coordinates, and their highest.
+/// For each level from the root down, node and dimension: the lowest and the highest coordinates of its eight children.
 pub(super) type Levels<T> = Vec<Vec<([T; WIDE], [T; WIDE])>>;
 
-/// Points halved `depth` times, each time at the median across the widest side. A node's eight children are three halvings
-/// below it; the root may have one, two or four.
+/// Points halved `depth` times, each time at the median along the widest side. A node's eight children are three halvings below
+/// it; the root may have one, two, four or eight children.
 pub(super) struct Halves {
     pub dimensions: usize,
     pub depth: u32,
-    /// The points' rows, leaf by leaf.
+    /// The points' row numbers, leaf by leaf.
     pub order: Vec<u32>,
-    /// The first place in `order` of each leaf, and last the number of points.
+    /// The index in `order` at which each leaf starts, and finally the number of points.
     starts: Vec<usize>,
-    /// Blocks of a leaf.
+    /// Blocks per leaf.
     pub blocks: usize,
 }
 
 impl Halves {
-    /// Of rows of `dimensions` numbers.
+    /// From rows of `dimensions` numbers.
     pub fn new(rows: &[f64], dimensions: usize) -> Self {
         let n = rows.len() / dimensions;
         let mut depth = 0;
@@ -44,18 +45,18 @@ impl Halves {
         halves
     }
 
-    /// How many halvings are below the root's children.
+    /// The number of halvings below the root's children.
     pub fn below_root(&self) -> u32 {
         self.depth.saturating_sub(1) / 3 * 3
     }
 
-    /// Where the points of a node lie that has `below` halvings below it.
+    /// The range in `order` of a node that has `below` halvings below it.
     pub fn places(&self, node: usize, below: u32) -> Range<usize> {
         self.starts[node << below]..self.starts[(node + 1) << below]
     }
 
-    /// The points leaf by leaf, in blocks: of each first all first coordinates, then all second ones. `missing` fills the last
-    /// block of a leaf; `value` is asked for (row, dimension).
+    /// The points leaf by leaf, in blocks: the first coordinates of a block's points, then the second ones, and so on.
+    /// `missing` pads the last block of a leaf; `value` is called with (row, dimension).
     pub fn leaves<T: Copy>(&self, missing: T, value: impl Fn(usize, usize) -> T) -> Vec<[T; WIDE]> {
         let mut leaves = Vec::with_capacity(self.starts.len() * self.blocks * self.dimensions);
         for leaf in self.starts.windows(2) {
@@ -70,7 +71,7 @@ impl Halves {
         leaves
     }
 
-    /// The boxes around all nodes but the root; `missing` stands on both sides of a child that is not there.
+    /// The boxes around all nodes but the root. Both sides are `missing` for a child that does not exist.
     pub fn boxes<T: Copy + PartialOrd>(&self, missing: T, value: impl Fn(usize, usize) -> T) -> Levels<T> {
         let d = self.dimensions;
         let mut boxes: Vec<(T, T)> = Vec::with_capacity(d << self.depth);
@@ -98,7 +99,7 @@ impl Halves {
     }
 }
 
-/// Puts `order` into leaves that are (halvings, place) away, and notes where each starts.
+/// Sorts `order` into leaves, `depth` halvings down, and records where each starts; the first point is at index `start`.
 fn halve(rows: &[f64], dimensions: usize, order: &mut [u32], (depth, start): (u32, usize), starts: &mut Vec<usize>) {
     if depth == 0 {
         return starts.push(start);
@@ -120,13 +121,13 @@ fn halve(rows: &[f64], dimensions: usize, order: &mut [u32], (depth, start): (u3
     halve(rows, dimensions, right, (depth - 1, start + mid), starts);
 }
 
-/// The lowest and the highest of some ranges.
+/// The lowest start and the highest end of some ranges.
 fn around<T: Copy + PartialOrd>(ranges: impl Iterator<Item = (T, T)>, none: T) -> (T, T) {
     let smaller = |a: T, b: T| if b < a { b } else { a };
     ranges.reduce(|a, b| (smaller(a.0, b.0), larger(a.1, b.1))).unwrap_or((none, none))
 }
 
-/// The larger of two numbers; without f64::max's care for NaN, of which there are none, it is one instruction.
+/// The larger of two numbers. Unlike `f64::max` it ignores NaN, which does not occur here, and compiles to one instruction.
 pub(super) fn larger<T: PartialOrd>(a: T, b: T) -> T {
     if a > b { a } else { b }
 }

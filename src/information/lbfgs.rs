@@ -1,25 +1,25 @@
-//! Minimising a smooth function of many numbers.
+//! Where is the minimum of a smooth function of many numbers?
 //!
-//! Written here and not taken from a crate because probes need two things of it that are little code in one loop and much
-//! around another's: a start in coordinates in which the curvature is known, and a look at held-out samples after every step.
+//! This is not taken from a crate because probes need two things that are easy inside the loop and hard around someone else's:
+//! a start in coordinates with known curvature, and a look at held-out samples after each step.
 
 use std::collections::VecDeque;
 
-/// Pairs of steps and gradient changes that are remembered.
+/// Remembered pairs of steps and gradient changes.
 const MEMORY: usize = 12;
 
-/// When there is nothing more to gain.
+/// When to stop.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stop {
-    /// Steps at most.
+    /// The most steps.
     pub steps: usize,
-    /// No component of the gradient is larger.
+    /// Stop once no component of the gradient is larger than this.
     pub tolerance: f64,
 }
 
-/// Minimises `f` by L-BFGS from `start` (Nocedal & Wright 2006, algorithm 7.5) with a line search by bisection. `f` writes its gradient into
-/// its second argument; `watch` sees the point after each step and ends the search by returning false. It goes fastest in
-/// coordinates in which the curvature is near 1.
+/// Minimises `f` by L-BFGS from `start` (Nocedal & Wright 2006, algorithm 7.5), with a bisecting line search. `f` writes its
+/// gradient into its second argument. `watch` sees the point after each step and stops the search by returning false. Fastest
+/// in coordinates whose curvature is near 1.
 pub(super) fn minimise(
     start: Vec<f64>,
     stop: Stop,
@@ -37,8 +37,8 @@ pub(super) fn minimise(
         let direction = downhill(&memory, &gradient);
         let slope = dot(&direction, &gradient);
         let mut next_gradient = vec![0.0; point.len()];
-        // Far enough to go down, and not so short that the function still curves the other way (which a convex one never does):
-        // halved and doubled until both hold.
+        // Short enough for a sufficient descent, and long enough for the slope to rise, so that the curvature along the step is
+        // positive (for a convex function it always is): halved and doubled until both hold.
         let (mut reach, mut short, mut long) = (1.0, 0.0, f64::INFINITY);
         let mut found = None;
         for _ in 0..30 {
@@ -73,7 +73,7 @@ pub(super) fn minimise(
     point
 }
 
-/// A step, how the gradient changed along it, and their product.
+/// A step, the change of the gradient along it, and their product.
 struct Pair {
     step: Vec<f64>,
     change: Vec<f64>,
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_curved_valley_is_followed_to_its_end() {
-        // Rosenbrock's function: its minimum, 0 at (1, 1), lies at the end of a bent, flat valley.
+        // Rosenbrock's function: the minimum, 0 at (1, 1), lies at the end of a bent, flat valley.
         let valley = |x: &[f64], gradient: &mut [f64]| {
             let across = x[1] - x[0] * x[0];
             gradient[0] = -400.0 * x[0] * across - 2.0 * (1.0 - x[0]);

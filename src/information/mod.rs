@@ -1,23 +1,23 @@
-//! How much one thing says about another: estimators of information that know when they cannot answer. In nats.
+//! How much does one thing tell about another? Estimators of information, in nats, that say when they cannot answer.
 //!
 //! | question | function |
 //! |---|---|
 //! | what do x and y share? | [`mutual_information`] with an [`Estimator`] |
 //! | what do they share that z does not tell? | [`conditional_information`] |
 //! | what do many variables share? | [`total_correlation`], [`o_information`] |
-//! | what can a simple probe get out of x? | [`v_information`], [`v_information_of_labels`] |
-//! | how many nats does it take to send labels to one who has x? | [`online_code`] |
-//! | does the probe read x, or learn by heart? | [`selectivity`] |
-//! | is what two sources say about a target the same, or more together? | [`decomposition_of_samples`]; exact: [`gaussian_decomposition`], [`decomposition`] |
+//! | what can a simple probe read from x? | [`v_information`], [`v_information_of_labels`] |
+//! | how many nats does it take to send the labels to someone who has x? | [`online_code`] |
+//! | does the probe read x, or memorise? | [`selectivity`] |
+//! | do two sources say the same about a target, or more together? | [`decomposition_of_samples`]; exact: [`gaussian_decomposition`], [`decomposition`] |
 //! | how widely does attention spread, and how much does the query decide? | [`pattern_entropy`], [`pattern_transfer`] |
-//! | exact values | [`gaussian_information`], [`discrete_information`], [`entropy`] |
-//! | distributions whose information is known | [`Truth`] |
+//! | exact values, for known distributions | [`gaussian_information`], [`discrete_information`], [`entropy`] |
+//! | distributions whose information is known, to test with | [`Truth`] |
 //!
-//! # When an estimate is no fact
+//! # When an estimate is not a fact
 //!
-//! A deterministic function of a continuous variable shares infinitely much with it (Goldfeld 2019), so add noise and say how
-//! much. No estimate from N samples can be trusted far beyond ln N (McAllester & Stratos 2020), and none from few samples in
-//! many dimensions. Every [`Estimate`] carries what speaks against it as [`Warning`]s.
+//! A deterministic function of a continuous variable shares infinitely much information with it (Goldfeld 2019), so add noise,
+//! and say how much. No estimate from N samples can be trusted far beyond ln N (McAllester & Stratos 2020), and none from few
+//! samples in many dimensions. Every [`Estimate`] carries the reasons to doubt it as [`Warning`]s.
 
 mod attention;
 mod binned;

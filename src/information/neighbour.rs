@@ -1,4 +1,4 @@
-//! Estimates from the distances to nearest neighbours.
+//! How much do continuous variables share, judged by the distances to nearest neighbours?
 
 use std::sync::OnceLock;
 
@@ -14,26 +14,26 @@ use super::sample::{Sample, beside};
 use super::tree::{Notes, Tree};
 use crate::error::{Error, Result};
 
-/// Which of the nearest-neighbour estimators.
+/// A nearest-neighbour estimator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum KsgVariant {
-    /// Counts within the cube that reaches to the k-th neighbour.
+    /// KSG-1: counts within the cube that reaches to the k-th neighbour.
     #[default]
     One,
-    /// Counts within the smallest box that holds the k neighbours.
+    /// KSG-2: counts within the smallest box that holds the k neighbours.
     Two,
-    /// Two, corrected where the neighbours fill only a slanted part of their box: for strong dependence.
+    /// KSG-2 with a correction where the neighbours fill only a slanted part of their box: for strong dependence.
     LocalNonUniformity,
 }
 
 /// Options of the nearest-neighbour estimators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KsgOptions {
-    /// Number of neighbours: fewer have less bias, more have less variance.
+    /// Number of neighbours, less than half of the samples. Few have less bias, many have less variance.
     pub k: usize,
     /// Which estimator.
     pub variant: KsgVariant,
-    /// What is done with each coordinate first.
+    /// How to scale each coordinate first.
     pub scaling: Scaling,
 }
 
@@ -44,10 +44,10 @@ impl Default for KsgOptions {
 }
 
 impl KsgOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where there are no neighbours.
+    /// If `k` is 0.
     pub fn validate(&self) -> Result<()> {
         if self.k == 0 { Err(Error::argument("k", "1 or more", 0)) } else { Ok(()) }
     }
@@ -58,14 +58,14 @@ impl KsgOptions {
     }
 }
 
-/// psi(1), psi(2), ..., psi(n) at places 1, 2, ..., n.
+/// psi(1), psi(2), ..., psi(n) at indices 1, 2, ..., n.
 pub(super) fn digammas(n: usize) -> Vec<f64> {
     let mut values = vec![f64::NAN, digamma(1.0)];
     (1..n).for_each(|m| values.push(values[m] + 1.0 / m as f64));
     values
 }
 
-/// One marginal space of the joint one: its columns there, its points, and the sign of its term.
+/// A marginal space of the joint one: its columns, its points, and the sign of its term.
 struct Marginal {
     columns: std::ops::Range<usize>,
     points: Array2<f64>,
@@ -86,8 +86,8 @@ impl Marginal {
     }
 }
 
-/// What several variables share: `psi(k) + (m - 1) psi(N) - <sum psi(n_i + 1)>`, m = 2 being mutual information, more the
-/// total correlation (Kraskov, Stögbauer & Grassberger 2004, eqs. 8, 9, 23, 24).
+/// The information shared by m variables, `psi(k) + (m - 1) psi(N) - <sum psi(n_i + 1)>`: mutual information for m = 2, total
+/// correlation for more (Kraskov, Stögbauer & Grassberger 2004, eqs. 8, 9, 23, 24).
 pub(super) fn shared(parts: &[&Sample], options: &KsgOptions) -> Result<f64> {
     let scaled: Vec<Sample> = parts.iter().map(|part| part.scaled(options.scaling)).collect();
     let n = parts.first().map_or(0, |part| part.rows.nrows());
@@ -120,8 +120,8 @@ pub(super) fn conditional(x: &Sample, y: &Sample, z: &Sample, options: &KsgOptio
     if options.variant != KsgVariant::One {
         return Err(Error::argument(
             "variant",
-            "KSG-1, the one that has a conditional form",
-            format!("{:?}", options.variant),
+            "ksg, the variant that has a conditional form",
+            super::Estimator::Ksg(options.clone()).name(),
         ));
     }
     options.fits(x.rows.nrows())?;
@@ -136,9 +136,10 @@ pub(super) fn conditional(x: &Sample, y: &Sample, z: &Sample, options: &KsgOptio
     Ok(cubes(&joint, &marginals, options.k))
 }
 
-/// The mean over samples of `psi(k) - sum sign psi(count)`. A count holds the sample itself and what is strictly nearer in
-/// the marginal than the k-th neighbour in the joint space. Where k neighbours are copies, their number takes the place of
-/// k and counts are those of copies: so discrete and mixed variables are handled (Gao, Kannan, Oh & Viswanath 2017).
+/// The mean over samples of `psi(k) - sum sign psi(count)`. A count includes the sample itself and all points strictly closer
+/// in the marginal than the k-th neighbour is in the joint space. If the k nearest neighbours are copies of the sample, the
+/// number of copies replaces k, and the counts are those of copies. This covers discrete and mixed variables (Gao, Kannan, Oh &
+/// Viswanath 2017).
 fn cubes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     let psi = digammas(joint.nrows());
     let all = Copies::new(joint);
@@ -153,8 +154,8 @@ fn cubes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     })
 }
 
-/// The mean over samples of `psi(k) - (m - 1) / k - sum psi(n_i)`, n_i what lies in the marginal no further than the box of
-/// the k neighbours reaches; copies are counted as in [`cubes`].
+/// The mean over samples of `psi(k) - (m - 1) / k - sum psi(n_i)`, with n_i the number of points in the marginal within the
+/// extent of the k neighbours' box. Copies are counted as in [`cubes`].
 fn boxes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     let psi = digammas(joint.nrows());
     let d = joint.ncols();
@@ -179,7 +180,7 @@ fn boxes(joint: &Array2<f64>, marginals: &[Marginal], k: usize) -> f64 {
     })
 }
 
-/// Counts a point's copies; most samples have none, and never ask.
+/// Counts a point's copies. Built on first use: most samples have none.
 struct Copies<'a> {
     rows: &'a Array2<f64>,
     counter: OnceLock<Counter>,
@@ -196,8 +197,8 @@ impl<'a> Copies<'a> {
     }
 }
 
-/// The mean of `f(tree, point, row, scratch)` over the rows, which are visited box by box. Sums are taken by chunks in
-/// order, so that the number of threads does not change the result.
+/// The mean of `f(tree, point, row, scratch)` over the rows, visited box by box. Chunks are summed in order, so the result does
+/// not depend on the number of threads.
 pub(super) fn mean_over(joint: &Array2<f64>, f: impl Fn(&Tree, &[f64], u32, &mut Notes) -> f64 + Sync) -> f64 {
     let (n, d) = joint.dim();
     let rows = joint.as_slice().unwrap_or_default();
@@ -210,9 +211,9 @@ pub(super) fn mean_over(joint: &Array2<f64>, f: impl Fn(&Tree, &[f64], u32, &mut
     sums.iter().sum::<f64>() / n as f64
 }
 
-/// What a continuous X says about labels: `psi(N) + <psi(k_i)> - <psi(N_y)> - <psi(m_i)>`, N_y the number of samples with
-/// the same label, m_i how many of all samples lie within the distance to the k-th neighbour of the same label (Ross 2014).
-/// A label seen once tells nothing and is left out.
+/// What a continuous X tells about labels: `psi(N) + <psi(k_i)> - <psi(N_y)> - <psi(m_i)>`. N_y is the number of samples with
+/// the same label, m_i the number of all samples within the distance to the k-th neighbour of the same label (Ross 2014).
+/// Labels that occur once tell nothing and are left out.
 pub(super) fn ross(x: &Sample, labels: &[usize], options: &KsgOptions) -> Result<f64> {
     options.validate()?;
     let x = x.scaled(options.scaling);
@@ -222,7 +223,7 @@ pub(super) fn ross(x: &Sample, labels: &[usize], options: &KsgOptions) -> Result
     groups.retain(|rows| rows.len() > 1);
     let kept: Vec<usize> = groups.iter().flatten().copied().collect();
     if groups.len() < 2 {
-        return Err(Error::argument("y", "two or more labels that are each seen twice or more", groups.len()));
+        return Err(Error::argument("y", "two or more labels that occur twice or more", groups.len()));
     }
     let all = x.take(&kept).rows;
     let counter = Counter::new(all.as_slice().unwrap_or_default(), d);

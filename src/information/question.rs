@@ -1,4 +1,4 @@
-//! What is asked of samples.
+//! How much do samples of two or more variables share? The questions, each answered by an estimator of choice.
 
 use ndarray::{Array3, ArrayView2};
 
@@ -8,19 +8,21 @@ use super::suspect::suspicions;
 use super::{BinnedOptions, Estimator, Redundancy, binned, decomposition, gaussian, neighbour};
 use crate::error::{Error, Result};
 
-/// What do x and y share? `I(X; Y)`, in nats, by the estimator given.
+/// How much do x and y share? `I(X; Y)`, in nats.
 ///
-/// The interval is `estimate ± z s`, s the spread of the estimates from random halves of the samples, which for estimators
-/// that average over samples is that of the whole (the delete-half jackknife; Shao & Wu 1989); resampling with replacement
-/// would make copies, which nearest neighbours take for information. It covers chance; bias shows in `convergence`.
+/// The interval is `estimate ± z s`. s is the standard deviation of the estimates from random halves of the samples; for
+/// estimators that average over samples it equals that of the whole (the delete-half jackknife; Shao & Wu 1989). A bootstrap
+/// would create copies of samples, which nearest-neighbour estimators take for information. The interval covers chance; bias
+/// shows in `convergence`.
 ///
 /// # Shapes
-/// `x`, `y`: \[sample, dimension\]. For [`Estimator::Ross`], equal rows of `y` are one label.
+/// `x`, `y`: \[sample, dimension\]. For [`Estimator::Ross`], each distinct row of `y` is a label.
 ///
 /// # Errors
-/// Where the numbers of samples differ or are fewer than 8, a value is not finite, the largest of a column is not between 1e-100
-/// and 1e100 in size, a variable is constant, a column of x is one of y (not for `Ross` and `Binned`), there are too few samples
-/// for the estimator, every sample is there a few times, or an option makes no sense.
+/// If the numbers of samples differ or are below 8; a value is not finite; the largest absolute value of a column is not
+/// between 1e-100 and 1e100; a variable is constant; a column of x equals one of y (except for `Ross` and `Binned`); there are
+/// too few samples for the estimator, or not more than `2 k` for neighbours; most labels of `Ross` occur once; every sample
+/// occurs a few times; or an option makes no sense.
 ///
 /// ```
 /// use headscope::information::{Certainty, Estimator, Truth, mutual_information};
@@ -60,14 +62,25 @@ pub fn mutual_information(
     Ok(found.below(binned::discrete_information(&labels, &labels, false)?))
 }
 
-/// What do x and y share that z does not tell? `I(X; Y | Z)`, in nats; Gaussian, KSG-1 or binned. The null shuffles y, which
-/// also breaks its tie to z: p is of `I(X; Y | Z) = 0` only where y and z are unrelated.
+/// How much do x and y share that z does not tell? `I(X; Y | Z)`, in nats, by the Gaussian, KSG-1 or binned estimator. The null
+/// shuffles y, which also breaks its dependence on z: p tests `I(X; Y | Z) = 0` only if y and z are unrelated.
 ///
 /// # Shapes
 /// `x`, `y`, `z`: \[sample, dimension\].
 ///
 /// # Errors
-/// As [`mutual_information`]; and where the estimator has no conditional form.
+/// As [`mutual_information`], and if the estimator has no conditional form.
+///
+/// ```
+/// use headscope::information::{Certainty, Estimator, Truth, conditional_information};
+/// let (x, z) = Truth::Normal { rho: 0.8 }.sample(1000, 0)?;
+/// let (_, noise) = Truth::Normal { rho: 0.0 }.sample(1000, 1)?;
+/// let y = &z + &noise; // x tells about y only through z
+/// let gaussian: Estimator = "gaussian".parse()?;
+/// let given = conditional_information(x.view(), y.view(), z.view(), &gaussian, &Certainty::NONE, 0)?;
+/// assert!(given.nats().abs() < 0.02);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn conditional_information(
     x: ArrayView2<f64>,
     y: ArrayView2<f64>,
@@ -91,14 +104,22 @@ pub fn conditional_information(
     finish(question, &parts, warnings, certainty, seed, |parts| estimator.point(&parts[0], &parts[1], Some(&parts[2])))
 }
 
-/// What do several variables share, all together? `sum H(X_i) - H(X)`, in nats, by [`Estimator::Gaussian`] or
-/// [`Estimator::Ksg`]; of two variables it is their mutual information (Watanabe 1960).
+/// How much do several variables share, all together? The total correlation `sum H(X_i) - H(X)`, in nats, by
+/// [`Estimator::Gaussian`] or [`Estimator::Ksg`] (Watanabe 1960). For two variables it is their mutual information.
 ///
 /// # Shapes
 /// `variables`: each \[sample, dimension\].
 ///
 /// # Errors
-/// As [`mutual_information`]; and where there are fewer than two variables, or the estimator is another one.
+/// As [`mutual_information`], and if there are fewer than two variables or the estimator is another one.
+///
+/// ```
+/// use headscope::information::{Certainty, Estimator, Truth, total_correlation};
+/// let (x, y) = Truth::Normal { rho: 0.75 }.sample(2000, 0)?; // 0.413 nats
+/// let found = total_correlation(&[x.view(), y.view()], &"gaussian".parse::<Estimator>()?, &Certainty::NONE, 0)?;
+/// assert!((found.nats() - 0.413).abs() < 0.05);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn total_correlation(
     variables: &[ArrayView2<f64>],
     estimator: &Estimator,
@@ -113,15 +134,26 @@ pub fn total_correlation(
     finish(question, &parts, warnings, certainty, seed, |parts| Ok((total(parts, estimator)?, 0)))
 }
 
-/// Do variables share more by repeating each other (positive), or by what only all of them together tell (negative)?
-/// The O-information `(m - 2) H(X) + sum_i [H(X_i) - H(X without i)] = (2 - m) TC(X) + sum_i TC(X without i)` (Rosas et al.
-/// 2019); of three variables it is redundancy minus synergy, whatever measure of redundancy is used.
+/// Do variables mostly repeat each other (positive), or do they tell something only all together (negative)? The O-information
+/// `(m - 2) H(X) + sum_i [H(X_i) - H(X without i)] = (2 - m) TC(X) + sum_i TC(X without i)`, in nats (Rosas et al. 2019). For
+/// three variables it is redundancy minus synergy, for every measure of redundancy.
 ///
 /// # Shapes
 /// `variables`: each \[sample, dimension\].
 ///
 /// # Errors
-/// As [`total_correlation`]; and where there are fewer than three variables.
+/// As [`total_correlation`], and if there are fewer than three variables.
+///
+/// ```
+/// use headscope::information::{Certainty, Estimator, Truth, o_information};
+/// let (x, y) = Truth::Normal { rho: 0.0 }.sample(2000, 0)?;
+/// let (_, noise) = Truth::Normal { rho: 0.0 }.sample(2000, 1)?;
+/// let sum = &x + &y + &noise * 0.1; // x and y tell more about it together than apart
+/// let variables = [x.view(), y.view(), sum.view()];
+/// let found = o_information(&variables, &"gaussian".parse::<Estimator>()?, &Certainty::NONE, 0)?;
+/// assert!(found.nats() < -1.0);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn o_information(
     variables: &[ArrayView2<f64>],
     estimator: &Estimator,
@@ -135,7 +167,7 @@ pub fn o_information(
     let question = Question { estimator: estimator.name(), needed, shuffled: 1..parts.len() };
     finish(question, &parts, warnings, certainty, seed, |parts| {
         let m = parts.len();
-        // H(X) = sum H(X_i) - TC(X), so that the entropies of single variables cancel.
+        // H(X) = sum H(X_i) - TC(X), so the entropies of single variables cancel.
         let mut sum = (2.0 - m as f64) * total(parts, estimator)?;
         for left_out in 0..m {
             let rest: Vec<Sample> =
@@ -177,21 +209,24 @@ fn total_dimensions(parts: &[Sample]) -> usize {
 /// The four parts of what two sources tell about a target, each with its interval.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Parts {
-    /// Told by both.
+    /// Told by both sources.
     pub redundant: Estimate,
-    /// Told by the first alone.
+    /// Told by the first source alone.
     pub unique_1: Estimate,
-    /// Told by the second alone.
+    /// Told by the second source alone.
     pub unique_2: Estimate,
-    /// Told only by both together.
+    /// Told only by both sources together.
     pub synergistic: Estimate,
-    /// By which measure.
+    /// The measure of redundancy.
     pub measure: Redundancy,
 }
 
-/// What do two sources tell about a target by repeating each other, each alone, and only together? [`decomposition`] from
-/// samples: `Mmi` as if all were Gaussian, with the bias of finite samples taken off; `IMin` and `Broja` from counts, variables
-/// with many values cut into bins. A part is flagged as any other estimate is: counts of three variables need many samples.
+/// What do two sources tell about a target: the same, each something of its own, or something only both together?
+/// [`decomposition`] from samples, in nats.
+///
+/// `Mmi` treats all variables as Gaussian and subtracts the bias of finite samples. `IMin` and `Broja` count; variables with
+/// many values are cut into bins. Counts of three variables need many samples, and the parts carry warnings as any estimate
+/// does.
 ///
 /// # Shapes
 /// `target`, `first`, `second`: \[sample, dimension\].
@@ -239,7 +274,7 @@ pub fn decomposition_of_samples(
         Redundancy::IMin => ("i_min", 0),
         Redundancy::Broja => ("broja", 0),
     };
-    // Bins are those of all samples, so that halves of them are told apart by chance alone.
+    // Cut all samples into the same bins, so that halves differ by chance alone.
     let parts = match measure {
         Redundancy::Mmi => parts,
         _ => parts.map(|part| Sample::of_labels(&binned::cells(&part, options))),
@@ -253,7 +288,7 @@ pub fn decomposition_of_samples(
     Ok(Parts { redundant, unique_1, unique_2, synergistic, measure })
 }
 
-/// The decomposition of target, first and second source, and the number of occupied cells where counts were taken.
+/// The decomposition of target, first and second source, and the number of occupied cells (0 if nothing is counted).
 fn decompose(parts: &[Sample], measure: Redundancy) -> Result<(decomposition::Decomposition, usize)> {
     let [target, first, second] = parts else {
         return Err(Error::argument("variables", "a target and two sources", parts.len()));

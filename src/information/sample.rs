@@ -1,4 +1,4 @@
-//! What comes in: checked, constant columns left out, scaled.
+//! Can these values be estimated from? Samples are checked, stripped of constant columns, and scaled.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Checks that `values` can be a variable; leaves out constant columns and says so.
+    /// Checks `values`, leaves out constant columns, and says so.
     pub fn new(name: &'static str, values: ArrayView2<f64>, warnings: &mut Vec<Warning>) -> Result<Self> {
         let (n, d) = values.dim();
         if n < 8 || d == 0 {
@@ -29,7 +29,8 @@ impl Sample {
         if let Some((index, found)) = values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
             return Err(Error::NotFinite { at: name.into(), index, found: *found });
         }
-        // Outside of this range squares, and so variances and correlations, are no numbers any more: x and y would seem unrelated.
+        // Outside this range squares, and with them variances and correlations, over- or underflow: x and y would seem
+        // unrelated.
         let size = |column: usize| values.column(column).iter().fold(0.0_f64, |most, value| most.max(value.abs()));
         let fits = |size: f64| size == 0.0 || (1e-100..=1e100).contains(&size);
         if let Some((column, size)) = (0..d).map(|column| (column, size(column))).find(|(_, size)| !fits(*size)) {
@@ -81,7 +82,7 @@ impl Sample {
         Self { rows }
     }
 
-    /// A number for each row, the same for equal rows, numbered from 0 in order of appearance.
+    /// A number for each row, the same for equal rows, counted from 0 in order of first appearance.
     pub fn labels(&self) -> Vec<usize> {
         let mut seen: HashMap<Vec<u64>, usize> = HashMap::new();
         let label = |row: ndarray::ArrayView1<f64>, seen: &mut HashMap<Vec<u64>, usize>| {
@@ -92,7 +93,7 @@ impl Sample {
         self.rows.rows().into_iter().map(|row| label(row, &mut seen)).collect()
     }
 
-    /// Shuffled rows: the same values, related to nothing.
+    /// Shuffles the rows: the same values, related to nothing.
     pub fn shuffled(&self, rng: &mut impl rand::Rng) -> Self {
         let mut order: Vec<usize> = (0..self.rows.nrows()).collect();
         order.shuffle(rng);
@@ -100,16 +101,16 @@ impl Sample {
     }
 }
 
-/// Fails if most labels are seen once: continuous values that were taken for labels, of which each says all about its sample.
+/// Fails if most labels occur once: continuous values mistaken for labels, each of which identifies its sample.
 pub(crate) fn come_again(name: &'static str, labels: usize, samples: usize) -> Result<()> {
     if 2 * labels <= samples {
         return Ok(());
     }
-    let found = format!("{labels} different ones in {samples} samples (continuous values are no labels)");
-    Err(Error::argument(name, "labels that are seen twice or more on average", found))
+    let found = format!("{labels} different ones in {samples} samples (continuous values are not labels)");
+    Err(Error::argument(name, "labels that occur twice or more on average", found))
 }
 
-/// Fails if a number for each sample and class would take more than 2 GiB.
+/// Fails if one number for each sample and class would take more than 2 GiB.
 pub(crate) fn check_classes(samples: usize, classes: usize) -> Result<()> {
     const MOST: usize = 1 << 28;
     if samples.saturating_mul(classes) <= MOST {
@@ -119,7 +120,7 @@ pub(crate) fn check_classes(samples: usize, classes: usize) -> Result<()> {
     Err(Error::argument("classes", expected, classes))
 }
 
-/// The variables beside each other.
+/// All columns of several variables side by side.
 pub(super) fn beside(parts: &[&Sample]) -> Array2<f64> {
     let n = parts.first().map_or(0, |part| part.rows.nrows());
     let mut all = Array2::zeros((n, parts.iter().map(|part| part.dimensions()).sum()));
@@ -131,7 +132,7 @@ pub(super) fn beside(parts: &[&Sample]) -> Array2<f64> {
     all
 }
 
-/// Fails where the variables differ in the number of samples.
+/// Fails if the variables differ in the number of samples.
 pub(super) fn same_length(name: &'static str, x: ArrayView2<f64>, y: ArrayView2<f64>) -> Result<()> {
     if x.nrows() == y.nrows() {
         return Ok(());
@@ -143,7 +144,7 @@ pub(super) fn same_length(name: &'static str, x: ArrayView2<f64>, y: ArrayView2<
     })
 }
 
-/// Fails where a column of one variable is a column of the other: what is continuous would share infinitely much.
+/// Fails if a column of one variable equals a column of the other: two copies of a continuous variable share infinitely much.
 pub(super) fn differ(x: &Sample, y: &Sample) -> Result<()> {
     for (i, a) in x.rows.columns().into_iter().enumerate() {
         if let Some(j) = y.rows.columns().into_iter().position(|b| a == b) {

@@ -1,4 +1,4 @@
-//! What speaks against samples before anything is estimated from them: repetitions, copies, heavy tails.
+//! What speaks against samples, before anything is estimated from them? Repetitions, copies, ties, heavy tails.
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use rayon::prelude::*;
@@ -8,14 +8,14 @@ use super::sample::{Sample, beside, differ, same_length};
 use super::{Estimator, Scaling};
 use crate::error::{Error, Result};
 
-/// All that matters to an estimator. `names` are those of the variables; the last one serves for all that follow.
+/// All warnings that matter to an estimator. `names` are those of the variables; the last one also names all that follow.
 ///
 /// # Errors
 /// As [`repeated`].
 pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample], names: &[&'static str]) -> Result<Vec<Warning>> {
     let joint = with_copies(parts);
     let repeated = joint.as_ref().map(repetition).transpose()?.flatten();
-    // Of which samples distances are taken, if any, and in which scale; x has no copies where x and labels together have none.
+    // The samples whose distances are measured, if any, and their scale. x alone has no copies if x with the labels has none.
     let (near, tails, scaling) = match estimator {
         Estimator::Binned(_) => return Ok(vec![]), // equal samples are what it counts
         Estimator::Ksg(options) => (joint.as_ref(), parts, options.scaling),
@@ -34,7 +34,7 @@ pub(super) fn suspicions(estimator: &Estimator, parts: &[Sample], names: &[&'sta
     Ok(repeated.into_iter().chain(copies).chain(ties).chain(heavy).collect())
 }
 
-/// Two variables, checked as every estimator does, in standard units.
+/// Two variables in standard units, with the checks that all estimators share.
 pub(crate) fn checked_pair(
     x: ArrayView2<f64>,
     y: ArrayView2<f64>,
@@ -48,23 +48,23 @@ pub(crate) fn checked_pair(
     Ok((x.scaled(Scaling::Standard).rows, y.scaled(Scaling::Standard).rows))
 }
 
-/// How many samples of a kind there should be, of those of which there are more than one.
+/// How often a recurring sample should occur, at least, if the data are discrete.
 const FEW: usize = 5;
 
-/// So many kinds of which there are equally many samples are no chance.
+/// From this many distinct samples on, equal counts of all of them are not a coincidence.
 const KINDS: usize = 20;
 
-/// Samples that are there again, few of each or equally many, and wholly where a single coordinate is the same, which those drawn
-/// each on its own are not: the same data twice, say, which then seem to be more than they are, and of which a probe has seen
-/// those held out.
+/// Warns of samples that recur although they look continuous: few times each, or all equally often, and as whole rows wherever
+/// a single coordinate recurs. Independent draws do not do this; the same data twice do. The number of samples is then
+/// exaggerated, and a probe has already seen its held-out samples.
 ///
 /// # Errors
-/// Where this is so of all samples, few of each.
+/// If every sample recurs, a few times each.
 pub(super) fn repeated(parts: &[Sample]) -> Result<Option<Warning>> {
     with_copies(parts).as_ref().map(repetition).transpose().map(Option::flatten)
 }
 
-/// [`repeated`] of variables beside each other.
+/// [`repeated`] for all columns side by side.
 fn repetition(joint: &Sample) -> Result<Option<Warning>> {
     let counts = counts(joint);
     let n = joint.rows.nrows();
@@ -79,7 +79,7 @@ fn repetition(joint: &Sample) -> Result<Option<Warning>> {
     }
     if few && again == n {
         let found = format!("{n}, each {times:.1} times: leave the repetitions out");
-        return Err(Error::argument("x, y", "samples of which each was drawn on its own", found));
+        return Err(Error::argument("x, y", "independent samples", found));
     }
     Ok(Some(Warning::Repeated { share: again as f64 / n as f64, times }))
 }
@@ -92,8 +92,8 @@ fn different(column: ArrayView1<f64>) -> usize {
     values.len()
 }
 
-/// The variables beside each other, where a sample may be there twice: rows that differ in one coordinate differ, which is the
-/// usual case, and a quick one.
+/// All columns side by side, if a sample can occur twice at all. Rows that differ in one coordinate differ, which rules out
+/// copies quickly for most data.
 fn with_copies(parts: &[Sample]) -> Option<Sample> {
     let mut first = parts.first()?.rows.column(0).to_vec();
     first.par_sort_unstable_by(f64::total_cmp);
@@ -101,7 +101,7 @@ fn with_copies(parts: &[Sample]) -> Option<Sample> {
     any.then(|| Sample { rows: beside(&parts.iter().collect::<Vec<_>>()) })
 }
 
-/// How often each different sample is there.
+/// How often each distinct sample occurs.
 fn counts(sample: &Sample) -> Vec<usize> {
     let mut counts = vec![];
     for label in sample.labels() {
@@ -113,19 +113,19 @@ fn counts(sample: &Sample) -> Vec<usize> {
     counts
 }
 
-/// The share of samples that are copies, where distances matter.
+/// Warns of copies, if distances are measured.
 fn copies(sample: &Sample) -> Option<Warning> {
     let n = sample.rows.nrows();
     let share = (n - counts(sample).len()) as f64 / n as f64;
     (share > 1e-3).then_some(Warning::Copies { share })
 }
 
-/// Share of tied samples from which a column is flagged. In single precision a million normal samples have 3 % of ties by
-/// rounding alone, which do no harm: they are far closer than neighbours are.
+/// The share of tied samples from which on a column is flagged. A million normal samples in single precision have 3 % of ties
+/// by rounding alone. These do no harm: ties are much closer than neighbours are.
 const TIED: f64 = 0.1;
 
-/// Columns of a variable in which samples have equal values without being copies of each other. `copied` numbers the samples so
-/// that copies have the same number.
+/// Warns of columns in which samples have equal values without being copies of each other. `copied` numbers the samples; copies
+/// have the same number.
 fn ties(variable: &'static str, sample: &Sample, copied: Option<&[usize]>) -> Option<Warning> {
     let n = sample.rows.nrows();
     let mut copies = vec![0_usize; n];
@@ -142,16 +142,16 @@ fn ties(variable: &'static str, sample: &Sample, copied: Option<&[usize]>) -> Op
     Some(Warning::Ties { variable, columns: shares.len(), share })
 }
 
-/// Kurtosis past which an estimate from distances or correlations is flagged; an exponential variable has 9.
+/// Kurtosis above which an estimate from distances or correlations is flagged; an exponential variable has 9.
 const HEAVY: f64 = 12.0;
 
-/// Continuous coordinates with heavy tails.
+/// Warns of continuous coordinates with heavy tails.
 pub(super) fn heavy_tails(parts: &[Sample]) -> Option<Warning> {
     let columns = parts.iter().flat_map(|part| part.rows.columns().into_iter());
     let kurtosis = |column: ArrayView1<f64>| {
         let n = column.len() as f64;
         let mean = column.sum() / n;
-        // In units of the largest deviation, whose fourth power would overflow.
+        // In units of the largest deviation, so that fourth powers do not overflow.
         let most = column.iter().fold(0.0_f64, |most, value| most.max((value - mean).abs()));
         let moment = |power| column.iter().map(|value| ((value - mean) / most).powi(power)).sum::<f64>() / n;
         moment(4) / moment(2).powi(2)

@@ -1,36 +1,38 @@
-//! Nearest neighbours in the maximum norm.
+//! Which points are nearest to a point, in the maximum norm?
 
 use wide::f32x8;
 
 use super::halves::{Halves, Levels, WIDE, larger};
 
-/// By what share of a distance and of the query's largest coordinate single precision may err: four times 2^-23, which is what
-/// rounding both points (2^-24 of each, the other's at most the query's and the distance) and their difference can add up to.
+/// Bound on the rounding error of a single-precision distance, relative to the distance plus the query's largest coordinate: 4
+/// * 2^-23. Rounding either point errs by at most 2^-24 of its coordinate (the other point's is at most the query's plus the
+/// distance), and so does their difference.
 const ERROR: f64 = 1.0 / (1u64 << 21) as f64;
 
-/// What searches write on, kept from one to the next so that none allocates.
+/// Scratch space, kept from one search to the next so that none allocates.
 #[derive(Default)]
 pub(super) struct Notes {
-    /// The nearest found, as (distance, row), the nearest first.
+    /// The nearest points found so far, as (distance, row), nearest first.
     pub best: Vec<(f64, u32)>,
     /// The query in single precision.
     rounded: Vec<f32>,
-    /// For counters: the ranks that are near enough, dimension by dimension.
+    /// For counters: the ranks that are near enough, for each dimension.
     pub ranges: Vec<(i32, i32)>,
 }
 
-/// Points among which neighbours are looked for.
+/// The points to search.
 pub(super) struct Tree {
     halves: Halves,
-    /// Leaf by leaf, exactly.
+    /// The exact coordinates, leaf by leaf.
     points: Vec<f64>,
-    /// What they are multiplied by before they are rounded: then the largest is 1, and none too large or small.
+    /// Scale factor applied before rounding to single precision, so that the largest coordinate is 1 and none over- or
+    /// underflows.
     unit: f64,
     leaves: Vec<[f32; WIDE]>,
     boxes: Levels<f32>,
 }
 
-/// What is looked for: around where, without which row, and the `k` nearest so far.
+/// A search: the query, the row to leave out, and the `k` nearest points so far.
 struct Search<'a> {
     query: &'a [f64],
     rounded: &'a [f32],
@@ -38,16 +40,16 @@ struct Search<'a> {
     k: usize,
     best: &'a mut Vec<(f64, u32)>,
     unit: f64,
-    /// How far off the query's own rounding may put a distance.
+    /// How far the query's own rounding can shift a distance.
     slack: f64,
-    /// The distance of the k-th nearest so far.
+    /// The distance of the k-th nearest point so far.
     limit: f64,
-    /// What is farther than this in single precision is no nearer than `limit`.
+    /// A point farther than this in single precision is no nearer than `limit`.
     past: f32,
 }
 
 impl Search<'_> {
-    /// Measures a point, and takes it if it is one of the nearest.
+    /// Measures a point exactly, and keeps it if it is among the nearest.
     fn offer(&mut self, point: &[f64], row: u32) {
         let distance = self.query.iter().zip(point).fold(0.0, |far, (q, value)| larger(far, (q - value).abs()));
         if distance >= self.limit || row == self.own {
@@ -65,7 +67,7 @@ impl Search<'_> {
 }
 
 impl Tree {
-    /// A tree of rows of `dimensions` numbers.
+    /// Builds a tree from rows of `dimensions` numbers.
     pub fn new(rows: &[f64], dimensions: usize) -> Self {
         let halves = Halves::new(rows, dimensions);
         let unit = 1.0 / rows.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
@@ -77,12 +79,12 @@ impl Tree {
         Self { halves, points, unit, leaves, boxes }
     }
 
-    /// The rows, neighbours close to each other.
+    /// The rows in tree order: neighbours are close to each other.
     pub fn order(&self) -> &[u32] {
         &self.halves.order
     }
 
-    /// The `k` points nearest to row `own` at `query`, itself left out, into `scratch.best`.
+    /// Finds the `k` points nearest to `query`, without row `own`, into `scratch.best`.
     pub fn nearest(&self, query: &[f64], own: u32, k: usize, scratch: &mut Notes) {
         let Notes { best, rounded, .. } = scratch;
         best.clear();
@@ -97,7 +99,7 @@ impl Tree {
         }
     }
 
-    /// Goes through a node's children, the nearest first.
+    /// Visits a node's children, nearest first.
     fn node(&self, level: usize, number: usize, search: &mut Search) {
         let d = self.halves.dimensions;
         let mut near = f32x8::ZERO;

@@ -1,4 +1,4 @@
-//! Distributions whose information is known, after Czyż et al. 2023, "Beyond Normal".
+//! Does an estimator find the truth? Distributions with known information, after Czyż et al. 2023, "Beyond Normal".
 
 use ndarray::{Array1, Array2};
 use ndarray_linalg::{Cholesky, UPLO};
@@ -12,7 +12,8 @@ use super::gaussian_information;
 use crate::error::{Error, Result};
 use crate::stats::normal_cdf;
 
-/// Pairs (x, y) of known mutual information. Maps of each variable on its own change nothing about it, and make it harder.
+/// A distribution of pairs (x, y) with known mutual information. Mapping each variable separately does not change it, but makes
+/// it harder to estimate.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Truth {
     /// Two standard normal numbers.
@@ -20,46 +21,46 @@ pub enum Truth {
         /// Their correlation.
         rho: f64,
     },
-    /// The same, each through the normal distribution function: uniform marginals.
+    /// As `Normal`, each mapped by the normal distribution function: uniform marginals.
     NormalCdf {
-        /// Correlation before.
+        /// The correlation before the map.
         rho: f64,
     },
-    /// The same, each through sign(x) |x|^1.5: longer tails.
+    /// As `Normal`, each mapped by sign(x) |x|^1.5: longer tails.
     HalfCube {
-        /// Correlation before.
+        /// The correlation before the map.
         rho: f64,
     },
-    /// The same, each through the area hyperbolic sine: shorter tails.
+    /// As `Normal`, each mapped by asinh: shorter tails.
     Asinh {
-        /// Correlation before.
+        /// The correlation before the map.
         rho: f64,
     },
-    /// The same, x uniform and rolled up in the plane.
+    /// As `NormalCdf`, with x rolled up in the plane.
     SwissRoll {
-        /// Correlation before.
+        /// The correlation before the map.
         rho: f64,
     },
-    /// x uniform on 0 to 1, y = x + uniform noise from -eps to eps.
+    /// x uniform from 0 to 1, y = x plus uniform noise from -eps to eps.
     UniformNoise {
         /// eps.
         noise: f64,
     },
-    /// n and n standard normal numbers, all of the same correlation with each other.
+    /// 2n standard normal numbers, n for each variable, with the same correlation between any two.
     Dense {
         /// Dimensions of each variable.
         n: usize,
         /// The correlation.
         rho: f64,
     },
-    /// n and n standard normal numbers of which only two pairs are correlated.
+    /// 2n standard normal numbers, n for each variable, of which only two pairs are correlated.
     TwoPairs {
         /// Dimensions of each variable, 2 or more.
         n: usize,
         /// The correlation of a pair.
         rho: f64,
     },
-    /// n and n uncorrelated numbers with a common Student tail: they share how far out they are.
+    /// 2n uncorrelated numbers, n for each variable, with a common Student tail: they share how far out they lie.
     Student {
         /// Dimensions of each variable.
         n: usize,
@@ -69,7 +70,7 @@ pub enum Truth {
 }
 
 impl Truth {
-    /// Those that the validation goes through.
+    /// The distributions of the validation.
     pub fn all() -> Vec<Self> {
         let rho = 0.75;
         let mut all = vec![
@@ -87,10 +88,10 @@ impl Truth {
         all
     }
 
-    /// What x and y share, in nats.
+    /// The mutual information of x and y, in nats.
     ///
     /// # Errors
-    /// Where a parameter makes no sense.
+    /// If a parameter makes no sense.
     pub fn information(&self) -> Result<f64> {
         self.validate()?;
         match *self {
@@ -110,10 +111,10 @@ impl Truth {
         }
     }
 
-    /// `n` samples: x and y, each \[sample, dimension\].
+    /// Draws `n` samples of x and y, each \[sample, dimension\].
     ///
     /// # Errors
-    /// Where a parameter makes no sense.
+    /// If a parameter makes no sense.
     pub fn sample(&self, n: usize, seed: u64) -> Result<(Array2<f64>, Array2<f64>)> {
         self.validate()?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -123,7 +124,8 @@ impl Truth {
             return Ok((x, y));
         }
         let d = self.dimensions();
-        let failed = |reason| Error::argument("rho", "a correlation that the other ones allow", reason);
+        let failed =
+            |reason| Error::argument("rho", "a correlation for which the covariance is positive definite", reason);
         let factor = self.covariance(d).cholesky(UPLO::Lower).map_err(failed)?;
         let mut rows =
             Array2::from_shape_simple_fn((n, 2 * d), || rng.sample::<f64, _>(StandardNormal)).dot(&factor.t());
@@ -141,7 +143,7 @@ impl Truth {
         })
     }
 
-    /// Dimensions of y (and of x, but for the roll).
+    /// Dimensions of y, and of x except for `SwissRoll`, where x has 2.
     pub fn dimensions(&self) -> usize {
         match *self {
             Self::Dense { n, .. } | Self::TwoPairs { n, .. } | Self::Student { n, .. } => n,
@@ -165,7 +167,7 @@ impl Truth {
         if ok { Ok(()) } else { Err(Error::argument("truth", expected, self)) }
     }
 
-    /// The covariance of the Gaussian numbers behind x and y.
+    /// The covariance of the Gaussian numbers from which x and y are made.
     fn covariance(&self, d: usize) -> Array2<f64> {
         let mut covariance = Array2::eye(2 * d);
         match *self {
@@ -208,7 +210,7 @@ fn half_cube(x: f64) -> f64 {
     x.signum() * x.abs().powf(1.5)
 }
 
-/// A line from 0 to 1, rolled up.
+/// Rolls up a line from 0 to 1.
 fn roll(line: &Array1<f64>) -> Array2<f64> {
     let angle = |u: f64| 1.5 * std::f64::consts::PI * (1.0 + 2.0 * u);
     Array2::from_shape_fn((line.len(), 2), |(row, axis)| {

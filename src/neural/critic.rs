@@ -1,4 +1,4 @@
-//! The critic and its training.
+//! How is a critic trained, and which one is kept?
 
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -12,7 +12,7 @@ use crate::stats::stream;
 /// Training steps between looks at the validation samples.
 const BETWEEN_LOOKS: usize = 50;
 
-/// `T(x, y) = f(x) . g(y)`, f and g with two hidden layers: one product of matrices scores every pair of a batch.
+/// `T(x, y) = f(x) . g(y)`, where f and g have two hidden layers each: one matrix product scores every pair of a batch.
 pub(super) struct Critic {
     halves: [Half; 2],
 }
@@ -21,7 +21,7 @@ pub(super) struct Critic {
 struct Half(Vec<(Tensor, Tensor)>);
 
 impl Half {
-    /// Random weights (He et al. 2015), the last layer's small, so that the critic starts near 0.
+    /// Random weights (He et al. 2015). Those of the last layer are small, so the critic starts near 0.
     fn new(vars: &nn::Path, inputs: usize, options: &NeuralOptions, rng: &mut impl Rng) -> Self {
         let sizes = [inputs, options.hidden, options.hidden, options.embedding];
         let layer = |(number, pair): (usize, &[usize])| {
@@ -49,7 +49,7 @@ impl Half {
 }
 
 impl Critic {
-    /// Trained on `train`; of all critics on the way, the one whose bound on `validation` was highest.
+    /// Trains on `train`, and keeps the critic with the highest bound on `validation`.
     pub fn train(train: &Pair, validation: &Pair, options: &NeuralOptions, seed: u64) -> Result<Self> {
         let torch = || Error::torch("training a critic");
         let mut rng = stream(seed, 0);
@@ -85,12 +85,12 @@ impl Critic {
         Ok(Self { halves: critic.halves.map(|half| Half(kept.by_ref().take(half.0.len()).collect())) })
     }
 
-    /// Scores of every x with every y, `[x, y]`.
+    /// The scores of every x with every y, `[x, y]`.
     pub fn scores(&self, pair: &Pair) -> Tensor {
         self.halves[0].forward(&pair.x).matmul(&self.halves[1].forward(&pair.y).tr())
     }
 
-    /// Minus the bound on a batch. Samples drawn twice are no pairs that do not belong together; they are few.
+    /// Minus the bound on a batch. A sample drawn twice makes a wrong negative pair; this is rare.
     fn loss(&self, pair: &Pair, bound: Bound) -> Tensor {
         let scores = self.scores(pair);
         let n = scores.size()[0];

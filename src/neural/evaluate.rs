@@ -1,4 +1,4 @@
-//! The bounds on samples that a critic has not seen.
+//! What does a critic's bound come to, on samples that it has not seen?
 
 use tch::{Device, Kind, Tensor};
 
@@ -6,11 +6,11 @@ use super::critic::Critic;
 use super::{Bound, Pair};
 use crate::error::{Error, Result};
 
-/// Most samples of which every x is scored with every y; more are taken in blocks.
+/// Up to this many samples, every x is scored with every y; more samples are split into blocks.
 const BLOCK: i64 = 2048;
 
-/// What each sample contributes to the bound, so that their mean is the bound and their spread gives its error: for bounds with
-/// a mean over pairs, Hájek's projection of that mean on its samples.
+/// The contribution of each sample to the bound: their mean is the bound, and their spread gives its error. For bounds with a
+/// mean over pairs these are Hájek's projections of that mean on the samples.
 pub(super) fn contributions(critic: &Critic, pair: &Pair, bound: Bound) -> Result<Vec<f64>> {
     let n = pair.x.size()[0];
     let blocks = (n + BLOCK - 1) / BLOCK;
@@ -21,13 +21,14 @@ pub(super) fn contributions(critic: &Critic, pair: &Pair, bound: Bound) -> Resul
         let scores = tch::no_grad(|| critic.scores(&some)).to_kind(Kind::Double);
         parts.push(Scored::new(&scores, bound)?);
     }
-    // The mean over all blocks' pairs, each block's by its number of samples.
+    // The mean over the pairs of all blocks, weighted by their numbers of samples.
     let all = parts.iter().map(|part| part.own.len() as f64 * part.others).sum::<f64>() / n as f64;
     Ok(parts.iter().flat_map(|part| part.values(bound, all)).collect())
 }
 
-/// The scores of a block, summed up: for InfoNCE `own` is `T_ii - ln mean_j e^T_ij`, and nothing else is needed; else `own` is
-/// `T_ii`, `rows` and `columns` are the means of `e^T_ij` over the other samples (of `e^(T - 1)` for NWJ), `others` that over all.
+/// The scores of a block, summarised. For InfoNCE `own` is `T_ii - ln mean_j e^T_ij`, and the rest is empty. For the others
+/// `own` is `T_ii`, `rows` and `columns` are the means of `e^T_ij` over the other samples (of `e^(T - 1)` for NWJ), and
+/// `others` is the mean over all pairs.
 struct Scored {
     own: Vec<f64>,
     rows: Vec<f64>,

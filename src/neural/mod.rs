@@ -1,14 +1,17 @@
-//! Lower bounds on information from trained critics, always reported on samples that training has not seen.
+//! How much do x and y share, at the least? Lower bounds from trained critics, always evaluated on samples that training has
+//! not seen.
 //!
-//! | bound | formula, T the critic | at its best where |
+//! | bound | formula, with critic T | tight if |
 //! |---|---|---|
 //! | [`Bound::InfoNce`] | `mean_i [T(x_i, y_i) - ln mean_j e^T(x_i, y_j)]` over K samples, at most `ln K` | T is the log density ratio |
 //! | [`Bound::Nwj`] | `E_p T - E_q e^(T - 1)` | T is 1 + the log density ratio |
 //! | [`Bound::Mine`] | `E_p T - ln E_q e^T` (Donsker & Varadhan) | T is the log density ratio, up to a constant |
 //!
-//! p are pairs as they come, q pairs of samples that do not belong together. They serve where neighbours fail (many dimensions, no
-//! linear structure), and they are lower bounds: a small value can mean little information or a poor critic. No lower bound that
-//! can be trusted exceeds ln N from N samples (McAllester & Stratos 2020), so larger ones are flagged.
+//! p is the distribution of the pairs as they come, q that of independent pairs.
+//!
+//! Use these bounds if neighbours fail: many dimensions, and no linear structure. They are lower bounds: a small value can mean
+//! little information or a poor critic. No reliable lower bound from N samples exceeds ln N (McAllester & Stratos 2020), so
+//! larger ones are flagged.
 
 mod critic;
 mod evaluate;
@@ -27,25 +30,25 @@ use crate::information::{
 use crate::stats::{BootstrapOptions, bootstrap_mean, shuffled};
 use critic::Critic;
 
-/// Which lower bound.
+/// A lower bound on mutual information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// Contrastive prediction (van den Oord et al. 2018): steady, at most ln K.
+    /// Contrastive prediction (van den Oord et al. 2018): low variance, at most ln K.
     #[default]
     InfoNce,
-    /// Nguyen, Wainwright & Jordan 2010: no bias, but a variance that grows exponentially with the information.
+    /// Nguyen, Wainwright & Jordan 2010: unbiased, but with a variance that grows exponentially with the information.
     Nwj,
-    /// MINE (Belghazi et al. 2018) by the Donsker-Varadhan bound. The logarithm of a mean over held-out pairs lies a little high
-    /// where few of them carry it.
+    /// MINE (Belghazi et al. 2018) by the Donsker-Varadhan bound. The logarithm of a mean over held-out pairs is biased
+    /// slightly upwards if few of them dominate it.
     Mine,
 }
 
 impl Bound {
-    /// The names, as on the command line.
+    /// The names on the command line.
     pub const NAMES: [&str; 3] = ["infonce", "nwj", "mine"];
 
-    /// Its name in tables and on the command line.
+    /// The name in tables and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::InfoNce => "infonce",
@@ -68,27 +71,27 @@ impl std::str::FromStr for Bound {
 /// Options of the trained bounds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NeuralOptions {
-    /// Which bound.
+    /// The bound to train and report.
     pub bound: Bound,
-    /// Units in each of the two hidden layers of x's and of y's half of the critic.
+    /// Units in each of the two hidden layers of f and of g.
     pub hidden: usize,
-    /// Dimensions in which the halves meet: `T(x, y) = f(x) . g(y)`.
+    /// Dimension of the outputs of f and g: `T(x, y) = f(x) . g(y)`.
     pub embedding: usize,
-    /// Samples a training step, each paired with every other.
+    /// Samples per training step, each paired with every other.
     pub batch: usize,
-    /// Adam's step size.
+    /// Step size of Adam.
     pub rate: f64,
-    /// Training steps at most.
+    /// The most training steps.
     pub steps: usize,
-    /// Looks at the validation samples, one every 50 steps, without gain, after which training ends.
+    /// Training ends after this many looks at the validation samples, one every 50 steps, without improvement.
     pub patience: usize,
     /// Confidence level of the interval.
     pub level: f64,
-    /// Shuffles of y for the permutation null, each trained anew; 0 for no p-value.
+    /// Shuffles of y for the permutation null, each with a critic of its own; 0 for no p-value.
     pub permutations: usize,
-    /// Whether a critic is trained on half of the samples, too: does the estimate still move with their number?
+    /// Whether to train a critic on half of the samples, too: does the estimate still change with their number?
     pub convergence: bool,
-    /// Where it computes.
+    /// Where to compute.
     pub device: Device,
 }
 
@@ -111,11 +114,11 @@ impl Default for NeuralOptions {
 }
 
 impl NeuralOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where a size is 0, a batch holds fewer than 8 samples, the step size is not above 0, the level is not between 0 and 1,
-    /// or the device is not there.
+    /// If a size is 0, a batch has fewer than 8 samples, the step size is not above 0, the level is not between 0 and 1, there
+    /// are more than a million permutations, or the device is missing.
     pub fn validate(&self) -> Result<()> {
         for (name, found, least) in [
             ("hidden", self.hidden, 1),
@@ -137,17 +140,18 @@ impl NeuralOptions {
     }
 }
 
-/// How much do x and y share, at the least? A lower bound on `I(X; Y)` in nats, from a critic trained on three fifths of the
-/// samples, stopped by one fifth and evaluated on the last, which neither has seen.
+/// How much do x and y share, at the least? A lower bound on `I(X; Y)`, in nats. The critic is trained on three fifths of the
+/// samples, stopped by one fifth, and evaluated on the last, which neither has seen.
 ///
-/// The interval is by the bootstrap over the held-out samples' contributions; it covers their chance, not that of the training.
+/// The interval is a bootstrap over the contributions of the held-out samples; it covers their chance, not that of the
+/// training.
 ///
 /// # Shapes
 /// `x`, `y`: \[sample, dimension\].
 ///
 /// # Errors
-/// Where the numbers of samples differ or are fewer than 50, a value is not finite, a variable is constant, a column of x is one
-/// of y (they would share infinitely much), or an option makes no sense.
+/// If the numbers of samples differ or are below 50, a value is not finite, a variable is constant, a column of x equals one of
+/// y (they would share infinitely much), or an option makes no sense.
 ///
 /// ```
 /// use headscope::information::Truth;
@@ -209,14 +213,24 @@ pub fn neural_information(
     Ok(Estimate { value: estimate, interval, estimator: options.bound.name(), n, dimensions, p, convergence, warnings })
 }
 
-/// How much does x tell about labels, at the least? [`neural_information`] with the labels one-hot; more than their entropy is
-/// flagged.
+/// How much does x tell about labels, at the least? [`neural_information`] with one-hot labels, in nats. An estimate above
+/// their entropy is flagged.
 ///
 /// # Shapes
-/// `x`: \[sample, dimension\]; `labels`: \[sample\], numbered from 0.
+/// `x`: \[sample, dimension\]; `labels`: \[sample\], counted from 0.
 ///
 /// # Errors
-/// As [`neural_information`] and [`one_hot`], and if most labels are seen once (continuous values are no labels).
+/// As [`neural_information`] and [`one_hot`], and if most labels occur once (continuous values are not labels).
+///
+/// ```
+/// use headscope::neural::{NeuralOptions, neural_information_of_labels};
+/// let labels: Vec<usize> = (0..400).map(|i| i / 7 % 2).collect();
+/// let x = ndarray::Array2::from_shape_fn((400, 1), |(row, _)| labels[row] as f64 + (row as f64).sin() / 4.0);
+/// let options = NeuralOptions { convergence: false, steps: 300, ..NeuralOptions::default() };
+/// let found = neural_information_of_labels(x.view(), &labels, &options, 0)?;
+/// assert!(found.nats() > 0.4 && found.nats() < 0.8); // of ln 2 = 0.69
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn neural_information_of_labels(
     x: ArrayView2<f64>,
     labels: &[usize],
@@ -230,13 +244,19 @@ pub fn neural_information_of_labels(
     Ok(found.below(discrete_information(labels, labels, false)?))
 }
 
-/// Labels as coordinates: 1 at the label's own, 0 elsewhere. For critics, which want numbers.
+/// What are labels as coordinates? 1 at the label's own class, 0 elsewhere.
 ///
 /// # Shapes
 /// \[sample, class\].
 ///
 /// # Errors
-/// If a label is none of the classes, or the array would take more than 2 GiB.
+/// If a label is not below `classes`, or the array would take more than 2 GiB.
+///
+/// ```
+/// use headscope::neural::one_hot;
+/// assert_eq!(one_hot(&[1, 0], 3)?, ndarray::array![[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn one_hot(labels: &[usize], classes: usize) -> Result<Array2<f64>> {
     if let Some(&found) = labels.iter().find(|label| **label >= classes) {
         let (at, found, limit) = ("labels".into(), found as i64, classes as i64);
@@ -253,7 +273,7 @@ struct Pair {
 }
 
 impl Pair {
-    /// Rows `rows` of x beside rows `order` of y.
+    /// Pairs rows `rows` of x with rows `order` of y.
     fn select(&self, rows: &[i64], order: &[i64]) -> Self {
         let take =
             |tensor: &Tensor, rows: &[i64]| tensor.index_select(0, &Tensor::from_slice(rows).to(tensor.device()));
@@ -261,8 +281,8 @@ impl Pair {
     }
 }
 
-/// Trains a critic and returns what each held-out sample contributes to the bound; their mean is the bound. Row `rows[i]` of x is
-/// paired with row `order[i]` of y.
+/// Trains a critic, and returns the contribution of each held-out sample; their mean is the bound. Row `rows[i]` of x is paired
+/// with row `order[i]` of y.
 fn bound(pair: &Pair, rows: &[i64], order: &[i64], options: &NeuralOptions, seed: u64) -> Result<Vec<f64>> {
     let places = shuffled(&(0..rows.len()).collect::<Vec<usize>>(), seed);
     let fifth = rows.len() / 5;

@@ -1,4 +1,4 @@
-//! Bootstrap intervals.
+//! How sure is an estimate? Bootstrap intervals of any statistic, and of many columns at once, from the same draws.
 
 use ndarray::{Array2, ArrayView2};
 use rand::Rng;
@@ -8,33 +8,33 @@ use serde::{Deserialize, Serialize};
 use super::{check_level, check_sample, mean, normal_cdf, normal_quantile, stream};
 use crate::error::{Error, Result};
 
-/// An estimate and how sure it is.
+/// An estimate with its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// The estimate from the whole sample.
     pub estimate: f64,
-    /// Lower end.
+    /// The lower end.
     pub low: f64,
-    /// Upper end.
+    /// The upper end.
     pub high: f64,
-    /// How often such intervals hold the true value, for instance 0.95.
+    /// The confidence level: how often such intervals contain the true value, for instance 0.95.
     pub level: f64,
 }
 
 impl Interval {
-    /// Whether a value lies within.
+    /// Whether the interval contains a value.
     pub fn contains(&self, value: f64) -> bool {
         self.low <= value && value <= self.high
     }
 }
 
-/// How the ends of an interval come from the resampled statistics.
+/// How to get the ends of an interval from the resampled statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum BootstrapMethod {
     /// Quantiles of the resampled statistics.
     Percentile,
-    /// Bias-corrected and accelerated: quantiles moved by the median bias and by how fast the spread changes with the
-    /// value; second-order accurate.
+    /// Bias-corrected and accelerated: quantiles shifted by the median bias and by how fast the spread changes with the value;
+    /// second-order accurate.
     #[default]
     Bca,
 }
@@ -46,7 +46,7 @@ pub struct BootstrapOptions {
     pub resamples: usize,
     /// Confidence level.
     pub level: f64,
-    /// How the ends are found.
+    /// How to get the ends.
     pub method: BootstrapMethod,
 }
 
@@ -57,7 +57,7 @@ impl Default for BootstrapOptions {
 }
 
 impl BootstrapOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
     /// If there are fewer than 100 or more than a million resamples, or the level is not between 0 and 1.
@@ -72,7 +72,7 @@ impl BootstrapOptions {
 /// How sure is the mean of these values? [`bootstrap`] with the mean as the statistic.
 ///
 /// # Errors
-/// Where there are fewer than two values, one is not finite, or an option makes no sense.
+/// If there are fewer than two values, one is not finite, or an option makes no sense.
 ///
 /// ```
 /// use headscope::stats::{BootstrapOptions, bootstrap_mean};
@@ -86,23 +86,35 @@ pub fn bootstrap_mean(values: &[f64], options: &BootstrapOptions, seed: u64) -> 
     bootstrap(values, mean, options, seed)
 }
 
-/// How sure is a statistic of a sample? Draws as many items with replacement, again and again, and looks how the
-/// statistic varies.
+/// How sure is a statistic of a sample? Draws as many items with replacement, many times, and looks at the spread of the
+/// statistic.
 ///
-/// Items may be numbers, pairs, or indices into something larger; they are taken to be independent. With theta the
-/// statistic, theta* its resampled values, G their distribution and Phi the normal one, the ends of level 1 - 2 alpha are
+/// Items may be numbers, pairs, or indices into something larger; they are assumed to be independent. Let theta be the
+/// statistic, theta* its resampled values, G their distribution and Phi the normal one. The ends at level 1 - 2 alpha are
 ///
 /// - percentile: `G^-1(alpha)` and `G^-1(1 - alpha)`;
 /// - BCa (Efron 1987): `G^-1(Phi(z0 + (z0 + z) / (1 - a (z0 + z))))` for `z = Phi^-1(alpha)` and `Phi^-1(1 - alpha)`, with
 ///   the bias `z0 = Phi^-1(P(theta* < theta) + P(theta* = theta) / 2)` and the acceleration
 ///   `a = sum d^3 / (6 (sum d^2)^(3/2))`, `d` the jackknife's mean minus its values.
 ///
-/// Where every resample gives the same value the interval is that value. With few items (below ten, say) any bootstrap
+/// If every resample gives the same value, the interval is that value. With few items (fewer than ten, say) any bootstrap
 /// interval is somewhat too short.
 ///
 /// # Errors
-/// Where there are fewer than two items, a statistic is not finite, an option makes no sense, or, for BCa, the estimate
-/// lies outside all its resamples (so biased a statistic needs another method).
+/// If there are fewer than two items, a statistic is not finite, an option makes no sense, or, for BCa, the estimate lies
+/// outside all its resamples (a statistic that biased needs another method).
+///
+/// ```
+/// use headscope::stats::{BootstrapOptions, bootstrap};
+/// let pairs: Vec<(f64, f64)> = (0..40).map(|i| f64::from(i)).map(|x| (x, 2.0 * x + x.sin())).collect();
+/// let slope = |pairs: &[(f64, f64)]| {
+///     let (xy, xx) = pairs.iter().fold((0.0, 0.0), |sums, (x, y)| (sums.0 + x * y, sums.1 + x * x));
+///     xy / xx
+/// };
+/// let interval = bootstrap(&pairs, slope, &BootstrapOptions::default(), 0)?;
+/// assert!(interval.contains(2.0) && interval.high - interval.low < 0.1);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn bootstrap<T: Copy + Send + Sync>(
     items: &[T],
     statistic: impl Fn(&[T]) -> f64 + Sync,
@@ -151,12 +163,12 @@ pub fn bootstrap_columns(
     bootstrap_ratios(values.view(), there.view(), options, seed)
 }
 
-/// How sure are many ratios of sums, such as the shares of right answers where items differ in their number of questions?
-/// The statistic of each column is `sum above / sum below` over the items.
+/// How sure are many ratios of sums? For instance the share of right answers, if items differ in their number of questions. The
+/// statistic of each column is `sum above / sum below` over the items.
 ///
-/// Resamples, and the ends of the intervals, are those of [`bootstrap`] with the same seed. All columns share them, so that
-/// columns can be compared, and all are summed by one matrix product. A resample in which a column sums to 0 below has no
-/// ratio and is left out of that column. A column in which fewer than two items count (are not 0 below) has no interval.
+/// The resamples and the ends of the intervals are those of [`bootstrap`] with the same seed. All columns share the resamples,
+/// so that columns can be compared, and one matrix product sums them all. Resamples in which `below` sums to 0 are left out for
+/// that column. A column with fewer than two items above 0 in `below` has no interval.
 ///
 /// # Shapes
 /// `above`, `below`: \[item, column\]; the result: one interval for each column.
@@ -216,17 +228,17 @@ pub fn bootstrap_ratios(
     ratios.into_par_iter().enumerate().map(interval).collect()
 }
 
-/// Resamples whose counts are in memory together.
+/// How many resamples are in memory at a time.
 const BLOCK: usize = 128;
 
-/// The items of a resample: as many as there are, drawn with replacement.
+/// The items of a resample: as many as the sample has, drawn with replacement.
 fn drawn(items: usize, seed: u64, number: usize) -> impl Iterator<Item = usize> {
     let mut rng = stream(seed, number);
     (0..items).map(move |_| rng.random_range(0..items))
 }
 
-/// How often each item counts, `[row, item]`: once in row 0, which stands for the sample itself, and in row r + 1 as often as
-/// resample r draws it. Both go through one product, so that a resample equal to the sample has exactly its value.
+/// How often each item counts, `[row, item]`. Row 0 is the sample itself, and row r + 1 is resample r. The same product sums
+/// both, so a resample equal to the sample has exactly the sample's value.
 fn counts(items: usize, seed: u64, rows: std::ops::Range<usize>) -> Array2<f64> {
     let mut counts = Array2::zeros((rows.len(), items));
     for (mut counts, row) in counts.rows_mut().into_iter().zip(rows) {
@@ -264,7 +276,7 @@ fn ends(
     Ok(Interval { estimate, low: quantile(&resampled, low), high: quantile(&resampled, high), level: options.level })
 }
 
-/// z0: where the estimate stands among its resamples, as a normal quantile.
+/// z0: the position of the estimate among its resamples, as a normal quantile.
 fn median_bias(estimate: f64, resampled: &[f64]) -> Result<f64> {
     let below = resampled.partition_point(|&value| value < estimate);
     let not_above = resampled.partition_point(|&value| value <= estimate);
@@ -280,7 +292,7 @@ fn median_bias(estimate: f64, resampled: &[f64]) -> Result<f64> {
     Ok(normal_quantile(place))
 }
 
-/// a: a sixth of the skewness of the jackknife's values.
+/// a: a sixth of the skewness of the jackknife values.
 fn acceleration(values: &[f64]) -> Result<f64> {
     check_sample("the statistic with one item left out", values, 1)?;
     let mean = mean(values);
@@ -289,7 +301,7 @@ fn acceleration(values: &[f64]) -> Result<f64> {
     Ok(if spread > 0.0 { power(3) / (6.0 * spread.powf(1.5)) } else { 0.0 })
 }
 
-/// The `p`-quantile of sorted values, between neighbours by a straight line.
+/// The `p`-quantile of sorted values, interpolated linearly.
 fn quantile(sorted: &[f64], p: f64) -> f64 {
     let place = p * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);

@@ -1,4 +1,4 @@
-//! Equivalence: evidence that an effect is too small to matter.
+//! Is an effect too small to matter? Equivalence tests.
 
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -6,29 +6,29 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use super::{Interval, check_probability, check_sample, mean, variance};
 use crate::error::{Error, Result};
 
-/// What an equivalence test found.
+/// The result of an equivalence test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Equivalence {
-    /// The larger of the two one-sided p-values: below alpha, the effect lies within the bounds.
+    /// The larger of the two one-sided p-values. Below alpha, the effect lies within the bounds.
     pub p: f64,
     /// The p-value against an effect at or below the lower bound.
     pub p_low: f64,
     /// The p-value against an effect at or above the upper bound.
     pub p_high: f64,
-    /// The mean and its t-interval of level 1 - 2 alpha, which lies within the bounds exactly where `equivalent`.
+    /// The mean with its t-interval of level 1 - 2 alpha, which lies within the bounds exactly if `equivalent`.
     pub interval: Interval,
     /// Whether `p` is below alpha.
     pub equivalent: bool,
 }
 
-/// Is the mean as good as zero, that is, within the smallest effect of interest? Two one-sided t-tests (Schuirmann 1987).
+/// Is the mean within the bounds of what would matter? Two one-sided t-tests (Schuirmann 1987).
 ///
-/// `bounds` are the smallest effects of interest, fixed before looking, for instance (-0.1, 0.1);
-/// `t_low = (mean - low) / (s / sqrt n)`, `t_high = (mean - high) / (s / sqrt n)` with n - 1 degrees of freedom. Where all
-/// values are equal there is no spread to doubt, and p is 0 within the bounds and 1 elsewhere.
+/// `bounds` are the smallest effects of interest, fixed in advance, for instance (-0.1, 0.1). The statistics are `t_low = (mean
+/// - low) / (s / sqrt n)` and `t_high = (mean - high) / (s / sqrt n)`, with n - 1 degrees of freedom. If all values are equal,
+/// p is 0 within the bounds and 1 outside.
 ///
 /// # Errors
-/// Where there are fewer than two values, one is not finite, the bounds are not in order, or alpha is not between 0 and 0.5.
+/// If there are fewer than two values, one is not finite, the bounds are not in order, or alpha is not between 0 and 0.5.
 ///
 /// ```
 /// use headscope::stats::tost;
@@ -42,11 +42,18 @@ pub fn tost(values: &[f64], bounds: (f64, f64), alpha: f64) -> Result<Equivalenc
     decide(mean(values), (variance(values) / n).sqrt(), n - 1.0, bounds, alpha)
 }
 
-/// Is the difference mean(x) - mean(y) of two independent samples as good as zero? As [`tost`], with Welch's standard error
-/// and degrees of freedom, so that the spreads may differ.
+/// Is the difference mean(x) - mean(y) of two independent samples within the bounds of what would matter? As [`tost`], with
+/// Welch's standard error and degrees of freedom, so the spreads may differ.
 ///
 /// # Errors
 /// As [`tost`].
+///
+/// ```
+/// use headscope::stats::tost_two_sample;
+/// let (x, y) = ([1.01, 0.99, 1.02, 0.98, 1.0], [1.0, 1.01, 0.99, 0.98, 1.03]);
+/// assert!(tost_two_sample(&x, &y, (-0.1, 0.1), 0.05)?.equivalent);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn tost_two_sample(x: &[f64], y: &[f64], bounds: (f64, f64), alpha: f64) -> Result<Equivalence> {
     check_sample("x", x, 2)?;
     check_sample("y", y, 2)?;

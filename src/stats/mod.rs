@@ -1,4 +1,4 @@
-//! Statistics on plain numbers: intervals, tests and corrections that need few assumptions.
+//! How sure is a result, and could it be chance? Intervals, tests and corrections that need few assumptions, on plain numbers.
 //!
 //! | question | function |
 //! |---|---|
@@ -6,13 +6,13 @@
 //! | how sure are these many means, or ratios of sums? | [`bootstrap_columns`], [`bootstrap_ratios`] |
 //! | is the mean of these paired differences zero? | [`sign_flip`] |
 //! | do these two samples differ? | [`two_sample`] |
-//! | which of these many columns differ from zero, none by luck? | [`max_sign_flip`], [`max_adjusted`] |
-//! | does it rise from group to group? | [`jonckheere`], and [`page`] where the same subjects stand in every group |
-//! | is it as good as zero? | [`tost`], [`tost_two_sample`] |
-//! | many tests at once | [`holm`], [`benjamini_hochberg`] |
-//! | do two measurements order things alike, or lie on a line? | [`spearman`], [`pearson`] |
+//! | which of these many columns differ from zero, with no false finding? | [`max_sign_flip`], [`max_adjusted`] |
+//! | do values rise from group to group? | [`jonckheere`]; [`page`] if the same subjects are in every group |
+//! | is the effect too small to matter? | [`tost`], [`tost_two_sample`] |
+//! | what if I test many things at once? | [`holm`], [`benjamini_hochberg`] |
+//! | do two measurements agree in order, or lie on a line? | [`spearman`], [`pearson`] |
 //!
-//! Randomness comes from a seed that is an argument; the same seed gives the same bytes, whatever the number of threads.
+//! Every random function takes a seed. The same seed gives the same bytes, whatever the number of threads.
 
 mod bootstrap;
 mod equivalence;
@@ -37,7 +37,7 @@ use statrs::function::erf::{erfc, erfc_inv};
 
 use crate::error::{Error, Result};
 
-/// Fails where a value is not finite, or where there are fewer than `least` values.
+/// Fails if there are fewer than `least` values, or one is not finite.
 fn check_sample(name: &'static str, values: &[f64], least: usize) -> Result<()> {
     if values.len() < least {
         return Err(Error::argument(name, format!("{least} or more values"), values.len()));
@@ -48,7 +48,7 @@ fn check_sample(name: &'static str, values: &[f64], least: usize) -> Result<()> 
     }
 }
 
-/// Fails where a probability such as a level is not between 0 and 1.
+/// Fails if a probability, such as a level, is not between 0 and 1.
 pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<()> {
     if value > 0.0 && value < 1.0 {
         return Ok(());
@@ -56,7 +56,7 @@ pub(crate) fn check_probability(name: &'static str, value: f64) -> Result<()> {
     Err(Error::argument(name, "a number between 0 and 1, neither of them", value))
 }
 
-/// Fails if a confidence level is not between 0 and 1, or so close to 1 that an interval of this level has no ends.
+/// Fails if a confidence level is not between 0 and 1, or is so close to 1 that the interval would be infinite.
 pub(crate) fn check_level(level: f64) -> Result<()> {
     check_probability("level", level)?;
     if normal_quantile(0.5 + level / 2.0).is_finite() {
@@ -65,31 +65,31 @@ pub(crate) fn check_level(level: f64) -> Result<()> {
     Err(Error::argument("level", "a number below 1 - 1e-15", level))
 }
 
-/// Random numbers of the `stream`-th piece of work: pieces may run in any order, on any number of threads.
+/// The random numbers of one piece of work; pieces can run in any order, on any number of threads.
 pub(crate) fn stream(seed: u64, stream: usize) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream as u64);
     rng
 }
 
-/// The mean; of equal values it is that value, without rounding.
+/// The mean. For equal values it is exactly that value.
 fn mean(values: &[f64]) -> f64 {
     let first = values.first().copied().unwrap_or(f64::NAN);
     first + values.iter().map(|value| value - first).sum::<f64>() / values.len() as f64
 }
 
-/// The variance with n - 1 below the line.
+/// The variance, with n - 1 in the denominator.
 fn variance(values: &[f64]) -> f64 {
     let mean = mean(values);
     values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (values.len() as f64 - 1.0)
 }
 
-/// The chance that a standard normal value is at most `z`.
+/// The probability that a standard normal variable is at most `z`.
 pub(crate) fn normal_cdf(z: f64) -> f64 {
     0.5 * erfc(-z / std::f64::consts::SQRT_2)
 }
 
-/// The value that a standard normal one is below with chance `p`.
+/// The value below which a standard normal variable lies with probability `p`.
 pub(crate) fn normal_quantile(p: f64) -> f64 {
     -std::f64::consts::SQRT_2 * erfc_inv(2.0 * p)
 }

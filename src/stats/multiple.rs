@@ -1,9 +1,9 @@
-//! Corrections for many tests.
+//! What if many tests are made at once? Corrected p-values.
 
 use super::check_sample;
 use crate::error::{Error, Result};
 
-/// Fails where a p-value is none.
+/// Checks the p-values, and returns their order.
 fn check(p: &[f64]) -> Result<Vec<usize>> {
     check_sample("p", p, 1)?;
     if let Some(bad) = p.iter().find(|p| !(0.0..=1.0).contains(*p)) {
@@ -14,11 +14,12 @@ fn check(p: &[f64]) -> Result<Vec<usize>> {
     Ok(order)
 }
 
-/// p-values such that those below alpha hold the chance of even one false finding below alpha, whatever the tests'
-/// dependence: sorted ascending, `p~_(i) = max_{j <= i} min(1, (m - j + 1) p_(j))` (Holm 1979).
+/// Which of many p-values hold, with no false finding among them? Corrected p-values: those below alpha contain even one false
+/// finding with probability at most alpha, however the tests depend on each other. Sorted ascending, `p~_(i) = max_{j <= i}
+/// min(1, (m - j + 1) p_(j))` (Holm 1979).
 ///
 /// # Errors
-/// Where there is none, or one is not from 0 to 1.
+/// If there are none, or one is not from 0 to 1.
 ///
 /// ```
 /// use headscope::stats::{benjamini_hochberg, holm};
@@ -37,11 +38,19 @@ pub fn holm(p: &[f64]) -> Result<Vec<f64>> {
     Ok(adjusted)
 }
 
-/// p-values such that among those below alpha the expected share of false findings is below alpha, for independent or
-/// positively dependent tests: sorted ascending, `p~_(i) = min_{j >= i} m p_(j) / j` (Benjamini & Hochberg 1995).
+/// Which of many p-values hold, with a small share of false findings among them? Corrected p-values: among those below alpha,
+/// the expected share of false findings is at most alpha, for independent or positively dependent tests. Sorted ascending,
+/// `p~_(i) = min_{j >= i} m p_(j) / j` (Benjamini & Hochberg 1995).
 ///
 /// # Errors
 /// As [`holm`].
+///
+/// ```
+/// use headscope::stats::benjamini_hochberg;
+/// let corrected = benjamini_hochberg(&[0.01, 0.02, 0.03, 0.5])?;
+/// assert!((corrected[0] - 0.04).abs() < 1e-12 && (corrected[3] - 0.5).abs() < 1e-12);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn benjamini_hochberg(p: &[f64]) -> Result<Vec<f64>> {
     let order = check(p)?;
     let mut adjusted = vec![0.0; p.len()];

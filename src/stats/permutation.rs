@@ -1,4 +1,4 @@
-//! Permutation tests: what would be seen if labels did not matter.
+//! Could this be chance? Permutation tests compare a statistic with its values under exchanged labels or flipped signs.
 
 use ndarray::ArrayView2;
 use rand::Rng;
@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{check_sample, mean, stream};
 use crate::error::{Error, Result};
 
-/// Which departures from the null count against it.
+/// Which deviations from the null count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Tail {
     /// Large values.
     Greater,
     /// Small values.
     Less,
-    /// Either: twice the smaller one-sided p, at most 1.
+    /// Either: twice the smaller one-sided p-value, at most 1.
     #[default]
     Both,
 }
@@ -24,11 +24,11 @@ pub enum Tail {
 /// Options of the permutation tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermutationOptions {
-    /// Which departures count.
+    /// Which deviations count.
     pub tail: Tail,
-    /// Up to so many arrangements are all looked at; where there are more, `draws` are drawn.
+    /// Up to this many arrangements, all are enumerated; beyond that, `draws` are drawn.
     pub exact_up_to: u64,
-    /// How many arrangements are drawn.
+    /// How many arrangements to draw.
     pub draws: usize,
 }
 
@@ -39,10 +39,10 @@ impl Default for PermutationOptions {
 }
 
 impl PermutationOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where fewer than 100 arrangements are drawn, or more than 2^28 would be looked at.
+    /// If fewer than 100 arrangements are drawn, or more than 2^28 would be enumerated.
     pub fn validate(&self) -> Result<()> {
         if self.draws < 100 {
             return Err(Error::argument("draws", "100 or more", self.draws));
@@ -54,29 +54,29 @@ impl PermutationOptions {
     }
 }
 
-/// What a test found.
+/// The result of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Test {
-    /// The statistic; each test says which.
+    /// The statistic; the test says which.
     pub statistic: f64,
-    /// The chance of a statistic at least as extreme under the null.
+    /// The probability, under the null, of a statistic at least as extreme.
     pub p: f64,
-    /// Whether `p` is exact, rather than drawn or approximated.
+    /// Whether `p` is exact, not drawn or approximated.
     pub exact: bool,
 }
 
-/// What a test of many columns found; p-values are corrected for all of them together.
+/// The result of a test of many columns; the p-values are corrected for all columns together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MaxTest {
     /// The statistic of each column.
     pub statistic: Vec<f64>,
-    /// The chance that, under the null, the most extreme of all columns is at least as extreme as this one.
+    /// The probability, under the null, that the most extreme column is at least as extreme as this one.
     pub p: Vec<f64>,
-    /// Whether `p` is exact, rather than drawn.
+    /// Whether `p` is exact, not drawn.
     pub exact: bool,
 }
 
-/// How often arrangements were at least as high, and at least as low, as what was observed.
+/// How many arrangements were at least as high as the observed one, and how many at least as low.
 #[derive(Clone, Copy, Default)]
 struct Count {
     high: u64,
@@ -84,7 +84,7 @@ struct Count {
 }
 
 impl Count {
-    /// Counts one value; `slack` makes equal what rounding made unequal.
+    /// Counts one value; differences below `slack` are rounding.
     fn add(mut self, value: f64, observed: f64, slack: f64) -> Self {
         self.high += u64::from(value >= observed - slack);
         self.low += u64::from(value <= observed + slack);
@@ -95,8 +95,8 @@ impl Count {
         Self { high: self.high + other.high, low: self.low + other.low }
     }
 
-    /// `all` arrangements were looked at; where they were drawn, the observed one counts as one more of them (else p could
-    /// be 0, and the test would reject too often; Phipson & Smyth 2010).
+    /// The p-value from `all` arrangements. If they were drawn, the observed one counts as one more; otherwise p could be 0,
+    /// and the test would reject too often (Phipson & Smyth 2010).
     fn p(self, all: u64, exact: bool, tail: Tail) -> f64 {
         let extra = u64::from(!exact);
         let p = |count: u64| (count + extra) as f64 / (all + extra) as f64;
@@ -108,13 +108,13 @@ impl Count {
     }
 }
 
-/// Is the mean of paired differences zero? Under the null each difference is as likely to have either sign.
+/// Is the mean of paired differences zero? Under the null, each difference is equally likely to have either sign.
 ///
-/// The statistic is the mean; all 2^n signs are looked at where they are few enough (n up to 20 by default), else signs are
-/// drawn (Fisher 1935; Dwass 1957). With n differences the smallest two-sided p is 2^(1-n): 8 seeds can reach 0.008.
+/// The statistic is the mean. All 2^n sign patterns are enumerated if there are few enough (n up to 20 by default), otherwise
+/// drawn (Fisher 1935; Dwass 1957). The smallest two-sided p-value of n differences is 2^(1-n): 8 seeds can reach 0.008.
 ///
 /// # Errors
-/// Where there are no differences, one is not finite, or an option makes no sense.
+/// If there are no differences, one is not finite, or an option makes no sense.
 ///
 /// ```
 /// use headscope::stats::{PermutationOptions, sign_flip};
@@ -131,7 +131,7 @@ pub fn sign_flip(differences: &[f64], options: &PermutationOptions, seed: u64) -
     let slack = slack(differences);
     let exact = n < 60 && 1u64 << n <= options.exact_up_to;
     let (count, all) = if exact {
-        // The sums of all signs of each half, so that every whole sum is a single addition.
+        // The signed sums of each half, so that every full sum is a single addition.
         let (left, right) = differences.split_at(n / 2);
         let (left, right) = (signed_sums(left), signed_sums(right));
         let row = |&a: &f64| right.iter().fold(Count::default(), |count, b| count.add(a + b, observed, slack));
@@ -147,7 +147,7 @@ pub fn sign_flip(differences: &[f64], options: &PermutationOptions, seed: u64) -
     Ok(Test { statistic: observed / n as f64, p: count.p(all, exact, options.tail), exact })
 }
 
-/// Sums closer than this are equal but for rounding.
+/// Sums closer than this differ by rounding alone.
 fn slack(values: &[f64]) -> f64 {
     values.iter().map(|value| value.abs()).sum::<f64>() * 1e-13
 }
@@ -157,14 +157,21 @@ fn signed_sums(values: &[f64]) -> Vec<f64> {
     values.iter().fold(vec![0.0], |sums, value| sums.iter().flat_map(|sum| [sum + value, sum - value]).collect())
 }
 
-/// Do two independent samples have the same mean? Under the null the labels may be exchanged.
+/// Do two independent samples have the same mean? Under the null, the labels can be exchanged.
 ///
-/// The statistic is mean(x) - mean(y). All ways to split the pooled values are looked at where they are few enough, else
-/// they are drawn. Strictly the null is that both have the same distribution: with unequal spread and unequal sizes the
-/// test may reject for the spread.
+/// The statistic is mean(x) - mean(y). All splits of the pooled values are enumerated if there are few enough, otherwise drawn.
+/// Strictly, the null is that both have the same distribution: with unequal spreads and sizes the test may reject because of
+/// the spread.
 ///
 /// # Errors
-/// Where a sample is empty, a value is not finite, or an option makes no sense.
+/// If a sample is empty, a value is not finite, or an option makes no sense.
+///
+/// ```
+/// use headscope::stats::{PermutationOptions, two_sample};
+/// let test = two_sample(&[5.1, 5.3, 5.0, 5.4], &[4.0, 4.2, 3.9, 4.1], &PermutationOptions::default(), 0)?;
+/// assert!(test.exact && (test.p - 2.0 / 70.0).abs() < 1e-12); // the most extreme of 70 splits, on either side
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn two_sample(x: &[f64], y: &[f64], options: &PermutationOptions, seed: u64) -> Result<Test> {
     options.validate()?;
     check_sample("x", x, 1)?;
@@ -186,7 +193,7 @@ pub fn two_sample(x: &[f64], y: &[f64], options: &PermutationOptions, seed: u64)
     Ok(Test { statistic: mean(x) - mean(y), p: count.p(all, ways.is_some(), options.tail), exact: ways.is_some() })
 }
 
-/// n over k, where it is at most `limit`.
+/// n choose k, if it is at most `limit`.
 pub(super) fn choose(n: usize, k: usize, limit: u64) -> Option<u64> {
     let ways = (0..k.min(n - k)).try_fold(1u128, |ways, i| {
         let ways = ways * (n - i) as u128 / (i + 1) as u128;
@@ -195,7 +202,7 @@ pub(super) fn choose(n: usize, k: usize, limit: u64) -> Option<u64> {
     u64::try_from(ways).ok().filter(|&ways| ways <= limit)
 }
 
-/// Counts the sums of all ways to take `k` of `values`.
+/// Counts the sums over all ways to choose `k` of `values`.
 fn count_splits(values: &[f64], k: usize, observed: f64, slack: f64) -> Count {
     fn visit(values: &[f64], k: usize, sum: f64, count: Count, observed: f64, slack: f64) -> Count {
         if k == 0 {
@@ -207,18 +214,28 @@ fn count_splits(values: &[f64], k: usize, observed: f64, slack: f64) -> Count {
     visit(values, k, 0.0, Count::default(), observed, slack)
 }
 
-/// Which of many columns of paired differences have a mean that is not zero, with the chance of even one false finding held
-/// at the level?
+/// Which of many columns of paired differences have a mean other than zero, with no false finding among them?
 ///
-/// A column's statistic is its mean over its root mean square, which orders columns as Student's t does and ignores their
-/// scale. Signs are flipped for whole rows, so that what the columns have in common stays; each column is held against the
+/// The statistic of a column is its mean over its root mean square, which orders columns as Student's t does and ignores their
+/// scale. Signs are flipped for whole rows, which keeps the dependence between columns, and each column is compared with the
 /// most extreme of all (Westfall & Young 1993). A column of zeros has statistic 0.
 ///
 /// # Shapes
 /// `differences`: \[sample, column\].
 ///
 /// # Errors
-/// Where there is no sample or no column, a value is not finite, or an option makes no sense.
+/// If there is no sample or no column, a value is not finite, or an option makes no sense.
+///
+/// ```
+/// use headscope::stats::{PermutationOptions, max_sign_flip};
+/// let differences = ndarray::Array2::from_shape_fn((10, 3), |(row, column)| {
+///     let noise = ((7 * row + 3 * column) as f64).sin();
+///     if column == 1 { 5.0 + noise } else { noise }
+/// });
+/// let found = max_sign_flip(differences.view(), &PermutationOptions::default(), 0)?;
+/// assert!(found.p[1] < 0.05 && found.p[0] > 0.05 && found.p[2] > 0.05);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn max_sign_flip(differences: ArrayView2<f64>, options: &PermutationOptions, seed: u64) -> Result<MaxTest> {
     options.validate()?;
     let (n, columns) = differences.dim();
@@ -266,15 +283,22 @@ pub fn max_sign_flip(differences: ArrayView2<f64>, options: &PermutationOptions,
     Ok(MaxTest { statistic: observed, p, exact })
 }
 
-/// p-values of many statistics, corrected for all of them together, from statistics computed again on data in which there
-/// is nothing to find (permuted labels, shuffled positions): `(1 + #{b: max_j null[b, j] >= observed_i}) / (B + 1)`
-/// (Westfall & Young 1993). Large values count; the statistics should be on one scale.
+/// Which of many statistics stand out, with no false finding among them? Corrected p-values from the same statistics on data
+/// without any effect (permuted labels, shuffled positions): `(1 + #{b: max_j null[b, j] >= observed_i}) / (B + 1)` (Westfall &
+/// Young 1993). Large values count; the statistics should share a scale.
 ///
 /// # Shapes
 /// `observed`: \[column\]; `null`: \[permutation, column\].
 ///
 /// # Errors
-/// Where the columns differ in number, there is none, there is no permutation, or a value is not finite.
+/// If the columns differ in number, there are none, there is no permutation, or a value is not finite.
+///
+/// ```
+/// use headscope::stats::max_adjusted;
+/// let null = ndarray::array![[0.1, 0.5], [0.4, 0.2], [0.3, 0.3]];
+/// assert_eq!(max_adjusted(&[0.45, 0.9], null.view())?, [0.5, 0.25]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn max_adjusted(observed: &[f64], null: ArrayView2<f64>) -> Result<Vec<f64>> {
     check_sample("observed", observed, 1)?;
     if null.ncols() != observed.len() || null.nrows() == 0 {
@@ -289,7 +313,7 @@ pub fn max_adjusted(observed: &[f64], null: ArrayView2<f64>) -> Result<Vec<f64>>
     Ok(against(observed, most, false))
 }
 
-/// How often the null's most extreme value reaches each observed one.
+/// How often the most extreme value under the null reaches each observed one.
 fn against(observed: &[f64], mut null: Vec<f64>, exact: bool) -> Vec<f64> {
     null.sort_by(f64::total_cmp);
     let p = |&value: &f64| {

@@ -1,4 +1,4 @@
-//! Ranks and random orders.
+//! Do two measurements agree? Correlations, ranks and random orders.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -7,12 +7,12 @@ use rand_chacha::ChaCha8Rng;
 use super::{check_sample, mean};
 use crate::error::{Error, Result};
 
-/// Do two measurements order the same things alike? Spearman's rank correlation, from -1 (reversed) to 1 (the same).
+/// Do two measurements order the same things alike? Spearman's rank correlation, from -1 (reversed) to 1 (the same order).
 ///
-/// The Pearson correlation of the ranks; equal values share the mean of their ranks (Spearman 1904).
+/// It is the Pearson correlation of the ranks; equal values share the mean of their ranks (Spearman 1904).
 ///
 /// # Errors
-/// Where the two differ in length, have fewer than two values, hold NaN, or one of them is constant.
+/// If the two differ in length, have fewer than two values, contain NaN, or one of them is constant.
 ///
 /// ```
 /// use headscope::stats::spearman;
@@ -29,10 +29,16 @@ pub fn spearman(x: &[f64], y: &[f64]) -> Result<f64> {
     pearson(&ranks(x), &ranks(y))
 }
 
-/// Do two measurements lie on a line? Pearson's correlation, from -1 (falling) to 1 (rising).
+/// Do two measurements lie on a line? Pearson's correlation coefficient, from -1 (falling) to 1 (rising).
 ///
 /// # Errors
-/// As [`spearman`], and where a value is infinite.
+/// As [`spearman`], and if a value is infinite.
+///
+/// ```
+/// use headscope::stats::pearson;
+/// assert!((pearson(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0])? - 1.0).abs() < 1e-12);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64> {
     paired(x, y)?;
     check_sample("x", x, 2)?;
@@ -47,7 +53,7 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Result<f64> {
     Ok(sum(|(x, y)| x * y) / scale)
 }
 
-/// Fails where there are not as many of one as of the other, or fewer than two.
+/// Fails if the lengths differ or are below two.
 fn paired(x: &[f64], y: &[f64]) -> Result<()> {
     if x.len() != y.len() || x.len() < 2 {
         let found = format!("{} and {}", x.len(), y.len());
@@ -70,7 +76,16 @@ pub(crate) fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
-/// `items` in an order drawn with `seed`.
+/// What is a random order of `items`? Shuffles a copy with `seed`; the same seed gives the same order.
+///
+/// ```
+/// use headscope::stats::shuffled;
+/// let mut order = shuffled(&[1, 2, 3, 4], 0);
+/// assert_eq!(order, shuffled(&[1, 2, 3, 4], 0));
+/// order.sort();
+/// assert_eq!(order, [1, 2, 3, 4]);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn shuffled<T: Clone>(items: &[T], seed: u64) -> Vec<T> {
     let mut items = items.to_vec();
     items.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));

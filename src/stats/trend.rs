@@ -1,4 +1,4 @@
-//! Trends over ordered groups.
+//! Do values rise over ordered groups? Tests for a trend.
 
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -9,28 +9,28 @@ use super::rank::ranks;
 use super::{check_sample, normal_cdf, stream};
 use crate::error::{Error, Result};
 
-/// How a trend's p-value is found.
+/// How to find the p-value of a trend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum TrendMethod {
-    /// Exact where there are no ties and the samples are small; with ties and small samples, by drawing; else normal.
+    /// Exact for small samples without ties, drawn for small samples with ties, otherwise normal.
     #[default]
     Auto,
-    /// By the exact distribution; an error where there are ties or the samples are too large for it.
+    /// By the exact distribution; an error if there are ties or the samples are too large.
     Exact,
     /// By drawn permutations.
     Permutation,
-    /// By the normal approximation, its variance corrected for ties.
+    /// By the normal approximation, with its variance corrected for ties.
     Normal,
 }
 
 /// Options of the tests for a trend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrendOptions {
-    /// Which trends count: upwards, downwards, or both.
+    /// Which trends count: upward, downward, or both.
     pub tail: Tail,
-    /// How p is found.
+    /// How to find p.
     pub method: TrendMethod,
-    /// How many permutations are drawn, where they are.
+    /// How many permutations to draw, if any.
     pub draws: usize,
 }
 
@@ -41,15 +41,15 @@ impl Default for TrendOptions {
 }
 
 impl TrendOptions {
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where fewer than 100 permutations are drawn.
+    /// If fewer than 100 permutations are drawn.
     pub fn validate(&self) -> Result<()> {
         if self.draws < 100 { Err(Error::argument("draws", "100 or more", self.draws)) } else { Ok(()) }
     }
 
-    /// The method that is used, `fits` saying whether the exact one can be and `small` whether the normal one would be poor.
+    /// The method to use. `fits`: the exact one is possible; `small`: the normal one would be poor.
     fn choose(&self, fits: bool, small: bool) -> Result<TrendMethod> {
         match self.method {
             TrendMethod::Auto if fits => Ok(TrendMethod::Exact),
@@ -65,19 +65,19 @@ impl TrendOptions {
     }
 }
 
-/// Samples of more values than this use the normal approximation unless asked otherwise.
+/// Samples with more values than this use the normal approximation by default.
 const SMALL: usize = 100;
 
 /// Do values rise (or fall) from each group to the next? The Jonckheere-Terpstra test.
 ///
-/// `J = sum over groups i < j of #{x in i, y in j: x < y} + #{x = y} / 2` (Terpstra 1952; Jonckheere 1954). Without ties its
-/// exact distribution is the coefficients of the Gaussian multinomial (Harding 1984); the normal approximation has mean
-/// `(N^2 - sum n_i^2) / 4` and the variance corrected for ties (Hollander & Wolfe 1999, eq. 6.19). The groups must be
-/// independent: where the same seed stands in every group, [`page`] is the test.
+/// `J = sum over groups i < j of #{x in i, y in j: x < y} + #{x = y} / 2` (Terpstra 1952; Jonckheere 1954).
+///
+/// Without ties the exact distribution is given by the coefficients of the Gaussian multinomial (Harding 1984). The normal
+/// approximation has mean `(N^2 - sum n_i^2) / 4` and a variance corrected for ties (Hollander & Wolfe 1999, eq. 6.19). The
+/// groups must be independent: if the same seed occurs in every group, use [`page`].
 ///
 /// # Errors
-/// Where there are fewer than two groups, one is empty, a value is not finite, all values are equal, or an option makes no
-/// sense.
+/// If there are fewer than two groups, one is empty, a value is not finite, all values are equal, or an option makes no sense.
 ///
 /// ```
 /// use headscope::stats::{TrendOptions, jonckheere};
@@ -120,18 +120,26 @@ pub fn jonckheere<G: AsRef<[f64]>>(groups: &[G], options: &TrendOptions, seed: u
     Ok(Test { statistic, p: p.p(options.tail), exact: method == TrendMethod::Exact })
 }
 
-/// Do values rise (or fall) from each condition to the next, where every subject (a seed, say) was seen under all of them?
+/// Do values rise (or fall) from each condition to the next, if every subject (a seed, say) was measured under all of them?
 /// Page's test.
 ///
-/// `L = sum_j j R_j`, R_j the sum over subjects of condition j's rank within the subject (Page 1963). The exact distribution
-/// is used without ties and up to 8 conditions; the normal approximation has mean `n k (k+1)^2 / 4` and variance
-/// `n k^2 (k+1)^2 (k-1) / 144`.
+/// `L = sum_j j R_j`, with R_j the sum over subjects of the rank of condition j within the subject (Page 1963). The exact
+/// distribution is used without ties and with up to 8 conditions. The normal approximation has mean `n k (k+1)^2 / 4` and
+/// variance `n k^2 (k+1)^2 (k-1) / 144`.
 ///
 /// # Shapes
-/// `values`: \[subject, condition\], conditions in the order of the predicted rise.
+/// `values`: \[subject, condition\], with conditions in the order of the predicted rise.
 ///
 /// # Errors
-/// Where there is no subject, there are fewer than three conditions, a value is not finite, or an option makes no sense.
+/// If there is no subject, there are fewer than three conditions, a value is not finite, or an option makes no sense.
+///
+/// ```
+/// use headscope::stats::{TrendOptions, page};
+/// // Four seeds under three conditions: every seed rises.
+/// let values = ndarray::array![[1.0, 2.0, 3.0], [0.5, 0.6, 0.9], [2.0, 2.5, 3.5], [1.5, 1.7, 1.8]];
+/// assert!(page(values.view(), &TrendOptions::default(), 0)?.p < 0.01);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn page(values: ndarray::ArrayView2<f64>, options: &TrendOptions, seed: u64) -> Result<Test> {
     options.validate()?;
     let (n, k) = values.dim();
@@ -172,14 +180,14 @@ pub fn page(values: ndarray::ArrayView2<f64>, options: &TrendOptions, seed: u64)
     Ok(Test { statistic, p: p.p(options.tail), exact: method == TrendMethod::Exact })
 }
 
-/// How likely values at least as high, and at least as low, are.
+/// The probabilities of values at least as high, and at least as low.
 struct Chance {
     high: f64,
     low: f64,
 }
 
 impl Chance {
-    /// From the shares of 0, 1, 2, ...
+    /// From the probabilities of 0, 1, 2, ...
     fn of(shares: &[f64], statistic: f64) -> Self {
         let at = (statistic.round() as usize).min(shares.len() - 1);
         Self { high: shares[at..].iter().sum(), low: shares[..=at].iter().sum() }
@@ -198,7 +206,7 @@ impl Chance {
     }
 }
 
-/// Chances by drawing; the observed arrangement counts as one of them.
+/// From drawn arrangements; the observed one counts as one of them.
 fn drawn(draws: usize, observed: f64, draw: impl Fn(usize) -> f64 + Sync) -> Chance {
     let counts = (0..draws).into_par_iter().map(|number| {
         let value = draw(number);
@@ -209,7 +217,7 @@ fn drawn(draws: usize, observed: f64, draw: impl Fn(usize) -> f64 + Sync) -> Cha
     Chance { high: chance(high), low: chance(low) }
 }
 
-/// J, of the values' ranks, one group after the other.
+/// J from the ranks of the values, group after group.
 fn rises(ranks: &[f64], sizes: &[usize]) -> f64 {
     let mut rises = 0.0;
     let mut first = 0;
@@ -222,7 +230,7 @@ fn rises(ranks: &[f64], sizes: &[usize]) -> f64 {
     rises
 }
 
-/// How many values share each value, the largest number first.
+/// The sizes of the groups of equal values, largest first.
 fn tie_sizes(values: &[f64]) -> Vec<usize> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -247,8 +255,8 @@ fn jonckheere_moments(sizes: &[usize], ties: &[usize]) -> (f64, f64) {
     (mean, variance)
 }
 
-/// The share of each J among all arrangements: the coefficients of the product over groups of Gaussian binomials
-/// [n_1 + ... + n_i over n_i], each scaled to sum to 1.
+/// The probability of each J over all arrangements: the coefficients of the product over groups of Gaussian binomials [n_1 +
+/// ... + n_i over n_i], each scaled to sum to 1.
 fn jonckheere_counts(sizes: &[usize]) -> Vec<f64> {
     let mut shares = vec![1.0];
     let mut before = 0;
@@ -268,7 +276,7 @@ fn jonckheere_counts(sizes: &[usize]) -> Vec<f64> {
         }
         before += size;
     }
-    // The distribution is symmetric, and its lower half was not touched by the rounding of larger shares.
+    // The distribution is symmetric, and its lower half is free of rounding errors from larger probabilities.
     let last = shares.len() - 1;
     for at in 0..=last / 2 {
         shares[last - at] = shares[at];
@@ -276,7 +284,7 @@ fn jonckheere_counts(sizes: &[usize]) -> Vec<f64> {
     shares
 }
 
-/// The share of each L for n subjects and k conditions without ties.
+/// The probability of each L for n subjects and k conditions without ties.
 fn page_counts(n: usize, k: usize) -> Vec<f64> {
     fn visit(left: &mut Vec<usize>, j: usize, sum: usize, counts: &mut [f64]) {
         if left.is_empty() {

@@ -1,4 +1,4 @@
-//! The attention view: who attends to whom, head by head.
+//! Which token attends to which, head by head? The attention view.
 
 use ndarray::{Array3, ArrayView2, Axis};
 use serde::Serialize;
@@ -12,14 +12,14 @@ use crate::error::{Error, Result};
 
 /// What does each head attend to?
 ///
-/// [`html`](Self::html) gives a view to explore: thumbnails of all heads, the chosen one enlarged, and the tokens shaded by
-/// what the token under the pointer attends to and by what attends to it. It needs no network, stands several times on a page,
-/// and follows the page's light or dark ground. Where scripts are not run, the thumbnails stand still.
-/// [`svg`](Self::svg) gives the thumbnails alone, for paper.
+/// [`html`](Self::html) gives an interactive view: thumbnails of all heads, the selected one enlarged, and the tokens shaded by
+/// what the token under the pointer attends to and by what attends to it. It works offline, several views fit on a page, and it
+/// follows the page's light or dark theme. Without scripts, the thumbnails are a still picture. [`svg`](Self::svg) gives the
+/// thumbnails alone, for print.
 ///
 /// # Shapes
-/// Patterns are `[head, query, key]` with values from 0 to 1, one token for each key. Where there are fewer queries than keys,
-/// as while generating with a cache, the queries are the last tokens.
+/// Patterns are `[head, query, key]` with values from 0 to 1 and one token per key. If there are fewer queries than keys, as in
+/// generation with a cache, the queries are the last tokens.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -40,7 +40,7 @@ pub struct Attention {
     head_names: Option<Vec<String>>,
 }
 
-/// What the page's script reads.
+/// The data for the page's script.
 #[derive(Serialize)]
 struct Data<'a> {
     title: &'a str,
@@ -52,11 +52,11 @@ struct Data<'a> {
     heads: Vec<Vec<u16>>,
 }
 
-/// How many shades the picture for paper tells apart, more of them among small values.
+/// The number of shades in the picture for print; more of them for small values.
 const SHADES: f64 = 40.0;
-/// The same for the still picture inside a page, where bytes count.
+/// The same for the still picture inside a page, where size matters.
 const STILL_SHADES: f64 = 16.0;
-/// Values may pass 1 by so much through rounding.
+/// How far rounding may take values above 1.
 const SLACK: f64 = 1e-3;
 
 impl Attention {
@@ -66,29 +66,29 @@ impl Attention {
         Self { tokens, patterns, title: String::new(), layer: None, head_names: None }
     }
 
-    /// The line above the view.
+    /// Sets the title.
     #[must_use]
     pub fn title(self, title: impl Into<String>) -> Self {
         Self { title: title.into(), ..self }
     }
 
-    /// The layer that the heads belong to: they are then named `layer.head`.
+    /// Sets the layer of the heads, which are then named `layer.head`.
     #[must_use]
     pub fn layer(self, layer: usize) -> Self {
         Self { layer: Some(layer), ..self }
     }
 
-    /// A name for each head, where they are not the heads of one layer in order.
+    /// Sets a name for each head; by default they are the heads of a layer, in order.
     #[must_use]
     pub fn head_names(self, names: Vec<String>) -> Self {
         Self { head_names: Some(names), ..self }
     }
 
-    /// Makes the view to explore.
+    /// Makes the interactive view.
     ///
     /// # Errors
-    /// [`Error::Shape`] when tokens or names do not fit the patterns; [`Error::Draw`] for no head or no query, or a value
-    /// that is not from 0 to 1.
+    /// [`Error::Shape`] if tokens or names do not match the patterns; [`Error::Draw`] if there is no head or query, or a value
+    /// is not from 0 to 1.
     pub fn html(&self) -> Result<Html> {
         let names = self.check()?;
         let title = self.full_title();
@@ -112,7 +112,7 @@ impl Attention {
         )))
     }
 
-    /// Draws all heads as thumbnails: queries downwards, keys to the right, white for 0 and dark blue for 1.
+    /// Draws all heads as thumbnails: queries downwards, keys to the right, from white for 0 to dark blue for 1.
     ///
     /// # Errors
     /// As [`html`](Self::html).
@@ -138,7 +138,7 @@ impl Attention {
         page.finish()
     }
 
-    /// Checks that everything fits, and names the heads.
+    /// Checks that shapes match, and names the heads.
     fn check(&self) -> Result<Vec<String>> {
         let (heads, queries, keys) = self.patterns.dim();
         let draw = |reason: String| Error::Draw { what: "an attention view", reason };
@@ -185,12 +185,12 @@ fn thousandths(pattern: ArrayView2<'_, f64>) -> Vec<u16> {
     pattern.iter().map(|value| (value.clamp(0.0, 1.0) * 1000.0).round() as u16).collect()
 }
 
-/// The value whose colour stands for `value` where there are so many shades.
+/// The value whose colour represents `value`, with this many shades.
 fn shade(value: f64, shades: f64) -> f64 {
     ((value.clamp(0.0, 1.0).sqrt() * shades).round() / shades).powi(2)
 }
 
-/// JSON that can stand in a script element: nothing in it ends the element or a line.
+/// JSON that is safe inside a script element: nothing in it ends the element or a line.
 fn inert(json: &str) -> String {
     json.replace('<', "\\u003c")
         .replace('>', "\\u003e")
@@ -199,7 +199,7 @@ fn inert(json: &str) -> String {
         .replace('\u{2029}', "\\u2029")
 }
 
-/// A picture as an address that holds it whole.
+/// A picture as a data URL.
 fn data_address(source: &str) -> String {
     let mut out = "data:image/svg+xml,".to_owned();
     for byte in source.bytes() {
@@ -212,7 +212,7 @@ fn data_address(source: &str) -> String {
     out
 }
 
-/// Where the thumbnails stand, in pixels.
+/// The positions of the thumbnails, in pixels.
 struct Layout {
     columns: usize,
     left: f64,
@@ -258,7 +258,7 @@ impl Layout {
         (self.left + column as f64 * (self.size.0 + GAPS.0), self.top + row as f64 * (self.size.1 + GAPS.1))
     }
 
-    /// Tokens left of the first column and below the last head of each column.
+    /// Draws the tokens to the left of the first column and below the last head of each column.
     fn draw_tokens(&self, page: &mut Canvas, head: usize, heads: usize, queries: usize) {
         let ((left, top), cell) = (self.place(head), self.cell.0);
         let text = Lettering::new(self.letters).soft();
@@ -281,7 +281,7 @@ impl Layout {
         }
     }
 
-    /// The scale from 0 to 1 at the top right.
+    /// Draws the scale from 0 to 1 at the top right.
     fn draw_scale(&self, page: &mut Canvas) {
         let (wide, steps) = (100.0, 50);
         let (left, top) = (self.width - wide - 26.0, 12.0);

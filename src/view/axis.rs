@@ -1,14 +1,14 @@
-//! Axes: from values to pixels, round ticks, and the plot box that line plots and bars share.
+//! Where on the page does a value go? Axes with round ticks, and the plot box shared by line plots and bars.
 
 use super::canvas::{Canvas, Lettering, Point};
 use super::palette::{GRID, INK};
 use super::text::{number, scientific, superscript, width};
 
-/// The letter size of tick labels, in pixels.
+/// Font size of tick labels, in pixels.
 pub(super) const TICK: f64 = 11.0;
-/// The letter size of axis labels, in pixels.
+/// Font size of axis labels, in pixels.
 pub(super) const LABEL: f64 = 12.0;
-/// The letter size of titles, in pixels.
+/// Font size of titles, in pixels.
 pub(super) const TITLE: f64 = 14.0;
 
 /// A scale from values to pixels.
@@ -22,7 +22,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis for `low..=high` between the pixels `start` and `end`; a single value gets room on both sides.
+    /// An axis for `low..=high` between the pixels `start` and `end`. A single value gets space on both sides.
     pub(super) fn new((low, high): (f64, f64), log: bool, start: f64, end: f64) -> Self {
         let (low, high) = match (low < high, log) {
             (true, _) => (low, high),
@@ -32,7 +32,7 @@ impl Axis {
         Self { low, high, log, start, end }
     }
 
-    /// The same with a margin of `part` of its length at both ends.
+    /// Adds a margin of `part` of the length at both ends.
     pub(super) fn padded(self, part: f64) -> Self {
         let (low, high) = (self.forward(self.low), self.forward(self.high));
         let margin = part * (high - low);
@@ -96,7 +96,7 @@ impl Axis {
     }
 }
 
-/// The least of 1, 2, 5 times a power of ten that is not far below `rough`.
+/// The smallest of 1, 2, 5 times a power of ten that is not far below `rough`.
 fn round_step(rough: f64) -> f64 {
     let power = 10f64.powf(rough.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= 0.7 * rough).unwrap_or(10.0);
@@ -112,7 +112,7 @@ fn power_label(factor: f64, power: i32) -> String {
     }
 }
 
-/// The space that a tick's labels take.
+/// The width of the widest label.
 pub(super) fn widest<'a>(labels: impl IntoIterator<Item = &'a String>, size: f64) -> f64 {
     labels.into_iter().map(|label| width(label, size)).fold(0.0, f64::max)
 }
@@ -127,7 +127,7 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// The axis along the bottom with ticks and a label, and its grid lines where `grid`.
+    /// Draws the axis along the bottom with ticks and a label, and grid lines if `grid`.
     pub(super) fn x_axis(&self, page: &mut Canvas, axis: &Axis, count: usize, label: &str, grid: bool) {
         for (value, text) in axis.ticks(count) {
             let across = axis.at(value);
@@ -142,7 +142,7 @@ impl Plot {
         page.text((middle, self.bottom + 25.0), label, Lettering::new(LABEL).middle().below());
     }
 
-    /// The axis along the left with ticks and a label `away` pixels to its left, and faint grid lines.
+    /// Draws the axis along the left with ticks, a label `away` pixels to its left, and faint grid lines.
     pub(super) fn y_axis(&self, page: &mut Canvas, axis: &Axis, count: usize, label: &str, away: f64) {
         for (value, text) in axis.ticks(count) {
             let down = axis.at(value);

@@ -1,4 +1,4 @@
-//! Bars: a few named values side by side.
+//! Which of a few named values is larger? Bar charts.
 
 use super::axis::{Axis, Plot, TICK, TITLE, widest};
 use super::canvas::{Canvas, Lettering};
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// Which of a few named things is larger, and by more than its error?
 ///
-/// Bars lie on their side, the first at the top, and start at 0. A missing value (NaN) keeps its row and says so.
+/// Bars are horizontal, the first at the top, and start at 0. A missing value (NaN) keeps its row and is marked as missing.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -44,7 +44,7 @@ const WIDTH: f64 = 700.0;
 const ROW: f64 = 22.0;
 
 impl Bars {
-    /// A plot without a bar yet.
+    /// A chart without bars.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -64,26 +64,26 @@ impl Bars {
         self
     }
 
-    /// Adds an upright line at `value` with its name, such as what chance would give.
+    /// Adds a vertical line at `value` with its name, such as the value expected by chance.
     #[must_use]
     pub fn reference(mut self, value: f64, name: impl Into<String>) -> Self {
         self.references.push((value, name.into()));
         self
     }
 
-    /// Whether each bar's value is written to its right.
+    /// Sets whether each bar's value is written to its right.
     #[must_use]
     pub fn annotate(self, annotate: bool) -> Self {
         Self { annotate, ..self }
     }
 
-    /// The line above the picture.
+    /// Sets the title.
     #[must_use]
     pub fn title(self, title: impl Into<String>) -> Self {
         Self { title: title.into(), ..self }
     }
 
-    /// What the bars measure, with its unit.
+    /// Sets what the bars measure, with its unit.
     #[must_use]
     pub fn x_label(self, label: impl Into<String>) -> Self {
         Self { x_label: label.into(), ..self }
@@ -92,7 +92,7 @@ impl Bars {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Draw`] for no bar, an infinite value, or an error bar that is not finite or has its low above its high.
+    /// [`Error::Draw`] if there is no bar, a value is infinite, or an error bar is not finite or has its low above its high.
     pub fn svg(&self) -> Result<Svg> {
         let range = self.range()?;
         let labels: Vec<String> = self.bars.iter().map(|bar| shorten(&label(&bar.label), 36)).collect();
@@ -129,7 +129,7 @@ impl Bars {
         page.finish()
     }
 
-    /// From the least to the greatest of nought, values, errors and references.
+    /// The range from the smallest to the largest of 0, values, errors and references.
     fn range(&self) -> Result<(f64, f64)> {
         let draw = |reason: String| Error::Draw { what: "bars", reason };
         if self.bars.is_empty() {
@@ -141,7 +141,7 @@ impl Bars {
             if bar.value.is_infinite() || !from.is_finite() || !to.is_finite() || from > to {
                 return Err(draw(format!("bar `{}` has value {}, error {from} to {to}", bar.label, bar.value)));
             }
-            // f64::min passes over a missing value.
+            // `f64::min` ignores a missing value.
             (low, high) = (low.min(bar.value).min(from), high.max(bar.value).max(to));
         }
         for (value, name) in &self.references {
@@ -154,7 +154,7 @@ impl Bars {
         Ok((if low < 0.0 { low - margin } else { 0.0 }, if high > 0.0 || low == 0.0 { high + margin } else { 0.0 }))
     }
 
-    /// Dashed lines, their names above the plot.
+    /// Draws dashed lines, with their names above the plot.
     fn draw_references(&self, page: &mut Canvas, plot: &Plot, axis: &Axis) {
         for (value, name) in &self.references {
             let across = axis.at(*value);
@@ -188,7 +188,7 @@ impl Bar {
     }
 }
 
-/// A value with two digits of the range it stands in.
+/// A value with two significant digits of the range that it is in.
 fn shown(value: f64, (low, high): (f64, f64)) -> String {
     let reach = low.abs().max(high.abs()).max(f64::MIN_POSITIVE);
     let decimals = (1.0 - reach.log10().floor()).clamp(0.0, 6.0) as usize;

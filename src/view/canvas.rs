@@ -1,4 +1,4 @@
-//! A page to draw on: shapes are collected in pixels and rendered by plotters at a tenth of a pixel.
+//! How does a picture become SVG? Shapes are collected in pixels and rendered by plotters at a tenth of a pixel.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,13 +12,13 @@ use super::display::Svg;
 use super::palette::{INK, PAPER, Rgb, SOFT};
 use crate::error::{Error, Result};
 
-/// plotters places on whole units, so a unit is a tenth of a pixel.
+/// plotters works in whole units, so a unit is a tenth of a pixel.
 const UNITS: u32 = 10;
 
-/// A place on the page, in pixels from its top left.
+/// A point on the page, in pixels from the top left.
 pub(super) type Point = (f64, f64);
 
-/// How a text is set.
+/// The style of a text.
 #[derive(Clone, Copy)]
 pub(super) struct Lettering {
     size: f64,
@@ -30,7 +30,7 @@ pub(super) struct Lettering {
 }
 
 impl Lettering {
-    /// Upright text of `size` pixels that starts at its point and is centred on its height.
+    /// Horizontal text of `size` pixels that starts at its point, vertically centred.
     pub(super) fn new(size: f64) -> Self {
         Self { size, color: INK, bold: false, turned: false, across: HPos::Left, down: VPos::Center }
     }
@@ -47,7 +47,7 @@ impl Lettering {
         Self { bold: true, ..self }
     }
 
-    /// Read from bottom to top.
+    /// Rotated, to be read from bottom to top.
     pub(super) fn turned(self) -> Self {
         Self { turned: true, ..self }
     }
@@ -72,7 +72,7 @@ enum Shape {
     Text { at: Point, text: String, lettering: Lettering },
 }
 
-/// A page of fixed size. Cells lie under everything else; shapes lie in the order they were added.
+/// A page of fixed size. Cells are at the back; other shapes are drawn in the order in which they were added.
 pub(super) struct Canvas {
     width: f64,
     height: f64,
@@ -82,7 +82,7 @@ pub(super) struct Canvas {
 }
 
 impl Canvas {
-    /// An empty page; `name` is read out where the picture cannot be seen.
+    /// An empty page; `name` is its text for screen readers.
     pub(super) fn new(width: f64, height: f64, name: &str) -> Self {
         Self { width, height, name: super::text::label(name), cells: String::new(), shapes: Vec::new() }
     }
@@ -103,7 +103,7 @@ impl Canvas {
         self.area(vec![(left, top), (right, top), (right, bottom), (left, bottom)], color, 1.0);
     }
 
-    /// The outline of a box.
+    /// Adds the outline of a box.
     pub(super) fn frame(&mut self, (left, top): Point, (right, bottom): Point, color: Rgb, width: f64) {
         self.path(vec![(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], color, width);
     }
@@ -119,10 +119,10 @@ impl Canvas {
         }
     }
 
-    /// A matrix of coloured cells, row 0 at the top. Runs of one colour become one stroke, and white ones none, so that
-    /// twelve heads of 32 x 32 stay small.
+    /// Adds a matrix of coloured cells, row 0 at the top. Runs of one colour become one stroke, and white cells none, which
+    /// keeps twelve heads of 32 x 32 small.
     pub(super) fn cells(&mut self, (left, top): Point, (wide, high): (f64, f64), colors: ArrayView2<'_, Rgb>) {
-        // For each colour the path so far, and the row and column where it stands.
+        // For each colour: the path so far, and the row and column where it ends.
         let mut strokes: BTreeMap<Rgb, (String, (usize, usize))> = BTreeMap::new();
         for (row, line) in colors.rows().into_iter().enumerate() {
             let mut start = 0;
@@ -182,7 +182,7 @@ impl Shape {
             }
             Self::Text { at, text, lettering } => {
                 let weight = if lettering.bold { FontStyle::Bold } else { FontStyle::Normal };
-                // The backend divides by 1.24 to turn a line height into a letter size.
+                // The backend divides by 1.24 to turn a line height into a font size.
                 let size = lettering.size * f64::from(UNITS) * 1.24;
                 let color = ink(lettering.color, 1.0);
                 let turn = if lettering.turned { FontTransform::Rotate270 } else { FontTransform::None };
@@ -218,7 +218,7 @@ pub(super) mod tests {
     use super::*;
     use ndarray::array;
 
-    /// Checks that `source` is well-formed: tags nest, attributes are quoted, text holds no bare markup or control character.
+    /// Checks that `source` is well-formed: tags nest, attributes are quoted, text has no bare markup or control characters.
     pub(in super::super) fn assert_well_formed(source: &str) {
         let mut open: Vec<&str> = Vec::new();
         let mut rest = source;

@@ -1,4 +1,4 @@
-//! Finished pictures: owned, saved in one step, shown by the notebook as a cell's result.
+//! How is a picture saved, combined with others, or shown in a notebook?
 
 use std::fmt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::file;
 
 /// A finished vector picture.
 ///
-/// As the last expression of a notebook cell it is shown in place.
+/// Shown as the result of a notebook cell if it is the last expression.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -25,9 +25,9 @@ pub struct Svg {
     height: u32,
 }
 
-/// A finished page fragment: markup, style and script in one piece, with nothing fetched from elsewhere.
+/// A finished HTML fragment with its style and script, which loads nothing from elsewhere.
 ///
-/// As the last expression of a notebook cell it is shown in place.
+/// Shown as the result of a notebook cell if it is the last expression.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -40,11 +40,11 @@ pub struct Svg {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Html(String);
 
-/// The space between pictures that stand together, in pixels.
+/// The space between combined pictures, in pixels.
 const GAP: u32 = 12;
 
 impl Svg {
-    /// Wraps a body of SVG elements, in user units of `1 / units` pixel, into a document on a white ground.
+    /// Wraps SVG elements, in user units of `1 / units` pixel, into a document with a white background.
     pub(super) fn wrap(body: &str, width: u32, height: u32, units: u32, name: &str) -> Self {
         let (across, down) = (width * units, height * units);
         let name = escape(name);
@@ -55,19 +55,19 @@ impl Svg {
         Self { source, width, height }
     }
 
-    /// What is the document's source?
+    /// The source of the document.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.source
     }
 
-    /// How large is the picture, in pixels across and down?
+    /// The width and height of the picture, in pixels.
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         (self.width, self.height)
     }
 
-    /// Sets pictures beside each other, their tops in line: a cell shows one result, and this makes one of several.
+    /// Places pictures side by side, aligned at the top: a notebook cell shows one result, and this makes one of several.
     ///
     /// ```
     /// # fn main() -> headscope::Result<()> {
@@ -82,9 +82,9 @@ impl Svg {
         Self::grid(pictures, pictures.len())
     }
 
-    /// Sets pictures in rows of `columns`, each column as wide as its widest picture and each row as high as its highest.
+    /// Places pictures in rows of `columns`. Each column is as wide as its widest picture, and each row as high as its highest.
     ///
-    /// No picture, or nought columns, gives an empty picture.
+    /// Without pictures or columns the result is empty.
     #[must_use]
     pub fn grid(pictures: &[Self], columns: usize) -> Self {
         let columns = columns.clamp(1, pictures.len().max(1));
@@ -106,15 +106,15 @@ impl Svg {
         Self::wrap(&body, across, top.saturating_sub(GAP), 1, &format!("{} pictures", pictures.len()))
     }
 
-    /// Writes the picture to `path`, whole or not at all.
+    /// Writes the picture to `path`, completely or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) when the folder is missing or the file cannot be written.
+    /// [`Error::Io`](crate::Error::Io) if the folder does not exist or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         file::write_bytes(path.as_ref(), self.source.as_bytes())
     }
 
-    /// Prints the block by which the notebook's kernel recognises a picture.
+    /// Prints the block that the notebook kernel recognises as a picture.
     pub fn evcxr_display(&self) {
         println!("{}", block("image/svg+xml", &self.source));
     }
@@ -126,28 +126,28 @@ impl Html {
         Self(source)
     }
 
-    /// What is the fragment's source?
+    /// The source of the fragment.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Writes the fragment to `path` as a page of its own, whole or not at all.
+    /// Writes the fragment to `path` as a page of its own, completely or not at all.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) when the folder is missing or the file cannot be written.
+    /// [`Error::Io`](crate::Error::Io) if the folder does not exist or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let head = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>headscope</title></head>\n<body>\n";
         file::write_bytes(path.as_ref(), format!("{head}{}\n</body></html>\n", self.0).as_bytes())
     }
 
-    /// Prints the block by which the notebook's kernel recognises a page fragment.
+    /// Prints the block that the notebook kernel recognises as an HTML fragment.
     pub fn evcxr_display(&self) {
         println!("{}", block("text/html", &self.0));
     }
 }
 
-/// The kernel's block around one result.
+/// The kernel's block around a result.
 fn block(kind: &str, content: &str) -> String {
     format!("EVCXR_BEGIN_CONTENT {kind}\n{content}\nEVCXR_END_CONTENT")
 }

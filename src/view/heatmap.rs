@@ -1,4 +1,4 @@
-//! Heat maps: a value for every pair of rows and columns.
+//! Where in a grid is a value large? Heat maps.
 
 mod colors;
 mod layout;
@@ -14,13 +14,14 @@ use super::palette::{ColorMap, INK, PAPER, ink_on};
 use super::text::{label, number, shorten};
 use crate::error::{Error, Result};
 
-/// Which layer and head, which site and position: where in a grid is a value large?
+/// Where in a grid is a value large: in which layer and head, at which site and position?
 ///
-/// Missing values (NaN) are grey and counted beside the picture. Without [`diverging`](Self::diverging) or
-/// [`sequential`](Self::sequential) the colours follow the data: diverging around 0 where both signs occur.
+/// Missing values (NaN) are grey, and their number is written beside the picture. By default the colours follow the data:
+/// diverging around 0 if both signs occur, otherwise sequential. [`diverging`](Self::diverging) and
+/// [`sequential`](Self::sequential) choose.
 ///
 /// # Shapes
-/// Values are `[row, column]`. Row 0 is at the top, as in a printed table, until [`bottom_up`](Self::bottom_up) is called.
+/// Values are `[row, column]`. Row 0 is at the top, as in a printed table, unless [`bottom_up`](Self::bottom_up) is called.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -69,68 +70,69 @@ impl Heatmap {
         }
     }
 
-    /// The line above the picture.
+    /// Sets the title.
     #[must_use]
     pub fn title(self, title: impl Into<String>) -> Self {
         Self { title: title.into(), ..self }
     }
 
-    /// What the columns are.
+    /// Sets what the columns are.
     #[must_use]
     pub fn x_label(self, label: impl Into<String>) -> Self {
         Self { x_label: label.into(), ..self }
     }
 
-    /// What the rows are.
+    /// Sets what the rows are.
     #[must_use]
     pub fn y_label(self, label: impl Into<String>) -> Self {
         Self { y_label: label.into(), ..self }
     }
 
-    /// A label for every column; their numbers from 0 where not given.
+    /// Sets a label for every column; by default their indices from 0.
     #[must_use]
     pub fn x_ticks(self, ticks: Vec<String>) -> Self {
         Self { x_ticks: Some(ticks), ..self }
     }
 
-    /// A label for every row; their numbers from 0 where not given.
+    /// Sets a label for every row; by default their indices from 0.
     #[must_use]
     pub fn y_ticks(self, ticks: Vec<String>) -> Self {
         Self { y_ticks: Some(ticks), ..self }
     }
 
-    /// Blue below 0, white at 0, red above, the same distance both ways.
+    /// Uses blue below 0, white at 0, red above, with the same range on both sides.
     #[must_use]
     pub fn diverging(self) -> Self {
         Self { map: Some(ColorMap::Diverging), ..self }
     }
 
-    /// From the least value to the greatest in steps that look even.
+    /// Uses perceptually even steps from the smallest to the largest value.
     #[must_use]
     pub fn sequential(self) -> Self {
         Self { map: Some(ColorMap::Sequential), ..self }
     }
 
-    /// The values at the ends of the colours, so that several pictures compare; values outside take the end's colour and
-    /// are counted beside the picture. With diverging colours the wider end counts for both.
+    /// Sets the values at the ends of the colour scale, so that pictures can be compared. Values outside get the colour of the
+    /// nearer end, and their number is written beside the picture. With diverging colours the larger limit applies to both
+    /// sides.
     #[must_use]
     pub fn limits(self, low: f64, high: f64) -> Self {
         Self { limits: Some((low, high)), ..self }
     }
 
-    /// Whether each cell shows its value; cells widen until it fits.
+    /// Sets whether each cell shows its value; cells are widened to fit.
     #[must_use]
     pub fn annotate(self, annotate: bool) -> Self {
         Self { annotate, ..self }
     }
 
-    /// Row 0 at the bottom, as layer 0 stands in a drawing of a model.
+    /// Puts row 0 at the bottom, like layer 0 in a drawing of a model.
     #[must_use]
     pub fn bottom_up(self) -> Self {
         Self { bottom_up: true, ..self }
     }
 
-    /// What the values are measured in, above the colour bar.
+    /// Sets the unit of the values, shown above the colour bar.
     #[must_use]
     pub fn unit(self, unit: impl Into<String>) -> Self {
         Self { unit: unit.into(), ..self }
@@ -139,8 +141,8 @@ impl Heatmap {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Draw`] for no values, an infinite value, only missing values, or limits that are not finite and ascending;
-    /// [`Error::Shape`] for ticks that are not one for each row or column.
+    /// [`Error::Draw`] if there are no values, one is infinite, all are missing, or the limits are not finite and ascending;
+    /// [`Error::Shape`] if the number of ticks is not that of the rows or columns.
     pub fn svg(&self) -> Result<Svg> {
         let colors = Colors::new(self)?;
         let (rows, columns) = self.values.dim();
@@ -157,7 +159,7 @@ impl Heatmap {
         page.finish()
     }
 
-    /// The value in a cell as text, with as many places as tell the cells apart.
+    /// The value of a cell as text, with enough decimals to tell the cells apart.
     fn shown(&self, value: f64) -> String {
         let largest = self.values.iter().filter(|v| !v.is_nan()).fold(0.0, |largest: f64, v| largest.max(v.abs()));
         let whole = self.values.iter().all(|v| v.is_nan() || v.fract() == 0.0);
@@ -225,13 +227,13 @@ impl Heatmap {
         page.text((12.0, center), label(&self.y_label), Lettering::new(LABEL).middle().turned());
     }
 
-    /// How many rows stand above this one.
+    /// How many rows are above this one.
     fn place(&self, row: usize) -> f64 {
         (if self.bottom_up { self.values.nrows() - 1 - row } else { row }) as f64
     }
 }
 
-/// Every label as given, shortened, or the numbers from 0.
+/// The given labels, shortened, or the indices from 0.
 fn labels(at: &str, given: Option<&[String]>, count: usize, axis: &str) -> Result<Vec<String>> {
     match given {
         None => Ok((0..count).map(|index| index.to_string()).collect()),
@@ -244,7 +246,7 @@ fn labels(at: &str, given: Option<&[String]>, count: usize, axis: &str) -> Resul
     }
 }
 
-/// The next number that is easy to count in.
+/// The next number that is easy to count by.
 fn round_up(every: usize) -> usize {
     [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100].into_iter().find(|round| *round >= every).unwrap_or(every)
 }

@@ -1,4 +1,4 @@
-//! Line plots: how a value changes along another.
+//! How does a value change along another? Line plots.
 
 use super::axis::{Axis, Plot, TICK, TITLE, widest};
 use super::canvas::{Canvas, Lettering, Point};
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 
 /// How does a value change with training, depth or size, and how sure is it?
 ///
-/// A series and a band of the same name share a colour. A missing y (NaN) breaks its line. Names stand to the right, each at
-/// the height where its line ends.
+/// A series and a band of the same name share a colour. A missing y (NaN) interrupts the line. Names are to the right, at the
+/// height where each line ends.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -38,18 +38,18 @@ pub struct Lines {
     references: Vec<(f64, String)>,
 }
 
-/// An x with the low and the high that belong to it.
+/// x with its low and high value.
 type Range = (f64, f64, f64);
 
 const WIDTH: f64 = 700.0;
 const HEIGHT: f64 = 360.0;
-/// The least distance of names that stand below each other.
+/// The smallest vertical distance between names.
 const LEADING: f64 = 15.0;
-/// With at most so many points each is marked.
+/// Up to this many points, each is marked.
 const MARKED: usize = 24;
 
 impl Lines {
-    /// A plot without a line yet.
+    /// A plot without lines.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -69,44 +69,44 @@ impl Lines {
         self
     }
 
-    /// Adds a level line at `y` with its name, such as what chance would give.
+    /// Adds a horizontal line at `y` with its name, such as the value expected by chance.
     #[must_use]
     pub fn reference(mut self, y: f64, name: impl Into<String>) -> Self {
         self.references.push((y, name.into()));
         self
     }
 
-    /// The line above the picture.
+    /// Sets the title.
     #[must_use]
     pub fn title(self, title: impl Into<String>) -> Self {
         Self { title: title.into(), ..self }
     }
 
-    /// What lies along the bottom, with its unit.
+    /// Sets what the x axis shows, with its unit.
     #[must_use]
     pub fn x_label(self, label: impl Into<String>) -> Self {
         Self { x_label: label.into(), ..self }
     }
 
-    /// What lies along the left, with its unit.
+    /// Sets what the y axis shows, with its unit.
     #[must_use]
     pub fn y_label(self, label: impl Into<String>) -> Self {
         Self { y_label: label.into(), ..self }
     }
 
-    /// Equal ratios of x take equal room.
+    /// Makes the x axis logarithmic.
     #[must_use]
     pub fn log_x(self) -> Self {
         Self { log_x: true, ..self }
     }
 
-    /// Equal ratios of y take equal room.
+    /// Makes the y axis logarithmic.
     #[must_use]
     pub fn log_y(self) -> Self {
         Self { log_y: true, ..self }
     }
 
-    /// At least the range `low..=high` is shown on y, such as 0 to 1 for a score; data beyond it widens it.
+    /// Shows at least the range `low..=high` on y, such as 0 to 1 for a score; values beyond it extend the axis.
     #[must_use]
     pub fn y_limits(self, low: f64, high: f64) -> Self {
         Self { y_limits: Some((low, high)), ..self }
@@ -115,8 +115,8 @@ impl Lines {
     /// Draws the picture.
     ///
     /// # Errors
-    /// [`Error::Draw`] for no point at all, an x that is not finite, an infinite y, a band whose low lies above its high, or
-    /// a value that is not above 0 on a logarithmic axis.
+    /// [`Error::Draw`] if there is no point at all, an x is not finite, a y is infinite, a band has its low above its high, or
+    /// a value on a logarithmic axis is not above 0.
     pub fn svg(&self) -> Result<Svg> {
         let (x_range, y_range) = (self.range("x", self.log_x, self.xs())?, self.range("y", self.log_y, self.ys())?);
         self.check_bands()?;
@@ -182,7 +182,7 @@ impl Lines {
         Ok(())
     }
 
-    /// Every name once, in order of appearance, as it is shown.
+    /// Every name once, as shown, in order of appearance.
     fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         for name in self.series.iter().map(|(name, _)| name).chain(self.bands.iter().map(|(name, _)| name)) {
@@ -225,7 +225,7 @@ impl Lines {
         }
     }
 
-    /// Names to the right of the plot, at the height where their lines end, apart enough to read.
+    /// Draws names to the right of the plot, at the heights where their lines end, far enough apart to read.
     fn draw_names(&self, page: &mut Canvas, names: &[String], plot: &Plot, y: &Axis) {
         let mut entries: Vec<(f64, String, Rgb)> = names
             .iter()
@@ -249,7 +249,7 @@ impl Lines {
         }
     }
 
-    /// The last known y under a name.
+    /// The last finite y of a name.
     fn last(&self, name: &str) -> Option<f64> {
         let lines = self.series.iter().filter(|(own, _)| shown(own) == name).flat_map(|(_, points)| points);
         let bands = self.bands.iter().filter(|(own, _)| shown(own) == name).flat_map(|(_, ranges)| ranges);
@@ -258,7 +258,7 @@ impl Lines {
     }
 }
 
-/// A value that must have a place: a missing one counts as infinite, which is refused.
+/// A value that must have a position: a missing one becomes infinite, which is refused.
 fn placed(value: f64) -> f64 {
     if value.is_nan() { f64::INFINITY } else { value }
 }
@@ -272,7 +272,7 @@ fn color_of(name: &str, names: &[String]) -> Rgb {
     series(names.iter().position(|own| *own == name).unwrap_or(0))
 }
 
-/// Moves ascending heights as little as needed to be `leading` apart and within `top..=bottom`.
+/// Moves ascending heights as little as possible so that they are `leading` apart and within `top..=bottom`.
 fn apart(wanted: &[f64], leading: f64, top: f64, bottom: f64) -> Vec<f64> {
     let mut placed = wanted.to_vec();
     let mut least = top;

@@ -1,4 +1,4 @@
-//! Pictures of results: drawn here, computed elsewhere.
+//! How does a result look? Pictures of results that were computed elsewhere.
 //!
 //! | module | question it answers | result |
 //! |---|---|---|
@@ -6,13 +6,13 @@
 //! | [`mod@line`] | how does a value change with training, depth or size? | [`Svg`] |
 //! | [`bars`] | which of a few named things is larger? | [`Svg`] |
 //! | [`mod@attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
-//! | [`display`] | how is a picture saved, shown in a notebook, or set beside another? | |
+//! | [`display`] | how is a picture saved, combined with others, or shown in a notebook? | |
 //! | [`results`] | tables, runs and models as pictures: [`Table::heatmap`](crate::table::Table::heatmap), [`attention()`] | |
-//! | [`palette`] | which colours, and who can tell them apart? | |
+//! | [`palette`] | which colours, and can everyone tell them apart? | |
 //!
-//! A picture is described by chained calls and drawn by `svg` or `html`, which say what they cannot draw. What comes back is
-//! owned text: a notebook shows it when it ends a cell, and `save` writes it. Pictures are on white paper; the attention view
-//! takes the page's own ground.
+//! A picture is described by chained calls and drawn by `svg` or `html`, which return an error for what they cannot draw. The
+//! result is owned text: a notebook shows it as the result of a cell, and `save` writes it. Pictures have a white background;
+//! the attention view uses that of the page.
 //!
 //! ```
 //! # fn main() -> headscope::Result<()> {

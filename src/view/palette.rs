@@ -1,9 +1,9 @@
-//! Colours that stay apart for readers with a colour vision deficiency, and in grey print.
+//! Which colours can be told apart by readers with a colour vision deficiency, and in grey print?
 //!
-//! Series take Okabe and Ito's set (2008) without its yellow, which is too faint on white. Values take viridis (sequential)
-//! or ColorBrewer's RdBu (diverging); attention takes a single blue, white at nought.
+//! Series use the palette of Okabe and Ito (2008) without its yellow, which is too faint on white. Values use viridis
+//! (sequential) or ColorBrewer's RdBu (diverging). Attention uses a single blue, white at 0.
 
-/// A colour as red, green and blue, each 0 to 255.
+/// A colour as red, green and blue, from 0 to 255 each.
 pub type Rgb = [u8; 3];
 
 /// Text and axes.
@@ -14,10 +14,10 @@ pub(super) const SOFT: Rgb = [0x5a, 0x5a, 0x5a];
 pub(super) const GRID: Rgb = [0xe6, 0xe6, 0xe6];
 /// The background of every picture.
 pub(super) const PAPER: Rgb = [0xff, 0xff, 0xff];
-/// A value that is missing.
+/// A missing value.
 pub(super) const MISSING: Rgb = [0xb8, 0xb8, 0xb8];
 
-/// The colours of series, in order of use.
+/// The colours of series, in order.
 pub const SERIES: [Rgb; 7] = [
     [0x00, 0x72, 0xb2],
     [0xd5, 0x5e, 0x00],
@@ -54,7 +54,7 @@ const BLUE_WHITE_RED: [Rgb; 11] = [
     [0x67, 0x00, 0x1f],
 ];
 
-/// The attention view draws with the same stops (`attention.js`).
+/// The attention view uses the same stops (`attention.js`).
 const BLUES: [Rgb; 9] = [
     [0xff, 0xff, 0xff],
     [0xd6, 0xe6, 0xf4],
@@ -76,16 +76,16 @@ const BLUES: [Rgb; 9] = [
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ColorMap {
-    /// viridis: dark violet through green to yellow, even to the eye.
+    /// viridis: dark violet through green to yellow, perceptually even.
     Sequential,
     /// Blue below the middle, white at 0.5, red above.
     Diverging,
-    /// White at nought to dark blue.
+    /// From white at 0 to dark blue.
     Attention,
 }
 
 impl ColorMap {
-    /// The colour at `position`, held to 0..=1; a missing position is grey.
+    /// The colour at `position`, clamped to 0..=1; grey if missing.
     #[must_use]
     pub fn color(self, position: f64) -> Rgb {
         if position.is_nan() {
@@ -110,7 +110,7 @@ fn between(stops: &[Rgb], position: f64) -> Rgb {
     })
 }
 
-/// The colour of the `index`-th series; after the last the set begins again.
+/// The colour of the `index`-th series; after the last the palette repeats.
 pub(super) fn series(index: usize) -> Rgb {
     SERIES[index % SERIES.len()]
 }

@@ -1,4 +1,4 @@
-//! Tables, runs and models as pictures, and how a notebook shows them.
+//! How do tables, runs and models look, in a picture or as the result of a notebook cell?
 
 use ndarray::{Array2, Array3};
 use tch::{Kind, Tensor};
@@ -16,7 +16,7 @@ use crate::table::Table;
 /// The run must have tapped `pattern.<layer>`.
 ///
 /// # Errors
-/// [`Error::NotTapped`] where it has not.
+/// [`Error::NotTapped`] if it has not.
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -29,10 +29,21 @@ pub fn attention(run: &Run, layer: usize) -> Result<Html> {
     attention_of(run, layer, 0)?.html()
 }
 
-/// [`attention`] of any prompt of the batch, to be given another title or drawn as a still picture.
+/// What do the heads of a layer attend to, on any prompt of the batch? [`attention`] before it is drawn: to be given another
+/// title, or drawn as a still picture.
 ///
 /// # Errors
-/// [`Error::NotTapped`] where the run has no `pattern.<layer>`, [`Error::OutOfRange`] where it has no such prompt.
+/// [`Error::NotTapped`] if the run has no `pattern.<layer>`, [`Error::OutOfRange`] if it has no such prompt.
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = model.tokens(&["the cat sat on the mat.", "a dog ran."])?;
+/// let run = model.run(&tokens, &Plan::new().tap(Site::Pattern(1)))?;
+/// let still = view::attention_of(&run, 1, 1)?.title("the second prompt").svg()?;
+/// assert!(still.as_str().contains("the second prompt"));
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention> {
     let pattern = run.get(Site::Pattern(layer))?;
     let limit = run.tokens().batch();
@@ -44,7 +55,7 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
             limit: limit as i64,
         });
     }
-    // Padding is not shown: it is no part of the prompt.
+    // Padding is not part of the prompt.
     let length = run.tokens().row(prompt).len() as i64;
     let shown = pattern.get(prompt as i64).narrow(1, 0, length).narrow(2, 0, length);
     Ok(Attention::new(run.tokens().pieces(prompt), array3(&shown)?)
@@ -52,8 +63,8 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
         .title(format!("Attention in layer {layer}")))
 }
 
-/// What does one head attend to, on the first prompt, in one run after another: at several steps of training, say? Each run has a
-/// name, which stands in the place of a head's.
+/// What does one head attend to, on the first prompt of several runs, for instance at several steps of training? Each run has a
+/// name, shown instead of a head's.
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -65,8 +76,8 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
 /// ```
 ///
 /// # Errors
-/// [`Error::NotTapped`] where a run has no `pattern.<layer>`, [`Error::OutOfRange`] where it has no such head,
-/// [`Error::Shape`] where their first prompts differ in length; where there is no run.
+/// [`Error::NotTapped`] if a run has no `pattern.<layer>`, [`Error::OutOfRange`] if it has no such head, [`Error::Shape`] if
+/// the first prompts differ in length, [`Error::Argument`] if there is no run.
 pub fn film(frames: &[(String, Run)], layer: usize, head: usize) -> Result<Attention> {
     let none = || Error::argument("frames", "at least one run", 0);
     let tokens = frames.first().map(|(_, run)| run.tokens().clone()).ok_or_else(none)?;
@@ -104,12 +115,12 @@ fn array3(tensor: &Tensor) -> Result<Array3<f64>> {
 }
 
 impl Table {
-    /// A heat map of the effect (value - baseline; the value where there is no baseline), one cell for each pair of two
-    /// columns of whole numbers, such as `layer` and `head`, or of texts, such as `task`; a cell with several rows shows their
-    /// mean, one with none is grey.
+    /// Where is the effect large? A heat map of value - baseline (of the value if there is no baseline) over two columns of
+    /// whole numbers, such as `layer` and `head`, or of texts, such as `task`. A cell shows the mean of its rows, or grey if it
+    /// has none.
     ///
     /// # Errors
-    /// Where there is no such column.
+    /// If there is no such column.
     pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
         let effects = self.columns().iter().any(|name| name == "baseline");
         let values = if effects { self.effect()? } else { self.f64("value")? };
@@ -138,7 +149,7 @@ impl Table {
     }
 }
 
-/// `, mean ablation` from how a sweep's change is written in its provenance: `{"ablation": "mean"}`.
+/// `, mean ablation` from a sweep's change in its provenance: `{"ablation": "mean"}`.
 fn how(change: &serde_json::Value) -> String {
     let Some((what, kind)) = change.as_object().and_then(|change| change.iter().next()) else { return String::new() };
     let kind = match kind {
@@ -149,7 +160,7 @@ fn how(change: &serde_json::Value) -> String {
     kind.map_or_else(String::new, |kind| format!(", {kind} {what}"))
 }
 
-/// Rows shown before a table is cut.
+/// How many rows are shown before a table is cut.
 const SHOWN: usize = 30;
 
 fn table_html(table: &Table) -> String {
@@ -174,12 +185,12 @@ fn table_html(table: &Table) -> String {
 }
 
 impl Model {
-    /// Shows the model in a notebook: its architecture in a line.
+    /// Shows the model in a notebook: its architecture in one line.
     pub fn evcxr_display(&self) {
         Html::new(format!("<p>{}</p>", escape(&self.summary()))).evcxr_display();
     }
 
-    /// The architecture in a line.
+    /// The architecture in one line.
     pub fn summary(&self) -> String {
         let config = self.config();
         let shared = match config.n_kv_heads == config.n_heads {
@@ -213,7 +224,7 @@ impl Tokens {
 }
 
 impl Run {
-    /// Shows in a notebook what the run recorded.
+    /// Shows what the run recorded in a notebook.
     pub fn evcxr_display(&self) {
         let row = |(site, tensor): (Site, &Tensor)| {
             let axes: Vec<&str> = site.axes().iter().map(|axis| axis.name()).collect();

@@ -1,11 +1,11 @@
-//! Text as it may stand in a picture: nothing invisible, nothing that breaks XML.
+//! How can any text be shown in a picture? Nothing invisible, nothing that breaks XML.
 
-/// Shows a token with all its white space: a space as `·`, a line end as `↵`, an empty token as `∅`.
+/// Shows a token with all its white space: a space as `·`, a line break as `↵`, an empty token as `∅`.
 pub(super) fn token(text: &str) -> String {
     if text.is_empty() { "∅".to_owned() } else { text.replace(' ', "·").chars().map(visible).collect() }
 }
 
-/// Shows a label: spaces inside stay, those at its ends and every control character become visible.
+/// Shows a label: inner spaces stay, spaces at the ends and control characters become visible.
 pub(super) fn label(text: &str) -> String {
     let inner = text.trim_matches(' ');
     let start = text.len() - text.trim_start_matches(' ').len();
@@ -13,7 +13,7 @@ pub(super) fn label(text: &str) -> String {
     format!("{}{inner}{}", "·".repeat(start), "·".repeat(end)).chars().map(visible).collect()
 }
 
-/// One character as a reader can see it; those that XML forbids never come through.
+/// A character in visible form; characters that XML forbids never pass.
 fn visible(character: char) -> String {
     match character {
         '\n' => "↵".to_owned(),
@@ -48,7 +48,7 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
-/// At most `limit` characters of `text`, the last one an ellipsis where something was cut.
+/// At most `limit` characters of `text`; the last one is an ellipsis if something was cut.
 pub(super) fn shorten(text: &str, limit: usize) -> String {
     if text.chars().count() <= limit {
         return text.to_owned();
@@ -56,7 +56,7 @@ pub(super) fn shorten(text: &str, limit: usize) -> String {
     text.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// The width in pixels that `text` takes in a sans-serif face of `size` pixels, within about a tenth, on the generous side.
+/// The approximate width of `text` in pixels, in a sans-serif font of `size` pixels: within about a tenth, rather too large.
 pub(super) fn width(text: &str, size: f64) -> f64 {
     let ems: f64 = text
         .chars()
@@ -88,7 +88,7 @@ pub(super) fn scientific(value: f64, decimals: usize) -> String {
     format!("{}×10{}", mantissa.replace('-', "−"), superscript(exponent))
 }
 
-/// The digits and sign of an exponent, raised.
+/// The digits and sign of an exponent, superscript.
 pub(super) fn superscript(exponent: &str) -> String {
     exponent
         .chars()

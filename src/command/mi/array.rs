@@ -74,7 +74,7 @@ impl<'a> Array<'a> {
 
     /// Equal rows as one label, numbered from 0 in their order.
     ///
-    /// Fails if a value is no whole number: continuous values are no labels.
+    /// Fails if a value is not a whole number: continuous values are not labels.
     pub(super) fn labels(&self) -> Result<Vec<usize>> {
         match &self.values {
             Values::Whole(values) => Ok(ranks(values, self.samples, self.dimensions)),
@@ -83,7 +83,7 @@ impl<'a> Array<'a> {
                     let at = self.name;
                     bail!(Error::Argument {
                         name: "labels",
-                        expected: format!("whole numbers or booleans in {at} (continuous values are no labels)"),
+                        expected: format!("whole numbers or booleans in {at} (continuous values are not labels)"),
                         found: format!("{found} at index {index}"),
                     });
                 }

@@ -1,4 +1,4 @@
-//! Codes and control tasks: how easily, and how honestly, a probe gets labels out of x.
+//! How easily does a probe learn labels from x, and does it read them or memorise them? Online codes and control tasks.
 
 use ndarray::{ArrayView2, Axis};
 use rand::Rng;
@@ -9,35 +9,45 @@ use crate::error::{Error, Result};
 use crate::information::{Estimate, Warning};
 use crate::stats::{Interval, shuffled, stream};
 
-/// What sending labels costs, in nats, to one who has x.
+/// The cost of sending labels to someone who has x, in nats.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OnlineCode {
-    /// The length with a probe that learns from what was sent already.
+    /// The code length with a probe that learns from the labels sent so far.
     pub codelength: f64,
-    /// Its interval, by the bootstrap over samples; that of the first block is not random.
+    /// Its interval, by the bootstrap over samples; the cost of the first block is fixed.
     pub interval: Interval,
-    /// The length without x and without learning: `n ln K` (`n log2 K` bits).
+    /// The code length without x and without learning: `n ln K` (`n log2 K` bits).
     pub uniform: f64,
-    /// `uniform / codelength`: above 1 where x helps.
+    /// `uniform / codelength`: above 1 if x helps.
     pub compression: f64,
     /// Number of samples.
     pub n: usize,
-    /// Dimensions of x, and classes.
+    /// Dimensions of x, and number of classes.
     pub dimensions: Vec<usize>,
     /// What speaks against it.
     pub warnings: Vec<Warning>,
 }
 
-/// How many nats does it take to send labels to one who has x? The online code (Voita & Titov 2020): the first block is sent
-/// at `ln K` each, every further one with a probe fitted to all that came before. A short code needs labels that are
-/// easy to get out of x from few examples, where accuracy asks only whether many suffice. Blocks end at 0.1, 0.2, 0.4, 0.8,
-/// 1.6, 3.2, 6.25, 12.5, 25, 50 and 100 % of the samples, in an order drawn with the seed.
+/// How many nats does it take to send labels to someone who has x? The online code (Voita & Titov 2020) sends the first block
+/// at `ln K` per label and each further one with a probe fitted to all labels before it. The code is short only if few examples
+/// suffice to learn the labels, whereas accuracy asks only whether many do.
+///
+/// Blocks end at 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50 and 100 % of the samples, in an order drawn from the seed.
 ///
 /// # Shapes
 /// `x`: \[sample, dimension\]; `labels`: \[sample\], numbered from 0.
 ///
 /// # Errors
 /// As [`v_information_of_labels`](super::v_information_of_labels).
+///
+/// ```
+/// use headscope::information::{ProbeOptions, online_code};
+/// let labels: Vec<usize> = (0..400).map(|i| i / 7 % 2).collect();
+/// let x = ndarray::Array2::from_shape_fn((400, 1), |(row, _)| labels[row] as f64 + (row as f64).sin() / 4.0);
+/// let code = online_code(x.view(), &labels, &ProbeOptions::default(), 0)?;
+/// assert!(code.compression > 2.0);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn online_code(x: ArrayView2<f64>, labels: &[usize], options: &ProbeOptions, seed: u64) -> Result<OnlineCode> {
     options.validate()?;
     let mut warnings = vec![];
@@ -56,7 +66,8 @@ pub fn online_code(x: ArrayView2<f64>, labels: &[usize], options: &ProbeOptions,
         let probe = Probe::fit(x.rows.select(Axis(0), fit).view(), &known, options, None, seed)?;
         let scores = probe.scores(x.rows.select(Axis(0), predict).view());
         for (row, scores) in predict.iter().zip(scores.rows()) {
-            // A probe from few examples can be sure and wrong: a hundredth of the uniform code is mixed in, as a coder would.
+            // A probe fitted to few examples can be confident and wrong, so a hundredth of the uniform code is mixed in, as a
+            // coder would.
             costs.push(-(0.99 * log_softmax(scores)[labels[*row]].exp() + 0.01 / classes as f64).ln());
         }
     }
@@ -81,19 +92,29 @@ pub struct Selectivity {
     pub control: f64,
     /// Task minus control.
     pub selectivity: f64,
-    /// The same (an accuracy, not nats) with interval, convergence, null and warnings.
+    /// The selectivity (an accuracy, not nats) with interval, convergence, null and warnings.
     pub estimate: Estimate,
 }
 
-/// Does the probe read x, or learn by heart? Its accuracy less that on a control task, in which each type (the word, say)
-/// has a label of its own drawn at random from the labels' distribution (Hewitt & Liang 2019).
+/// Does the probe read x, or memorise? Its held-out accuracy minus that on a control task, in which each type (each word, say)
+/// has a random label drawn from the labels' distribution (Hewitt & Liang 2019).
 ///
 /// # Shapes
 /// `x`: \[sample, dimension\]; `labels`, `types`: \[sample\], numbered from 0.
 ///
 /// # Errors
-/// As [`v_information_of_labels`](super::v_information_of_labels); and where the types differ in number, or all control labels
-/// come out the same.
+/// As [`v_information_of_labels`](super::v_information_of_labels), and if the types differ in number or all control labels come
+/// out the same.
+///
+/// ```
+/// use headscope::information::{ProbeOptions, selectivity};
+/// let words: Vec<usize> = (0..600).map(|i| i % 30).collect();
+/// let labels: Vec<usize> = words.iter().map(|word| word % 2).collect();
+/// let x = ndarray::Array2::from_shape_fn((600, 1), |(row, _)| labels[row] as f64 + (row as f64).sin() / 4.0);
+/// let found = selectivity(x.view(), &labels, &words, &ProbeOptions::default(), 0)?;
+/// assert!(found.task > 0.99 && found.selectivity > 0.2); // it reads the label, and cannot memorise words
+/// # Ok::<(), headscope::Error>(())
+/// ```
 pub fn selectivity(
     x: ArrayView2<f64>,
     labels: &[usize],

@@ -1,4 +1,4 @@
-//! Linear probes: softmax regression and least squares, both with ridge.
+//! What does a linear probe predict? Softmax regression and least squares, both with ridge.
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use ndarray_linalg::{Eigh, UPLO};
@@ -7,14 +7,14 @@ use super::Known;
 use crate::error::{Error, Result};
 use crate::information::lbfgs::{Stop, minimise};
 
-/// Scores as a linear function of standardised features: log-probabilities up to a constant, or predicted numbers.
+/// Scores that are linear in standardised features: log-probabilities up to a constant, or predicted numbers.
 pub(super) struct Linear {
     /// `[feature, output]`
     weights: Array2<f64>,
     intercept: Array1<f64>,
 }
 
-/// Standardised features turned to their principal axes, in which they are uncorrelated; those that do not vary left out.
+/// Standardised features rotated to their principal axes, where they are uncorrelated; constant ones are left out.
 struct Turned {
     /// `[feature, axis]`
     axes: Array2<f64>,
@@ -38,11 +38,11 @@ impl Turned {
 }
 
 impl Linear {
-    /// Minimises the mean loss plus `ridge / 2` times the sum of squared weights, the intercept's left out. Where the optimum
-    /// lies does not depend on `start`, only how long it takes to get there.
+    /// Minimises the mean loss plus `ridge / 2` times the sum of squared weights, without the intercept. `start` affects only
+    /// the time to the optimum, not the optimum itself.
     ///
     /// # Shapes
-    /// `x`: `[sample, feature]`, of mean 0.
+    /// `x`: `[sample, feature]`, with mean 0.
     pub fn fit(x: ArrayView2<f64>, known: &Known, ridge: f64, start: Option<&Self>) -> Result<Self> {
         let turned = Turned::new(x)?;
         match known {
@@ -62,8 +62,8 @@ impl Linear {
     }
 }
 
-/// Softmax regression by L-BFGS. Along each principal axis and for each class the curvature where x tells nothing is known,
-/// `pi (1 - pi) variance + ridge`; divided by its root, steps of length 1 are about right from the first.
+/// Softmax regression by L-BFGS. For each principal axis and class, the curvature is known if x tells nothing: `pi (1 - pi)
+/// variance + ridge`. Divided by its root, steps of length 1 are about right from the start.
 fn softmax_regression(x: &Turned, labels: &[usize], classes: usize, ridge: f64, start: Option<&Linear>) -> Linear {
     let (n, d) = x.rows.dim();
     let shares = super::shares(labels, classes);

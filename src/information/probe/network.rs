@@ -1,4 +1,4 @@
-//! A probe with a hidden layer.
+//! What does a probe with one hidden layer predict?
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rand::Rng;
@@ -7,12 +7,12 @@ use super::{Known, shares, soften};
 use crate::information::lbfgs::{Stop, minimise};
 use crate::stats::{shuffled, stream};
 
-/// One sample in so many is kept back to say when to stop.
+/// One in this many samples is held back to decide when to stop.
 const KEPT_BACK: usize = 5;
-/// Steps without gain on the samples kept back after which it stops.
+/// Training stops after this many steps without improvement on the held-back samples.
 const PATIENCE: usize = 15;
 
-/// Scores `[tanh(x W + b), x, 1] V`: a linear probe is one of these, with nothing in the hidden units.
+/// Scores `[tanh(x W + b), x, 1] V`: a linear probe plus hidden units.
 pub(super) struct Network {
     inputs: usize,
     hidden: usize,
@@ -21,7 +21,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Fitted by L-BFGS to four fifths of the samples, with ridge, until the rest are predicted no better.
+    /// Fits by L-BFGS to four fifths of the samples, with ridge, until the rest are predicted no better.
     pub fn fit(x: ArrayView2<f64>, known: &Known, hidden: usize, ridge: f64, seed: u64) -> Self {
         let order = shuffled(&(0..x.nrows()).collect::<Vec<usize>>(), seed);
         let (watched, fitted) = order.split_at((x.nrows() / KEPT_BACK).max(1));
@@ -47,7 +47,7 @@ impl Network {
         network
     }
 
-    /// Small random hidden weights; what comes out is what the targets are without x.
+    /// Small random hidden weights; the initial outputs predict the targets without x.
     fn start(inputs: usize, hidden: usize, known: &Known, seed: u64) -> Self {
         let outputs = known.outputs();
         let mut rng = stream(seed, 1);
@@ -70,7 +70,7 @@ impl Network {
         Self { inputs, hidden, outputs, weights }
     }
 
-    /// The two layers' matrices, the last row of each for the constant.
+    /// The matrices of the two layers; the last row of each belongs to the constant.
     fn layers(&self, weights: &[f64]) -> (Array2<f64>, Array2<f64>) {
         let (first, last) = weights.split_at((self.inputs + 1) * self.hidden);
         let shaped = |rows: usize, columns: usize, values: &[f64]| {
@@ -79,7 +79,7 @@ impl Network {
         (shaped(self.inputs + 1, self.hidden, first), shaped(self.hidden + self.inputs + 1, self.outputs, last))
     }
 
-    /// Hidden units beside x beside 1, and the scores.
+    /// The hidden units, x and 1 side by side; and the scores.
     fn forward(&self, weights: &[f64], x: ArrayView2<f64>) -> (Array2<f64>, Array2<f64>) {
         let (first, last) = self.layers(weights);
         let hidden = (x.dot(&first.slice(s![..self.inputs, ..])) + first.row(self.inputs)).mapv(f64::tanh);
