@@ -19,9 +19,9 @@ use crate::table::{Keys, Observation, Table};
 pub struct PatternOptions {
     /// The scores.
     pub scores: Vec<PatternScore>,
-    /// How many times the prompts are drawn anew for the intervals; 0 for no intervals.
+    /// Bootstrap resamples of the prompts for the intervals: 100 or more, or 0 for no intervals.
     pub resamples: usize,
-    /// How often the intervals hold the value.
+    /// Confidence level of the intervals.
     pub confidence: f64,
     /// Seed of the drawing.
     pub seed: u64,

@@ -28,9 +28,9 @@ pub struct RoleOptions {
     pub least: usize,
     /// Draws of the null distribution.
     pub draws: usize,
-    /// How many times the texts are drawn anew for the intervals; 0 for no intervals.
+    /// Bootstrap resamples of the texts for the intervals: 100 or more, or 0 for no intervals.
     pub resamples: usize,
-    /// How often the intervals hold the value.
+    /// Confidence level of the intervals.
     pub confidence: f64,
     /// Other heads that are taken away to compare with, in [`Role::test`](super::Role::test).
     pub controls: usize,

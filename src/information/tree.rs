@@ -4,9 +4,9 @@ use wide::f32x8;
 
 use super::halves::{Halves, Levels, WIDE, larger};
 
-/// Bound on the rounding error of a single-precision distance, relative to the distance plus the query's largest coordinate: 4
-/// * 2^-23. Rounding either point errs by at most 2^-24 of its coordinate (the other point's is at most the query's plus the
-/// distance), and so does their difference.
+/// Bound on the rounding error of a single-precision distance, relative to the distance plus the query's largest coordinate:
+/// four times 2^-23. Rounding either point errs by at most 2^-24 of its coordinate (the other point's is at most the query's
+/// plus the distance), and so does their difference.
 const ERROR: f64 = 1.0 / (1u64 << 21) as f64;
 
 /// Scratch space, kept from one search to the next so that none allocates.

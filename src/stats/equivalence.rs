@@ -23,9 +23,9 @@ pub struct Equivalence {
 
 /// Is the mean within the bounds of what would matter? Two one-sided t-tests (Schuirmann 1987).
 ///
-/// `bounds` are the smallest effects of interest, fixed in advance, for instance (-0.1, 0.1). The statistics are `t_low = (mean
-/// - low) / (s / sqrt n)` and `t_high = (mean - high) / (s / sqrt n)`, with n - 1 degrees of freedom. If all values are equal,
-/// p is 0 within the bounds and 1 outside.
+/// `bounds` are the smallest effects of interest, fixed in advance, for instance (-0.1, 0.1). The statistics are
+/// `t_low = (mean - low) / (s / sqrt n)` and `t_high = (mean - high) / (s / sqrt n)`, with n - 1 degrees of freedom. If all
+/// values are equal, p is 0 within the bounds and 1 outside.
 ///
 /// # Errors
 /// If there are fewer than two values, one is not finite, the bounds are not in order, or alpha is not between 0 and 0.5.
