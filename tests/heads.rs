@@ -10,6 +10,7 @@ use headscope::heads::{
 };
 use headscope::model::{Model, ModelConfig, Plan, Site, Tokens};
 use headscope::prelude::Table;
+use headscope::stats::{BootstrapMethod, BootstrapOptions, bootstrap_mean};
 use ndarray::{Array1, Array2, Axis, s};
 use ndarray_linalg::QR;
 use proptest::prelude::*;
@@ -149,6 +150,33 @@ proptest! {
                 assert_near("mean over prompts", found, there.iter().sum::<f64>() / there.len() as f64, MODEL);
             }
         }
+    }
+
+    /// Each row has the bootstrap interval of its own score over the prompts that have it.
+    #[test]
+    fn intervals_are_those_of_the_bootstrap(config in 0usize..3, prompts in 5usize..9, seed in 0u64..50) {
+        let config = &configs()[config];
+        let model = random(config, seed);
+        let rows: Vec<Vec<i64>> = (0..prompts).map(|i| some_tokens(1, 4 + i % 4, 6, seed as usize + i).row(0).to_vec()).collect();
+        let options = PatternOptions { resamples: 200, confidence: 0.9, seed, ..PatternOptions::default() };
+        let all = pattern_scores(&model, &Tokens::new(&rows).unwrap(), &options).unwrap().rows().unwrap();
+        let alone = PatternOptions { resamples: 0, ..options.clone() };
+        let each: Vec<Vec<f64>> = rows.iter().map(|row| pattern_scores(&model, &Tokens::new(std::slice::from_ref(row)).unwrap(), &alone).unwrap().f64("value").unwrap()).collect();
+        let percentile = BootstrapOptions { resamples: 200, level: 0.9, method: BootstrapMethod::Percentile };
+        for (i, row) in all.iter().enumerate().filter(|(_, row)| row.metric != "positional") {
+            let values: Vec<f64> = each.iter().map(|values| values[i]).collect();
+            match values.iter().all(|value| value.is_finite()) {
+                true => {
+                    let expected = bootstrap_mean(&values, &percentile, seed).unwrap();
+                    assert_near("low", row.low.unwrap(), expected.low, MODEL);
+                    assert_near("high", row.high.unwrap(), expected.high, MODEL);
+                }
+                false if values.iter().filter(|value| value.is_finite()).count() < 2 => prop_assert!(row.low.is_none() && row.high.is_none()),
+                false => prop_assert!(row.low.unwrap() <= row.high.unwrap()),
+            }
+        }
+        let few = PatternOptions { resamples: 50, ..options };
+        prop_assert!(pattern_scores(&model, &Tokens::new(&rows).unwrap(), &few).is_err());
     }
 
     /// Invariant 31: CKA of a thing with itself is 1; rotation, scale and shift leave it, other linear maps do not; canonical

@@ -1,11 +1,11 @@
-//! How sure is a head's score, given that other prompts could have been drawn?
+//! How sure is a head's score, given that other prompts could have been drawn? Bootstrap intervals over prompts.
 
 use ndarray::{Array1, ArrayView2, Axis};
 
 use crate::error::Result;
 use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap_columns, bootstrap_ratios};
 
-/// How intervals over prompts are asked for.
+/// Options of the intervals over prompts.
 pub(super) struct Intervals {
     /// 0 for no intervals.
     pub resamples: usize,
@@ -14,7 +14,7 @@ pub(super) struct Intervals {
 }
 
 impl Intervals {
-    /// Fails where no interval could be had.
+    /// Fails if the options allow no interval.
     pub(super) fn validate(&self) -> Result<()> {
         self.options().map_or(Ok(()), |options| options.validate())
     }
@@ -24,7 +24,7 @@ impl Intervals {
         (resamples > 0).then_some(BootstrapOptions { resamples, level, method })
     }
 
-    /// Of the mean of each column of `[prompt, column]`, missing values (NaN) aside.
+    /// For the mean of each column of `[prompt, column]`; missing values are NaN.
     pub(super) fn means(&self, values: ArrayView2<f64>) -> Result<Vec<Option<Interval>>> {
         match self.options() {
             Some(options) => bootstrap_columns(values, &options, self.seed),
@@ -32,7 +32,7 @@ impl Intervals {
         }
     }
 
-    /// Of sum(above) / sum(below) over prompts.
+    /// For sum(above) / sum(below) over prompts.
     pub(super) fn ratio(&self, above: Array1<f64>, below: Array1<f64>) -> Result<Option<Interval>> {
         let Some(options) = self.options() else { return Ok(None) };
         let [above, below] = [above, below].map(|values| values.insert_axis(Axis(1)));
