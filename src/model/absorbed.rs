@@ -41,7 +41,7 @@ pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, block: &Block, x: &Tensor
     if let Some(norm) = block.ln1.as_ref().filter(|norm| alone && before && norm.w.dim() == 2) {
         // The norm's weights go into the matrices, which are smaller than the stream.
         let (q, k, v) = (attn.q.behind(norm), attn.k.behind(norm), attn.v.behind(norm));
-        let [x, wanted] = [x, wanted].map(|x| pass.bare_norm(norm, x));
+        let [x, wanted] = [x, wanted].map(|x| pass.bare_norm(x));
         return read(pass, layer, [&q, &k, &v], &x, &wanted);
     }
     let x = pass.norm(block.ln1.as_ref(), scale, x, NormPlace::Pre)?;

@@ -350,22 +350,18 @@ impl<'a> Pass<'a> {
     }
 
     fn norm_with(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
-        let (config, kind) = (self.model.config(), self.norm_kind(weights));
+        let config = self.model.config();
         if !self.program.touches(site) {
-            return Ok(norm::fused(kind, weights, x, config.norm_eps));
+            return Ok(norm::fused(config.norm, weights, x, config.norm_eps));
         }
-        let (centred, scale) = norm::parts(kind, x, config.norm_eps);
+        let (centred, scale) = norm::parts(config.norm, x, config.norm_eps);
         let scale = self.at(site, scale)?;
         Ok(norm::joined(weights, &centred, &scale))
     }
 
-    fn norm_kind(&self, weights: &Norm) -> NormKind {
-        if weights.b.is_some() { NormKind::Layer } else { self.model.config().norm }
-    }
-
-    /// `x` through a norm, but for its weights.
-    pub(super) fn bare_norm(&self, weights: &Norm, x: &Tensor) -> Tensor {
-        norm::bare(self.norm_kind(weights), x, self.model.config().norm_eps)
+    /// `x` through a norm of the model's kind, but for its weights.
+    pub(super) fn bare_norm(&self, x: &Tensor) -> Tensor {
+        norm::bare(self.model.config().norm, x, self.model.config().norm_eps)
     }
 
     /// What `site` holds after its edits; recorded where the program asks for it.
