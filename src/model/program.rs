@@ -249,23 +249,33 @@ impl Program {
         if !ops.iter().any(here) {
             return Ok(x);
         }
-        let (mut pieces, mut done) = (vec![], 0);
-        for group in ops.chunk_by(|a, b| a.rows == b.rows) {
-            let (first, n) = group[0].rows.map_or((0, x.size()[0]), |(first, n)| (first - start, n));
-            if first < 0 || first >= x.size()[0] {
-                continue; // a row that is computed apart, or joins later
-            }
-            if first > done {
-                pieces.push(x.narrow(0, done, first - done));
-            }
-            pieces.push(group.iter().try_fold(x.narrow(0, first, n), |x, op| op.apply(&x))?);
-            done = first + n;
-        }
-        if done < x.size()[0] {
-            pieces.push(x.narrow(0, done, x.size()[0] - done));
-        }
-        Ok(Tensor::cat(&pieces, 0))
+        // One pass over the rows serves edits whose rows follow each other; those of the whole batch are a pass of their own.
+        let goes_on = |a: &Op, b: &Op| match (a.rows, b.rows) {
+            (Some((first, n)), Some((next, _))) if a.rows != b.rows => next >= first + n,
+            (a, b) => a == b,
+        };
+        ops.chunk_by(goes_on).try_fold(x, |x, ops| apply_in_order(ops, x, start))
     }
+}
+
+/// `x`, its rows from `start` on, after edits of the whole batch, or of rows that follow each other.
+fn apply_in_order(ops: &[Op], x: Tensor, start: i64) -> Result<Tensor> {
+    let (mut pieces, mut done) = (vec![], 0);
+    for group in ops.chunk_by(|a, b| a.rows == b.rows) {
+        let (first, n) = group[0].rows.map_or((0, x.size()[0]), |(first, n)| (first - start, n));
+        if first < 0 || first >= x.size()[0] {
+            continue; // a row that is computed apart, or joins later
+        }
+        if first > done {
+            pieces.push(x.narrow(0, done, first - done));
+        }
+        pieces.push(group.iter().try_fold(x.narrow(0, first, n), |x, op| op.apply(&x))?);
+        done = first + n;
+    }
+    if done < x.size()[0] {
+        pieces.push(x.narrow(0, done, x.size()[0] - done));
+    }
+    Ok(if pieces.len() > 1 { Tensor::cat(&pieces, 0) } else { pieces.pop().unwrap_or(x) })
 }
 
 /// The tensor an action needs, brought to a form that broadcasts against the site's `shape`.
@@ -494,3 +504,6 @@ impl Op {
         mask
     }
 }
+
+#[cfg(test)]
+mod tests;
