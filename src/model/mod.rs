@@ -108,14 +108,7 @@ impl Model {
     /// # Errors
     /// Where the config does not [validate](ModelConfig::validate), or the type is another one.
     pub fn random_as(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
-        config.validate()?;
-        crate::device::check(device)?;
-        if !matches!(kind, Kind::Float | Kind::Double) {
-            return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
-        }
-        let weights = Weights::random(config, seed, kind, device);
-        let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
-        Ok(Self::new(config.clone(), weights, origin, None))
+        Self::drawn(config, seed, Spread { embeddings: 1.0, biases: 0.1 }, kind, device)
     }
 
     /// A model as training begins: as [`Model::random_as`], with biases 0, norms that change nothing and embeddings of this
@@ -127,9 +120,18 @@ impl Model {
         kind: Kind,
         device: Device,
     ) -> Result<Self> {
-        let random = Self::random_as(config, seed, kind, device)?;
-        let spread = Spread { embeddings, biases: 0.0 };
-        Ok(Self { weights: Weights::drawn(config, seed, spread, kind, device), ..random })
+        Self::drawn(config, seed, Spread { embeddings, biases: 0.0 }, kind, device)
+    }
+
+    fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Result<Self> {
+        config.validate()?;
+        crate::device::check(device)?;
+        if !matches!(kind, Kind::Float | Kind::Double) {
+            return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
+        }
+        let weights = Weights::drawn(config, seed, spread, kind, device);
+        let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
+        Ok(Self::new(config.clone(), weights, origin, None))
     }
 
     /// The same model with a tokenizer.

@@ -192,11 +192,6 @@ impl Weights {
     }
 
     /// Random parameters: normal, with the attention logits' variance independent of d_head, and norms near identity.
-    pub(crate) fn random(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Self {
-        Self::drawn(config, seed, Spread { embeddings: 1.0, biases: 0.1 }, kind, device)
-    }
-
-    /// Random parameters with another spread.
     pub(crate) fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Self {
         let mut init = Init { rng: ChaCha8Rng::seed_from_u64(seed), spread, kind, device };
         let (d, vocab) = (config.d_model, config.vocab);
