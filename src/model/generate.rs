@@ -118,3 +118,59 @@ impl Generation {
         Ok(ids.int64_value(&[chosen.unwrap_or(weights.len() - 1) as i64]))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+    use tch::Device;
+
+    use super::super::{Activation, ModelConfig, NormKind, NormPlace, Plan, Position, RotaryScaling, Site};
+    use super::*;
+
+    /// Causal architectures of every kind of norm, position, and sharing of keys.
+    fn configs() -> impl Strategy<Value = ModelConfig> {
+        let norms = prop::sample::select(vec![NormKind::Layer, NormKind::Rms, NormKind::None]);
+        let places = prop::sample::select(vec![NormPlace::Pre, NormPlace::Post]);
+        let rotary = Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None };
+        let positions = prop::sample::select(vec![Position::Learned, rotary]);
+        (norms, places, positions, prop::sample::select(vec![1, 2, 4]), any::<bool>(), any::<bool>()).prop_map(
+            |(norm, norm_place, position, n_kv_heads, gated_mlp, mlp)| ModelConfig {
+                norm,
+                norm_place,
+                position,
+                n_kv_heads,
+                gated_mlp: gated_mlp && mlp,
+                activation: if gated_mlp { Activation::Silu } else { Activation::Gelu },
+                d_mlp: if mlp { ModelConfig::default().d_mlp } else { 0 },
+                ..ModelConfig::default()
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// However a prompt is cut into steps, the logits after each are those of one run over all that came before.
+        #[test]
+        fn a_cached_step_equals_the_whole_run(
+            config in configs(), seed in 0u64..1000, steps in prop::collection::vec(1usize..5, 1..5),
+        ) {
+            prop_assert!(config.validate().is_ok());
+            let model = Model::random_as(&config, seed, Kind::Double, Device::Cpu).unwrap();
+            let ids: Vec<i64> = (0..steps.iter().sum()).map(|i: usize| (i * 7 + seed as usize) as i64 % config.vocab as i64).collect();
+            let whole = model.run(&Tokens::new(&[ids.clone()]).unwrap(), &Plan::new().tap(Site::Logits)).unwrap();
+            let whole = whole.get(Site::Logits).unwrap().squeeze_dim(0);
+            let (program, mut cache, mut done) = (Program::taps([]), KvCache::default(), 0);
+            for step in steps {
+                let next = Tensor::from_slice(&ids[done..done + step]).unsqueeze(0);
+                done += step;
+                let found = tch::no_grad(|| model.step(&program, &mut cache, &next)).unwrap();
+                prop_assert_eq!(cache.positions(), done as i64);
+                let expected = whole.get(done as i64 - 1);
+                let error = ((found - &expected).abs() / expected.abs().clamp_min(1.0)).max().double_value(&[]);
+                prop_assert!(error <= 1e-10, "after {} tokens: {}", done, error); // the bound of float64 models
+            }
+        }
+    }
+}
