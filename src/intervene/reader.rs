@@ -87,7 +87,7 @@ impl<'a> Reader<'a> {
         (reader.places, reader.targets) =
             (places.to_device(device), targets.into_iter().map(|t| t.to_device(device)).collect());
         reader.base = match metric {
-            Metric::Kl => Some(log_softmax(&reader.logits_at(base, &reader.places)?)?),
+            Metric::Kl => Some(reader.log_p(base)?),
             Metric::EmbeddingDistance => Some(reader.pooled(&base.resid)),
             _ => None,
         };
@@ -260,6 +260,18 @@ impl<'a> Reader<'a> {
         let blocks = places.split(self.at_once, 0).into_iter().zip(numbers.split(self.at_once, 0));
         let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
         Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
+    }
+
+    /// ln p at the metric's places, `[place, vocab]`, made in the blocks in which it is read: logits and logarithms are never
+    /// all there together.
+    fn log_p(&self, output: &Output) -> Result<Tensor> {
+        let kind = (self.model.kind(), self.model.device());
+        let all = Tensor::empty([self.places.size()[0], self.model.config().vocab as i64], kind);
+        let (places, parts) = (self.places.split(self.at_once, 0), all.split(self.at_once, 0));
+        for (places, mut part) in places.into_iter().zip(parts) {
+            part.copy_(&log_softmax(&self.logits_at(output, &places)?)?);
+        }
+        Ok(all)
     }
 
     /// [`Reader::values_at`] for as many places as fit.
