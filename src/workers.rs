@@ -3,36 +3,21 @@
 //! Where there is much of it, several pieces at once, each on a thread of its own, use a processor better than one after
 //! another on all threads: nobody waits at the end of every product.
 
+mod shared;
+mod threads;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
+pub(crate) use shared::{Readable, Shared, readable};
+use threads::OwnThreads;
+
 use crate::error::{Error, Result};
-
-/// What several threads read at once.
-pub(crate) struct Shared<T>(T);
-
-// SAFETY: it is only ever read. libtorch's tensors may be read by several threads at once, and count their owners
-// atomically; tch does not say so, because they can also be written to.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// `of` must not be written to while others read it, as by an operation in place.
-    pub(crate) fn new(of: T) -> Self {
-        Self(of)
-    }
-
-    pub(crate) fn get(&self) -> &T {
-        &self.0
-    }
-}
 
 /// Does `work` with one of libtorch's threads: what it finds then does not depend on how many there are.
 pub(crate) fn on_one_thread<R>(work: impl FnOnce() -> R) -> R {
-    let before = tch::get_num_threads();
-    tch::set_num_threads(1);
-    let result = work();
-    tch::set_num_threads(before);
-    result
+    let _own = OwnThreads::set(1);
+    work()
 }
 
 /// Does `each` of `n` jobs on up to `threads` threads, which share libtorch's own, and hands what it gives to `done` on this
@@ -56,12 +41,11 @@ pub(crate) fn spread<R: Send>(
         }
         return Ok(n);
     }
-    let before = tch::get_num_threads();
-    let own = (before / threads as i32).max(1);
+    let own = (tch::get_num_threads() / threads as i32).max(1);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (send, receive) = mpsc::sync_channel(threads); // nobody runs far ahead of `done`
     let worker = |send: mpsc::SyncSender<(usize, Result<R>)>| {
-        tch::set_num_threads(own);
+        let _own = OwnThreads::set(own);
         while goes_on() && !failed.load(Ordering::Relaxed) {
             let job = next.fetch_add(1, Ordering::Relaxed);
             if job >= n || send.send((job, each(job))).is_err() {
@@ -69,7 +53,7 @@ pub(crate) fn spread<R: Send>(
             }
         }
     };
-    let result = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn({
@@ -92,9 +76,7 @@ pub(crate) fn spread<R: Send>(
         // A panic ends a thread without a word.
         let whole = workers.into_iter().map(|worker| worker.join().is_ok()).fold(true, |all, one| all & one);
         if whole { result } else { result.and(Err(Error::argument("work", "jobs that can be done", "a panic"))) }
-    });
-    tch::set_num_threads(before);
-    result
+    })
 }
 
 #[cfg(test)]

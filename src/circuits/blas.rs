@@ -6,7 +6,7 @@ use std::ffi::{c_char, c_int};
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-use super::lapack::alone;
+use crate::workers::on_one_thread;
 
 /// Products with fewer multiplications are not worth the call.
 const SMALL: usize = 4096;
@@ -56,7 +56,7 @@ pub(super) fn add_product(
             // The BLAS is column-major and so computes C^T = B^T A^T.
             // SAFETY: the layouts describe how the three views lie in memory, their shapes were checked to match, and nothing
             // else refers to C, which is borrowed mutably.
-            alone(|| unsafe {
+            on_one_thread(|| unsafe {
                 dgemm_(
                     right.transposition(),
                     left.transposition(),

@@ -1,14 +1,11 @@
 //! What does LAPACK say of a matrix? One thread per call, with our own errors; heads run in parallel instead.
 
-use std::ffi::c_int;
-use std::sync::LazyLock;
-
-use libloading::os::unix::Library;
 use ndarray::{Array1, Array2, ArrayView2};
 use ndarray_linalg::{Cholesky, Diag, Eig, JobSvd, QR, SVD, SVDDC, SolveTriangular, UPLO, c64};
 
 use super::blas::product;
 use crate::error::{Error, Result};
+use crate::workers::on_one_thread;
 
 /// Above this condition number `A^T A` has lost too many digits of A.
 const WELL_CONDITIONED: f64 = 1e3;
@@ -37,7 +34,7 @@ impl<'a> ThinQr<'a> {
         if let Some((r, inverse)) = cholesky(&a) {
             return Ok(Self { a, r, basis: Basis::Inverse(inverse) });
         }
-        let (q, r) = alone(|| a.qr()).map_err(Error::linear_algebra("a QR decomposition"))?;
+        let (q, r) = on_one_thread(|| a.qr()).map_err(Error::linear_algebra("a QR decomposition"))?;
         Ok(Self { a, r, basis: Basis::Explicit(q) })
     }
 
@@ -70,7 +67,7 @@ fn cholesky(a: &ArrayView2<'_, f64>) -> Option<(Array2<f64>, Array2<f64>)> {
         return None;
     }
     let gram = product(&a.t(), a);
-    alone(|| {
+    on_one_thread(|| {
         let r = gram.cholesky(UPLO::Upper).ok()?;
         let inverse = r.solve_triangular(UPLO::Upper, Diag::NonUnit, &Array2::eye(k)).ok()?;
         (frobenius(&r) * frobenius(&inverse) <= WELL_CONDITIONED).then_some((r, inverse))
@@ -86,7 +83,7 @@ pub(super) fn frobenius(a: &Array2<f64>) -> f64 {
 pub(super) fn svd(a: &Array2<f64>) -> Result<(Array2<f64>, Array1<f64>, Array2<f64>)> {
     let rank = a.nrows().min(a.ncols());
     // The fast algorithm can fail to converge; the slow one then does not.
-    let (u, s, vt) = alone(|| a.svddc(JobSvd::Some).or_else(|_| a.svd(true, true)))
+    let (u, s, vt) = on_one_thread(|| a.svddc(JobSvd::Some).or_else(|_| a.svd(true, true)))
         .map_err(Error::linear_algebra("a singular value decomposition"))?;
     match (u, vt) {
         (Some(u), Some(vt)) => {
@@ -110,34 +107,12 @@ pub(super) fn inverse(a: &Array2<f64>) -> Result<Array2<f64>> {
 
 /// The singular values alone, in descending order.
 pub(super) fn singular_values(a: &Array2<f64>) -> Result<Array1<f64>> {
-    alone(|| a.svddc(JobSvd::None).or_else(|_| a.svd(false, false)))
+    on_one_thread(|| a.svddc(JobSvd::None).or_else(|_| a.svd(false, false)))
         .map(|(_, s, _)| s)
         .map_err(Error::linear_algebra("a singular value decomposition"))
 }
 
 /// Eigenvalues of a square matrix, in no particular order.
 pub(super) fn eigenvalues(a: &Array2<f64>) -> Result<Array1<c64>> {
-    alone(|| a.eig()).map(|(values, _)| values).map_err(Error::linear_algebra("an eigenvalue decomposition"))
-}
-
-/// Runs `work` with libtorch's LAPACK (if that is MKL) on this thread only: matrices as wide as a head are too small to share
-/// between threads, and nested threads compete.
-pub(super) fn alone<T>(work: impl FnOnce() -> T) -> T {
-    type SetThreads = unsafe extern "C" fn(c_int) -> c_int;
-    static SET: LazyLock<Option<SetThreads>> = LazyLock::new(|| {
-        // SAFETY: the function of this name in MKL has this type.
-        unsafe { Library::this().get::<SetThreads>(b"MKL_Set_Num_Threads_Local\0") }.ok().map(|symbol| *symbol)
-    });
-    let Some(set) = *SET else { return work() };
-    /// Restores the thread count, even if `work` panics.
-    struct Back(SetThreads, c_int);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            // SAFETY: sets an integer of this thread inside MKL.
-            unsafe { (self.0)(self.1) };
-        }
-    }
-    // SAFETY: as above.
-    let _back = Back(set, unsafe { set(1) });
-    work()
+    on_one_thread(|| a.eig()).map(|(values, _)| values).map_err(Error::linear_algebra("an eigenvalue decomposition"))
 }

@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::metric::Metric;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
+use crate::workers::readable;
 
 /// The end of a pass over `n` stacked copies of the batch.
 pub(super) struct Output {
@@ -52,6 +53,11 @@ pub(super) struct Reader<'a> {
     /// How many places are read at a time.
     at_once: i64,
 }
+
+readable!(Reader<'a> {
+    model, lengths, valid, places, targets, base, unchanged;
+    metric, batch, positions, per_token, at_once
+});
 
 impl<'a> Reader<'a> {
     /// Binds `metric`; `base` is the end of the unchanged run; at most `values` logits are computed at a time, but all of a

@@ -8,12 +8,15 @@ use super::site::Site;
 use super::weights::{Attention, Linear};
 use super::{Model, sent};
 use crate::error::{Error, Result};
+use crate::workers::readable;
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
 #[derive(Debug, Default)]
 pub(crate) struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
 }
+
+readable!(KvCache { layers; });
 
 /// What stands before the positions that a pass computes.
 #[derive(Debug)]

@@ -55,6 +55,7 @@ pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Spread, Weig
 
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
+use crate::workers::readable;
 
 /// A transformer with its weights.
 ///
@@ -77,6 +78,8 @@ pub struct Model {
     /// Of the weights' files, once it has been asked for.
     hash: OnceLock<String>,
 }
+
+readable!(Model { weights; config, kind, device, origin, tokenizer, hash });
 
 /// Where a model came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What to read and what to change in a run: data, not closures.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
@@ -10,6 +10,7 @@ use super::program::mean_over_prompts;
 use super::run::Run;
 use super::site::{Axis, Site};
 use crate::error::{Error, Result};
+use crate::workers::readable;
 
 /// A run's taps and edits, with the activations that the edits refer to.
 ///
@@ -337,17 +338,21 @@ pub(crate) struct Stored {
     pub(crate) made: Made,
 }
 
-/// What edits make of a stored activation, once it is made.
+/// What edits make of a stored activation, once it is made. The threads of a sweep share it, so the cells are locks.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     /// The mean over prompts, `[1, ..]`.
-    pub(crate) mean: OnceCell<Tensor>,
+    pub(crate) mean: OnceLock<Tensor>,
     /// An orthonormal basis of its rows, `[d, rank]`.
-    pub(crate) basis: OnceCell<Tensor>,
+    pub(crate) basis: OnceLock<Tensor>,
 }
 
+readable!(Bank { entries; });
+readable!(Stored { tensor, valid, made; lengths });
+readable!(Made { mean, basis; });
+
 /// The value that `cell` has or receives.
-pub(crate) fn once(cell: &OnceCell<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+pub(crate) fn once(cell: &OnceLock<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
     if let Some(known) = cell.get() {
         return Ok(known.shallow_clone());
     }
@@ -383,7 +388,7 @@ impl Bank {
     /// The mean over prompts that edits at `site` by `key` read, where it is known from elsewhere.
     pub(crate) fn insert_mean(&mut self, key: &str, site: Site, mean: Tensor) {
         let entry = self.entries.entry((key.to_owned(), site)).or_insert_with(|| Stored::of(mean.shallow_clone()));
-        entry.made.mean = OnceCell::from(mean);
+        entry.made.mean = OnceLock::from(mean);
     }
 
     /// The entries of `other`, too.
@@ -406,7 +411,7 @@ impl Bank {
                 false => all.clone(),
             });
             let mean = entry.made.mean.get().map(|mean| mean.to_device(device));
-            let made = Made { mean: mean.map_or_else(OnceCell::new, OnceCell::from), basis: OnceCell::new() };
+            let made = Made { mean: mean.map_or_else(OnceLock::new, OnceLock::from), basis: OnceLock::new() };
             let valid = entry.valid.as_ref().map(narrow);
             (key.clone(), Stored { tensor: narrow(&entry.tensor), valid, lengths, made })
         };

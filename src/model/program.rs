@@ -151,6 +151,14 @@ impl Program {
         Ok(program)
     }
 
+    /// Makes what `edit` computes from `entry` (a mean, a basis) ahead of the threads that share it, and fails where the two
+    /// do not fit.
+    pub(crate) fn prepare(edit: &Edit, entry: &Stored, config: &ModelConfig, tokens: &Tokens) -> Result<()> {
+        edit.site.check(config)?;
+        let shape = edit.site.shape(config, tokens.batch(), tokens.positions());
+        value_of(edit, Some(entry), &shape, tokens).map(drop)
+    }
+
     /// Adds an edit for the part of the pass that `window` says.
     pub(crate) fn push(
         &mut self,

@@ -6,6 +6,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::workers::readable;
 
 use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
 use super::dense;
@@ -78,6 +79,14 @@ pub(crate) struct Head {
     /// `[d_model, vocab]`
     pub unembed: Linear,
 }
+
+readable!(Weights { w_e, w_pos, w_type, ln_embed, blocks, ln_final, head; });
+readable!(Block { ln1, attn, ln2, mlp; });
+readable!(Linear { w, b; });
+readable!(Attention { q, k, v, o; });
+readable!(Mlp { gate, up, out; });
+readable!(Norm { w, b; });
+readable!(Head { transform, unembed; });
 
 impl Linear {
     /// `x w + b`, with `x` of any leading shape; where the matrix has a `run` axis, rows stand run by run.

@@ -28,7 +28,7 @@ use super::sweep::{Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Window};
 use crate::progress::Progress;
-use crate::workers::{Shared, spread};
+use crate::workers::{Shared, readable, spread};
 
 /// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared; and what
 /// products and gaps in the heap add to that, as measured (`cargo bench --bench sweep`).
@@ -78,6 +78,10 @@ struct Base {
     past: KvCache,
 }
 
+readable!(Setup<'a> { model; tokens, metric, per_token, strategy, machine, kept, stop });
+readable!(Engine<'a> { setup, base, reader; baseline });
+readable!(Base { taps, past; });
+
 impl<'a> Engine<'a> {
     /// Runs the unchanged run, and keeps of it what `variants` need, and `more`.
     pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[Site]) -> Result<Self> {
@@ -123,9 +127,11 @@ impl<'a> Engine<'a> {
         }
         progress.add(variants.len() - groups.values().map(Vec::len).sum::<usize>());
         let (stacks, threads) = self.stacks(groups);
-        let shared = Shared::new((self, variants, bank));
+        self.prepare(variants, bank)?;
+        // SAFETY: a pass writes only to tensors that it has made itself, and keeps no graph.
+        let shared = unsafe { Shared::new((self, bank)) };
         let each = |number: usize| {
-            let (&(engine, variants, bank), stack) = (shared.get(), &stacks[number]);
+            let (&(engine, bank), stack) = (shared.get(), &stacks[number]);
             tch::no_grad(|| to_array(&engine.reader.read(&engine.compute(stack, variants, bank)?)?))
         };
         let done = spread(stacks.len(), threads, self.setup.stop, each, |number, read: Array2<f64>| {
@@ -143,6 +149,17 @@ impl<'a> Engine<'a> {
             Ok(())
         })?;
         if done < stacks.len() { Err(progress.stopped()) } else { Ok(values) }
+    }
+
+    /// Makes what edits compute from the bank (means, bases) once, before threads share it.
+    fn prepare(&self, variants: &[Variant], bank: &Bank) -> Result<()> {
+        let Setup { model, tokens, .. } = self.setup;
+        for edit in variants.iter().flat_map(|variant| &variant.edits) {
+            if let Some(key) = edit.action.key() {
+                Program::prepare(edit, bank.get(key, edit.site)?, model.config(), tokens)?;
+            }
+        }
+        Ok(())
     }
 
     /// The variants of each group in stacks that go through the layers together, the most work first, and how many stacks at
