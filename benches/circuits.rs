@@ -22,6 +22,7 @@ fn gpt2_small() -> Circuits {
 }
 
 fn circuits(c: &mut Criterion) {
+    headscope::device::tune_process();
     let circuits = gpt2_small();
     let offset = Offset::default();
     let mut group = c.benchmark_group("circuits_gpt2_small");

@@ -22,6 +22,7 @@ fn gpt2_small() -> ModelConfig {
 }
 
 fn forward(c: &mut Criterion) {
+    headscope::device::tune_process();
     let model = Model::random(&gpt2_small(), 0).unwrap();
     let rows: Vec<Vec<i64>> = (0..8).map(|b| (0..16).map(|p| (b * 6007 + p * 911) % 50_257).collect()).collect();
     let tokens = Tokens::new(&rows).unwrap();

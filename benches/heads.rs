@@ -7,6 +7,7 @@ use headscope::heads::{PatternOptions, pattern_scores};
 use headscope::model::{Model, ModelConfig, Plan, Site, Tokens};
 
 fn heads(c: &mut Criterion) {
+    headscope::device::tune_process();
     let config = ModelConfig {
         n_layers: 4,
         d_model: 768,

@@ -257,6 +257,7 @@ fn main() {
     }
     let asked = std::env::var("HEADSCOPE_BENCH_THREADS").ok().and_then(|n| n.parse().ok());
     let cores = asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as i32));
+    headscope::device::tune_process();
     tch::set_num_threads(1);
     if let Ok(asked) = std::env::var(BUDGET) {
         let (metric, budget) = asked.split_once(' ').unwrap();

@@ -29,6 +29,7 @@ fn steps(trainer: &mut Trainer, n: usize) {
 }
 
 fn runs(c: &mut Criterion) {
+    headscope::device::tune_process();
     let of = one_layer();
     let seeds: Vec<u64> = (0..RUNS).collect();
     let mut group = c.benchmark_group("64 runs of one layer, 10 steps");
@@ -52,6 +53,7 @@ fn runs(c: &mut Criterion) {
 
 /// As many steps as lie between two measurements, with one measurement and with none.
 fn trace(c: &mut Criterion) {
+    headscope::device::tune_process();
     tch::set_num_threads(1);
     let (of, induction) = (one_layer(), Declaration::named("induction").unwrap());
     let eight: Vec<u64> = (0..8).collect();

@@ -8,6 +8,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     end_with_closed_pipes();
+    headscope::device::tune_process();
     match command::run(command::Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
@@ -24,7 +25,8 @@ fn end_with_closed_pipes() {
     unsafe extern "C" {
         fn signal(signal: i32, handler: usize) -> usize;
     }
-    // SAFETY: sets the default action of a signal before any thread is started.
+    // SAFETY: the C library declares `signal` so, with a pointer-sized handler of which 0 is the default action; no other
+    // thread has been started, and no handler of ours is replaced.
     unsafe { signal(SIGPIPE, DEFAULT) };
 }
 

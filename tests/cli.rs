@@ -443,3 +443,19 @@ fn mi_finds_the_truth_and_refuses_nonsense() {
     );
     fails(&["mi", file, "--x", "x", "--y", "y", "--estimator", "guess"], 2);
 }
+
+/// A reader that has seen enough ends the command by its signal, without a word, as it ends other commands.
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_ends_the_command_quietly() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headscope"));
+    command
+        .args(["inspect", &path("tiny-gpt2")])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.signal(), output.stderr), (Some(13), vec![])); // SIGPIPE
+}

@@ -53,6 +53,7 @@ FLAGS = [
 # when the first cell runs. evcxr asks for a backtrace of every panic, which shows only its own frames.
 PRELUDE = """use headscope::prelude::*;
 unsafe { std::env::set_var("RUST_BACKTRACE", "0") };
+headscope::device::tune_process();
 let warm_tensor = headscope::tch::Tensor::from_slice(&[0f32]).size();
 let warm_table = headscope::polars::prelude::DataFrame::empty();
 let warm_names = warm_table.get_column_names_owned();
