@@ -14,7 +14,7 @@ use headscope::model::Model;
 
 /// Serves `/owner/NAME/resolve/main/FILE` from the fixtures, as the hub does: a redirect-free answer with an ETag and a
 /// commit, whole or by range.
-fn serve(stream: TcpStream, served: &AtomicUsize) {
+fn serve(mut stream: TcpStream, served: &AtomicUsize) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let (mut line, mut range) = (String::new(), None);
     reader.read_line(&mut line).unwrap();
@@ -37,10 +37,17 @@ fn serve(stream: TcpStream, served: &AtomicUsize) {
         ["owner", "evil", "resolve", "main", "config.json"] => {
             std::fs::read(fixture("tiny-gpt2").join("config.json")).ok()
         }
+        // This server fails at one file, whose address happens to hold a 404.
+        ["owner", "number-404", "resolve", "main", "tokenizer.json"] => {
+            stream
+                .write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            return;
+        }
+        ["owner", "number-404", "resolve", "main", file] => std::fs::read(fixture("tiny-gpt2").join(file)).ok(),
         ["owner", name, "resolve", "main", file] => std::fs::read(fixture(name).join(file)).ok(),
         _ => None,
     };
-    let mut stream = stream;
     let Some(body) = body else {
         stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
         return;
@@ -80,6 +87,10 @@ fn hub_ids_load_through_the_cache() {
     assert!(Model::load("owner/tiny-gpt2-sharded").unwrap().tokenizer().is_none());
     let missing = Model::load("owner/no-such-model").unwrap_err().to_string();
     assert!(missing.contains("owner/no-such-model") && missing.contains("config.json"), "{missing}");
+
+    // A tokenizer that the server cannot give just now is not one that the checkpoint does not have.
+    let failed = Model::load("owner/number-404").unwrap_err().to_string();
+    assert!(failed.contains("tokenizer.json") && failed.contains("503"), "{failed}");
 
     let traversal = Model::load("owner/evil").unwrap_err().to_string();
     assert!(traversal.contains("plain file names"), "{traversal}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::source::read_index;
@@ -121,41 +121,56 @@ impl Hub {
         Ok(Self::Online(Box::new(api.build().map_err(|reason| not_found(name, reason.to_string()))?.repo(repo))))
     }
 
-    fn file(&self, file: &str) -> Result<PathBuf, String> {
+    fn file(&self, file: &str) -> Result<PathBuf, Missing> {
         match self {
-            Self::Online(repo) => repo.get(file).map_err(|reason| format!("{file}: {reason}")),
-            Self::Cached(repo) => {
-                repo.get(file).ok_or_else(|| format!("{file} is not in the cache, and offline mode is on"))
-            }
+            Self::Online(repo) => repo
+                .get(file)
+                .map_err(|error| Missing { is_absent: says_not_found(&error), reason: format!("{file}: {error}") }),
+            Self::Cached(repo) => repo.get(file).ok_or_else(|| Missing {
+                is_absent: true,
+                reason: format!("{file} is not in the cache, and offline mode is on"),
+            }),
         }
     }
 
-    /// Whether a failure means that there is no such file, rather than that it could not be had.
-    fn is_absent(&self, reason: &str) -> bool {
-        matches!(self, Self::Cached(_)) || reason.contains("404")
+    /// A file that a checkpoint may do without; nothing where there is none.
+    fn optional(&self, name: &str, file: &str) -> Result<Option<PathBuf>> {
+        match self.file(file) {
+            Ok(path) => Ok(Some(path)),
+            Err(missing) if missing.is_absent => Ok(None),
+            Err(missing) => Err(not_found(name, missing.reason)),
+        }
     }
 
     /// Fetches what a checkpoint consists of and returns its folder.
     fn fetch(&self, name: &str) -> Result<PathBuf> {
-        let need = |file: &str| self.file(file).map_err(|reason| not_found(name, reason));
+        let need = |file: &str| self.file(file).map_err(|missing| not_found(name, missing.reason));
         let config = need("config.json")?;
-        // A checkpoint may do without these.
         for file in ["tokenizer.json", "generation_config.json"] {
-            match self.file(file) {
-                Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
-                _ => {}
-            }
+            self.optional(name, file)?;
         }
-        match self.file("model.safetensors") {
-            Ok(_) => {}
-            Err(reason) if !self.is_absent(&reason) => return Err(not_found(name, reason)),
-            Err(_) => {
-                let index = need("model.safetensors.index.json")?;
-                let shards: BTreeSet<String> = read_index(&index)?.into_values().collect();
-                shards.iter().try_for_each(|shard| need(shard).map(drop))?;
-            }
+        if self.optional(name, "model.safetensors")?.is_none() {
+            let index = need("model.safetensors.index.json")?;
+            let shards: BTreeSet<String> = read_index(&index)?.into_values().collect();
+            shards.iter().try_for_each(|shard| need(shard).map(drop))?;
         }
         Ok(config.parent().map(Path::to_owned).unwrap_or_default())
+    }
+}
+
+/// Why a file could not be had.
+struct Missing {
+    /// There is no such file, as far as is known.
+    is_absent: bool,
+    reason: String,
+}
+
+/// Whether the hub answered, and what it answered is that there is no such file.
+fn says_not_found(error: &ApiError) -> bool {
+    match error {
+        ApiError::RequestError(error) => matches!(**error, ureq::Error::Status(404, _)),
+        ApiError::TooManyRetries(last) => says_not_found(last),
+        _ => false,
     }
 }
 

@@ -1,13 +1,17 @@
-//! Tensors on disk: one safetensors file, or several behind an index, memory-mapped.
+//! Tensors on disk: one safetensors file, or several listed by an index.
+//!
+//! A tensor is read block by block into its own memory and converted on the way, so that loading a model takes little more
+//! memory than the model. Files are not mapped: one that shrinks while it is read is an error, not the end of the process.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -17,7 +21,7 @@ use crate::file;
 /// The tensors of a checkpoint folder, by name.
 pub(crate) struct Source {
     folder: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, Place>,
     used: RefCell<BTreeSet<String>>,
     kind: Kind,
@@ -29,7 +33,37 @@ struct Place {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: Range<usize>,
+    bytes: Range<u64>,
+}
+
+/// A tensor in its file, checked and not yet read.
+struct Stored<'a> {
+    name: &'a str,
+    path: &'a Path,
+    file: &'a File,
+    kind: Kind,
+    bytes: Range<u64>,
+}
+
+impl Stored<'_> {
+    /// Hands `each` the values as `kind`, block by block, with the number of the first of them, until it says false. Returns
+    /// whether it never did.
+    fn blocks(&self, kind: Kind, mut each: impl FnMut(i64, &Tensor) -> Result<bool>) -> Result<bool> {
+        let Range { start, end } = self.bytes;
+        let mut buffer = vec![0; BLOCK.min((end - start) as usize)];
+        let mut first = 0;
+        for at in (start..end).step_by(BLOCK) {
+            let bytes = &mut buffer[..BLOCK.min((end - at) as usize)];
+            self.file.read_exact_at(bytes, at).map_err(Error::io("read", self.path))?;
+            let count = (bytes.len() / self.kind.elt_size_in_bytes()) as i64;
+            let block = Tensor::f_from_data_size(bytes, &[count], self.kind).and_then(|block| block.f_to_kind(kind));
+            if !each(first, &block.map_err(Error::torch(format!("reading tensor `{}`", self.name)))?)? {
+                return Ok(false);
+            }
+            first += count;
+        }
+        Ok(true)
+    }
 }
 
 /// `model.safetensors.index.json`.
@@ -37,6 +71,11 @@ struct Place {
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
+
+/// Bytes of a file that are read and converted at a time: they stay in a core's cache.
+const BLOCK: usize = 1 << 20;
+/// The longest header of a safetensors file, as the format has it.
+const LONGEST_HEADER: u64 = 100_000_000;
 
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -101,10 +140,7 @@ impl Source {
             let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
             return Err(Error::Io { action: "read as a file", path: path.to_owned(), source });
         }
-        // SAFETY: the mapping is read-only; a file that another process shortens while it is read would end this
-        // process, as with every memory-mapped format.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        for (name, place) in places(path, &map, self.files.len())? {
+        for (name, place) in places(path, &file, found.len(), self.files.len())? {
             if self.tensors.insert(name.clone(), place).is_some() {
                 return Err(Error::Format {
                     path: path.to_owned(),
@@ -114,7 +150,7 @@ impl Source {
                 });
             }
         }
-        self.files.push((path.to_owned(), map));
+        self.files.push((path.to_owned(), file));
         Ok(())
     }
 
@@ -145,34 +181,52 @@ impl Source {
 
     /// The tensor `name`, which must have this shape and be finite.
     pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let wanted: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let stored = self.stored(name, shape)?;
+        let size: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+        let tensor = Tensor::f_empty(&size, (self.kind, self.device));
+        let tensor = tensor.map_err(Error::torch(format!("making room for tensor `{name}`")))?;
+        let flat = tensor.view(-1);
+        stored.blocks(self.kind, |first, block| {
+            finite(block, first, || format!("{}: tensor `{name}`", stored.path.display()))?;
+            flat.narrow(0, first, block.size()[0]).copy_(block);
+            Ok(true)
+        })?;
+        self.used.borrow_mut().insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// Whether the tensor `name` holds the same values as `other`, whose shape it must have.
+    pub(crate) fn repeats(&self, name: &str, other: &Tensor) -> Result<bool> {
+        let shape: Vec<usize> = other.size().iter().map(|&n| n as usize).collect();
+        let flat = other.flatten(0, -1);
+        let same = self.stored(name, &shape)?.blocks(self.kind, |first, block| {
+            Ok(flat.narrow(0, first, block.size()[0]).equal(&block.to_device(self.device)))
+        })?;
+        self.used.borrow_mut().insert(name.to_owned());
+        Ok(same)
+    }
+
+    /// The tensor `name` as it is stored, which must have this shape and a type of weights.
+    fn stored<'a>(&'a self, name: &'a str, shape: &[usize]) -> Result<Stored<'a>> {
         let Some(place) = self.tensors.get(name) else {
-            return Err(Error::MissingTensor { path: self.folder.clone(), tensor: name.to_owned(), expected: wanted });
+            let expected = shape.iter().map(|&n| n as i64).collect();
+            return Err(Error::MissingTensor { path: self.folder.clone(), tensor: name.to_owned(), expected });
         };
-        let (path, map) = &self.files[place.file];
-        let wrong = |expected: String, found: String| Error::Format {
-            path: path.clone(),
-            at: format!("tensor `{name}`"),
-            expected,
-            found,
+        let (path, file) = &self.files[place.file];
+        let wrong = |expected: String, found: String| {
+            Err(Error::Format { path: path.clone(), at: format!("tensor `{name}`"), expected, found })
         };
         if place.shape != shape {
-            return Err(wrong(format!("shape {shape:?}"), format!("{:?}", place.shape)));
+            return wrong(format!("shape {shape:?}"), format!("{:?}", place.shape));
         }
         let kind = match place.dtype {
             Dtype::F64 => Kind::Double,
             Dtype::F32 => Kind::Float,
             Dtype::F16 => Kind::Half,
             Dtype::BF16 => Kind::BFloat16,
-            other => return Err(wrong("dtype F64, F32, F16 or BF16".to_owned(), format!("{other:?}"))),
+            other => return wrong("dtype F64, F32, F16 or BF16".to_owned(), format!("{other:?}")),
         };
-        let bytes = &map[place.bytes.clone()];
-        let raw = Tensor::f_from_data_size(bytes, &wanted, kind)
-            .and_then(|raw| raw.f_to_kind(self.kind)?.f_to_device(self.device))
-            .map_err(Error::torch(format!("reading tensor `{name}`")))?;
-        finite(&raw, || format!("{}: tensor `{name}`", path.display()))?;
-        self.used.borrow_mut().insert(name.to_owned());
-        Ok(raw)
+        Ok(Stored { name, path, file, kind, bytes: place.bytes.clone() })
     }
 
     /// Fails where tensors are left that the family neither took nor knows to be superfluous.
@@ -205,32 +259,89 @@ pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     }
 }
 
-/// Every tensor of a safetensors file. The crate bounds the header's size, and checks that the offsets neither overlap
-/// nor leave the file and that they agree with shapes and types.
-fn places(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Place)>> {
-    let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|reason| Error::Format {
+/// Every tensor of a safetensors file of `length` bytes. The crate checks that the offsets neither overlap nor leave a gap and
+/// that they agree with shapes and types.
+fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(String, Place)>> {
+    let wrong = |found: String| Error::Format {
         path: path.to_owned(),
         at: "header".to_owned(),
         expected: "a whole safetensors file".to_owned(),
-        found: reason.to_string(),
-    })?;
-    let start = 8 + header;
+        found,
+    };
+    let mut size = [0; 8];
+    if length < size.len() as u64 {
+        return Err(wrong(format!("{length} bytes")));
+    }
+    file.read_exact_at(&mut size, 0).map_err(Error::io("read", path))?;
+    let header = u64::from_le_bytes(size);
+    if header > LONGEST_HEADER.min(length - size.len() as u64) {
+        return Err(wrong(format!("a header of {header} bytes in a file of {length}")));
+    }
+    let mut text = vec![0; header as usize];
+    let start = size.len() as u64 + header;
+    file.read_exact_at(&mut text, size.len() as u64).map_err(Error::io("read", path))?;
+    let metadata: Metadata = serde_json::from_slice(&text).map_err(|reason| wrong(reason.to_string()))?;
+    if start + metadata.data_len() as u64 != length {
+        return Err(wrong(format!("{length} bytes where the header says {start} + {}", metadata.data_len())));
+    }
     let place = |name: String, info: &safetensors::tensor::TensorInfo| {
         let (from, to) = info.data_offsets;
-        let place = Place { file, dtype: info.dtype, shape: info.shape.clone(), bytes: start + from..start + to };
-        (name, place)
+        let bytes = start + from as u64..start + to as u64;
+        (name, Place { file: number, dtype: info.dtype, shape: info.shape.clone(), bytes })
     };
     Ok(metadata.tensors().into_iter().map(|(name, info)| place(name, info)).collect())
 }
 
-/// Fails at the first value that is not finite.
-fn finite(tensor: &Tensor, at: impl Fn() -> String) -> Result<()> {
-    // The sum of |x| * 0 is NaN exactly where a value is not finite: one pass, no mask.
-    let probe = (tensor * 0.0).sum(Kind::Float);
+/// Fails at the first value that is not finite, of values that are those from number `first` on.
+fn finite(values: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
+    // The sum of x * 0 is NaN exactly where a value is not finite: one pass, no mask.
+    let probe = (values * 0.0).sum(Kind::Float);
     if probe.double_value(&[]) == 0.0 {
         return Ok(());
     }
-    let flat = tensor.flatten(0, -1);
-    let index = flat.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
-    Err(Error::NotFinite { at: at(), index: index as usize, found: flat.double_value(&[index]) })
+    let index = values.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
+    Err(Error::NotFinite { at: at(), index: (first + index) as usize, found: values.double_value(&[index]) })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Tensors of more than one block, of every type, come back to the same values in any type that holds them; the first value
+    /// that is not finite is named; and a file that has shrunk since it was opened is an error.
+    #[test]
+    fn tensors_are_read_in_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(WHOLE);
+        let n = (BLOCK / 4 + 5) as i64;
+        let values = (Tensor::arange(2 * n, (Kind::Float, Device::Cpu)).remainder(2048.0) / 8.0 - 100.0).view([2, n]);
+        let kinds = [("f64", Kind::Double), ("f32", Kind::Float), ("f16", Kind::Half)];
+        let mut tensors: Vec<_> =
+            kinds.iter().map(|(name, kind)| ((*name).to_owned(), values.to_kind(*kind))).collect();
+        let holed = values.copy();
+        holed.get(1).narrow(0, n - 1, 1).fill_(f64::INFINITY);
+        tensors.push(("holed".to_owned(), holed));
+        tensors.push(("none".to_owned(), values.narrow(0, 0, 0)));
+        Tensor::write_safetensors(&tensors, &path).unwrap();
+        let shape = [2, n as usize];
+        for kind in [Kind::Float, Kind::Double] {
+            let source = Source::open(folder.path(), kind, Device::Cpu).unwrap();
+            for (name, _) in kinds {
+                let found = source.take(name, &shape).unwrap();
+                assert!(found.kind() == kind && found.equal(&values.to_kind(kind)), "{name}");
+                assert!(source.repeats(name, &values.to_kind(kind)).unwrap());
+                assert!(!source.repeats("holed", &values.to_kind(kind)).unwrap());
+            }
+            assert_eq!(source.take("none", &[0, n as usize]).unwrap().numel(), 0);
+            let holed = source.take("holed", &shape).unwrap_err();
+            assert!(matches!(holed, Error::NotFinite { index, .. } if index == 2 * n as usize - 1), "{holed}");
+            assert!(source.take("f32", &[n as usize, 2]).is_err());
+        }
+        let source = Source::open(folder.path(), Kind::Float, Device::Cpu).unwrap();
+        let length = std::fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().set_len(length / 8).unwrap();
+        let refused: Vec<_> = kinds.iter().filter_map(|(name, _)| source.take(name, &shape).err()).collect();
+        assert!(refused.len() >= 2 && refused.iter().all(|error| matches!(error, Error::Io { .. })), "{refused:?}");
+    }
 }

@@ -61,10 +61,12 @@ fn unembedding(source: &Source, name: &str, w_e: &Tensor, tied: bool) -> Result<
     if tied && !source.has(name) {
         return Ok(w_e.tr());
     }
-    let shape: Vec<usize> = w_e.size().iter().map(|&n| n as usize).collect();
-    let own = source.take(name, &shape)?;
     // A file that says tied and holds another matrix was trained untied: what it holds counts, as in transformers.
-    Ok(if tied && own.equal(w_e) { w_e.tr() } else { own.tr() })
+    if tied && source.repeats(name, w_e)? {
+        return Ok(w_e.tr());
+    }
+    let shape: Vec<usize> = w_e.size().iter().map(|&n| n as usize).collect();
+    Ok(source.take(name, &shape)?.tr())
 }
 
 /// Reads tensors whose names share a prefix.
