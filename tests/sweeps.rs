@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Tol, assert_close, configs, random, some_tokens};
+use common::{Tol, assert_close, configs, peak_memory, random, some_tokens};
 use headscope::prelude::{Strategy as How, *};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
@@ -335,45 +335,24 @@ fn memory_stays_within_its_budget() {
     let (clean, corrupt) = (file("clean.json", 48, 96, 1), file("corrupt.json", 48, 96, 2));
     let (little, other) = (file("little.json", 1, 4, 1), file("other.json", 1, 4, 2));
     // The most memory, in MiB, that the command held at a time.
-    let most = |clean: &str, corrupt: &str, memory: &str, threads: &str| {
+    let most = |metric: &str, clean: &str, corrupt: &str, memory: &str, threads: &str| {
         let out = folder.path().join("table.parquet");
-        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope"))
-            .args([
-                "patch",
-                model.to_str().unwrap(),
-                "--clean",
-                clean,
-                "--corrupt",
-                corrupt,
-                "--layers",
-                "0,3,5",
-                "--heads",
-                "0,3",
-            ])
-            .args(["--metric", "loss", "--memory", memory, "--out", out.to_str().unwrap()])
-            .env("OMP_NUM_THREADS", threads)
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        let status = format!("/proc/{}/status", child.id());
-        let mut most = 0.0;
-        while child.try_wait().unwrap().is_none() {
-            let text = std::fs::read_to_string(&status).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
-            most = f64::max(most, line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0);
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-        assert!(child.wait().unwrap().success());
-        (most, Table::read(out).unwrap())
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_headscope"));
+        command.args(["patch", model.to_str().unwrap(), "--clean", clean, "--corrupt", corrupt]);
+        command.args(["--layers", "0,3,5", "--heads", "0,3", "--metric", metric, "--memory", memory]);
+        command.arg("--out").arg(&out).env("OMP_NUM_THREADS", threads);
+        (peak_memory(&mut command), Table::read(out).unwrap())
     };
-    let (without, _) = most(&little, &other, "0", "1");
-    let mut tables = vec![];
-    for (memory, threads) in [("64", "1"), ("512", "1"), ("64", "3"), ("512", "3")] {
-        let (peak, table) = most(&clean, &corrupt, memory, threads);
-        let budget: f64 = memory.parse().unwrap();
-        let taken = format!("{peak} MiB, of which {without} MiB without activations");
-        assert!(peak - without <= budget, "{memory} MiB, {threads} threads: {taken}");
-        tables.push(values(&table));
+    for metric in ["loss", "kl"] {
+        let (without, _) = most(metric, &little, &other, "0", "1");
+        let mut tables = vec![];
+        for (memory, threads) in [("64", "1"), ("512", "1"), ("64", "3"), ("512", "3")] {
+            let (peak, table) = most(metric, &clean, &corrupt, memory, threads);
+            let budget: f64 = memory.parse().unwrap();
+            let taken = format!("{peak} MiB, of which {without} MiB without activations");
+            assert!(peak - without <= budget, "{metric}, {memory} MiB, {threads} threads: {taken}");
+            tables.push(values(&table));
+        }
+        tables.iter().for_each(|table| assert_close("tables", table, &tables[0], Tol::Fused(Kind::Float)));
     }
-    tables.iter().for_each(|table| assert_close("tables", table, &tables[0], Tol::Fused(Kind::Float)));
 }

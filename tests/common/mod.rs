@@ -134,6 +134,22 @@ pub fn random(config: &ModelConfig, seed: u64) -> Model {
     Model::random_as(config, seed, Kind::Double, Device::Cpu).unwrap()
 }
 
+/// Runs a command to its end, which must be a success, and returns the most memory that it held at a time, in MiB.
+#[cfg(target_os = "linux")]
+pub fn peak_memory(command: &mut std::process::Command) -> f64 {
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0.0;
+    while child.try_wait().unwrap().is_none() {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("0 kB");
+        most = f64::max(most, line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    most
+}
+
 /// The numbers of nested lists, in order.
 pub fn flat(value: &serde_json::Value) -> Vec<f64> {
     match value {
