@@ -26,6 +26,7 @@ use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Model, Origin};
 use crate::table::Provenance;
+use crate::workers::on_one_thread;
 
 /// How to load a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +76,8 @@ impl Model {
         let source = Source::open(&folder, options.kind, options.device)?;
         let mut config = (family.config)(&json, &source)?;
         config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
-        let weights = (family.weights)(&config, &source)?;
+        // Weights are read in short pieces, which are not worth sharing out.
+        let weights = on_one_thread(|| (family.weights)(&config, &source))?;
         config.tied_unembed = weights.is_tied();
         source.finish(family.name, family.superfluous)?;
         let tokenizer = folder.join("tokenizer.json");

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result};
 use crate::file;
+use crate::model::room_for;
 
 /// The tensors of a checkpoint folder, by name.
 pub(crate) struct Source {
@@ -42,21 +43,26 @@ struct Stored<'a> {
     path: &'a Path,
     file: &'a File,
     kind: Kind,
+    /// How long a row is; 1 where the tensor is no matrix.
+    width: i64,
     bytes: Range<u64>,
 }
 
 impl Stored<'_> {
-    /// Hands `each` the values as `kind`, block by block, with the number of the first of them, until it says false. Returns
-    /// whether it never did.
+    /// Hands `each` the values as `kind`, some rows at a time, `[row, width]`, with the number of the first of them, until it
+    /// says false. Returns whether it never did.
     fn blocks(&self, kind: Kind, mut each: impl FnMut(i64, &Tensor) -> Result<bool>) -> Result<bool> {
         let Range { start, end } = self.bytes;
-        let mut buffer = vec![0; BLOCK.min((end - start) as usize)];
+        let row = self.width as usize * self.kind.elt_size_in_bytes();
+        let at_once = (BLOCK / row.max(1)).max(1) * row;
+        let mut buffer = vec![0; at_once.min((end - start) as usize)];
         let mut first = 0;
-        for at in (start..end).step_by(BLOCK) {
-            let bytes = &mut buffer[..BLOCK.min((end - at) as usize)];
+        for at in (start..end).step_by(at_once.max(1)) {
+            let bytes = &mut buffer[..at_once.min((end - at) as usize)];
             self.file.read_exact_at(bytes, at).map_err(Error::io("read", self.path))?;
-            let count = (bytes.len() / self.kind.elt_size_in_bytes()) as i64;
-            let block = Tensor::f_from_data_size(bytes, &[count], self.kind).and_then(|block| block.f_to_kind(kind));
+            let count = (bytes.len() / row) as i64;
+            let block = Tensor::f_from_data_size(bytes, &[count, self.width], self.kind);
+            let block = block.and_then(|block| block.f_to_kind(kind));
             if !each(first, &block.map_err(Error::torch(format!("reading tensor `{}`", self.name)))?)? {
                 return Ok(false);
             }
@@ -73,7 +79,7 @@ struct Index {
 }
 
 /// Bytes of a file that are read and converted at a time: they stay in a core's cache.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 1 << 18;
 /// The longest header of a safetensors file, as the format has it.
 const LONGEST_HEADER: u64 = 100_000_000;
 
@@ -181,26 +187,34 @@ impl Source {
 
     /// The tensor `name`, which must have this shape and be finite.
     pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let stored = self.stored(name, shape)?;
         let size: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-        let tensor = Tensor::f_empty(&size, (self.kind, self.device));
-        let tensor = tensor.map_err(Error::torch(format!("making room for tensor `{name}`")))?;
-        let flat = tensor.view(-1);
+        self.read(name, shape, || Tensor::f_empty(&size, (self.kind, self.device)))
+    }
+
+    /// The matrix `name`, stored `[in, out]`, laid out in memory as products read it best.
+    pub(crate) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        self.read(name, &[rows, columns], || room_for([rows as i64, columns as i64], self.kind, self.device))
+    }
+
+    /// Reads the tensor `name` into `room`, which is asked for once it is known that the tensor has this shape.
+    fn read(&self, name: &str, shape: &[usize], room: impl FnOnce() -> Result<Tensor, TchError>) -> Result<Tensor> {
+        let stored = self.stored(name, shape)?;
+        let tensor = room().map_err(Error::torch(format!("making room for tensor `{name}`")))?;
+        let rows = if shape.len() == 2 { tensor.shallow_clone() } else { tensor.view([-1, stored.width]) };
         stored.blocks(self.kind, |first, block| {
             finite(block, first, || format!("{}: tensor `{name}`", stored.path.display()))?;
-            flat.narrow(0, first, block.size()[0]).copy_(block);
+            rows.narrow(0, first, block.size()[0]).copy_(block);
             Ok(true)
         })?;
         self.used.borrow_mut().insert(name.to_owned());
         Ok(tensor)
     }
 
-    /// Whether the tensor `name` holds the same values as `other`, whose shape it must have.
+    /// Whether the tensor `name` holds the same values as the matrix `other`, whose shape it must have.
     pub(crate) fn repeats(&self, name: &str, other: &Tensor) -> Result<bool> {
         let shape: Vec<usize> = other.size().iter().map(|&n| n as usize).collect();
-        let flat = other.flatten(0, -1);
         let same = self.stored(name, &shape)?.blocks(self.kind, |first, block| {
-            Ok(flat.narrow(0, first, block.size()[0]).equal(&block.to_device(self.device)))
+            Ok(other.narrow(0, first, block.size()[0]).equal(&block.to_device(self.device)))
         })?;
         self.used.borrow_mut().insert(name.to_owned());
         Ok(same)
@@ -226,7 +240,8 @@ impl Source {
             Dtype::BF16 => Kind::BFloat16,
             other => return wrong("dtype F64, F32, F16 or BF16".to_owned(), format!("{other:?}")),
         };
-        Ok(Stored { name, path, file, kind, bytes: place.bytes.clone() })
+        let width = if shape.len() == 2 { shape[1] as i64 } else { 1 };
+        Ok(Stored { name, path, file, kind, width, bytes: place.bytes.clone() })
     }
 
     /// Fails where tensors are left that the family neither took nor knows to be superfluous.
@@ -292,15 +307,16 @@ fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(S
     Ok(metadata.tensors().into_iter().map(|(name, info)| place(name, info)).collect())
 }
 
-/// Fails at the first value that is not finite, of values that are those from number `first` on.
-fn finite(values: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
+/// Fails at the first value that is not finite, of rows that are those from number `first` on.
+fn finite(rows: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
     // The sum of x * 0 is NaN exactly where a value is not finite: one pass, no mask.
-    let probe = (values * 0.0).sum(Kind::Float);
+    let probe = (rows * 0.0).sum(Kind::Float);
     if probe.double_value(&[]) == 0.0 {
         return Ok(());
     }
-    let index = values.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
-    Err(Error::NotFinite { at: at(), index: (first + index) as usize, found: values.double_value(&[index]) })
+    let (flat, before) = (rows.flatten(0, -1), first * rows.size()[1]);
+    let index = flat.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
+    Err(Error::NotFinite { at: at(), index: (before + index) as usize, found: flat.double_value(&[index]) })
 }
 
 #[cfg(test)]
@@ -314,17 +330,20 @@ mod tests {
     fn tensors_are_read_in_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(WHOLE);
-        let n = (BLOCK / 4 + 5) as i64;
-        let values = (Tensor::arange(2 * n, (Kind::Float, Device::Cpu)).remainder(2048.0) / 8.0 - 100.0).view([2, n]);
+        let (rows, n) = (300, 515);
+        let values =
+            (Tensor::arange(rows * n, (Kind::Float, Device::Cpu)).remainder(2048.0) / 8.0 - 100.0).view([rows, n]);
+        assert!(values.numel() * 2 > BLOCK);
         let kinds = [("f64", Kind::Double), ("f32", Kind::Float), ("f16", Kind::Half)];
         let mut tensors: Vec<_> =
             kinds.iter().map(|(name, kind)| ((*name).to_owned(), values.to_kind(*kind))).collect();
         let holed = values.copy();
-        holed.get(1).narrow(0, n - 1, 1).fill_(f64::INFINITY);
+        let _ = holed.get(rows - 1).narrow(0, n - 1, 1).fill_(f64::INFINITY);
         tensors.push(("holed".to_owned(), holed));
         tensors.push(("none".to_owned(), values.narrow(0, 0, 0)));
+        tensors.push(("flat".to_owned(), values.flatten(0, -1)));
         Tensor::write_safetensors(&tensors, &path).unwrap();
-        let shape = [2, n as usize];
+        let shape = [rows as usize, n as usize];
         for kind in [Kind::Float, Kind::Double] {
             let source = Source::open(folder.path(), kind, Device::Cpu).unwrap();
             for (name, _) in kinds {
@@ -333,9 +352,12 @@ mod tests {
                 assert!(source.repeats(name, &values.to_kind(kind)).unwrap());
                 assert!(!source.repeats("holed", &values.to_kind(kind)).unwrap());
             }
+            let turned = source.matrix("f32", shape[0], shape[1]).unwrap();
+            assert!(turned.equal(&values.to_kind(kind)));
+            assert!(source.take("flat", &[shape[0] * shape[1]]).unwrap().equal(&values.to_kind(kind).flatten(0, -1)));
             assert_eq!(source.take("none", &[0, n as usize]).unwrap().numel(), 0);
             let holed = source.take("holed", &shape).unwrap_err();
-            assert!(matches!(holed, Error::NotFinite { index, .. } if index == 2 * n as usize - 1), "{holed}");
+            assert!(matches!(holed, Error::NotFinite { index, .. } if index == (rows * n) as usize - 1), "{holed}");
             assert!(source.take("f32", &[n as usize, 2]).is_err());
         }
         let source = Source::open(folder.path(), Kind::Float, Device::Cpu).unwrap();

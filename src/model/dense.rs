@@ -64,9 +64,22 @@ pub(crate) fn products_take(model: &Model) -> usize {
 }
 
 /// The same matrix, laid out as [`product`] reads it where it serves.
-pub(crate) fn laid_out(w: Tensor) -> Tensor {
-    let wide = w.kind() == Kind::Float && w.size().iter().all(|&n| n >= WIDTH);
-    if wide && is_faster() { w.tr().contiguous().tr() } else { w }
+pub(super) fn laid_out(w: Tensor) -> Tensor {
+    if is_turned(&w.size(), w.kind()) { w.tr().contiguous().tr() } else { w }
+}
+
+/// Room for a matrix `[in, out]`, laid out as by [`laid_out`].
+pub(crate) fn room_for(size: [i64; 2], kind: Kind, device: Device) -> Result<Tensor, TchError> {
+    let [rows, columns] = size;
+    match is_turned(&size, kind) {
+        true => Ok(Tensor::f_empty([columns, rows], (kind, device))?.tr()),
+        false => Tensor::f_empty(size, (kind, device)),
+    }
+}
+
+/// Whether matrices of this size are laid out column by column.
+fn is_turned(size: &[i64], kind: Kind) -> bool {
+    kind == Kind::Float && size.iter().all(|&n| n >= WIDTH) && is_faster()
 }
 
 #[cfg(test)]
@@ -86,6 +99,16 @@ mod tests {
                 assert_eq!(found.size(), [5, 20, 400]);
                 assert!((found - expected).abs().max().double_value(&[]) < 1e-4);
             }
+        }
+    }
+
+    /// Room is laid out as a matrix that is turned later.
+    #[test]
+    fn room_is_laid_out() {
+        for (size, kind) in [([300, 256], Kind::Float), ([300, 255], Kind::Float), ([300, 256], Kind::Double)] {
+            let room = room_for(size, kind, Device::Cpu).unwrap();
+            let turned = laid_out(Tensor::zeros(size, (kind, Device::Cpu)));
+            assert_eq!((room.size(), room.stride()), (turned.size(), turned.stride()));
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) use absorbed::pays as absorption_pays;
 pub(crate) use attention::{KvCache, Past};
 pub use circuits::{CircuitOptions, Vocabulary};
 pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
-pub(crate) use dense::{laid_out, products_take};
+pub(crate) use dense::{products_take, room_for};
 pub(crate) use forward::Pass;
 pub use generate::Generation;
 pub(crate) use inject::Frozen;

@@ -7,7 +7,7 @@ use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
 use crate::model::{
-    Attention, Block, Head, Linear, Mlp, ModelConfig, Norm, NormKind, NormPlace, Position, Unembed, Weights, laid_out,
+    Attention, Block, Head, Linear, Mlp, ModelConfig, Norm, NormKind, NormPlace, Position, Unembed, Weights,
 };
 
 pub(super) const FAMILY: Family = Family { name: NAME, config, weights, superfluous };
@@ -71,8 +71,8 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn linear(reader: &Reader<'_>, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
-    let w = reader.take(&format!("w_{name}"), &[rows, columns])?;
-    Ok(Linear { w: laid_out(w), b: bias.then(|| reader.take(&format!("b_{name}"), &[columns])).transpose()? })
+    let w = reader.matrix(&format!("w_{name}"), rows, columns)?;
+    Ok(Linear { w, b: bias.then(|| reader.take(&format!("b_{name}"), &[columns])).transpose()? })
 }
 
 fn norm(reader: &Reader<'_>, name: &str, width: usize, bias: bool) -> Result<Norm> {

@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::config_json::ConfigJson;
 use super::source::Source;
 use crate::error::{Error, Result};
-use crate::model::{Activation, Linear, ModelConfig, Norm, Weights, laid_out};
+use crate::model::{Activation, Linear, ModelConfig, Norm, Weights};
 
 /// What a family file provides.
 pub(crate) struct Family {
@@ -92,6 +92,11 @@ impl<'a> Reader<'a> {
         self.source.take(&format!("{}{name}", self.prefix), shape)
     }
 
+    /// A matrix stored `[in, out]`.
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        self.source.matrix(&format!("{}{name}", self.prefix), rows, columns)
+    }
+
     /// A matrix stored `[out, in]` with its bias where asked for.
     fn linear(&self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
         let w = self.take(&format!("{name}.weight"), &[columns, rows])?.tr();
@@ -101,8 +106,8 @@ impl<'a> Reader<'a> {
 
     /// A matrix stored `[in, out]` with its bias, as GPT-2's checkpoints have it.
     fn conv1d(&self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
-        let w = self.take(&format!("{name}.weight"), &[rows, columns])?;
-        Ok(Linear { w: laid_out(w), b: Some(self.take(&format!("{name}.bias"), &[columns])?) })
+        let w = self.matrix(&format!("{name}.weight"), rows, columns)?;
+        Ok(Linear { w, b: Some(self.take(&format!("{name}.bias"), &[columns])?) })
     }
 
     /// What `take` reads; nothing where `name` is not there in a checkpoint that was stripped of its MLPs: what is left of
