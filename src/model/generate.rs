@@ -159,7 +159,7 @@ mod tests {
             prop_assert!(config.validate().is_ok());
             let model = Model::random_as(&config, seed, Kind::Double, Device::Cpu).unwrap();
             let ids: Vec<i64> = (0..steps.iter().sum()).map(|i: usize| (i * 7 + seed as usize) as i64 % config.vocab as i64).collect();
-            let whole = model.run(&Tokens::new(&[ids.clone()]).unwrap(), &Plan::new().tap(Site::Logits)).unwrap();
+            let whole = model.run(&Tokens::new(std::slice::from_ref(&ids)).unwrap(), &Plan::new().tap(Site::Logits)).unwrap();
             let whole = whole.get(Site::Logits).unwrap().squeeze_dim(0);
             let (program, mut cache, mut done) = (Program::taps([]), KvCache::default(), 0);
             for step in steps {
