@@ -21,6 +21,14 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Another process is at work on a file or folder.
+    #[error("{}: {} is at work on it; wait for its end, or choose another place", path.display(), holder.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
+    Held {
+        /// The file or folder.
+        path: PathBuf,
+        /// The number of the process that holds it, where it is known.
+        holder: Option<u32>,
+    },
     /// A file's content is not what its format promises.
     #[error("{}: {at}: expected {expected}, found {found}", path.display())]
     Format {
