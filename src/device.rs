@@ -130,13 +130,30 @@ pub fn parse(name: &str) -> Result<Device> {
     Ok(device)
 }
 
+/// A device's name, as [`parse`] reads it.
+///
+/// ```
+/// use headscope::device;
+/// assert_eq!(device::name(tch::Device::Cuda(1)), "cuda:1");
+/// assert_eq!(device::parse(&device::name(tch::Device::Cpu))?, tch::Device::Cpu);
+/// # Ok::<(), headscope::Error>(())
+/// ```
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_owned(),
+        Device::Cuda(number) => format!("cuda:{number}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// Fails where the device is not there.
 pub(crate) fn check(device: Device) -> Result<()> {
     let there = available();
     if there.contains(&device) {
         return Ok(());
     }
-    Err(Error::argument("device", format!("one of {there:?}"), format!("{device:?}")))
+    let there: Vec<String> = there.into_iter().map(name).collect();
+    Err(Error::argument("device", format!("one that is there: {}", there.join(", ")), name(device)))
 }
 
 /// Of a budget, what activations may take: a quarter is left for what products take for a moment, and for gaps in the heap.

@@ -12,80 +12,89 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::file;
 
+mod columns;
 mod rows;
 
-/// What one observation is about; a field that does not apply stays `None` and its column is left out.
-///
-/// The derived order is the order of rows in a table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Keys {
-    /// The model.
-    pub model: Option<String>,
-    /// Cell of an experiment's grid.
-    pub cell: Option<String>,
-    /// Number of the prompt in the batch.
-    pub prompt: Option<u32>,
-    /// How the value was found, where there are several ways: `exact`, `attribution`, ...
-    pub method: Option<String>,
-    /// Layer of the sender, where rows are about two parts of the model.
-    pub from_layer: Option<u32>,
-    /// The sender's site, without its layer.
-    pub from_site: Option<String>,
-    /// The sender's head.
-    pub from_head: Option<u32>,
-    /// Layer; that of the receiver where rows are about two parts of the model.
-    pub layer: Option<u32>,
-    /// A site without its layer, or another part of the model.
-    pub site: Option<String>,
-    /// Query head.
-    pub head: Option<u32>,
-    /// Key/value head.
-    pub kv_head: Option<u32>,
-    /// Component of a decomposition, the strongest first.
-    pub component: Option<u32>,
-    /// Position in the sequence.
-    pub position: Option<u32>,
-    /// Attending position.
-    pub query: Option<u32>,
-    /// Position attended to.
-    pub key: Option<u32>,
-    /// Number of dimensions of a site that were used.
-    pub dimension: Option<u32>,
-    /// Coordinate of a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
-    pub neuron: Option<u32>,
-    /// Position of the token that is predicted.
-    pub target: Option<u32>,
-    /// A token's text.
-    pub token: Option<String>,
-    /// A task or feature.
-    pub task: Option<String>,
-    /// Training step.
-    pub step: Option<u32>,
-    /// Seed.
-    pub seed: Option<u64>,
+use columns::columns;
+
+columns! {
+    /// What one observation is about; a field that does not apply stays `None` and its column is left out.
+    ///
+    /// The derived order is the order of rows in a table.
+    #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+    pub struct Keys {
+        columns
+        /// The model.
+        pub model: String,
+        /// Cell of an experiment's grid.
+        pub cell: String,
+        /// Number of the prompt in the batch.
+        pub prompt: u32,
+        /// How the value was found, where there are several ways: `exact`, `attribution`, ...
+        pub method: String,
+        /// Layer of the sender, where rows are about two parts of the model.
+        pub from_layer: u32,
+        /// The sender's site, without its layer.
+        pub from_site: String,
+        /// The sender's head.
+        pub from_head: u32,
+        /// Layer; that of the receiver where rows are about two parts of the model.
+        pub layer: u32,
+        /// A site without its layer, or another part of the model.
+        pub site: String,
+        /// Query head.
+        pub head: u32,
+        /// Key/value head.
+        pub kv_head: u32,
+        /// Component of a decomposition, the strongest first.
+        pub component: u32,
+        /// Position in the sequence.
+        pub position: u32,
+        /// Attending position.
+        pub query: u32,
+        /// Position attended to.
+        pub key: u32,
+        /// Number of dimensions of a site that were used.
+        pub dimension: u32,
+        /// Coordinate of a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
+        pub neuron: u32,
+        /// Position of the token that is predicted.
+        pub target: u32,
+        /// A token's text.
+        pub token: String,
+        /// A task or feature.
+        pub task: String,
+        /// Training step.
+        pub step: u32,
+        /// Seed.
+        pub seed: u64,
+    }
 }
 
-/// One observation; fields that do not apply stay `None` and their columns are left out.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Observation {
-    /// What it is about.
-    pub keys: Keys,
-    /// What was measured.
-    pub metric: String,
-    /// The measurement.
-    pub value: f64,
-    /// The same measurement without the intervention, where there was one.
-    pub baseline: Option<f64>,
-    /// Lower end of the value's interval.
-    pub low: Option<f64>,
-    /// Upper end of the value's interval.
-    pub high: Option<f64>,
-    /// The value in standard deviations from its null distribution's mean.
-    pub z_score: Option<f64>,
-    /// Number of samples.
-    pub samples: Option<u32>,
-    /// What speaks against the value.
-    pub warnings: Option<String>,
+columns! {
+    /// One observation; fields that do not apply stay `None` and their columns are left out.
+    #[derive(Debug, Clone, Default, PartialEq)]
+    pub struct Observation {
+        /// What it is about.
+        pub keys: Keys,
+        /// What was measured.
+        pub metric: String,
+        /// The measurement.
+        pub value: f64,
+        columns
+        /// The same measurement without the intervention, where there was one.
+        pub baseline: f64,
+        /// Lower end of the value's interval.
+        pub low: f64,
+        /// Upper end of the value's interval.
+        pub high: f64,
+        /// The value in standard deviations from its null distribution's mean.
+        pub z_score: f64,
+        /// Number of samples.
+        pub samples: u32,
+        /// What speaks against the value.
+        pub warnings: String,
+    }
 }
 
 /// Where a table's numbers come from.
@@ -95,7 +104,8 @@ pub struct Provenance {
     pub headscope: String,
     /// The model as it was asked for.
     pub model: String,
-    /// SHA-256 of the weights; empty for a random model.
+    /// SHA-256 of the model's files of weights; of its parameters where it was made or changed in memory
+    /// ([`Model::sha256`](crate::model::Model::sha256)). Empty where there is no model.
     pub sha256: String,
     /// What was computed, with all options.
     pub options: serde_json::Value,
@@ -120,6 +130,10 @@ pub struct Table {
     provenance: Provenance,
 }
 
+/// The right to compute the table at a path, from [`Table::reserve`].
+#[derive(Debug)]
+pub struct Reserved(#[expect(dead_code, reason = "held until it is dropped")] file::Lock);
+
 /// A column as an axis: numbers are places themselves, texts stand as they first appear.
 pub(crate) struct Places {
     /// The texts.
@@ -136,37 +150,14 @@ impl Table {
     /// Where polars refuses the columns.
     pub fn new(mut rows: Vec<Observation>, provenance: Provenance) -> Result<Self> {
         rows.sort_by(|a, b| (&a.keys, &a.metric).cmp(&(&b.keys, &b.metric)));
-        let mut columns = vec![];
-        let mut add = |series: Series| {
-            if series.null_count() < series.len() || series.is_empty() {
-                columns.push(Column::from(series));
-            }
-        };
-        macro_rules! key {
-            ($($name:ident),*) => {$(
-                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.keys.$name.clone()).collect::<Vec<_>>()));
-            )*};
-        }
-        key!(
-            model, cell, prompt, method, from_layer, from_site, from_head, layer, site, head, kv_head, component,
-            position, query, key, dimension, neuron, target, token, task, step, seed
-        );
-        add(Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>()));
+        let metrics = Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>());
         let values = rows.iter().map(|row| Some(row.value).filter(|value| value.is_finite())).collect::<Vec<_>>();
-        columns.push(Column::from(Series::new("value".into(), values))); // there even if every value is missing
-        let mut add = |series: Series| {
-            if series.null_count() < series.len() || series.is_empty() {
-                columns.push(Column::from(series));
-            }
-        };
-        macro_rules! number {
-            ($($name:ident),*) => {$(
-                add(Series::new(stringify!($name).into(), rows.iter().map(|row| row.$name.filter(|n| !n.is_nan())).collect::<Vec<_>>()));
-            )*};
-        }
-        number!(baseline, low, high, z_score);
-        add(Series::new("samples".into(), rows.iter().map(|row| row.samples).collect::<Vec<_>>()));
-        add(Series::new("warnings".into(), rows.iter().map(|row| row.warnings.as_deref()).collect::<Vec<_>>()));
+        let values = Series::new("value".into(), values);
+        let used = |series: &Series| series.null_count() < series.len() || series.is_empty();
+        let keys = Keys::to_columns(rows.iter().map(|row| &row.keys)).into_iter().filter(used);
+        let rest = Observation::to_columns(rows.iter()).into_iter().filter(used);
+        // The values are there even if every one of them is missing.
+        let columns = keys.chain([metrics, values]).chain(rest).map(Column::from).collect();
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
     }
@@ -390,6 +381,27 @@ impl Table {
         file::check_folder(path)
     }
 
+    /// Keeps other processes from computing the table at `path` at the same time, until what is returned is dropped or this
+    /// process ends. The file `PATH.lock` has this process' number; one that a killed process left is taken over.
+    ///
+    /// ```
+    /// use headscope::Error;
+    /// use headscope::table::Table;
+    /// let folder = tempfile::tempdir().unwrap();
+    /// let path = folder.path().join("table.parquet");
+    /// let reserved = Table::reserve(&path)?;
+    /// assert!(matches!(Table::reserve(&path), Err(Error::Held { .. })));
+    /// drop(reserved);
+    /// Table::reserve(&path)?;
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Held`] at once where another process has it; also where the folder cannot be written.
+    pub fn reserve(path: impl AsRef<Path>) -> Result<Reserved> {
+        file::Lock::hold(path.as_ref()).map(Reserved)
+    }
+
     /// Reads a table that [`Table::write`] wrote as Parquet.
     ///
     /// # Errors
@@ -412,9 +424,7 @@ impl Table {
 
 /// Where the provenance of the table at `path` stands.
 fn beside(path: &Path) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".provenance.json");
-    beside.into()
+    file::beside(path, ".provenance.json")
 }
 
 impl fmt::Display for Table {

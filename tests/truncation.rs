@@ -181,7 +181,7 @@ fn a_cut_head_is_a_head_with_cut_weights() {
         let circuits = model.circuits(&CircuitOptions::default()).unwrap();
         let (layer, rank, width) = (1u32, 3usize, config.d_head as i64);
         for (cut, head) in [(Cut::Qk, 1u32), (Cut::Ov, 2)] {
-            let options = TruncationOptions { cut, ranks: vec![rank, 99], ..TruncationOptions::default() };
+            let options = TruncationOptions { cut, ranks: vec![rank], ..TruncationOptions::default() };
             let table = truncation_costs(&model, &tokens, &options).unwrap();
             let found = value(&table, "loss", layer, head, rank as u32);
             let changed = random(config, 7);
@@ -345,6 +345,15 @@ fn what_makes_no_sense_says_so() {
     assert!(matches!(circuits.keys_for_queries(9, 0, 1), Err(Error::OutOfRange { axis: "layer", .. })));
     assert!(circuits.keys_for_queries(0, 0, 0).is_err());
     let tokens = some_tokens(1, 5, 90, 0);
-    let options = TruncationOptions { ranks: vec![0, 8, 99], ..TruncationOptions::default() };
-    assert!(truncation_costs(&model, &tokens, &options).unwrap_err().to_string().contains("d_head = 8"));
+    for ranks in [vec![0], vec![8], vec![1, 99]] {
+        assert!(circuits.truncation(Circuit::Ov, &[0], &NullOptions::default()).is_err());
+        assert!(circuits.truncation(Circuit::Ov, &[1, 9], &NullOptions::default()).is_err());
+        let options = TruncationOptions { ranks, ..TruncationOptions::default() };
+        assert!(truncation_costs(&model, &tokens, &options).unwrap_err().to_string().contains("d_head = 8"));
+    }
+    let usual = truncation_costs(&model, &tokens, &TruncationOptions::default()).unwrap();
+    let mut ranks = usual.f64("component").unwrap();
+    ranks.sort_by(f64::total_cmp);
+    ranks.dedup();
+    assert_eq!(ranks, [1.0, 2.0, 4.0], "powers of two below the heads' width");
 }

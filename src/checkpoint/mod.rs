@@ -6,6 +6,7 @@
 
 mod config_json;
 mod families;
+mod identity;
 mod place;
 mod save;
 mod source;
@@ -13,9 +14,9 @@ mod tokenizer;
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind};
 
+pub(crate) use identity::{Identity, Stamp};
 pub use place::cache_folder;
 pub(crate) use save::write_tensors;
 pub use tokenizer::Tokenizer;
@@ -24,6 +25,7 @@ use self::config_json::ConfigJson;
 use self::source::Source;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::file;
 use crate::model::{Model, Origin};
 use crate::table::Provenance;
 use crate::workers::on_one_thread;
@@ -82,39 +84,47 @@ impl Model {
         source.finish(family.name, family.superfluous)?;
         let tokenizer = folder.join("tokenizer.json");
         let tokenizer = tokenizer.exists().then(|| Tokenizer::read(&tokenizer)).transpose()?;
-        let origin = Origin { name: name.to_owned(), files: source.paths(), end_tokens: end_tokens(&folder, &json)? };
-        Ok(Self::new(config, weights, origin, tokenizer))
+        let files = source.stamps().iter().map(|stamp| stamp.path().to_owned()).collect();
+        let origin = Origin { name: name.to_owned(), files, end_tokens: end_tokens(&folder, &json)? };
+        Self::new(config, weights, origin, tokenizer).read_from(source.stamps())
     }
 
-    /// SHA-256 over the files of weights, in hexadecimal; read once.
+    /// SHA-256 that tells the weights from others, in hexadecimal: over the files of weights, where the model was loaded and
+    /// has them as they are; else (trained, random, truncated, changed in place, or the files have changed since) over names,
+    /// types, shapes and numbers of the parameters. Computed once, and again only where something changed.
+    ///
+    /// ```
+    /// use headscope::model::{Model, ModelConfig};
+    /// let model = |seed| Model::random(&ModelConfig::default(), seed);
+    /// assert_eq!(model(0)?.sha256()?, model(0)?.sha256()?);
+    /// assert_ne!(model(0)?.sha256()?, model(1)?.sha256()?);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Where a file cannot be read.
+    /// Where a file or a parameter cannot be read.
     pub fn sha256(&self) -> Result<String> {
-        if let Some(known) = self.hash().get() {
-            return Ok(known.clone());
-        }
-        let mut hash = Sha256::new();
-        for path in &self.origin().files {
-            let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-            std::io::copy(&mut file, &mut hash).map_err(Error::io("read", path))?;
-        }
-        Ok(self.hash().get_or_init(|| format!("{:x}", hash.finalize())).clone())
+        Ok(self.identity().hash(&self.parameters())?.hex().to_owned())
     }
 
-    /// Where a result computed with this model comes from: the model and its weights' hash, and what was computed.
+    /// Where a result computed with this model comes from: the model, its weights' hash and what was hashed, its architecture's
+    /// hash, and what was computed.
     ///
     /// # Errors
-    /// Where a file of weights cannot be read.
+    /// As [`Model::sha256`].
     pub fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Result<Provenance> {
+        let hashed = self.identity().hash(&self.parameters())?;
+        let config = serde_json::json!(self.config()).to_string();
         Ok(Provenance {
             headscope: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.origin().name.clone(),
-            sha256: if self.origin().files.is_empty() { String::new() } else { self.sha256()? },
+            sha256: hashed.hex().to_owned(),
             options: serde_json::json!({
                 "what": options,
+                "sha256_of": hashed.of(),
+                "architecture": file::sha256(config.as_bytes()),
                 "dtype": format!("{:?}", self.kind()),
-                "device": format!("{:?}", self.device()),
+                "device": device::name(self.device()),
                 "tch": "0.24.0 with libtorch 2.11.0",
             }),
             seed,

@@ -70,14 +70,14 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata
 }
 
 /// A tensor's bytes as safetensors wants them.
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+pub(super) struct Stored {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 impl Stored {
-    fn of(name: &str, tensor: &Tensor) -> Result<Self> {
+    pub(super) fn of(name: &str, tensor: &Tensor) -> Result<Self> {
         let double = tensor.kind() == Kind::Double;
         let kind = if double { Kind::Double } else { Kind::Float };
         let tensor = tensor.detach().to_device(Device::Cpu).to_kind(kind).contiguous();

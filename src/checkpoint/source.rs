@@ -15,6 +15,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::identity::Stamp;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::model::room_for;
@@ -23,6 +24,8 @@ use crate::model::room_for;
 pub(crate) struct Source {
     folder: PathBuf,
     files: Vec<(PathBuf, File)>,
+    /// What the files were when they were opened.
+    stamps: Vec<Stamp>,
     tensors: BTreeMap<String, Place>,
     used: RefCell<BTreeSet<String>>,
     kind: Kind,
@@ -92,6 +95,7 @@ impl Source {
         let mut source = Self {
             folder: folder.to_owned(),
             files: vec![],
+            stamps: vec![],
             tensors: BTreeMap::new(),
             used: RefCell::default(),
             kind,
@@ -157,6 +161,7 @@ impl Source {
             }
         }
         self.files.push((path.to_owned(), file));
+        self.stamps.push(Stamp::new(path, &found));
         Ok(())
     }
 
@@ -166,8 +171,8 @@ impl Source {
     }
 
     /// The files of weights.
-    pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.files.iter().map(|(path, _)| path.clone()).collect()
+    pub(crate) fn stamps(&self) -> &[Stamp] {
+        &self.stamps
     }
 
     /// Whether there is a tensor of this name.

@@ -55,11 +55,16 @@ impl Circuits {
     /// uses fewer dimensions than its shape provides.
     ///
     /// # Errors
-    /// If there is no rank, the options do not validate, weights are not finite, or LAPACK fails.
+    /// If there is no rank, one is not between 1 and the width of the heads, the options do not validate, weights are not
+    /// finite, or LAPACK fails.
     pub fn truncation(&self, circuit: Circuit, ranks: &[usize], options: &NullOptions) -> Result<Table> {
         options.validate()?;
         if ranks.is_empty() {
             return Err(Error::argument("ranks", "at least one", "none"));
+        }
+        let width = self.heads().first().map_or(0, |head| head.w_q.ncols());
+        if let Some(rank) = ranks.iter().find(|rank| !(1..=width).contains(rank)) {
+            return Err(Error::argument("ranks", format!("ranks from 1 to d_head = {width}"), rank));
         }
         let products = self.all(circuit)?;
         // Normal factors depend only on the shape, which all heads share.

@@ -102,7 +102,8 @@ impl EachArguments {
     /// The site as it was given, of whatever layer: its name decides the sites of all layers.
     pub fn site(&self) -> Result<Option<Site>> {
         let Some(site) = &self.site else { return Ok(None) };
-        Ok(Some(site.parse().or_else(|_| format!("{site}.0").parse())?))
+        let named = site.parse::<Site>();
+        Ok(Some(named.or_else(|reason| format!("{site}.0").parse().map_err(|_| reason))?))
     }
 
     fn every(&self, site: Site, cuts: bool) -> Vec<Every> {

@@ -64,7 +64,7 @@ pub fn similarity(model: &Model, tokens: &Tokens, measure: Similarity) -> Result
         Observation { keys, metric: measure.name().to_owned(), value: matrix[[a, b]], ..Observation::default() }
     };
     let pairs = (0..matrix.nrows()).flat_map(|a| (a + 1..matrix.nrows()).map(move |b| (a, b)));
-    let what = serde_json::json!({"what": "similarity", "measure": measure, "tokens": tokens.rows()});
+    let what = serde_json::json!({"what": "similarity", "measure": measure, "tokens": tokens.provenance()});
     Table::new(pairs.map(row).collect(), model.provenance(what, None)?)
 }
 

@@ -82,7 +82,7 @@ impl PatternOptions {
 /// Where a token does not fit the model, or an option makes no sense.
 pub fn pattern_scores(model: &Model, tokens: &Tokens, options: &PatternOptions) -> Result<Table> {
     let rows = Profile::measure(model, tokens, options)?.rows(options)?;
-    let what = serde_json::json!({"what": "pattern scores", "options": options, "tokens": tokens.rows()});
+    let what = serde_json::json!({"what": "pattern scores", "options": options, "tokens": tokens.provenance()});
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 

@@ -112,8 +112,7 @@ pub fn induction_scores(model: &Model, repeats: &Repeats, options: &PatternOptio
 pub fn head_scores(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
     let mut rows = Profile::measure(model, tokens, options)?.rows(options)?;
     rows.extend(induction_rows(model, repeats, options)?);
-    let what =
-        serde_json::json!({"what": "head scores", "repeats": repeats, "options": options, "tokens": tokens.rows()});
+    let what = serde_json::json!({"what": "head scores", "repeats": repeats, "options": options, "tokens": tokens.provenance()});
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 

@@ -35,7 +35,7 @@ impl Cut {
 pub struct TruncationOptions {
     /// The circuit.
     pub cut: Cut,
-    /// The ranks.
+    /// The ranks, from 1 to below the heads' width; where none is named, the powers of two among them.
     pub ranks: Vec<usize>,
     /// Whether all heads are cut at once, in place of one at a time.
     pub together: bool,
@@ -47,7 +47,25 @@ pub struct TruncationOptions {
 
 impl Default for TruncationOptions {
     fn default() -> Self {
-        Self { cut: Cut::Qk, ranks: vec![1, 2, 4, 8, 16, 32], together: false, random: None, metric: None }
+        Self { cut: Cut::Qk, ranks: vec![], together: false, random: None, metric: None }
+    }
+}
+
+impl TruncationOptions {
+    /// The ranks to which heads of this width are cut.
+    fn ranks(&self, width: usize) -> Result<Vec<usize>> {
+        let below = 1..width;
+        let wrong = |found: String| Error::argument("ranks", format!("ranks from 1 to below d_head = {width}"), found);
+        if let Some(rank) = self.ranks.iter().find(|rank| !below.contains(rank)) {
+            return Err(wrong(rank.to_string()));
+        }
+        let usual = (0..usize::BITS).map(|power| 1 << power).take_while(|rank| below.contains(rank));
+        let ranks: Vec<usize> = if self.ranks.is_empty() { usual.collect() } else { self.ranks.clone() };
+        if ranks.is_empty() {
+            Err(wrong("none: a head of one dimension has no lower rank".to_owned()))
+        } else {
+            Ok(ranks)
+        }
     }
 }
 
@@ -75,14 +93,9 @@ impl Default for TruncationOptions {
 /// ```
 ///
 /// # Errors
-/// Where no rank is from 1 to below the heads' width, a token or the metric does not fit the model, or LAPACK fails.
+/// Where a rank is not from 1 to below the heads' width, a token or the metric does not fit the model, or LAPACK fails.
 pub fn truncation_costs(model: &Model, tokens: &Tokens, options: &TruncationOptions) -> Result<Table> {
-    let ranks = options.ranks.iter().copied();
-    let ranks: Vec<usize> = ranks.filter(|rank| (1..model.config().d_head).contains(rank)).collect();
-    if ranks.is_empty() {
-        let expected = format!("ranks from 1 to below d_head = {}", model.config().d_head);
-        return Err(Error::argument("ranks", expected, format!("{:?}", options.ranks)));
-    }
+    let ranks = options.ranks(model.config().d_head)?;
     let cuts = cuts(model, tokens, options, &ranks)?;
     let logits = model.config().has_logits();
     let usual = if logits { Metric::Loss } else { Metric::EmbeddingDistance };

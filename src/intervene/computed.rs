@@ -340,8 +340,8 @@ impl Sweep<'_> {
             "interval": self.interval,
             "estimate": self.estimate,
             "strategy": format!("{:?}", self.strategy),
-            "tokens": self.tokens.rows(),
-            "reference": self.other.or(self.references).map(Tokens::rows),
+            "tokens": self.tokens.provenance(),
+            "reference": self.other.or(self.references).map(Tokens::provenance),
         });
         let mut activations = serde_json::Map::new();
         for (key, site, tensor) in self.bank.entries() {

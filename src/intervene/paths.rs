@@ -294,8 +294,8 @@ impl<'a> Paths<'a> {
             "per_prompt": self.per_prompt,
             "per_token": self.per_token,
             "interval": self.interval,
-            "tokens": self.tokens.rows(),
-            "reference": self.other.rows(),
+            "tokens": self.tokens.provenance(),
+            "reference": self.other.provenance(),
         });
         self.model.provenance(options, None)
     }

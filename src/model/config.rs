@@ -223,8 +223,9 @@ impl ModelConfig {
                 self.n_kv_heads,
             ));
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
-            return Err(Error::argument("norm_eps", "a finite number, at least 0", self.norm_eps));
+        // It keeps a division from failing; of the size of what is divided, the norm would be none.
+        if !(0.0..1.0).contains(&self.norm_eps) {
+            return Err(Error::argument("norm_eps", "a number from 0 to below 1", self.norm_eps));
         }
         if let Position::Rotary { base, scaling } = &self.position {
             if !self.d_head.is_multiple_of(2) {

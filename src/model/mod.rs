@@ -31,7 +31,6 @@ mod tokens;
 mod weights;
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
@@ -53,7 +52,7 @@ pub(crate) use softmax::log_softmax;
 pub use tokens::Tokens;
 pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Spread, Weights};
 
-use crate::checkpoint::Tokenizer;
+use crate::checkpoint::{Identity, Stamp, Tokenizer};
 use crate::error::{Error, Result};
 use crate::workers::readable;
 
@@ -75,8 +74,7 @@ pub struct Model {
     device: Device,
     origin: Origin,
     tokenizer: Option<Tokenizer>,
-    /// Of the weights' files, once it has been asked for.
-    hash: OnceLock<String>,
+    identity: Identity,
 }
 
 readable!(Model { weights; config, kind, device, origin, tokenizer, hash });
@@ -95,7 +93,7 @@ pub struct Origin {
 impl Model {
     pub(crate) fn new(config: ModelConfig, weights: Weights, origin: Origin, tokenizer: Option<Tokenizer>) -> Self {
         let (kind, device) = (weights.w_e.kind(), weights.w_e.device());
-        Self { config, weights, kind, device, origin, tokenizer, hash: OnceLock::new() }
+        Self { config, weights, kind, device, origin, tokenizer, identity: Identity::default() }
     }
 
     /// A model with random float32 weights on the CPU; the same seed gives the same weights.
@@ -143,8 +141,14 @@ impl Model {
         self
     }
 
-    pub(crate) fn hash(&self) -> &OnceLock<String> {
-        &self.hash
+    /// The same model, which has the parameters of these files.
+    pub(crate) fn read_from(mut self, files: &[Stamp]) -> Result<Self> {
+        self.identity = Identity::of_files(files.to_vec(), &self.parameters())?;
+        Ok(self)
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// The architecture.

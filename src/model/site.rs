@@ -287,7 +287,7 @@ impl From<Site> for String {
 
 /// Names within two edits of `kind`, as they would be written with `layer`.
 fn near(kind: &str, layer: &str) -> Vec<String> {
-    let layer = if layer.is_empty() { "0" } else { layer };
+    let layer: usize = layer.parse().unwrap_or(0);
     let close = |known: &str| strsim::levenshtein(kind, known) <= 2.min(kind.len().saturating_sub(1));
     let layered = PER_LAYER.iter().filter(|(known, _)| close(known)).map(|(known, _)| format!("{known}.{layer}"));
     layered.chain(GLOBAL.iter().filter(|(known, _)| close(known)).map(|(known, _)| (*known).to_owned())).collect()

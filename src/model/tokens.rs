@@ -179,6 +179,23 @@ impl Tokens {
         Tensor::arange(self.positions as i64, (Kind::Int64, device)).unsqueeze(0).lt_tensor(&lengths)
     }
 
+    /// What tells the batch from others: a hash of all ids and types, how many there are, and where they are few, the ids.
+    pub(crate) fn provenance(&self) -> serde_json::Value {
+        /// Most ids that are written out.
+        const FEW: usize = 4096;
+        let ids = self.rows.iter().map(Vec::len).sum::<usize>();
+        let mut all = serde_json::json!({
+            "sha256": crate::file::sha256(serde_json::json!([self.rows, self.types]).to_string().as_bytes()),
+            "prompts": self.batch(),
+            "ids": ids,
+            "longest": self.positions,
+        });
+        if ids <= FEW {
+            all["rows"] = serde_json::json!(self.rows);
+        }
+        all
+    }
+
     /// Fails where an id or the length does not fit the model.
     pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
         if self.positions > config.n_positions {

@@ -83,7 +83,7 @@ pub fn head_information(model: &Model, tokens: &Tokens, options: &InformationOpt
         progress.add(1);
     }
     let what =
-        serde_json::json!({"what": "head information", "options": options.provenance(), "tokens": tokens.rows()});
+        serde_json::json!({"what": "head information", "options": options.provenance(), "tokens": tokens.provenance()});
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 

@@ -90,7 +90,8 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
             .collect();
         table.extend(own?.into_iter().flatten());
     }
-    let what = serde_json::json!({"what": "rank survival", "options": options.provenance(), "tokens": tokens.rows()});
+    let what =
+        serde_json::json!({"what": "rank survival", "options": options.provenance(), "tokens": tokens.provenance()});
     Table::new(table, model.provenance(what, Some(options.seed))?)
 }
 

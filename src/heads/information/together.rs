@@ -57,8 +57,7 @@ pub fn layer_information(model: &Model, tokens: &Tokens, options: &InformationOp
             }
         }
     }
-    let what =
-        serde_json::json!({"what": "layer information", "options": options.provenance(), "tokens": tokens.rows()});
+    let what = serde_json::json!({"what": "layer information", "options": options.provenance(), "tokens": tokens.provenance()});
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 
@@ -87,7 +86,7 @@ pub fn pair_information(model: &Model, tokens: &Tokens, options: &InformationOpt
         rows.extend(answers?.into_iter().flatten());
     }
     let what =
-        serde_json::json!({"what": "pair information", "options": options.provenance(), "tokens": tokens.rows()});
+        serde_json::json!({"what": "pair information", "options": options.provenance(), "tokens": tokens.provenance()});
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 

@@ -8,16 +8,25 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::file::{self, Lock};
 
-/// A file with one line for each finished variant, added as it is finished. A line that was cut off is computed again.
+/// A file with one line for each finished variant, added as it is finished. Every line carries a hash, of the line and of what
+/// is computed: one that was cut off, damaged or edited, or that another sweep left, is computed again.
 pub(in crate::intervene) struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
+    /// What is computed.
+    sweep: String,
     /// Finished values by variant and first cell of the part of the batch that they are of.
-    known: HashMap<(usize, usize), Vec<f64>>,
+    known: Known,
     /// The first cell of the part that is being computed.
     first: usize,
+    /// No other process writes the same file.
+    _lock: Lock,
 }
+
+/// Finished values by variant and first cell.
+type Known = HashMap<(usize, usize), Vec<f64>>;
 
 /// The first line: what is computed.
 #[derive(Serialize, Deserialize, PartialEq)]
@@ -27,32 +36,62 @@ struct Head {
 
 /// A variant that is finished for a part of the batch; values as their bits, so that none is rounded.
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct Row {
     variant: usize,
     first: usize,
     bits: Vec<u64>,
 }
 
+/// A row and the hash of it and of its sweep.
+#[derive(Serialize, Deserialize)]
+struct Line {
+    row: Row,
+    hash: String,
+}
+
+impl Row {
+    /// 64 bits against damage, not against an adversary.
+    fn hash(&self, sweep: &str) -> String {
+        let bits: Vec<String> = self.bits.iter().map(u64::to_string).collect();
+        let mut hash = file::sha256(format!("{sweep} {} {} {}", self.variant, self.first, bits.join(" ")).as_bytes());
+        hash.truncate(16);
+        hash
+    }
+}
+
 impl Journal {
     /// Opens the journal of the sweep that `sweep` describes in every respect, with what an earlier run finished of it.
+    /// Damaged lines are named on the standard error stream and removed.
     ///
     /// # Errors
-    /// Where the file is another sweep's, or cannot be written.
+    /// Where the file is another sweep's, another process writes it, or it cannot be written.
     pub(in crate::intervene) fn open(path: &Path, sweep: &str) -> Result<Self> {
-        let head = Head { sweep: sweep.to_owned() };
-        let (known, whole) = match File::open(path) {
-            Ok(file) => read(path, file, &head)?,
-            Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => (HashMap::new(), 0),
+        let lock = Lock::hold(path)?;
+        let found = match File::open(path) {
+            Ok(file) => Found::read(path, file, sweep)?,
+            Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => Found::default(),
             Err(reason) => return Err(Error::io("read", path)(reason)),
         };
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write", path))?;
-        file.set_len(whole).map_err(Error::io("write", path))?;
-        let mut journal = Self { path: path.to_owned(), file: BufWriter::new(file), known, first: 0 };
-        if whole == 0 {
-            journal.line(&head)?;
-            journal.flush()?;
+        for number in &found.damaged {
+            eprintln!("warning: {}, line {number}: damaged or edited; it is computed again", path.display());
         }
-        Ok(journal)
+        if found.whole == 0 || !found.damaged.is_empty() {
+            let head = Head { sweep: sweep.to_owned() };
+            file::write_whole(path, |file| {
+                write_line(path, file, &head)?;
+                found.good.iter().try_for_each(|line| write_line(path, file, line))
+            })?;
+        }
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
+        if found.whole > 0 && found.damaged.is_empty() {
+            file.set_len(found.whole).map_err(Error::io("write", path))?; // without a line that was cut off
+        }
+        let known = found
+            .good
+            .into_iter()
+            .map(|line| ((line.row.variant, line.row.first), line.row.bits.into_iter().map(f64::from_bits).collect()));
+        let (path, file) = (path.to_owned(), BufWriter::new(file));
+        Ok(Self { path, file, sweep: sweep.to_owned(), known: known.collect(), first: 0, _lock: lock })
     }
 
     /// From here on the part of the batch whose cells begin at `first`.
@@ -67,49 +106,64 @@ impl Journal {
 
     /// A variant is finished.
     pub(in crate::intervene) fn push(&mut self, variant: usize, values: impl Iterator<Item = f64>) -> Result<()> {
-        self.line(&Line { variant, first: self.first, bits: values.map(f64::to_bits).collect() })
+        let row = Row { variant, first: self.first, bits: values.map(f64::to_bits).collect() };
+        let hash = row.hash(&self.sweep);
+        write_line(&self.path, &mut self.file, &Line { row, hash })
     }
 
     /// Hands what was pushed to the operating system.
     pub(in crate::intervene) fn flush(&mut self) -> Result<()> {
         self.file.flush().map_err(Error::io("write", &self.path))
     }
-
-    fn line(&mut self, line: &impl Serialize) -> Result<()> {
-        let io = Error::io("write", &self.path);
-        let text = serde_json::to_string(line).map_err(std::io::Error::from);
-        text.and_then(|text| writeln!(self.file, "{text}")).map_err(io)
-    }
 }
 
-/// Finished values by variant and first cell.
-type Known = HashMap<(usize, usize), Vec<f64>>;
+fn write_line(path: &Path, file: &mut impl Write, line: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(line).map_err(std::io::Error::from);
+    text.and_then(|text| writeln!(file, "{text}")).map_err(Error::io("write", path))
+}
 
-/// The finished variants of a journal, and how many of its bytes are whole lines.
-fn read(path: &Path, file: File, head: &Head) -> Result<(Known, u64)> {
-    let mut known = HashMap::new();
-    let (mut whole, mut reader, mut text) = (0, BufReader::new(file), String::new());
-    while reader.read_line(&mut text).map_err(Error::io("read", path))? > 0 {
-        if whole == 0 && text.ends_with('\n') && serde_json::from_str::<Head>(&text).ok().as_ref() != Some(head) {
+/// What a journal's file holds.
+#[derive(Default)]
+struct Found {
+    good: Vec<Line>,
+    /// Numbers of the damaged lines, the first is 1.
+    damaged: Vec<usize>,
+    /// Bytes of its whole lines.
+    whole: u64,
+}
+
+impl Found {
+    fn read(path: &Path, file: File, sweep: &str) -> Result<Self> {
+        let (mut found, head) = (Self::default(), Head { sweep: sweep.to_owned() });
+        let (mut reader, mut bytes) = (BufReader::new(file), vec![]);
+        for number in 1.. {
+            bytes.clear();
+            reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
+            if bytes.last() != Some(&b'\n') {
+                // The end, or a line that was cut off; the first one only where it begins as ours does.
+                if number == 1 && !serde_json::to_vec(&head).is_ok_and(|head| head.starts_with(&bytes)) {
+                    found.damaged.push(number);
+                }
+                break;
+            }
+            found.whole += bytes.len() as u64;
+            let good = serde_json::from_slice::<Line>(&bytes).ok().filter(|line| line.hash == line.row.hash(sweep));
+            let is_head = || serde_json::from_slice::<Head>(&bytes).is_ok_and(|found| found == head);
+            match good {
+                Some(line) if number > 1 => found.good.push(line),
+                _ if number == 1 && is_head() => {}
+                _ => found.damaged.push(number),
+            }
+        }
+        // A damaged head is known by a row that is of this sweep.
+        if found.damaged.first() == Some(&1) && found.good.is_empty() {
             return Err(Error::Format {
                 path: path.to_owned(),
                 at: "line 1".to_owned(),
-                expected: "the finished rows of this same sweep; delete the file to begin anew".to_owned(),
+                expected: "the finished rows of this same sweep; delete the file to start over".to_owned(),
                 found: "those of another one".to_owned(),
             });
         }
-        if whole > 0 {
-            match serde_json::from_str::<Line>(&text) {
-                Ok(line) if text.ends_with('\n') => {
-                    known.insert((line.variant, line.first), line.bits.into_iter().map(f64::from_bits).collect());
-                }
-                _ => break,
-            }
-        } else if !text.ends_with('\n') {
-            break;
-        }
-        whole += text.len() as u64;
-        text.clear();
+        Ok(found)
     }
-    Ok((known, whole))
 }
