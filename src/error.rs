@@ -80,7 +80,7 @@ pub enum Error {
         found: f64,
     },
     /// The config names an architecture that no family reads.
-    #[error("{}: unknown model_type `{found}`, expected one of {known:?}", path.display())]
+    #[error("{}: unknown model_type `{found}`, expected one of {}", path.display(), known.join(", "))]
     UnknownFamily {
         /// The config file.
         path: PathBuf,
@@ -91,7 +91,8 @@ pub enum Error {
     },
     /// A model's name is neither a folder, nor bundled, nor on the hub.
     #[error(
-        "cannot find model `{name}`: {reason}; expected a folder with config.json, a bundled name {bundled:?}, or a hub id such as `openai-community/gpt2`"
+        "cannot find model `{name}`: {reason}; expected a folder with config.json, a bundled name ({}), or a hub id such as `openai-community/gpt2`",
+        bundled.join(", ")
     )]
     ModelNotFound {
         /// What was asked for.
@@ -126,7 +127,7 @@ pub enum Error {
         reason: String,
     },
     /// The run did not record this site.
-    #[error("site `{site}` was not tapped in this run; tapped: {tapped:?}")]
+    #[error("site `{site}` was not tapped in this run; tapped: {}", if tapped.is_empty() { "nothing".to_owned() } else { tapped.join(", ") })]
     NotTapped {
         /// The site asked for.
         site: Site,
@@ -174,6 +175,18 @@ pub enum Error {
         expected: String,
         /// What was given.
         found: String,
+    },
+    /// A count asks for more than there is.
+    #[error("{name}: {found} would take {takes}; the limit is {limit}")]
+    TooMuch {
+        /// The argument.
+        name: &'static str,
+        /// What was given.
+        found: String,
+        /// The memory or time that this needs.
+        takes: String,
+        /// How much of it there may be.
+        limit: String,
     },
     /// Long work was stopped from outside.
     #[error("stopped after {done} of {total} {what}")]
@@ -243,6 +256,30 @@ fn first_line(source: &tch::TchError) -> String {
 }
 
 impl Error {
+    /// Whether the call is at fault: it asks for what does not exist, does not fit the model, or is too much, and would fail
+    /// again wherever it is tried. Else the work failed: a file, the network, memory, or it was stopped. The command's exit code
+    /// is 2 for the former and 1 for the latter.
+    ///
+    /// ```
+    /// use headscope::model::{Model, Site};
+    /// assert!("zz".parse::<Site>().unwrap_err().is_misuse());
+    /// assert!(!Model::load("/no/such/folder").unwrap_err().is_misuse());
+    /// ```
+    pub fn is_misuse(&self) -> bool {
+        matches!(
+            self,
+            Self::Argument { .. }
+                | Self::OutOfRange { .. }
+                | Self::Shape { .. }
+                | Self::UnknownSite { .. }
+                | Self::SiteAbsent { .. }
+                | Self::NotTapped { .. }
+                | Self::Edit { .. }
+                | Self::PartAbsent { .. }
+                | Self::TooMuch { .. }
+        )
+    }
+
     /// An [`Error::Io`] at `path`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::Io { action, path: path.to_owned(), source }

@@ -45,12 +45,14 @@ pub mod heads;
 pub mod information;
 pub mod intervene;
 pub mod lab;
+mod memory;
 pub mod model;
 pub mod neural;
 pub mod prelude;
 mod progress;
 pub mod stats;
 pub mod table;
+mod take;
 pub mod view;
 mod workers;
 

@@ -112,7 +112,8 @@ impl Tokenizer {
             [id] => Ok(*id),
             _ => {
                 let pieces: Vec<String> = ids.iter().map(|&id| self.piece(id)).collect();
-                Err(failed(format!("{text:?}"), format!("expected a single token, found {pieces:?}")))
+                let found = format!("{} tokens in `{text}`: `{}`", pieces.len(), pieces.join("` `"));
+                Err(Error::argument("answer", "a text that is a single token", found))
             }
         }
     }

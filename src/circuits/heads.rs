@@ -122,6 +122,9 @@ impl HeadWeights {
         if offset == Offset::Mean(0) {
             return Err(Error::argument("offset", "a mean over at least one", 0));
         }
+        if let Offset::Mean(n) = offset {
+            crate::take::at_most("offset", n as usize, MOST_OFFSETS, "the circuit at one offset")?;
+        }
         let Some(frequencies) = &self.rotary else { return Ok(q.to_owned()) };
         let half = frequencies.len();
         if q.ncols() != 2 * half {
@@ -137,6 +140,9 @@ impl HeadWeights {
         Ok(turned)
     }
 }
+
+/// The largest number of offsets that are averaged: more than any context has.
+const MOST_OFFSETS: usize = 1 << 24;
 
 /// The cosine and sine of the angle, or their means over the offsets.
 fn turn(frequency: f64, offset: Offset) -> (f64, f64) {

@@ -117,6 +117,12 @@ impl NullOptions {
 /// ```
 pub fn null_spectra(product: &Factored, options: &NullOptions) -> Result<Array2<f64>> {
     options.validate()?;
+    let width = product.left().ncols();
+    crate::take::fits(
+        "draws",
+        options.draws,
+        size_of::<f64>() * (width + product.left().len() + product.right().len()),
+    )?;
     let norm = product.norm()?;
     let draw = |number: usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed);

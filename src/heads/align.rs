@@ -64,7 +64,11 @@ impl Aligned {
         for (number, annotated) in annotated.iter().enumerate() {
             if let Some(word) = annotated.words.iter().find(|word| annotated.text.get((*word).clone()).is_none()) {
                 let expected = format!("words within text {number}, of {} bytes", annotated.text.len());
-                return Err(Error::argument("words", expected, format!("{word:?}")));
+                return Err(Error::argument(
+                    "words",
+                    expected,
+                    format!("one from byte {} to {}", word.start, word.end),
+                ));
             }
             let spans = tokenizer.spans(&annotated.text)?;
             if (1..=model.config().n_positions).contains(&spans.len()) {

@@ -56,6 +56,7 @@ impl Repeats {
     /// Where the options make no sense, the vocabulary is too small, or the prompts are longer than the model's context.
     pub fn tokens(&self, model: &Model) -> Result<Tokens> {
         let start = self.frame(model)?;
+        self.check_fits(model, 0)?;
         let special = |id: i64| model.tokenizer().is_some_and(|tokenizer| tokenizer.is_special(id));
         let words: Vec<i64> =
             (0..model.config().vocab as i64).filter(|&id| !start.contains(&id) && !special(id)).collect();
@@ -72,6 +73,14 @@ impl Repeats {
         let tokens = Tokens::new(&(0..self.prompts).map(|_| row()).collect::<Vec<_>>())?;
         tokens.check(model.config())?;
         Ok(tokens)
+    }
+
+    /// Fails where the prompts, and the scores of every head on them with an interval from so many resamples, do not fit in
+    /// memory.
+    fn check_fits(&self, model: &Model, resamples: usize) -> Result<()> {
+        let ids = self.frame(model)?.len() + 2 * self.length.min(model.config().n_positions);
+        let scores = 4 * model.config().n_layers * model.config().n_heads + resamples;
+        crate::take::fits("prompts of repeated tokens", self.prompts, 8 * (4 * ids + scores))
     }
 
     /// The tokens before the first block.
@@ -110,6 +119,7 @@ pub fn induction_scores(model: &Model, repeats: &Repeats, options: &PatternOptio
 /// # Errors
 /// As those two.
 pub fn head_scores(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
+    repeats.check_fits(model, options.resamples)?; // before the work on the other prompts
     let mut rows = Profile::measure(model, tokens, options)?.rows(options)?;
     rows.extend(induction_rows(model, repeats, options)?);
     let what = serde_json::json!({"what": "head scores", "repeats": repeats, "options": options, "tokens": tokens.provenance()});
@@ -118,6 +128,7 @@ pub fn head_scores(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &
 
 /// The rows of [`induction_scores`].
 fn induction_rows(model: &Model, repeats: &Repeats, options: &PatternOptions) -> Result<Vec<Observation>> {
+    repeats.check_fits(model, options.resamples)?;
     let tokens = repeats.tokens(model)?;
     let options = PatternOptions { scores: vec![PatternScore::Induction], ..options.clone() };
     let mut rows = Profile::measure(model, &tokens, &options)?.rows(&options)?;

@@ -67,6 +67,10 @@ impl RoleOptions {
         if let Some((name, _)) = positive.iter().find(|(_, n)| *n == 0) {
             return Err(Error::argument(name, "at least 1", 0));
         }
+        let what = "one look at all links";
+        for (name, n) in [("draws", self.draws), ("resamples", self.resamples), ("controls", self.controls)] {
+            crate::take::at_most(name, n, 1_000_000, what)?;
+        }
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return Err(Error::argument("confidence", "a number between 0 and 1", self.confidence));
         }

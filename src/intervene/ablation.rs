@@ -59,7 +59,7 @@ pub(super) fn draw(tokens: &Tokens, reference: &Tokens, seed: u64) -> Result<Vec
             (0..others.len()).filter(|&other| others[other] >= length && !(same && other == prompt)).collect();
         fits.choose(&mut rng).copied().ok_or_else(|| {
             let expected = format!("another reference prompt of at least {length} tokens for prompt {prompt}");
-            Error::argument("reference", expected, format!("prompts of {others:?} tokens"))
+            Error::argument("reference", expected, format!("{} tokens at most", others.iter().max().unwrap_or(&0)))
         })
     };
     lengths.iter().enumerate().map(pick).collect()

@@ -159,7 +159,7 @@ impl Sweep<'_> {
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // A function of the user's own sees the whole batch; the naive loop is one.
-        let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom(..));
+        let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom { .. });
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
         let draws = match self.change {
@@ -272,6 +272,7 @@ impl Sweep<'_> {
     /// The journal of this very sweep, where one was asked for.
     fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
         let Some(path) = &self.journal else { return Ok(None) };
+        self.metric.check_told_apart()?;
         let all = serde_json::json!({
             "model": [&provenance.model, &provenance.sha256],
             "options": provenance.options,

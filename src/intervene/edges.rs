@@ -99,6 +99,7 @@ impl<'a> Edges<'a> {
             changes.insert(site, &bank.get(REFERENCE, site)?.tensor - run.get(site)?);
         }
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
+        share.setup().check_steps(steps)?;
         let mut edges =
             Self { share, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
         let program = edges.program(estimate)?;

@@ -246,6 +246,7 @@ impl<'a> Estimator<'a> {
 
     /// [`Estimate::IntegratedGradients`]: the steps of a site go through the layers together.
     fn integrated(&self, variants: &[Variant], steps: usize) -> Result<Array2<f64>> {
+        self.setup.check_steps(steps)?;
         let mut kinds: Vec<(Site, Action)> = vec![];
         for edit in variants.iter().flat_map(|variant| &variant.edits) {
             if !kinds.contains(&(edit.site, edit.action.clone())) {

@@ -28,8 +28,16 @@ pub enum Metric {
     Rank(Answer),
     /// Cosine distance of the mean-pooled last residual stream from that without the intervention: 0 is no change.
     EmbeddingDistance,
-    /// A function of the logits `[batch, position, vocab]` to `[batch]`, under a name of your own.
-    Custom(String, Reading),
+    /// A function of the logits `[batch, position, vocab]` to `[batch]`, under a name of your own. Its author says by `version`
+    /// when it is another one: nothing else tells two functions apart, and finished rows are kept for the same one only.
+    Custom {
+        /// Its name in tables.
+        name: String,
+        /// Its version, in provenance.
+        version: Option<String>,
+        /// The function.
+        read: Reading,
+    },
 }
 
 /// A user's function of the logits.
@@ -87,6 +95,13 @@ impl fmt::Debug for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let answers: Vec<String> = self.answers().into_iter().map(|answer| format!("{answer:?}")).collect();
         match answers.as_slice() {
+            [] if matches!(self, Self::Custom { .. }) => {
+                f.write_str(self.name())?;
+                let Self::Custom { version: Some(version), .. } = self else {
+                    return f.write_str(", without a version");
+                };
+                write!(f, ", version {version}")
+            }
             [] => f.write_str(self.name()),
             answers => write!(f, "{}({})", self.name(), answers.join(", ")),
         }
@@ -114,9 +129,32 @@ impl Metric {
         Self::Rank(answer.into())
     }
 
-    /// [`Metric::Custom`].
+    /// [`Metric::Custom`] without a version: a sweep of it keeps no journal.
     pub fn custom(name: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
-        Self::Custom(name.to_owned(), Arc::new(read))
+        Self::Custom { name: name.to_owned(), version: None, read: Arc::new(read) }
+    }
+
+    /// [`Metric::Custom`] with a version, which you change whenever you change the function.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let largest = Metric::versioned("largest", "1", |logits| Ok(logits.select(1, 0).amax(-1, false)));
+    /// assert_eq!(format!("{largest:?}"), "largest, version 1");
+    /// ```
+    pub fn versioned(
+        name: &str,
+        version: &str,
+        read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Self {
+        Self::Custom { name: name.to_owned(), version: Some(version.to_owned()), read: Arc::new(read) }
+    }
+
+    /// Fails where two functions could have the same description.
+    pub(super) fn check_told_apart(&self) -> Result<()> {
+        let Self::Custom { name, version: None, .. } = self else { return Ok(()) };
+        let expected = "a metric that is told from others: Metric::versioned(name, version, function) in place of \
+                        Metric::custom, with another version whenever the function changes";
+        Err(Error::argument("journal", expected, format!("`{name}` without a version")))
     }
 
     /// The metric's name in tables.
@@ -130,7 +168,7 @@ impl Metric {
             Self::Probability(_) => "probability",
             Self::Rank(_) => "rank",
             Self::EmbeddingDistance => "embedding_distance",
-            Self::Custom(name, _) => name,
+            Self::Custom { name, .. } => name,
         }
     }
 
@@ -141,7 +179,7 @@ impl Metric {
             Self::Logit(_) | Self::LogitDifference(..) => "logits",
             Self::Rank(_) => "tokens",
             Self::EmbeddingDistance => "cosine distance",
-            Self::Accuracy | Self::Probability(_) | Self::Custom(..) => "",
+            Self::Accuracy | Self::Probability(_) | Self::Custom { .. } => "",
         }
     }
 
@@ -192,7 +230,7 @@ impl Metric {
             Self::Logit(_) | Self::LogitDifference(..) | Self::Probability(_) | Self::Rank(_) => {
                 tokens.lengths().into_iter().min().unwrap_or(1) - 1
             }
-            Self::EmbeddingDistance | Self::Custom(..) => 0,
+            Self::EmbeddingDistance | Self::Custom { .. } => 0,
         };
         first.min(most)
     }

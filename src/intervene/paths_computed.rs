@@ -78,7 +78,7 @@ impl Paths<'_> {
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
         let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
         let mut parts = vec![];
-        for share in self.shares(self.model.config().n_layers * steps)? {
+        for share in self.shares(self.model.config().n_layers.saturating_mul(steps))? {
             let engine = Engine::new(share.setup(), &[], &[])?;
             share.add_to(&mut outcome, &engine)?;
             parts.push(share.edge_effects(&engine, pairs, estimate)?);
@@ -124,6 +124,7 @@ impl Paths<'_> {
 
     fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
         let Some(path) = &self.journal else { return Ok(None) };
+        self.metric.check_told_apart()?;
         let options = [&provenance.model, &provenance.sha256, &provenance.options.to_string()];
         Journal::open(path, &hex(serde_json::json!(options).to_string())).map(Some)
     }
@@ -141,10 +142,10 @@ impl Paths<'_> {
         let changes = [whole.senders(), whole.receivers()].concat();
         let places = changes.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
-        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
-        let pass = pass + setup.bytes_at(&self.reads().0);
-        let custom = matches!(self.metric, Metric::Custom(..)); // a function of the user's own sees the whole batch
-        let most = if custom { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
+        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0).saturating_mul(held);
+        let pass = pass.saturating_add(setup.bytes_at(&self.reads().0));
+        let custom = matches!(self.metric, Metric::Custom { .. }); // a function of the user's own sees the whole batch
+        let most = if custom { batch } else { machine.memory / (kept.saturating_add(pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 

@@ -157,7 +157,7 @@ impl<'a> Reader<'a> {
     pub(super) fn unembedded(&self, first: i64) -> usize {
         match self.metric {
             Metric::Logit(_) | Metric::LogitDifference(..) | Metric::EmbeddingDistance => 0,
-            Metric::Custom(..) => (self.batch * (self.positions - first)) as usize,
+            Metric::Custom { .. } => (self.batch * (self.positions - first)) as usize,
             _ => self.places.remainder(self.positions).ge(first).sum(Kind::Int64).int64_value(&[]) as usize,
         }
     }
@@ -182,6 +182,13 @@ impl<'a> Reader<'a> {
         let answers = self.metric.answers().into_iter();
         let answers = answers.map(|answer| Ok(Tensor::from_slice(&answer.ids(self.model, tokens.batch())?)));
         let answers = answers.collect::<Result<Vec<Tensor>>>()?;
+        if let [correct, wrong] = answers.as_slice() {
+            let same = correct.eq_tensor(wrong).nonzero();
+            if same.numel() > 0 {
+                let found = format!("the same one twice for prompt {}", same.int64_value(&[0, 0]));
+                return Err(Error::argument("answers", "two different tokens for each prompt", found));
+            }
+        }
         if !answers.is_empty() {
             let last = |(prompt, length): (usize, usize)| prompt as i64 * self.positions + length as i64 - 1;
             places.extend(tokens.lengths().into_iter().enumerate().map(last));
@@ -208,7 +215,7 @@ impl<'a> Reader<'a> {
                 let base = self.base.as_ref().map_or_else(|| pooled.shallow_clone(), |base| base.unsqueeze(0));
                 Ok(1.0 - Tensor::cosine_similarity(&pooled, &base.expand_as(&pooled), -1, 1e-12))
             }
-            Metric::Custom(name, read) => {
+            Metric::Custom { name, read, .. } => {
                 let logits = self.all_logits(output)?;
                 let copies = logits.chunk(n, 0).into_iter().map(|logits| {
                     let value = read(&logits)?;

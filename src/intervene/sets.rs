@@ -74,6 +74,7 @@ fn drawn(parts: usize, n: usize, seed: u64) -> Result<Vec<Vec<bool>>> {
         let expected = format!("1 to {} subsets of {parts} parts; of few parts, all can be had", most.max(1));
         return Err(Error::argument("subsets", expected, n));
     }
+    crate::take::fits("subsets", n, parts * (2 + size_of::<Edit>()))?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (mut seen, mut masks) = (BTreeSet::new(), vec![]);
     while masks.len() < n {

@@ -126,6 +126,10 @@ fn check(heads: &[(usize, usize)], options: &ShapleyOptions) -> Result<()> {
             Err(Error::argument("heads", format!("at most {MOST} for all subsets, or sampled orders"), heads.len()))
         }
         Sampling::Orders { n, .. } if n < 2 => Err(Error::argument("orders", "2 or more", n)),
+        // Each order has a variant for every length of it, and comes backwards, too.
+        Sampling::Orders { n, .. } => {
+            crate::take::fits("orders", n, 2 * heads.len() * (heads.len() * size_of::<usize>() + size_of::<Variant>()))
+        }
         _ => Ok(()),
     }
 }

@@ -43,7 +43,9 @@ impl Declaration {
         let language = match name {
             "induction" => Language::Repeats(Repeats::default()),
             "english" => Language::English(English::default()),
-            _ => return Err(Error::argument("declaration", format!("one of {:?}", Self::NAMES), name)),
+            _ => {
+                return Err(Error::argument("declaration", format!("{}, or a JSON file", Self::NAMES.join(", ")), name));
+            }
         };
         Ok(Self::attention_only(language, TrainOptions { steps: 1500, ..TrainOptions::default() }))
     }

@@ -450,7 +450,7 @@ impl Bank {
             Error::Edit {
                 site,
                 expected: format!("`{key}` in the plan's bank at this site"),
-                found: format!("{there:?}"),
+                found: if there.is_empty() { "nothing".to_owned() } else { there.join(", ") },
             }
         })
     }

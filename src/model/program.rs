@@ -200,7 +200,7 @@ impl Program {
             Some(&site) => Err(Error::Edit {
                 site,
                 expected: "a tap that it can reach: at its site or one computed from it".into(),
-                found: format!("taps {:?}", self.taps.iter().map(Site::to_string).collect::<Vec<_>>()),
+                found: format!("taps {}", self.taps.iter().map(Site::to_string).collect::<Vec<_>>().join(", ")),
             }),
             None => Ok(()),
         }

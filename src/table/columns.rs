@@ -1,6 +1,6 @@
 //! Rows to the columns of a frame and back: each column is listed once, where its struct declares it.
 
-use polars::prelude::{DataFrame, DataType, NamedFrom, Series};
+use polars::prelude::{DataFrame, DataType, NamedFrom, PolarsError, Series};
 
 use crate::error::{Error, Result};
 
@@ -86,9 +86,8 @@ impl Cell for u32 {
         let Some(column) = u64::read_column(frame, name)? else { return Ok(None) };
         let small = |value: Option<u64>| value.map(Self::try_from).transpose();
         let column: Result<_, _> = column.into_iter().map(small).collect();
-        column
-            .map(Some)
-            .map_err(|_| Error::argument("table", format!("numbers below 2^32 in column `{name}`"), "a larger one"))
+        let large = || PolarsError::SchemaMismatch("expected numbers below 2^32, found a larger one".into());
+        column.map(Some).map_err(|_| Error::table(format!("reading column `{name}`"))(large()))
     }
 }
 
@@ -102,7 +101,7 @@ impl Cell for f64 {
         let Ok(column) = frame.column(name) else { return Ok(None) };
         let doing = || Error::table(format!("reading column `{name}` as numbers"));
         if column.dtype() == &DataType::String {
-            return Err(Error::argument("table", format!("numbers in column `{name}`"), "texts"));
+            return Err(doing()(PolarsError::SchemaMismatch("expected numbers, found texts".into())));
         }
         let column = column.cast(&DataType::Float64).map_err(doing())?;
         Ok(Some(column.f64().map_err(doing())?.iter().map(|value| value.filter(|n| !n.is_nan())).collect()))

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use polars::prelude::{ParquetReader, SerReader};
+use polars::prelude::{ParquetReader, PolarsError, SerReader};
 
 use super::columns::Cell;
 use super::{Keys, Observation, Provenance, Table};
@@ -17,12 +17,16 @@ impl Table {
         let mut rows = vec![Observation::default(); self.len()];
         Keys::read_columns(&self.frame, &mut rows.iter_mut().map(|row| &mut row.keys).collect::<Vec<_>>())?;
         Observation::read_columns(&self.frame, &mut rows.iter_mut().collect::<Vec<_>>())?;
+        let doing = || Error::table("reading column `metric`");
         let metrics = String::read_column(&self.frame, "metric")?;
-        let metrics =
-            metrics.ok_or_else(|| Error::argument("table", "a column `metric`", self.columns().join(", ")))?;
-        let missing = "a metric in every row";
+        let metrics = metrics.ok_or_else(|| doing()(PolarsError::ColumnNotFound("metric".into())))?;
         for (number, (row, metric)) in rows.iter_mut().zip(metrics).enumerate() {
-            row.metric = metric.ok_or_else(|| Error::argument("table", missing, format!("none in row {number}")))?;
+            let none = || {
+                PolarsError::SchemaMismatch(
+                    format!("expected a metric in every row, found none in row {number}").into(),
+                )
+            };
+            row.metric = metric.ok_or_else(|| doing()(none()))?;
         }
         rows.iter_mut().zip(self.f64("value")?).for_each(|(row, value)| row.value = value);
         Ok(rows)

@@ -2,8 +2,9 @@
 
 use tch::Device;
 
-use crate::device::{free_memory, usable};
+use crate::device::free_memory;
 use crate::intervene::sweep::Strategy;
+use crate::memory::usable;
 use crate::model::{Model, products_take};
 
 /// Threads, memory, and how wide products are computed.
@@ -19,10 +20,11 @@ pub(in crate::intervene) struct Machine {
 }
 
 impl Machine {
-    /// What there is for a sweep of `model` that may hold `memory` bytes beside it; a quarter of what is free, where nothing
-    /// is said.
+    /// What there is for a sweep of `model` that may hold `memory` bytes beside it, never more than is free; a quarter of what is
+    /// free, where nothing is said.
     pub(in crate::intervene) fn of(model: &Model, strategy: Strategy, memory: Option<usize>) -> Self {
-        let memory = memory.unwrap_or_else(|| free_memory(model.device()) / 4);
+        let free = free_memory(model.device());
+        let memory = memory.map_or(free / 4, |most| most.min(free));
         let parallel = strategy == Strategy::Auto && model.device() == Device::Cpu;
         let threads = if parallel { tch::get_num_threads().max(1) as usize } else { 1 };
         let copies = threads.saturating_mul(products_take(model));

@@ -143,6 +143,13 @@ impl Setup<'_> {
         let logits = if group.whole { tokens * config.vocab } else { 0 };
         (tokens * width + pattern + logits) * self.model.kind().elt_size_in_bytes()
     }
+
+    /// Fails where so many steps of integrated gradients, which go through all layers together and back, do not fit in memory.
+    pub(in crate::intervene) fn check_steps(&self, steps: usize) -> Result<()> {
+        let pass = self.bytes(Group { whole: false, first: 0, late: false });
+        let limit = crate::memory::usable(crate::device::free_memory(self.model.device()));
+        crate::take::within("steps", steps, pass * self.model.config().n_layers, limit)
+    }
 }
 
 /// The first position behind which something can be other than in the unchanged run. The query at a causal model's first

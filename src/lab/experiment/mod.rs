@@ -102,7 +102,7 @@ impl Experiment {
             "E6" => Ok(emergence::emergence(grid)),
             "E7" => Ok(roles::roles(grid)),
             "E8" => Ok(capacity::decay(grid)),
-            _ => Err(Error::argument("experiment", format!("one of {:?}", Self::NAMES), id)),
+            _ => Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id)),
         }
     }
 
@@ -156,7 +156,7 @@ impl Experiment {
         let found = self.cells.iter().find(|cell| cell.name == name);
         found.ok_or_else(|| {
             let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
-            Error::argument("cell", format!("one of {names:?}"), name)
+            Error::argument("cell", format!("one of {}", names.join(", ")), name)
         })
     }
 }

@@ -150,7 +150,7 @@ impl Prediction {
         for case in &self.cases {
             for name in [&case.cell].into_iter().chain(&case.against).chain(&case.trend) {
                 if !cells.contains(&name.as_str()) {
-                    return Err(Error::argument("a prediction's cell", format!("one of {cells:?}"), name));
+                    return Err(Error::argument("a prediction's cell", format!("one of {}", cells.join(", ")), name));
                 }
             }
             if case.trend.len() == 1 {
