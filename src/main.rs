@@ -1,4 +1,4 @@
-//! `headscope`: the library from a terminal. Exit codes: 0 done, 1 failed, 2 misused.
+//! `headscope`: the library from a terminal. Exit codes: 0 done; 1 the work failed; 2 the call is at fault.
 
 mod command;
 
@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("error: {}", told(&reason));
-            ExitCode::FAILURE
+            ExitCode::from(code(&reason))
         }
     }
 }
@@ -28,6 +28,18 @@ fn end_with_closed_pipes() {
     // SAFETY: the C library declares `signal` so, with a pointer-sized handler of which 0 is the default action; no other
     // thread has been started, and no handler of ours is replaced.
     unsafe { signal(SIGPIPE, DEFAULT) };
+}
+
+/// 2 where the call is at fault, as it is for what clap refuses: it would fail again wherever it is tried. 1 where the work
+/// failed. The library says it of its own errors; the command refuses nothing but calls (`bail!`, a message without a cause),
+/// and JSON it reads from arguments alone.
+fn code(reason: &anyhow::Error) -> u8 {
+    let own = reason.chain().len() == 1 && (reason.is::<String>() || reason.is::<&str>());
+    let misuse = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<serde_json::Error>()
+            || cause.downcast_ref::<headscope::Error>().is_some_and(headscope::Error::is_misuse)
+    };
+    if own || reason.chain().any(misuse) { 2 } else { 1 }
 }
 
 /// An error and its causes, each once and in a line.

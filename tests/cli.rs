@@ -144,7 +144,7 @@ fn sweeps_go_along_any_axes() {
     assert_eq!(sweep("patch", &["--site", "resid_mid", "--each", "position"]), is("layer,position", 3 * 5));
     let refused = |more: &[&str], part: &str| {
         let tokens = ["ablate", "fixtures/checkpoints/tiny-llama", "--tokens", "[[5,6,7,8,9]]"];
-        let message = fails(&[&tokens, more].concat(), 1);
+        let message = fails(&[&tokens, more].concat(), 2);
         assert!(message.contains(part), "`{message}` does not say `{part}`");
     };
     refused(&["--heads", "4"], "--heads: expected numbers below 4, found 4");
@@ -178,7 +178,7 @@ fn patch_writes_a_table() {
             assert_eq!(table.len(), rows);
         }
     }
-    let wrong = fails(&[&common[..], &["--site", "zz"], &metric[..]].concat(), 1);
+    let wrong = fails(&[&common[..], &["--site", "zz"], &metric[..]].concat(), 2);
     assert!(wrong.contains("zz"), "{wrong}");
 }
 
@@ -225,7 +225,7 @@ fn circuits_write_tables() {
     done(&["circuits", &path("tiny-bert"), "--composition", "q"]);
     fails(&["circuits", &path("tiny-gpt2")], 2);
     fails(&["circuits", &path("tiny-gpt2"), "--similarity", "--copying"], 2);
-    let run = |arguments: &[&str]| fails(&[&["circuits", &path("tiny-gpt2")][..], arguments].concat(), 1);
+    let run = |arguments: &[&str]| fails(&[&["circuits", &path("tiny-gpt2")][..], arguments].concat(), 2);
     assert!(run(&["--composition", "k", "--offset", "3"]).contains("rotary"));
     assert!(run(&["--composition", "v", "--mean-offset", "3"]).contains("QK"));
     assert!(run(&["--similarity", "--seed", "3"]).contains("--svd"));
@@ -234,8 +234,8 @@ fn circuits_write_tables() {
     assert!(run(&["--truncate", "ov", "--tokens", "[[1,2]]", "--ranks", "99"]).contains("d_head"));
     assert!(run(&["--truncate", "ov", "--tokens", "[[1,2]]", "--raw"]).contains("--raw"));
     assert!(run(&["--similarity", "--out", "x.txt"]).contains("x.txt"));
-    assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 1).contains("offset"));
-    assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 1).contains("linear"));
+    assert!(fails(&["circuits", &path("tiny-llama"), "--svd", "qk", "--mean-offset", "0"], 2).contains("offset"));
+    assert!(fails(&["circuits", &path("tiny-bert"), "--copying"], 2).contains("linear"));
 }
 
 #[test]
@@ -258,15 +258,15 @@ fn heads_writes_a_table() {
         assert_eq!(table.columns(), ["from_layer", "from_head", "layer", "head", "metric", "value"]);
         assert_eq!(table.len(), 12 * 11 / 2);
     }
-    assert!(fails(&[&common[..], &["--scores", "back_0"][..]].concat(), 1).contains("at least 1"));
-    assert!(fails(&[&common[..], &["--similarity", "cca"][..]].concat(), 1).contains("positions"));
+    assert!(fails(&[&common[..], &["--scores", "back_0"][..]].concat(), 2).contains("at least 1"));
+    assert!(fails(&[&common[..], &["--similarity", "cca"][..]].concat(), 2).contains("positions"));
     fails(&[&common[..], &["--similarity", "cka", "--scores", "entropy"][..]].concat(), 2);
 }
 
 #[test]
 fn inspect_and_generate() {
     let shown = done(&["inspect", &path("tiny-llama")]);
-    for part in ["llama", "2 key/value heads", "Cpu", "pattern.L", "sha256"] {
+    for part in ["llama", "2 key/value heads", "RMSNorm", "rotary", "cpu", "pattern.L", "sha256"] {
         assert!(shown.contains(part), "{shown}");
     }
     let json: serde_json::Value = serde_json::from_str(&done(&["inspect", &path("tiny-gpt2"), "--json"])).unwrap();
@@ -292,31 +292,17 @@ fn misuse_exits_with_2_and_failure_with_1() {
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("x.safetensors");
     let file = file.to_str().unwrap();
-    let run = |tokens: &str, sites: &str| {
-        fails(&["activations", &path("tiny-gpt2"), "--tokens", tokens, "--sites", sites, "--out", file], 1)
+    let run = |tokens: &str, sites: &str, code: i32| {
+        fails(&["activations", &path("tiny-gpt2"), "--tokens", tokens, "--sites", sites, "--out", file], code)
     };
-    assert!(run("[[1,2]]", "patern.0").contains("did you mean pattern.0"));
-    assert!(run("[[1,2]]", "pattern.9").contains("layers 0 to 2"));
-    assert!(run("[[1,200]]", "logits").contains("200 is out of range"));
-    assert!(run("[[1,", "logits").contains("--tokens"));
-    assert!(run("@/no/such/file", "logits").contains("/no/such/file"));
-    assert!(run("[]", "logits").contains("at least one prompt"));
+    assert!(run("[[1,2]]", "patern.0", 2).contains("did you mean pattern.0"));
+    assert!(run("[[1,2]]", "z.-1", 2).contains("did you mean z.0?"));
+    assert!(run("[[1,2]]", "pattern.9", 2).contains("layers 0 to 2"));
+    assert!(run("[[1,200]]", "logits", 2).contains("200 is out of range"));
+    assert!(run("[[1,", "logits", 2).contains("--tokens"));
+    assert!(run("@/no/such/file", "logits", 1).contains("/no/such/file"));
+    assert!(run("[]", "logits", 2).contains("at least one prompt"));
     assert!(!std::path::Path::new(file).exists(), "a failed run left a file");
-    assert!(fails(&["inspect", "/no/such/model"], 1).contains("/no/such/model"));
-    assert!(fails(&["inspect", &path("tiny-gpt2"), "--device", "cuda:99"], 1).contains("device"));
-    let metric = fails(&["ablate", &path("tiny-bert-encoder"), "--tokens", "[[1,2]]", "--metric", "loss"], 1);
-    assert!(metric.contains("embedding_distance"), "{metric}");
-    for unused in [
-        ["--seed", "1"],
-        ["--reference", "a"],
-        ["--answers", "[[1,2]]"],
-        ["--out", "x.txt"],
-        ["--out", "/no/such/folder/x.csv"],
-    ] {
-        fails(&[&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]"][..], &unused[..]].concat(), 1);
-    }
-    let answers = fails(&["ablate", &path("tiny-gpt2"), "--tokens", "[[1,2]]", "--metric", "logit-difference"], 1);
-    assert!(answers.contains("--answers"), "{answers}");
 }
 
 #[test]
@@ -344,17 +330,22 @@ fn attribute_and_paths_write_tables() {
         assert_eq!(shown.contains("agreement"), n > 0, "{shown}");
         assert_eq!(Table::read(out).unwrap().len(), 4 * 4 * 3 + n);
     }
-    let free = fails(&[&["paths"][..], &common, &metric, &["--to", "query", "--method", "eap"]].concat(), 1);
+    let free = fails(&[&["paths"][..], &common, &metric, &["--to", "query", "--method", "eap"]].concat(), 2);
     assert!(free.contains("frozen MLPs"), "{free}");
-    let wrong = fails(&[&["paths"][..], &common, &metric, &["--layers", "0", "--to", "query"]].concat(), 1);
+    let wrong = fails(&[&["paths"][..], &common, &metric, &["--layers", "0", "--to", "query"]].concat(), 2);
     assert!(wrong.contains("comes after"), "{wrong}");
-    fails(&[&["attribute"][..], &common, &metric, &["--steps", "3"]].concat(), 1);
+    fails(&[&["attribute"][..], &common, &metric, &["--steps", "3"]].concat(), 2);
 }
 
 /// Sweeps and paths that were killed in the middle go on where they stopped, and end with the same table.
 #[test]
 fn killed_sweeps_resume() {
-    let common = ["--clean", "[[5,6,7,8],[9,8,7,6]]", "--corrupt", "[[5,60,7,8],[9,80,7,6]]", "--memory", "0"];
+    let prompts = |shift: usize| {
+        let row = |prompt: usize| (0..24).map(|p| (p * 7 + prompt * 13 + shift * usize::from(p == 3)) % 90).collect();
+        serde_json::to_string(&(0..4).map(row).collect::<Vec<Vec<usize>>>()).unwrap()
+    };
+    let (clean, corrupt) = (prompts(0), prompts(1));
+    let common = ["--clean", &clean, "--corrupt", &corrupt, "--memory", "1"];
     resumes("patch", &[&common[..], &["--site", "z", "--each", "head,position"]].concat());
     resumes("paths", &[&common[..], &["--from", "embed,head,mlp", "--to", "query,key,value,mlp,logits"]].concat());
 }
@@ -364,36 +355,232 @@ fn resumes(command: &str, words: &[&str]) {
     let (whole, out) = (folder.path().join("whole.csv"), folder.path().join("table.csv"));
     let partial = folder.path().join("table.csv.partial");
     let model = path("tiny-gpt2");
-    let arguments = |out: &std::path::Path| -> Vec<String> {
-        let all = [&[command, &model], words, &["--out", out.to_str().unwrap()]].concat();
-        all.iter().map(ToString::to_string).collect()
+    let (whole_name, out_name) = (whole.to_str().unwrap(), out.to_str().unwrap());
+    let as_given = |path: &std::path::Path| -> Vec<&str> {
+        let name = if path == out { out_name } else { whole_name };
+        [&[command, &model], words, &["--out", name]].concat()
     };
-    let run = |out: &std::path::Path, more: &[&str]| {
-        let given = arguments(out);
-        let given: Vec<&str> = given.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        done(&given)
-    };
+    let run = |out: &std::path::Path, more: &[&str]| done(&[&as_given(out)[..], more].concat());
     run(&whole, &[]);
     assert!(!folder.path().join("whole.csv.partial").exists());
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope")).args(arguments(&out)).spawn().unwrap();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_headscope")).args(as_given(&out)).spawn().unwrap();
     let lines = || std::fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
     while lines() < 4 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
+    let second = child.try_wait().unwrap().is_none().then(|| headscope(&[&as_given(&out)[..], &["--resume"]].concat()));
+    let running = child.try_wait().unwrap().is_none();
     child.kill().unwrap();
     child.wait().unwrap();
+    if let Some(second) = second.filter(|_| running) {
+        let said = String::from_utf8(second.stderr).unwrap();
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        assert!(said.contains(&format!("process {} is at work on it", child.id())), "{said}");
+    }
     if !out.exists() {
+        // Without a word on what is to become of them, finished rows stay.
+        let before = std::fs::read(&partial).unwrap();
+        let refused = fails(&as_given(&out), 2);
+        assert!(refused.contains("--resume") && refused.contains("--restart"), "{refused}");
+        assert_eq!(std::fs::read(&partial).unwrap(), before);
         // A line that was cut off in the middle counts as not computed.
         let text = std::fs::read_to_string(&partial).unwrap();
         std::fs::write(&partial, &text[..text.len() - 3]).unwrap();
         let other = fails(&["ablate", &model, "--tokens", "[[1,2]]", "--out", out.to_str().unwrap(), "--resume"], 1);
         assert!(other.contains("another one"), "{other}");
-        run(&out, &["--resume"]);
+        // A row that was edited is named, and computed again.
+        let text = std::fs::read_to_string(&partial).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let at = lines[1].find("\"bits\":[").unwrap() + 8;
+        let digit = if lines[1].as_bytes()[at] == b'1' { "2" } else { "1" };
+        lines[1].replace_range(at..=at, digit);
+        std::fs::write(&partial, lines.join("\n") + "\n").unwrap();
+        let resumed = headscope(&[&as_given(&out)[..], &["--resume"]].concat());
+        let said = String::from_utf8(resumed.stderr).unwrap();
+        assert_eq!(resumed.status.code(), Some(0), "{said}");
+        assert!(said.contains("table.csv.partial, line 2: damaged or edited"), "{said}");
     }
+    assert!(!folder.path().join("table.csv.lock").exists());
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&out).unwrap());
     assert!(!partial.exists());
     let shown = run(&out, &["--explain"]);
     assert!(shown.contains("times as many"), "{shown}");
+    std::fs::write(&partial, "what another run left").unwrap();
+    run(&out, &["--restart"]);
+    assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&out).unwrap());
+}
+
+/// While a process holds a table's place, every command that writes tables stops at once.
+#[test]
+fn a_table_is_computed_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("table.csv");
+    let held = Table::reserve(&out).unwrap();
+    let (model, out) = (path("tiny-bert"), out.to_str().unwrap());
+    let text = ["--text", "the cat sat", "--out", out];
+    let pair = ["--clean", "[[1,2]]", "--corrupt", "[[1,3]]", "--metric", "embedding-distance", "--out", out];
+    let calls: [(&str, &[&str]); 6] = [
+        ("ablate", &text),
+        ("heads", &text),
+        ("information", &text),
+        ("patch", &pair),
+        ("attribute", &pair),
+        ("paths", &pair),
+    ];
+    for (command, words) in calls {
+        let said = fails(&[&[command, &model][..], words].concat(), 1);
+        assert!(said.contains(&format!("process {} is at work on it", std::process::id())), "{command}: {said}");
+    }
+    drop(held);
+    done(&[&["heads", &model][..], &text].concat());
+}
+
+/// Calls that are at fault, over every command: the exit code, and what the message says of what was expected. 1 is for what
+/// is no fault of the call: a file that is not there or damaged.
+#[test]
+fn bad_command_lines_say_what_was_expected() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let arrays = folder.path().join("arrays.safetensors");
+    let column = tch::Tensor::randn([40], (Kind::Float, tch::Device::Cpu));
+    tch::Tensor::write_safetensors(&[("x", &column), ("y", &column.sin())], &arrays).unwrap();
+    let arrays = arrays.to_str().unwrap();
+    let damaged = file("damaged.safetensors", b"no tensors");
+    let broken = folder.path().join("broken");
+    std::fs::create_dir(&broken).unwrap();
+    std::fs::copy(fixture("tiny-gpt2").join("config.json"), broken.join("config.json")).unwrap();
+    std::fs::write(broken.join("model.safetensors"), b"cut off").unwrap();
+    let wide_eps = |eps: &str, name: &str| {
+        let to = folder.path().join(name);
+        std::fs::create_dir(&to).unwrap();
+        let config = std::fs::read_to_string(fixture("tiny-gpt2").join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        config["layer_norm_epsilon"] = serde_json::from_str(eps).unwrap();
+        std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(fixture("tiny-gpt2").join("model.safetensors"), to.join("model.safetensors")).unwrap();
+        to.to_str().unwrap().to_owned()
+    };
+    let (eps, huge) = (wide_eps("33", "eps"), wide_eps("1e308", "huge"));
+    let (gpt2, llama, bert) = (path("tiny-gpt2"), path("tiny-llama"), path("tiny-bert"));
+    let (encoder, out) = (path("tiny-bert-encoder"), folder.path().join("never.csv").to_str().unwrap().to_owned());
+    let (broken, experiment) = (broken.to_str().unwrap(), file("experiment.json", b"{}"));
+    let lines = format!(
+        r#"
+        2 | inspect {gpt2} --device xx | cpu, cuda or cuda:N
+        2 | inspect {gpt2} --device cuda:99 | one that is there: cpu
+        2 | inspect {gpt2} --dtype float16 | float32
+        2 | inspect | <MODEL>
+        2 | frobnicate | subcommand
+        1 | inspect /no/such/model | /no/such/model
+        1 | inspect {broken} | model.safetensors
+        1 | inspect {eps} | norm_eps: expected a number from 0 to below 1, found 33
+        1 | inspect {huge} | norm_eps
+        2 | activations {gpt2} --tokens [[1,2]] --sites zz --out {out} | unknown site `zz`
+        2 | activations {gpt2} --tokens [1,2] --sites z.0 --out {out} | --tokens: expected a list of lists
+        2 | activations {gpt2} --tokens [[]] --sites z.0 --out {out} | at least one token
+        2 | activations {gpt2} --tokens [[-1]] --sites z.0 --out {out} | less than
+        2 | activations {gpt2} --text a --tokens [[1]] --sites z.0 --out {out} | --text
+        2 | activations {bert} --tokens [[1]] --sites resid_pre.0,z.7 --out {out} | layers 0 to 2
+        1 | activations {gpt2} --text-file /no/such/file --sites z.0 --out {out} | /no/such/file
+        1 | activations {gpt2} --tokens [[1]] --sites z.0 --out /no/such/folder/x | /no/such/folder
+        2 | ablate {gpt2} | --text
+        2 | ablate {gpt2} --tokens [[1,2]] --out x.txt | .parquet, .csv or .json
+        1 | ablate {gpt2} --tokens [[1,2]] --out /no/such/folder/x.csv | /no/such/folder
+        2 | ablate {gpt2} --tokens [[1,2]] --memory 0 --out {out} | 1..
+        2 | ablate {gpt2} --tokens [[1,2]] --site zz | unknown site `zz`
+        2 | ablate {gpt2} --tokens [[1,2]] --site z.-1 | did you mean z.0?
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit-difference | --answers
+        2 | ablate {gpt2} --tokens [[1,2]] --metric rank | --answers
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit-difference --answers [1] | pairs
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit-difference --answers [[1,1]] | two different tokens
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit --answers [1,2] | one for each of 1 prompts
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit --answers [999] | less than
+        2 | ablate {gpt2} --tokens [[1,2]] --metric logit --answers nonsense | --answers: expected a list
+        2 | ablate {bert} --tokens [[1,2]] --metric logit --correct nosuchword | a single token
+        2 | ablate {gpt2} --tokens [[1,2]] --answers [[1,2]] | --metric logit
+        2 | ablate {gpt2} --tokens [[1,2]] --seed 1 | --kind resample
+        2 | ablate {gpt2} --tokens [[1,2]] --reference a | --kind mean
+        2 | ablate {gpt2} --tokens [[1,2]] --resume | --out
+        2 | ablate {gpt2} --tokens [[1,2]] --resume --restart --out {out} | cannot be used with
+        2 | ablate {gpt2} --tokens [[1,2]] --heads 4 | below 4, found 4
+        2 | ablate {gpt2} --tokens [[1,2]] --heads -1 | -1
+        2 | ablate {gpt2} --tokens [[1,2]] --subsets 0.0,1.1,2.9 --drawn 2 | out of range
+        2 | ablate {gpt2} --tokens [[1,2]] --subsets 0.0,1.1 --drawn 99999999999 | subsets
+        2 | ablate {encoder} --tokens [[1,2]] --metric loss | embedding_distance
+        2 | patch {gpt2} --clean [[1,2]] --corrupt [[1]] --site z | of the same lengths
+        2 | patch {gpt2} --clean [[1,2]] --corrupt nonsense --site z | --corrupt: expected a JSON list
+        2 | patch {gpt2} --clean [[1,2]] --corrupt [[1,3]] --site pattern --each neuron | axes
+        2 | attribute {gpt2} --clean [[1,2]] --corrupt [[1,3]] --method integrated-gradients --steps 0 | at least 1
+        2 | attribute {gpt2} --clean [[1,2]] --corrupt [[1,3]] --method integrated-gradients --steps 9999999999 | steps: 9999999999 would take
+        2 | attribute {gpt2} --clean [[1,2]] --corrupt [[1,3]] --steps 3 | --method integrated-gradients
+        2 | attribute {gpt2} --clean [[1,2]] --corrupt [[1,3]] --metric rank --answers [3] | gradient
+        2 | paths {gpt2} --clean [[1,2]] --corrupt [[1,3]] --exact 3 | --method eap
+        2 | paths {gpt2} --clean [[1,2]] --corrupt [[1,3]] --method eap | frozen MLPs
+        2 | paths {gpt2} --clean [[1,2]] --corrupt [[1,3]] --frozen-mlps --method eap-ig --steps 9999999999 | steps: 9999999999 would take
+        2 | paths {gpt2} --clean [[1,2]] --corrupt [[1,3]] --layers 9 | receiver that comes after
+        2 | circuits {gpt2} | --svd
+        2 | circuits {gpt2} --similarity --out x.txt | .parquet, .csv or .json
+        2 | circuits {llama} --truncate qk --ranks 0,99 | ranks from 1 to d_head = 8, found 0
+        2 | circuits {llama} --truncate qk --ranks 1,99 --tokens [[1,2]] | below d_head = 8, found 99
+        2 | circuits {gpt2} --composition k --offset 3 | rotary positions, found learned
+        2 | circuits {llama} --svd qk --mean-offset 0 | at least one
+        2 | circuits {llama} --svd qk --mean-offset 4000000000 | --mean-offset: expected at most
+        2 | heads {gpt2} --tokens [[1,2]] --repeats 99999999999 | would take
+        2 | heads {gpt2} --tokens [[1,2]] --repeat-length 100000 | length
+        2 | heads {gpt2} --tokens [[1,2]] --repeat-length 1 | at least 2
+        2 | heads {gpt2} --tokens [[1,2]] --scores back_0 | at least 1
+        2 | heads {gpt2} --tokens [[1,2]] --scores nonsense | nonsense
+        2 | heads {gpt2} --tokens [[1,2]] --out x.txt | .parquet, .csv or .json
+        2 | roles {bert} | --conllu
+        1 | roles {bert} --conllu /no/such/file | /no/such/file
+        2 | roles {bert} --gap /no/such/file --least -1 | -1
+        2 | information {bert} --tokens [[1,2]] --target nonsense | previous-token
+        2 | information {bert} --tokens [[1,2]] --target role | --conllu
+        2 | information {bert} | --conllu
+        2 | information {bert} --tokens [[1,2]] --classes 0 | classes
+        2 | information {bert} --tokens [[1,2]] --level 2 | level
+        2 | information {bert} --tokens [[1,2]] --other 0,3 | LAYER.HEAD
+        2 | mi {arrays} --x x --y y --k 0 | k: expected
+        2 | mi {arrays} --x x --y nope | there is no array `nope`
+        2 | mi {arrays} --x x --y y --level 7 | level
+        2 | mi {arrays} --x x --y y --estimator guess | ksg
+        2 | mi {arrays} --x x --y y --estimator gaussian --k 3 | neighbours
+        1 | mi /no/such/file --x x --y y | /no/such/file
+        1 | mi {damaged} --x x --y y | safetensors
+        2 | generate {bert} --prompt a | causal
+        2 | generate {gpt2} --prompt a --temperature -1 | temperature
+        2 | generate {gpt2} --prompt a --top-k 3 | --temperature above 0
+        2 | generate {gpt2} --prompt a --max-new x | x
+        2 | lab run E99 | E1, E2
+        2 | lab show E99 | E1, E2
+        2 | lab run E1 --out {out} --threads 0 | 1..
+        2 | lab run E1 --out {out} --runs 0 | runs
+        2 | lab run E1 --out {out} --runs 99999999999 | runs
+        2 | lab run E1 --out {out} --shard 4/3 | K from 1 to N
+        1 | lab run {experiment} --out {out} | lab show E1 --json
+        2 | lab slurm E1 --shards 0 | 1..
+        2 | lab train nonsense --out {out} | induction
+        2 | lab train induction --out {out} --steps 99999999999 | steps: 99999999999 would take
+        2 | lab train induction --out {out} --trace nonsense | expected one of
+        1 | lab verdict /no/such/folder | /no/such/folder
+        2 | lab report | <DIR>
+        2 | completions nonsense | bash
+        "#
+    );
+    for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let [code, words, says] = line.split(" | ").collect::<Vec<_>>().try_into().unwrap();
+        let words: Vec<&str> = words.split(' ').collect();
+        let said = fails(&words, code.parse().unwrap());
+        assert!(said.contains(says), "{line}\nsays: {said}");
+        for debug in ["Some(", "None", "Cuda(", "Cpu]", "Learned", ".headscope-", "Err(", "{{"] {
+            assert!(!said.contains(debug), "{line}\nsays {debug}: {said}");
+        }
+    }
+    assert!(!std::path::Path::new(&out).exists(), "a call that was refused left a table");
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn list_and_show_say_what_there_is() {
     }
     assert!(done(&["show", "E1", "--grid", "full"]).contains("32 runs"));
     assert!(done(&["show", "induction"]).contains("\"language\""));
-    assert!(fails(&["show", "E99"], 1).contains("E8"));
+    assert!(fails(&["show", "E99"], 2).contains("E8"));
 }
 
 /// Shards of a run, one of them killed in the middle and resumed, are judged as one run is.
@@ -101,7 +101,7 @@ fn shards_a_kill_and_a_resume_leave_the_bytes_of_one_run() {
     killed.wait().unwrap();
     assert!(first.exists());
 
-    assert!(fails(&arguments[1..], 1).contains("resume"));
+    assert!(fails(&arguments[1..], 2).contains("resume"));
     done(&[&arguments[1..], &["--resume"]].concat());
     assert!(done(&["verdict", &parts]).contains("6 of 12 cells are missing"));
     assert!(done(&["run", &mine, "--out", &parts, "--shard", "2/2"]).contains("lab verdict"));
@@ -136,9 +136,9 @@ fn what_cannot_be_judged_is_refused() {
     fails(&["run", "E1", "--grid", "huge"], 2);
     let mine = experiment(folder.path(), &[5]);
     let out = folder.path().join("out").to_str().unwrap().to_owned();
-    assert!(fails(&["run", &mine, "--out", &out, "--runs", "0"], 1).contains("runs"));
+    assert!(fails(&["run", &mine, "--out", &out, "--runs", "0"], 2).contains("runs"));
     done(&["run", &mine, "--out", &out]);
-    assert!(fails(&["run", &mine, "--out", &out, "--seed", "1"], 1).contains("experiment.json"));
+    assert!(fails(&["run", &mine, "--out", &out, "--seed", "1"], 2).contains("experiment.json"));
     std::fs::write(folder.path().join("out/cells/circle5.parquet"), "no table").unwrap();
     assert!(fails(&["verdict", &out], 1).contains("circle5.parquet"));
     std::fs::write(&mine, "{}").unwrap();
@@ -149,7 +149,15 @@ fn what_cannot_be_judged_is_refused() {
 fn the_slurm_script_is_one() {
     let script = done(&["slurm", "E1", "--grid", "full", "--shards", "8"]);
     assert!(script.starts_with("#!/") && script.contains("#SBATCH --array=1-8"), "{script}");
-    assert!(script.contains("lab run E1 --grid full") && !script.contains("{ID}"), "{script}");
+    assert!(
+        script.contains("lab run 'E1' --grid full --shard")
+            && script.contains("headscope-lab/E1-full")
+            && !script.contains("{ID}"),
+        "{script}"
+    );
+    // Another experiment has another folder, and the tasks run what was asked for.
+    let other = done(&["slurm", "E1", "--grid", "full", "--seed", "5", "--runs", "7"]);
+    assert!(other.contains("--seed 5 --runs 7") && other.contains("headscope-lab/E1-full-seed5-runs7"), "{other}");
     let mut shell = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script.as_bytes()).unwrap();
     assert!(shell.wait().unwrap().success());

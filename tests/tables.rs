@@ -1,7 +1,110 @@
 //! Tables as numbers and as pictures.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use headscope::Error;
 use headscope::table::{Keys, Observation, Provenance, Table};
+use serde_json::{Value, json};
+
+/// Rows that between them have every key: one row for each key alone, and one with all of them. The keys are those that the
+/// struct has, whatever they are, so that a new one is among them.
+fn rows_of_every_key() -> (Vec<String>, Vec<Observation>) {
+    let Value::Object(empty) = serde_json::to_value(Keys::default()).unwrap() else { panic!("no object") };
+    let names: Vec<String> = empty.keys().cloned().collect();
+    let (mut rows, mut all) = (vec![], json!({}));
+    for (number, name) in names.iter().enumerate() {
+        let fits = |value: &Value| serde_json::from_value::<Keys>(json!({ name: value })).ok();
+        let values = [json!(format!("text {number}")), json!(number), json!(number as f64 + 0.5), json!(true)];
+        let value = values.iter().find(|value| fits(value).is_some_and(|keys| keys != Keys::default()));
+        let value = value.unwrap_or_else(|| panic!("no value for key {name}"));
+        all[name.as_str()] = value.clone();
+        rows.push(fits(value).unwrap());
+    }
+    rows.push(serde_json::from_value(all).unwrap());
+    // Without `..`: a new column does not compile here until the test has it, too.
+    let row = |(number, keys): (usize, Keys)| Observation {
+        keys,
+        metric: "loss".to_owned(),
+        value: number as f64,
+        baseline: Some(1.5),
+        low: Some(-0.5),
+        high: Some(2.5),
+        z_score: Some(0.25),
+        samples: Some(7),
+        warnings: (number % 2 == 0).then(|| "few samples".to_owned()),
+    };
+    (names, rows.into_iter().enumerate().map(row).collect())
+}
+
+#[test]
+fn every_key_survives_whatever_is_done_with_a_table() {
+    let (names, rows) = rows_of_every_key();
+    let provenance = Provenance { model: "none".to_owned(), seed: Some(u64::MAX), ..Provenance::default() };
+    let table = Table::new(rows.clone(), provenance.clone()).unwrap();
+    let mut columns = names.clone();
+    columns.extend(["metric", "value", "baseline", "low", "high", "z_score", "samples", "warnings"].map(str::to_owned));
+    assert_eq!(
+        {
+            let mut found = table.columns();
+            found.sort();
+            found
+        },
+        {
+            columns.sort();
+            columns
+        }
+    );
+    let mut sorted = rows;
+    sorted.sort_by(|a, b| a.keys.cmp(&b.keys));
+    assert_eq!(table.rows().unwrap(), sorted);
+    assert_eq!(table.filtered(|_| true).unwrap().rows().unwrap(), sorted, "filtered");
+    let parts = [table.filtered(|row| row.value < 3.0).unwrap(), table.filtered(|row| row.value >= 3.0).unwrap()];
+    assert_eq!(Table::union(&parts, provenance.clone()).unwrap().rows().unwrap(), sorted, "union");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table.parquet");
+    table.write(&path).unwrap();
+    let read = Table::read(&path).unwrap();
+    assert_eq!((read.rows().unwrap(), read.provenance()), (sorted.clone(), &provenance), "written and read");
+    assert_eq!(read.columns(), table.columns());
+    assert_eq!(Table::read_foreign(&path).unwrap().rows().unwrap(), sorted, "read as a foreign table");
+}
+
+/// A table's place is one process': the lock says whose, ends with it, and a file that a dead process left is no lock.
+#[test]
+fn a_place_is_held_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, lock) = (folder.path().join("table.csv"), folder.path().join("table.csv.lock"));
+    std::fs::write(&lock, "999999999\n").unwrap();
+    let held = Table::reserve(&path).unwrap();
+    assert_eq!(std::fs::read_to_string(&lock).unwrap(), format!("{}\n", std::process::id()));
+    match Table::reserve(&path) {
+        Err(Error::Held { path: found, holder }) => {
+            assert_eq!((found, holder), (path.clone(), Some(std::process::id())));
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(held);
+    assert!(!lock.exists(), "a lock file was left");
+    // Many at once: never two of them, and each gets it in the end.
+    let inside = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let _held = loop {
+                        match Table::reserve(&path) {
+                            Ok(held) => break held,
+                            Err(Error::Held { .. }) => std::thread::yield_now(),
+                            Err(other) => panic!("{other}"),
+                        }
+                    };
+                    assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0, "two at once");
+                    inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert!(!lock.exists());
+}
 
 /// What two heads are worth to two tasks.
 fn worth() -> Table {

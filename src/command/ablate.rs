@@ -50,6 +50,7 @@ enum Kind {
 impl Ablate {
     pub fn run(&self) -> Result<()> {
         self.check()?;
+        let _reserved = self.output.begin()?;
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
         let reference = (!self.reference.is_empty()).then(|| model.tokens(&self.reference)).transpose()?;
@@ -74,7 +75,7 @@ impl Ablate {
             bail!("--reference: expected --kind mean or resample with it");
         }
         self.each.site()?;
-        self.output.check()
+        Ok(())
     }
 
     /// Nothing for a knock-out.

@@ -9,6 +9,7 @@ use headscope::heads::{Cut, TruncationOptions, truncation_costs};
 use headscope::model::{CircuitOptions, Model, Position, Tokens};
 use headscope::table::Table;
 
+use super::output::reserve;
 use super::{ModelArguments, OptionalPrompts};
 
 /// Ask the weights of all heads: spectra, composition, similarity, copying, truncation. Nothing is run, but for --truncate
@@ -25,7 +26,7 @@ pub struct CircuitsCommand {
     model: ModelArguments,
     #[command(flatten)]
     question: Question,
-    /// Ranks to cut to, separated by commas
+    /// Ranks to cut to, separated by commas [default: the powers of two up to the heads' width]
     #[arg(long, value_name = "RANKS", value_delimiter = ',', requires = "truncate")]
     ranks: Vec<usize>,
     /// Cut all heads at once
@@ -111,6 +112,7 @@ enum NullKind {
 impl CircuitsCommand {
     pub fn run(&self) -> Result<()> {
         self.check()?;
+        let _reserved = reserve(self.out.as_deref())?;
         let model = self.model.load()?;
         let offset = self.offset(&model)?;
         let options = CircuitOptions { fold_norms: !self.raw, centre_writing: !self.raw };
@@ -122,7 +124,7 @@ impl CircuitsCommand {
         }
         let circuits = model.circuits(&options)?;
         if let Some(which) = self.question.truncate {
-            let table = circuits.truncation(which.circuit(offset), &self.ranks(), &self.null())?;
+            let table = circuits.truncation(which.circuit(offset), &self.ranks(&model), &self.null())?;
             return self.finish(&table, "value");
         }
         if let Some(which) = self.question.svd {
@@ -168,11 +170,13 @@ impl CircuitsCommand {
         if (self.offset.is_some() || self.mean_offset.is_some()) && !reads_qk {
             bail!("--offset, --mean-offset: expected a question about QK circuits with them");
         }
-        Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
+        Ok(())
     }
 
-    fn ranks(&self) -> Vec<usize> {
-        if self.ranks.is_empty() { TruncationOptions::default().ranks } else { self.ranks.clone() }
+    /// The ranks asked for; powers of two, where none is.
+    fn ranks(&self, model: &Model) -> Vec<usize> {
+        let usual = (0..).map(|power| 1 << power).take_while(|&rank| rank <= model.config().d_head);
+        if self.ranks.is_empty() { usual.collect() } else { self.ranks.clone() }
     }
 
     /// What a truncation costs the model.
@@ -181,7 +185,7 @@ impl CircuitsCommand {
             Which::Qk => Cut::Qk,
             Which::Ov => Cut::Ov,
         };
-        let (ranks, together, random) = (self.ranks(), self.together, self.random);
+        let (ranks, together, random) = (self.ranks.clone(), self.together, self.random);
         let options = TruncationOptions { cut, ranks, together, random, metric: None };
         self.finish(&truncation_costs(model, tokens, &options)?, "value")
     }
@@ -194,9 +198,13 @@ impl CircuitsCommand {
         };
         if !matches!(model.config().position, Position::Rotary { .. }) {
             bail!(
-                "--offset, --mean-offset: expected a model with rotary positions, found {:?}",
-                model.config().position
+                "--offset, --mean-offset: expected a model with rotary positions, found {}",
+                model.config().position.name()
             );
+        }
+        let context = model.config().n_positions;
+        if let Some(n) = self.mean_offset.filter(|&n| n as usize > context) {
+            bail!("--mean-offset: expected at most {context} offsets, as many as the context has, found {n}");
         }
         Ok(given)
     }

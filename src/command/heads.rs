@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use headscope::heads::{PatternOptions, PatternScore, Repeats, Similarity, head_scores, pattern_scores, similarity};
 use headscope::table::Table;
 
+use super::output::reserve;
 use super::{ModelArguments, PromptArguments};
 
 /// Score what every head attends to, one row a head and score.
@@ -57,7 +58,7 @@ enum Measure {
 
 impl Heads {
     pub fn run(&self) -> Result<()> {
-        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        let _reserved = reserve(self.out.as_deref())?;
         let scores = self.scores.iter().map(|name| name.trim().parse()).collect::<Result<Vec<PatternScore>, _>>()?;
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;

@@ -13,6 +13,7 @@ use headscope::information::Certainty;
 use headscope::model::{Model, Tokens};
 use headscope::table::{Observation, Table};
 
+use super::output::reserve;
 use super::{ModelArguments, PromptArguments};
 
 /// Estimate what every head tells about tokens, positions, roles and other heads, in nats.
@@ -97,7 +98,7 @@ enum Ask {
 
 impl Information {
     pub fn run(&self) -> Result<()> {
-        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        let _reserved = reserve(self.out.as_deref())?;
         let mut options = self.options()?;
         let model = self.model.load()?;
         let (tokens, labels) = self.tokens(&model)?;

@@ -25,7 +25,7 @@ impl Inspect {
         let model = self.model.load()?;
         let config = model.config();
         let sha256 = model.sha256()?;
-        let devices: Vec<String> = device::available().iter().map(|device| format!("{device:?}")).collect();
+        let devices: Vec<String> = device::available().into_iter().map(device::name).collect();
         if self.json {
             let parameters: Vec<_> = model
                 .parameters()
@@ -49,8 +49,8 @@ impl Inspect {
         line("vocabulary", config.vocab.to_string());
         line("context", format!("{} tokens", config.n_positions));
         line("attention", if config.causal { "causal" } else { "bidirectional" }.to_owned());
-        line("norms", format!("{:?}, {:?}", config.norm, config.norm_place));
-        line("positions", format!("{:?}", config.position));
+        line("norms", format!("{}, {}", config.norm.name(), config.norm_place.name()));
+        line("positions", config.position.name().to_owned());
         if !model.absent().is_empty() {
             line("absent", format!("{}: for questions about weights only", model.absent().join(", ")));
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use headscope::Error;
 use headscope::intervene::{Explanation, Paths, Sweep};
-use headscope::table::Table;
+use headscope::table::{Reserved, Table};
 
 /// What the commands that sweep run: variants, or paths.
 pub trait Work: Sized {
@@ -66,13 +66,16 @@ pub struct OutputArguments {
     explain: bool,
     /// Largest memory for activations beside the model, in MiB; a quarter of what is free on the model's device, unless said
     /// otherwise. What does not fit at once is computed in parts
-    #[arg(long, value_name = "MIB")]
-    memory: Option<usize>,
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    memory: Option<u64>,
     #[command(flatten)]
     table: TableArguments,
-    /// Go on where an interrupted run of the same command stopped; its finished rows stand beside TABLE
+    /// Go on where an interrupted run of the same command stopped; its finished rows stand in TABLE.partial
     #[arg(long, requires = "out")]
     resume: bool,
+    /// Delete the finished rows of an interrupted run, and start over
+    #[arg(long, requires = "out", conflicts_with = "resume")]
+    restart: bool,
 }
 
 /// Where a table goes: its strongest rows to the terminal, all of it to a file.
@@ -86,12 +89,15 @@ pub struct TableArguments {
     out: Option<PathBuf>,
 }
 
-impl TableArguments {
-    /// Fails before long work where the table could not be written.
-    pub fn check(&self) -> Result<()> {
-        Ok(self.out.as_ref().map_or(Ok(()), Table::check_path)?)
-    }
+/// Fails before long work where a table could not be written to `out`, or another process is at work on it; keeps other
+/// processes from it for as long as what is returned lives.
+pub fn reserve(out: Option<&Path>) -> Result<Option<Reserved>> {
+    let Some(out) = out else { return Ok(None) };
+    Table::check_path(out)?;
+    Ok(Some(Table::reserve(out)?))
+}
 
+impl TableArguments {
     /// Writes the table and prints its strongest rows.
     pub fn finish(&self, table: &Table) -> Result<()> {
         if let Some(out) = &self.out {
@@ -110,13 +116,32 @@ impl TableArguments {
     }
 }
 
+/// Where the finished rows of a table are kept until it is written.
+fn journal(out: &Path) -> PathBuf {
+    let mut journal = out.as_os_str().to_owned();
+    journal.push(".partial");
+    journal.into()
+}
+
 /// Set by Ctrl-C.
 static STOP: AtomicBool = AtomicBool::new(false);
 
 impl OutputArguments {
-    /// Fails before long work where its table could not be written.
-    pub fn check(&self) -> Result<()> {
-        self.table.check()
+    /// Fails before long work where its table could not be written ([`reserve`]), or where it is not said what is to become of
+    /// the rows of an interrupted run.
+    pub fn begin(&self) -> Result<Option<Reserved>> {
+        let out = self.table.out.as_deref().filter(|_| !self.explain);
+        let reserved = reserve(out)?;
+        let journal = out.map(journal).filter(|journal| journal.exists());
+        let Some(journal) = journal.filter(|_| !self.resume) else { return Ok(reserved) };
+        if !self.restart {
+            bail!(
+                "{} has the finished rows of an interrupted run: go on with --resume, or delete them and start over with --restart",
+                journal.display()
+            );
+        }
+        std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+        Ok(reserved)
     }
 
     /// Runs the sweep, prints its strongest rows and writes its table.
@@ -155,23 +180,25 @@ impl OutputArguments {
             sweep = sweep.interval(0);
         }
         if let Some(mib) = self.memory {
-            sweep = sweep.memory(mib.saturating_mul(1 << 20));
+            sweep = sweep.memory(usize::try_from(mib.saturating_mul(1 << 20)).unwrap_or(usize::MAX));
         }
         sweep
     }
 
     /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.
     fn finish_resumable(&self, sweep: impl Work, out: &Path) -> Result<()> {
-        let mut journal = out.as_os_str().to_owned();
-        journal.push(".partial");
-        let journal = PathBuf::from(journal);
-        if !self.resume && journal.exists() {
-            std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
-        }
+        let journal = journal(out);
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
         let table = sweep.kept(&journal, &STOP).run();
         if let Err(Error::Stopped { .. }) = &table {
-            let kept = format!("finished rows are kept in {}; --resume goes on", journal.display());
+            let begun = std::fs::read_to_string(&journal).is_ok_and(|text| text.lines().count() > 1);
+            let kept = match begun {
+                true => format!("finished rows are kept in {}; --resume goes on", journal.display()),
+                false => "no row is finished".to_owned(),
+            };
+            if !begun {
+                std::fs::remove_file(&journal).with_context(|| format!("cannot remove {}", journal.display()))?;
+            }
             return table.map(drop).context(kept);
         }
         self.table.finish(&table?)?;

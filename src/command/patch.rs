@@ -52,7 +52,7 @@ impl Patch {
     /// Builds the sweep and hands it on.
     pub fn run_with(&self, finish: impl Fn(Sweep<'_>, &OutputArguments) -> Result<()>) -> Result<()> {
         self.each.site()?;
-        self.output.check()?;
+        let _reserved = self.output.begin()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let sweep = match self.direction {

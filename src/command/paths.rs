@@ -88,8 +88,8 @@ enum To {
 impl Paths {
     pub fn run(&self) -> Result<()> {
         use headscope::intervene::Paths;
-        self.output.check()?;
         let estimate = self.estimate()?;
+        let _reserved = self.output.begin()?;
         let model = self.model.load()?;
         let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
         let paths = match self.direction {

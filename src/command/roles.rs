@@ -8,6 +8,7 @@ use headscope::heads::{Annotated, Role, RoleOptions, Roles, read_conllu, read_ga
 use headscope::table::Table;
 
 use super::ModelArguments;
+use super::output::reserve;
 
 /// Find the head that plays each role in annotated text, and judge it on text it was not chosen on.
 ///
@@ -47,7 +48,7 @@ pub struct RolesCommand {
 
 impl RolesCommand {
     pub fn run(&self) -> Result<()> {
-        self.out.as_ref().map_or(Ok(()), Table::check_path)?;
+        let _reserved = reserve(self.out.as_deref())?;
         let mut texts: Vec<Annotated> = vec![];
         let most = self.limit.unwrap_or(usize::MAX);
         if let Some(path) = &self.conllu {

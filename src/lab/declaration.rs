@@ -44,7 +44,11 @@ impl Declaration {
             "induction" => Language::Repeats(Repeats::default()),
             "english" => Language::English(English::default()),
             _ => {
-                return Err(Error::argument("declaration", format!("{}, or a JSON file", Self::NAMES.join(", ")), name));
+                return Err(Error::argument(
+                    "declaration",
+                    format!("{}, or a JSON file", Self::NAMES.join(", ")),
+                    name,
+                ));
             }
         };
         Ok(Self::attention_only(language, TrainOptions { steps: 1500, ..TrainOptions::default() }))

@@ -188,6 +188,38 @@ pub enum Unembed {
     MaskedLm,
 }
 
+impl NormKind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Layer => "LayerNorm",
+            Self::Rms => "RMSNorm",
+            Self::None => "none",
+        }
+    }
+}
+
+impl NormPlace {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pre => "before each sub-layer",
+            Self::Post => "after each sub-layer",
+        }
+    }
+}
+
+impl Position {
+    /// In words.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Learned => "learned",
+            Self::Rotary { .. } => "rotary",
+        }
+    }
+}
+
 impl ModelConfig {
     /// Checks that the numbers fit together.
     ///

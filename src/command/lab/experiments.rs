@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use headscope::Error;
 use headscope::lab::verdict::{Judgement, claims};
 use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
+use sha2::{Digest, Sha256};
 
 /// Which experiment.
 #[derive(Args)]
@@ -31,6 +33,13 @@ enum Grid {
 }
 
 impl Grid {
+    fn of_lab(self) -> headscope::lab::Grid {
+        match self {
+            Self::Small => headscope::lab::Grid::Small,
+            Self::Full => headscope::lab::Grid::Full,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Small => "small",
@@ -41,18 +50,35 @@ impl Grid {
 
 impl Which {
     fn experiment(&self) -> Result<Experiment> {
-        let grid = match self.grid {
-            Grid::Small => headscope::lab::Grid::Small,
-            Grid::Full => headscope::lab::Grid::Full,
-        };
         let mut experiment = match Path::new(&self.experiment).is_file() {
             true => Experiment::read(&self.experiment)?,
-            false => Experiment::named(&self.experiment, grid)?,
+            false => Experiment::named(&self.experiment, self.grid.of_lab())?,
         };
         experiment.seed = self.seed.unwrap_or(experiment.seed);
         experiment.runs = self.runs.unwrap_or(experiment.runs);
         experiment.validate()?;
         Ok(experiment)
+    }
+
+    /// The name of the folder where results go by default: another one for each experiment that could be asked for, so that
+    /// none meets the cells of another.
+    fn folder(&self, experiment: &Experiment) -> Result<String> {
+        let mut name = format!("{}-{}", experiment.id, self.grid.name());
+        self.seed.iter().for_each(|seed| name += &format!("-seed{seed}"));
+        self.runs.iter().for_each(|runs| name += &format!("-runs{runs}"));
+        if Path::new(&self.experiment).is_file() {
+            let hash = Sha256::digest(serde_json::to_vec(experiment)?);
+            name += &format!("-{:.8}", format!("{hash:x}"));
+        }
+        Ok(name)
+    }
+
+    /// These arguments again, for a shell.
+    fn words(&self) -> String {
+        let mut words = format!("'{}' --grid {}", self.experiment.replace('\'', r"'\''"), self.grid.name());
+        self.seed.iter().for_each(|seed| words += &format!(" --seed {seed}"));
+        self.runs.iter().for_each(|runs| words += &format!(" --runs {runs}"));
+        words
     }
 }
 
@@ -125,16 +151,19 @@ pub struct Run {
     /// Which part of the cells, of how many
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
     shard: (usize, usize),
-    /// The folder; headscope-lab/E1-small, unless said otherwise
+    /// The folder [default: headscope-lab/E1-small; with another seed, other runs or a file in its name]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Go on where an interrupted run stopped: finished cells are kept
     #[arg(long)]
     resume: bool,
-    /// Cells computed at once, each on one thread; as many as there are cores, unless said otherwise
-    #[arg(long)]
-    threads: Option<usize>,
+    /// Cells computed at once, each on one thread [default: as many as there are cores]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_THREADS))]
+    threads: Option<u32>,
 }
+
+/// Most cells at once: more than any machine has cores.
+const MOST_THREADS: i64 = 4096;
 
 fn shard(text: &str) -> Result<(usize, usize), String> {
     let parts = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
@@ -148,11 +177,20 @@ static STOP: AtomicBool = AtomicBool::new(false);
 impl Run {
     pub fn run(&self) -> Result<()> {
         let experiment = self.which.experiment()?;
-        let usual = || PathBuf::from("headscope-lab").join(format!("{}-{}", experiment.id, self.which.grid.name()));
-        let out = self.out.clone().unwrap_or_else(usual);
+        let out = self.out.clone().unwrap_or(PathBuf::from("headscope-lab").join(self.which.folder(&experiment)?));
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
-        let options = RunOptions { shard: self.shard, resume: self.resume, threads: self.threads, stop: Some(&STOP) };
-        let done = experiment.run(&out, &options).context(format!("finished cells are kept in {}", out.display()))?;
+        let options = RunOptions {
+            shard: self.shard,
+            resume: self.resume,
+            threads: self.threads.map(|n| n as usize),
+            stop: Some(&STOP),
+        };
+        let done = experiment.run(&out, &options);
+        if matches!(done, Err(Error::Stopped { .. } | Error::Cell { .. })) && finished(&out) > 0 {
+            let kept = format!("{} finished cells are kept in {}; --resume goes on", finished(&out), out.display());
+            return done.map(drop).context(kept);
+        }
+        let done = done?;
         println!("{done} cells computed into {}", out.display());
         let results = Results::read(&out)?;
         match results.missing.len() {
@@ -161,6 +199,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// How many cells' tables a folder has.
+fn finished(out: &Path) -> usize {
+    let entries = std::fs::read_dir(out.join("cells")).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "parquet")).count()
 }
 
 /// Print a Slurm array job that runs an experiment in shards.
@@ -180,8 +224,9 @@ impl Slurm {
         let experiment = self.which.experiment()?;
         let shards = (self.shards as usize).min(experiment.cells.len());
         let filled = [
-            ("{EXPERIMENT}", self.which.experiment.clone()),
+            ("{EXPERIMENT}", self.which.words()),
             ("{ID}", experiment.id.clone()),
+            ("{FOLDER}", self.which.folder(&experiment)?),
             ("{GRID}", self.which.grid.name().to_owned()),
             ("{CELLS}", experiment.cells.len().to_string()),
             ("{RUNS}", experiment.runs.to_string()),

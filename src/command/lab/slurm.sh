@@ -11,10 +11,10 @@
 set -euo pipefail
 
 # The folder must be the same for all tasks. Elsewhere than on one file system, copy the folders' cells into one.
-OUT="${OUT:-headscope-lab/{ID}-{GRID}}"
+OUT="${OUT:-headscope-lab/{FOLDER}}"
 export OMP_NUM_THREADS=1
 
-headscope lab run {EXPERIMENT} --grid {GRID} --shard "$SLURM_ARRAY_TASK_ID/{SHARDS}" --threads "$SLURM_CPUS_PER_TASK" \
+headscope lab run {EXPERIMENT} --shard "$SLURM_ARRAY_TASK_ID/{SHARDS}" --threads "$SLURM_CPUS_PER_TASK" \
     --out "$OUT" --resume
 
 # When all tasks are done: headscope lab verdict "$OUT" && headscope lab report "$OUT"

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use headscope::lab::Declaration;
 use headscope::lab::trace::Quantity;
 use headscope::lab::train::TraceOptions;
+use headscope::table::Table;
 
 /// Train a model.
 ///
@@ -70,6 +71,11 @@ impl Train {
         declaration.train.steps = self.steps.unwrap_or(declaration.train.steps);
         declaration.train.trace = self.trace(declaration.train.trace);
         let path = self.out.join("declaration.json");
+        if !self.resume {
+            std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
+        }
+        let trace = self.out.join("trace.parquet");
+        let _reserved = Table::reserve(&trace)?;
         let mut trainer = declaration.trainer()?;
         if self.resume {
             if Declaration::read(&path)? != declaration {
@@ -77,8 +83,8 @@ impl Train {
             }
             trainer = trainer.resume(&self.out)?;
         }
-        std::fs::create_dir_all(&self.out)?;
-        std::fs::write(&path, serde_json::to_vec_pretty(&declaration)?)?;
+        std::fs::write(&path, serde_json::to_vec_pretty(&declaration)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         while trainer.step() < declaration.train.steps {
             trainer.train_to(trainer.step() + SAVE_EVERY)?;
             trainer.save(&self.out)?;
@@ -86,7 +92,7 @@ impl Train {
         for trained in trainer.run()? {
             trained.model.save(&self.out)?;
             if !trained.trace.is_empty() {
-                trained.trace.write(self.out.join("trace.parquet"))?;
+                trained.trace.write(&trace)?;
                 println!("{}", trained.trace);
             }
         }

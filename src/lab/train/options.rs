@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::lab::trace::Quantity;
 
+/// Most steps of a training.
+const MOST_STEPS: usize = 1_000_000_000;
+
 /// How a model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -147,6 +150,7 @@ impl TrainOptions {
                 return Err(Error::argument(name, "at least 1", value));
             }
         }
+        crate::take::at_most("steps", self.steps, MOST_STEPS, "a step of training")?;
         let momentum = if let Optimiser::Sgd { momentum } = self.optimiser { momentum } else { 0.0 };
         let positive = [
             ("learning_rate", self.learning_rate),
