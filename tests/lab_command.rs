@@ -129,7 +129,7 @@ fn shards_a_kill_and_a_resume_leave_the_bytes_of_one_run() {
 fn what_cannot_be_judged_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().to_str().unwrap();
-    assert!(fails(&["verdict", empty], 1).contains("experiment.json"));
+    assert!(fails(&["verdict", empty], 2).contains("experiment.json"));
     assert!(fails(&["verdict", "no-such-folder"], 1).contains("no-such-folder"));
     fails(&["verdict"], 2);
     fails(&["run", "E1", "--shard", "4/3"], 2);

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{configs, fixture, random, some_tokens};
+use common::{Tol, assert_close, configs, fixture, random, some_tokens};
 use headscope::lab::Declaration;
 use headscope::prelude::*;
 use headscope::table::Provenance;
@@ -146,6 +146,16 @@ fn batches_are_told_apart_whatever_their_size() {
     assert_ne!(table(&types)["sha256"], many["sha256"], "types count");
 }
 
+const MODEL: Tol = Tol::Model(Kind::Double);
+
+/// The variants of a journal's rows, sorted.
+fn variants(journal: &str) -> Vec<u64> {
+    let row = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["row"]["variant"].as_u64();
+    let mut all: Vec<u64> = journal.lines().skip(1).map(|line| row(line).unwrap()).collect();
+    all.sort_unstable();
+    all
+}
+
 /// A sweep whose journal is in `path`.
 fn kept<'a>(model: &'a Model, tokens: &'a Tokens, path: &Path) -> Sweep<'a> {
     Sweep::ablate(model, tokens, Ablation::Zero).memory(1 << 20).journal(path)
@@ -156,15 +166,17 @@ fn finished_rows_are_taken_only_as_they_were_written() {
     let (config, folder) = (configs().remove(0), tempfile::tempdir().unwrap());
     let (model, path) = (random(&config, 1), folder.path().join("journal"));
     let tokens = some_tokens(3, 6, config.vocab, 1);
-    let run = || kept(&model, &tokens, &path).run().unwrap().f64("value").unwrap();
+    let run = || Tensor::from_slice(&kept(&model, &tokens, &path).run().unwrap().f64("value").unwrap());
+    // A row that is computed by itself has other last bits than in a stack with others.
+    let same = |what: &str, found: Tensor, expected: &Tensor| assert_close(what, &found, expected, MODEL);
     let values = run();
     let text = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 1 + 12);
     // A row that was cut off, and one that is missing, are computed again; the others are not.
     std::fs::write(&path, &text[..text.len() - 5]).unwrap();
-    assert_eq!(run(), values);
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    same("cut off", run(), &values);
+    assert_eq!(variants(&std::fs::read_to_string(&path).unwrap()), (0..12).collect::<Vec<u64>>());
     // Any single changed byte of any row: the row is computed again, and the file is whole afterwards.
     for (number, line) in lines.iter().enumerate() {
         for at in [3, line.len() / 2, line.len() - 4] {
@@ -172,10 +184,11 @@ fn finished_rows_are_taken_only_as_they_were_written() {
             let byte = line.as_bytes()[at] ^ 1;
             changed[number].replace_range(at..=at, std::str::from_utf8(&[byte]).unwrap());
             std::fs::write(&path, changed.join("\n") + "\n").unwrap();
-            assert_eq!(run(), values, "line {} changed at {at}", number + 1);
+            same(&format!("line {} changed at {at}", number + 1), run(), &values);
             let found = std::fs::read_to_string(&path).unwrap();
-            let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<String>>();
-            assert_eq!(sorted(&found), sorted(&text));
+            assert_eq!(variants(&found), (0..12).collect::<Vec<u64>>());
+            let kept = lines.iter().filter(|line| found.contains(*line)).count();
+            assert!(kept >= lines.len() - 1, "rows that were whole were computed again");
         }
     }
     // Rows of another sweep are not taken, though they are whole.
@@ -184,7 +197,7 @@ fn finished_rows_are_taken_only_as_they_were_written() {
     let others = std::fs::read_to_string(&other).unwrap();
     let mixed = [lines[0]].into_iter().chain(others.lines().skip(1)).collect::<Vec<_>>().join("\n") + "\n";
     std::fs::write(&path, mixed).unwrap();
-    assert_eq!(run(), values);
+    same("another sweep's rows", run(), &values);
 }
 
 #[test]

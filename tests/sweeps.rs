@@ -76,7 +76,10 @@ fn ragged(rng: &mut ChaCha8Rng, vocab: usize) -> Tokens {
 fn any_metric(rng: &mut ChaCha8Rng, model: &Model, tokens: &Tokens) -> Metric {
     let mut ids =
         || -> Vec<i64> { (0..tokens.batch()).map(|_| rng.random_range(0..model.config().vocab as i64)).collect() };
-    let (a, b) = (ids(), ids());
+    let a = ids();
+    // The two answers of a prompt differ.
+    let vocab = model.config().vocab as i64;
+    let b: Vec<i64> = a.iter().zip(ids()).map(|(a, b)| if *a == b { (b + 1) % vocab } else { b }).collect();
     match rng.random_range(0..8) {
         0 => Metric::Loss,
         1 => Metric::Accuracy,

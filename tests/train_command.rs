@@ -89,5 +89,5 @@ fn the_trace_is_what_was_asked_for() {
     assert!(failed.status.code() == Some(2) && error.contains("shapley, roles"), "{error}");
     let failed = command(&[&tiny, "--out", out, "--steps", "30", "--resume"]).output().unwrap();
     let error = String::from_utf8(failed.stderr).unwrap();
-    assert!(failed.status.code() == Some(1) && error.contains("begun with"), "{error}");
+    assert!(failed.status.code() == Some(2) && error.contains("begun with"), "{error}");
 }

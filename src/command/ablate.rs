@@ -29,10 +29,10 @@ pub struct Ablate {
     each: EachArguments,
     #[command(flatten)]
     metric: MetricArguments,
-    /// Prompts over which means are taken and others are drawn, in place of the prompts themselves
+    /// Prompts over which means are taken and others are drawn, instead of the prompts themselves
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     reference: Vec<String>,
-    /// Seed of the drawing; 0 unless said otherwise
+    /// Seed of the drawing; by default 0
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]

@@ -17,7 +17,7 @@ pub struct Attribute {
     /// How to estimate
     #[arg(long, value_enum, default_value_t = Method::Attribution)]
     method: Method,
-    /// Steps of integrated gradients (5, unless said otherwise)
+    /// Steps of integrated gradients [default: 5]
     #[arg(long)]
     steps: Option<usize>,
     /// Compute this many of the largest estimates exactly, too

@@ -32,16 +32,16 @@ pub struct CircuitsCommand {
     /// Cut all heads at once
     #[arg(long, requires = "truncate")]
     together: bool,
-    /// Keep random directions in place of the best ones, drawn with this seed
+    /// Keep random directions instead of the best ones, drawn with this seed
     #[arg(long, value_name = "SEED", requires = "truncate")]
     random: Option<u64>,
     /// Prompts on which to measure what a truncation costs: the loss, or how far the embedding of a model without logits moves
     #[command(flatten)]
     prompts: OptionalPrompts,
-    /// Leave the norms' weights and the means out of the circuits, in place of folding them in
+    /// Leave the norms' weights and the means out of the circuits, instead of folding them in
     #[arg(long)]
     raw: bool,
-    /// How many positions the query stands behind the key; only with rotary positions, 0 unless said otherwise
+    /// How many positions the query stands after the key; only with rotary positions, by default 0
     #[arg(long, value_name = "N", conflicts_with = "mean_offset")]
     offset: Option<i64>,
     /// Average QK circuits over offsets 0 to N - 1; only with rotary positions
@@ -50,7 +50,7 @@ pub struct CircuitsCommand {
     /// What spectra are compared with: normal entries, or the head's own entries in random order
     #[arg(long, value_enum)]
     null: Option<NullKind>,
-    /// Seed of these comparisons; 0 unless said otherwise
+    /// Seed of these comparisons; by default 0
     #[arg(long)]
     seed: Option<u64>,
     /// Rows to print, those of largest z-score first

@@ -25,7 +25,7 @@ pub struct EachArguments {
     /// Only rows of these positions (at scores and pattern, of the attending ones)
     #[arg(long, value_delimiter = ',', value_name = "POSITION")]
     positions: Vec<u32>,
-    /// In place of one row for each: a row for each subset of these heads, changed together
+    /// Instead of one row for each: a row for each subset of these heads, changed together
     #[arg(long, value_delimiter = ',', value_name = "LAYER.HEAD", conflicts_with_all = ["site", "each", "layers", "heads", "positions"])]
     subsets: Vec<String>,
     /// Not all subsets, but this many that are drawn

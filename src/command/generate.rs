@@ -42,7 +42,7 @@ impl Generate {
         if self.top_k.is_some() && self.temperature == 0.0 {
             bail!("--top-k: expected a --temperature above 0 with it, found 0, which takes the likeliest token");
         }
-        // New tokens are decoded behind the prompt's: by themselves they may lose a leading space.
+        // New tokens are decoded after the prompt's: by themselves they may lose a leading space.
         let mut ids = tokens.row(0).to_vec();
         let mut shown = tokenizer.decode(&ids)?;
         let mut out = std::io::stdout();
@@ -61,7 +61,7 @@ impl Generate {
     }
 }
 
-/// Prints what `text` has behind `shown`, and returns what is shown now.
+/// Prints what `text` has after `shown`, and returns what is shown now.
 fn print_new(out: &mut impl Write, shown: &str, text: String) -> String {
     let Some(new) = text.strip_prefix(shown) else { return shown.to_owned() };
     // A closed pipe ends the process by its signal; nothing else is to be done about a terminal that is gone.

@@ -23,10 +23,10 @@ pub struct Heads {
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
-    /// Compare every pair of heads on the prompts in place of scoring them
+    /// Compare every pair of heads on the prompts instead of scoring them
     #[arg(long, value_enum)]
     similarity: Option<Measure>,
-    /// Scores, separated by commas: previous_token, back_3, induction, ...; all, unless said otherwise
+    /// Scores, separated by commas: previous_token, back_3, induction, ...; by default all
     #[arg(long, value_delimiter = ',', conflicts_with = "similarity")]
     scores: Vec<String>,
     /// Prompts of repeated random tokens; 0 for none

@@ -9,7 +9,7 @@ use super::json;
 
 #[derive(Args)]
 pub struct MetricArguments {
-    /// What is measured; the loss, or for a model without logits the embedding distance, unless said otherwise
+    /// What is measured; by default the loss, or for a model without logits the embedding distance
     #[arg(long, value_enum)]
     metric: Option<Measure>,
     /// What answers: a JSON list with an id, or a pair [correct id, wrong id], for each prompt, or @FILE with one

@@ -52,7 +52,7 @@ work!(Sweep, Paths);
 
 #[derive(Args)]
 pub struct OutputArguments {
-    /// One row a variant and prompt, in place of the mean over prompts
+    /// One row a variant and prompt, instead of the mean over prompts
     #[arg(long)]
     per_prompt: bool,
     /// One row a variant, prompt and predicted token, for loss, accuracy and KL
@@ -64,8 +64,8 @@ pub struct OutputArguments {
     /// Print how the sweep would be computed and what it costs, and compute nothing
     #[arg(long)]
     explain: bool,
-    /// Largest memory for activations beside the model, in MiB; a quarter of what is free on the model's device, unless said
-    /// otherwise. What does not fit at once is computed in parts
+    /// Largest memory for activations beside the model, in MiB; by default a quarter of what is free on the
+    /// model's device, and never more than is free. What does not fit at once is computed in parts
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     memory: Option<u64>,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::patch::{Direction, prompts};
 
-/// Path patching: which part of the model tells which? Every sender against every receiver behind it, exactly; or the direct
+/// Path patching: which part of the model tells which? Every sender against every receiver after it, exactly; or the direct
 /// paths estimated from gradients (EAP, EAP-IG).
 ///
 /// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head --to query,logits
@@ -52,7 +52,7 @@ pub struct Paths {
     /// which takes --frozen-mlps
     #[arg(long, value_enum, default_value_t = Method::Exact)]
     method: Method,
-    /// Steps of integrated gradients (5, unless said otherwise)
+    /// Steps of integrated gradients [default: 5]
     #[arg(long)]
     steps: Option<usize>,
     /// Compute this many of the largest estimates exactly, too

@@ -159,7 +159,7 @@ impl Roles {
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(options.seed));
         let chosen_on = order.into_iter().take(texts.len() / 2).collect();
         let what = serde_json::json!({"what": "roles", "options": options, "looking": looking,
-            "texts": texts.len(), "texts that fit": aligned.texts.len()});
+            "texts": texts.len(), "sha256": crate::file::sha256(format!("{texts:?}").as_bytes()), "texts that fit": aligned.texts.len()});
         let provenance = model.provenance(what, Some(options.seed))?;
         Ok(Self { items, n_heads: model.config().n_heads, chosen_on, options: options.clone(), provenance })
     }

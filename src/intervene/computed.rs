@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::Array2;
-use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use super::ablation::{self, Ablation, REFERENCE};
@@ -15,6 +14,7 @@ use super::outcome::Outcome;
 use super::parts::{Part, check_prompts, side_by_side};
 use super::sweep::{Strategy, Sweep, Variant, same_lengths};
 use crate::error::{Error, Result};
+use crate::file::sha256;
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
@@ -278,7 +278,7 @@ impl Sweep<'_> {
             "options": provenance.options,
             "variants": self.variants.iter().map(|variant| &variant.edits).collect::<Vec<_>>(),
         });
-        Journal::open(path, &hex(all.to_string())).map(Some)
+        Journal::open(path, &sha256(all.to_string().as_bytes())).map(Some)
     }
 
     /// Fails where the options do not go together.
@@ -349,7 +349,7 @@ impl Sweep<'_> {
             let flat = tensor.to_kind(tch::Kind::Double).flatten(0, -1).to_device(tch::Device::Cpu);
             let values = Vec::<f64>::try_from(flat).map_err(Error::torch("reading an activation"))?;
             let bytes: Vec<u8> = values.into_iter().flat_map(f64::to_le_bytes).collect();
-            let entry = serde_json::json!({ "shape": tensor.size(), "sha256": hex(bytes) });
+            let entry = serde_json::json!({ "shape": tensor.size(), "sha256": sha256(&bytes) });
             activations.insert(format!("{key}@{site}"), entry);
         }
         if !activations.is_empty() {
@@ -364,9 +364,4 @@ fn reads(variants: &[Variant], wanted: impl Fn(&Action) -> bool) -> Vec<Site> {
     let edits = variants.iter().flat_map(|variant| &variant.edits);
     let edits = edits.filter(|edit| edit.action.key() == Some(REFERENCE) && wanted(&edit.action));
     edits.map(|edit| edit.site).collect::<BTreeSet<Site>>().into_iter().collect()
-}
-
-/// The SHA-256 of some bytes, in hexadecimal.
-pub(super) fn hex(bytes: impl AsRef<[u8]>) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

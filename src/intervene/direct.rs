@@ -114,11 +114,8 @@ fn mean(values: &Tensor) -> f64 {
 }
 
 fn provenance(model: &Model, what: &str, metric: &Metric, tokens: &Tokens) -> Result<Provenance> {
-    let (metric, prompts, positions) = (metric.name(), tokens.batch(), tokens.positions());
-    model.provenance(
-        serde_json::json!({"what": what, "metric": metric, "prompts": prompts, "positions": positions}),
-        None,
-    )
+    let metric = format!("{metric:?}");
+    model.provenance(serde_json::json!({"what": what, "metric": metric, "tokens": tokens.provenance()}), None)
 }
 
 /// What would the model answer if it stopped here? The logit lens: the metric of the residual stream at each depth, read

@@ -152,7 +152,7 @@ impl Metric {
     /// Fails where two functions could have the same description.
     pub(super) fn check_told_apart(&self) -> Result<()> {
         let Self::Custom { name, version: None, .. } = self else { return Ok(()) };
-        let expected = "a metric that is told from others: Metric::versioned(name, version, function) in place of \
+        let expected = "a metric that is told from others: Metric::versioned(name, version, function) instead of \
                         Metric::custom, with another version whenever the function changes";
         Err(Error::argument("journal", expected, format!("`{name}` without a version")))
     }

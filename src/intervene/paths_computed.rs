@@ -6,7 +6,6 @@ use ndarray::{Array2, ArrayView1};
 use tch::Tensor;
 
 use super::ablation::REFERENCE;
-use super::computed::hex;
 use super::engine::{Engine, Explanation, Journal, Kept, Machine, Place, Setup, to_array};
 use super::gradient::{self, Estimate};
 use super::metric::Metric;
@@ -16,6 +15,7 @@ use super::parts::{Part, side_by_side};
 use super::paths::Paths;
 use super::sweep::{Strategy, Variant};
 use crate::error::{Error, Result};
+use crate::file::sha256;
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
@@ -126,7 +126,7 @@ impl Paths<'_> {
         let Some(path) = &self.journal else { return Ok(None) };
         self.metric.check_told_apart()?;
         let options = [&provenance.model, &provenance.sha256, &provenance.options.to_string()];
-        Journal::open(path, &hex(serde_json::json!(options).to_string())).map(Some)
+        Journal::open(path, &sha256(serde_json::json!(options).to_string().as_bytes())).map(Some)
     }
 
     /// The batch in parts that memory holds, where a pass' activations are held `held` times over.

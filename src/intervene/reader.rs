@@ -185,7 +185,7 @@ impl<'a> Reader<'a> {
         if let [correct, wrong] = answers.as_slice() {
             let same = correct.eq_tensor(wrong).nonzero();
             if same.numel() > 0 {
-                let found = format!("the same one twice for prompt {}", same.int64_value(&[0, 0]));
+                let found = format!("id {} twice", correct.int64_value(&[same.int64_value(&[0, 0])]));
                 return Err(Error::argument("answers", "two different tokens for each prompt", found));
             }
         }

@@ -18,10 +18,10 @@ struct Which {
     /// How large a grid: minutes on a laptop, or a cluster's array job
     #[arg(long, value_enum, default_value_t = Grid::Small)]
     grid: Grid,
-    /// The first seed, in place of the experiment's
+    /// The first seed, instead of the experiment's
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs of a cell, in place of the experiment's
+    /// Runs of a cell, instead of the experiment's
     #[arg(long)]
     runs: Option<usize>,
 }
@@ -284,7 +284,7 @@ pub struct Report {
     /// Folders of experiments
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// The page; report.html in the first folder, unless said otherwise
+    /// The page; by default report.html in the first folder
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

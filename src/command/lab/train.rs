@@ -23,16 +23,16 @@ pub struct Train {
     /// The folder to write
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Seed of the parameters and of the sequences, in place of the declaration's
+    /// Seed of the parameters and of the sequences, instead of the declaration's
     #[arg(long)]
     seed: Option<u64>,
-    /// Steps in all, in place of the declaration's
+    /// Steps in all, instead of the declaration's
     #[arg(long)]
     steps: Option<usize>,
     /// Steps between two measurements of heads; 0 for none
     #[arg(long, value_name = "STEPS")]
     trace_every: Option<usize>,
-    /// What is measured of heads, separated by commas; everything, unless said otherwise
+    /// What is measured of heads, separated by commas; by default everything
     #[arg(long, value_name = "QUANTITIES", value_delimiter = ',', value_parser = quantity)]
     trace: Vec<Quantity>,
     /// Go on where training into this folder was stopped
@@ -71,12 +71,12 @@ impl Train {
         declaration.train.steps = self.steps.unwrap_or(declaration.train.steps);
         declaration.train.trace = self.trace(declaration.train.trace);
         let path = self.out.join("declaration.json");
+        let mut trainer = declaration.trainer()?;
         if !self.resume {
             std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         }
         let trace = self.out.join("trace.parquet");
         let _reserved = Table::reserve(&trace)?;
-        let mut trainer = declaration.trainer()?;
         if self.resume {
             if Declaration::read(&path)? != declaration {
                 bail!("--resume: expected the declaration that {} was begun with", self.out.display());
