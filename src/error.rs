@@ -41,6 +41,16 @@ pub enum Error {
         /// What stands there.
         found: String,
     },
+    /// A file is not as it was written: its checksum does not match.
+    #[error("{}: damaged or changed since it was written: expected SHA-256 {expected}, found {found}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The checksum that was kept when it was written.
+        expected: String,
+        /// The checksum of what stands there now.
+        found: String,
+    },
     /// The config's numbers do not fit together.
     #[error("{}: {reason}", path.display())]
     Config {

@@ -1,20 +1,22 @@
 //! Every result is a tidy table: one observation a row, fixed column names and types, sorted, with its provenance.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use polars::prelude::{
-    Column, CsvWriter, DataFrame, DataType, JsonFormat, JsonWriter, NamedFrom, ParquetReader, ParquetWriter, SerReader,
-    SerWriter, Series, StringChunked,
+    Column, CsvWriter, DataFrame, DataType, JsonFormat, JsonWriter, NamedFrom, ParquetWriter, SerWriter, Series,
+    StringChunked,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::file;
 
+mod beside;
 mod columns;
 mod rows;
 
+use beside::Beside;
 use columns::columns;
 
 columns! {
@@ -342,7 +344,7 @@ impl Table {
     }
 
     /// Writes the table by the ending of `path`: `.parquet`, `.csv` or `.json` (a list of objects). Beside Parquet goes
-    /// the provenance, as `<name>.provenance.json`.
+    /// the provenance, as `<name>.provenance.json`, with the checksums that [`Table::read`] compares.
     ///
     /// # Errors
     /// Where the ending is another one, or the file cannot be written; nothing is left half-written.
@@ -352,10 +354,10 @@ impl Table {
         let doing = || Error::table(format!("writing {}", path.display()));
         match path.extension().and_then(|ending| ending.to_str()) {
             Some("parquet") => {
-                let json =
-                    serde_json::to_vec_pretty(&self.provenance).map_err(|e| Error::io("write", path)(e.into()))?;
-                file::write_bytes(&beside(path), &json)?;
-                file::write_whole(path, |file| ParquetWriter::new(file).finish(&mut frame).map(|_| ()).map_err(doing()))
+                let mut bytes = vec![];
+                ParquetWriter::new(&mut bytes).finish(&mut frame).map_err(doing())?;
+                Beside::new(&self.provenance, &bytes)?.write(path)?;
+                file::write_bytes(path, &bytes)
             }
             Some("csv") => file::write_whole(path, |file| CsvWriter::new(file).finish(&mut frame).map_err(doing())),
             Some("json") => file::write_whole(path, |file| {
@@ -405,26 +407,12 @@ impl Table {
     /// Reads a table that [`Table::write`] wrote as Parquet.
     ///
     /// # Errors
-    /// Where the file or its provenance is not there or is none.
+    /// Where the file or its provenance is not there or is none; [`Error::Damaged`] where either is not as it was written.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-        let frame = ParquetReader::new(file).finish().map_err(Error::table(format!("reading {}", path.display())))?;
-        let beside = &beside(path);
-        let json = file::read(beside)?;
-        let provenance = serde_json::from_slice(&json).map_err(|reason| Error::Format {
-            path: beside.to_owned(),
-            at: "the file".to_owned(),
-            expected: "a table's provenance".to_owned(),
-            found: reason.to_string(),
-        })?;
-        Ok(Self { frame, provenance })
+        let (table, _) = Self::read_beside(path, Some(Beside::read(path)?))?;
+        Ok(table)
     }
-}
-
-/// Where the provenance of the table at `path` stands.
-fn beside(path: &Path) -> PathBuf {
-    file::beside(path, ".provenance.json")
 }
 
 impl fmt::Display for Table {

@@ -18,8 +18,10 @@ pub mod train;
 pub mod verdict;
 
 mod declaration;
+mod differences;
 mod prepared;
 mod report;
+mod streams;
 
 pub use declaration::Declaration;
 pub use experiment::{Experiment, Grid, Results, RunOptions};

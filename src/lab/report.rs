@@ -74,6 +74,9 @@ fn section(results: &Results, judgement: &Judgement) -> Result<String> {
     if !results.missing.is_empty() {
         page.push_str(&format!("<p>Missing cells: {}.</p>\n", escape(&results.missing.join(", "))));
     }
+    for note in &judgement.notes {
+        page.push_str(&format!("<p>Note: {}.</p>\n", escape(note)));
+    }
     for judged in &judgement.predictions {
         page.push_str(&prediction(judged)?);
     }

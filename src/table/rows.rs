@@ -1,8 +1,6 @@
 //! Tables back to rows, and several tables as one.
 
-use std::path::Path;
-
-use polars::prelude::{ParquetReader, PolarsError, SerReader};
+use polars::prelude::PolarsError;
 
 use super::columns::Cell;
 use super::{Keys, Observation, Provenance, Table};
@@ -48,16 +46,5 @@ impl Table {
     pub fn filtered(&self, keep: impl Fn(&Observation) -> bool) -> Result<Self> {
         let rows = self.rows()?.into_iter().filter(|row| keep(row)).collect();
         Self::new(rows, self.provenance.clone())
-    }
-
-    /// Reads a Parquet file that has a table's columns, whoever wrote it: without provenance.
-    ///
-    /// # Errors
-    /// Where the file is not there or is none.
-    pub fn read_foreign(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-        let frame = ParquetReader::new(file).finish().map_err(Error::table(format!("reading {}", path.display())))?;
-        Ok(Self { frame, provenance: Provenance::default() })
     }
 }

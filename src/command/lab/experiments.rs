@@ -8,7 +8,6 @@ use clap::{Args, ValueEnum};
 use headscope::Error;
 use headscope::lab::verdict::{Judgement, claims};
 use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
-use sha2::{Digest, Sha256};
 
 /// Which experiment.
 #[derive(Args)]
@@ -67,8 +66,7 @@ impl Which {
         self.seed.iter().for_each(|seed| name += &format!("-seed{seed}"));
         self.runs.iter().for_each(|runs| name += &format!("-runs{runs}"));
         if Path::new(&self.experiment).is_file() {
-            let hash = Sha256::digest(serde_json::to_vec(experiment)?);
-            name += &format!("-{:.8}", format!("{hash:x}"));
+            name += &format!("-{:.8}", experiment.sha256()?);
         }
         Ok(name)
     }
@@ -143,7 +141,8 @@ impl Show {
 /// Example: headscope lab run E1 --out results/E1
 ///
 /// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell when it is finished. Shards can run anywhere and in any
-/// order; their folders' files together are the same bytes as those of one run.
+/// order; on machines of one kind their folders' files together are the same bytes as those of one run. Beside each cell stands
+/// where it comes from: the commit, the experiment, the files that were read, and a checksum of the table.
 #[derive(Args)]
 pub struct Run {
     #[command(flatten)]
@@ -154,7 +153,7 @@ pub struct Run {
     /// The folder [default: headscope-lab/E1-small; with another seed, other runs or a file in its name]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on where an interrupted run stopped: finished cells are kept
+    /// Go on where an interrupted run stopped: finished cells are kept, damaged ones are computed again
     #[arg(long)]
     resume: bool,
     /// Cells computed at once, each on one thread [default: as many as there are cores]
@@ -184,6 +183,7 @@ impl Run {
             resume: self.resume,
             threads: self.threads.map(|n| n as usize),
             stop: Some(&STOP),
+            note: |note| eprintln!("note: {note}"),
         };
         let done = experiment.run(&out, &options);
         if matches!(done, Err(Error::Stopped { .. } | Error::Cell { .. })) && finished(&out) > 0 {
@@ -244,7 +244,8 @@ impl Slurm {
 /// Example: headscope lab verdict results/E1 results/E2
 ///
 /// Reads DIR/experiment.json and all tables in DIR/cells (or DIR/results.parquet), whoever wrote them: columns cell, seed,
-/// metric, value, and where they apply step and task; rows that name a layer or head are details. Writes DIR/verdict.json and
+/// metric, value, and where they apply step and task; rows that name a layer or head are details. A table of headscope's own
+/// that is not as it was written is an error; one without a checksum is taken as it is, and noted. Writes DIR/verdict.json and
 /// the union of the tables, DIR/results.parquet. A folder of such folders stands for all of them.
 #[derive(Args)]
 pub struct Verdict {

@@ -1,11 +1,15 @@
 //! An experiment's folder: `experiment.json` and `cells/NAME.parquet`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde_json::json;
+
 use super::Experiment;
+use super::origin::Origin;
 use crate::error::{Error, Result};
-use crate::file;
+use crate::file::{self, Lock};
+use crate::lab::differences::differences;
 use crate::lab::verdict::{Evidence, Judgement, Runs, claims, judge};
 use crate::table::{Provenance, Table};
 
@@ -19,23 +23,51 @@ pub(super) fn cell_path(folder: &Path, cell: &str) -> PathBuf {
     folder.join(CELLS).join(format!("{cell}.parquet"))
 }
 
-/// Makes the folder and writes the experiment into it, unless it is there already.
+/// Keeps other processes from computing the same cells into a folder, which is made where it is not there.
+///
+/// Shards that have no cell in common may run at once. Each holds a lock of its own, `shard-K-of-N.lock`, and then looks at
+/// the others: two that begin at the same moment may both stop, but never both go on.
+pub(super) fn hold(folder: &Path, shard: (usize, usize), cells: usize) -> Result<Lock> {
+    let folder_of_cells = folder.join(CELLS);
+    std::fs::create_dir_all(&folder_of_cells).map_err(Error::io("make", &folder_of_cells))?;
+    let own = Lock::hold(&shard_path(folder, shard))?;
+    let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    for other in names.filter_map(|name| shard_of(&name)).filter(|other| *other != shard) {
+        let both = |cell: usize| [shard, other].iter().all(|(k, n)| cell % n == k - 1);
+        if (0..cells).any(both) {
+            // One that a killed process left is free, and goes away with this.
+            drop(Lock::hold(&shard_path(folder, other))?);
+        }
+    }
+    Ok(own)
+}
+
+/// What a shard's lock is named after.
+fn shard_path(folder: &Path, (k, n): (usize, usize)) -> PathBuf {
+    folder.join(format!("shard-{k}-of-{n}"))
+}
+
+/// The shard that a lock file is named after.
+fn shard_of(name: &str) -> Option<(usize, usize)> {
+    let (k, n) = name.strip_prefix("shard-")?.strip_suffix(".lock")?.split_once("-of-")?;
+    Some((k.parse().ok()?, n.parse().ok()?)).filter(|(k, n)| (1..=*n).contains(k))
+}
+
+/// Writes the experiment into its folder, unless it is there already.
 pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
     let path = folder.join(DECLARATION);
-    if path.exists() {
-        return match Experiment::read(&path)? == *experiment {
-            true => Ok(()),
-            false => Err(Error::argument(
-                "folder",
-                "this experiment's or a new one",
-                format!("another in {}", path.display()),
-            )),
-        };
+    if !path.exists() {
+        return file::write_bytes(&path, &experiment.to_json()?);
     }
-    let cells = folder.join(CELLS);
-    std::fs::create_dir_all(&cells).map_err(Error::io("make", &cells))?;
-    let json = serde_json::to_vec_pretty(experiment).map_err(|reason| Error::io("write", &path)(reason.into()))?;
-    file::write_bytes(&path, &json)
+    let as_data = |experiment: &Experiment| serde_json::to_value(experiment).unwrap_or_default();
+    match differences(&as_data(experiment), &as_data(&Experiment::read(&path)?)) {
+        None => Ok(()),
+        Some((expected, found)) => {
+            let expected = format!("this experiment's or a new one ({expected})");
+            Err(Error::argument("folder", expected, format!("another in {} ({found})", path.display())))
+        }
+    }
 }
 
 /// What the cells of an experiment found.
@@ -46,6 +78,9 @@ pub struct Results {
     pub table: Table,
     /// Names of cells that are not computed yet.
     pub missing: Vec<String>,
+    /// What speaks against taking the tables as they are: some have no checksum, or were computed for another declaration or
+    /// by several commits.
+    pub notes: Vec<String>,
     evidence: Evidence,
 }
 
@@ -53,10 +88,13 @@ impl Results {
     /// Reads an experiment's folder: `experiment.json`, and the cells' tables or their union, `results.parquet`.
     ///
     /// Tables need the columns `cell`, `seed`, `metric`, `value`, and where they apply `step`, `task`, `layer`, `head`;
-    /// whoever wrote them, and in however many files in `cells`.
+    /// whoever wrote them, and in however many files in `cells`. Those that headscope wrote are held against the checksums
+    /// that stand beside them; those of other programs have none, as those of headscope before it kept any, and are taken as
+    /// they are: [`Results::notes`] says so.
     ///
     /// # Errors
-    /// Where something cannot be read, or a table names a cell that the experiment does not have.
+    /// Where something cannot be read, or a table names a cell that the experiment does not have; [`Error::Damaged`] where a
+    /// table is not as it was written.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let experiment = Experiment::read(folder.join(DECLARATION))?;
@@ -70,10 +108,13 @@ impl Results {
         if paths.is_empty() && folder.join(UNION).exists() {
             paths.push(folder.join(UNION));
         }
-        let tables = paths.iter().map(Table::read_foreign).collect::<Result<Vec<_>>>()?;
+        let read = paths.iter().map(|path| Table::read_checked(path)).collect::<Result<Vec<_>>>()?;
+        let unchecked: Vec<&PathBuf> = paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
+        let tables: Vec<Table> = read.iter().map(|(table, _)| table.clone()).collect();
+        let origins: BTreeMap<String, Origin> = tables.iter().flat_map(origins).collect();
         let provenance = Provenance {
             headscope: env!("CARGO_PKG_VERSION").to_owned(),
-            options: serde_json::json!({"experiment": experiment.id, "runs": experiment.runs}),
+            options: json!({"experiment": experiment.id, "runs": experiment.runs, "cells": origins}),
             seed: Some(experiment.seed),
             ..Provenance::default()
         };
@@ -85,7 +126,8 @@ impl Results {
         }
         let names = experiment.cells.iter().map(|cell| cell.name.clone());
         let missing = names.filter(|name| !there.contains(name.as_str())).collect();
-        Ok(Self { experiment, table, missing, evidence })
+        let notes = notes(&experiment, &unchecked, &origins)?;
+        Ok(Self { experiment, table, missing, notes, evidence })
     }
 
     /// Reads all experiments of a folder, which is one's own or holds such folders; by name, each with its folder.
@@ -153,6 +195,7 @@ impl Results {
             rule: experiment.rule.clone(),
             cells: experiment.cells.len(),
             missing_cells: self.missing.clone(),
+            notes: self.notes.clone(),
             claims: claims(&predictions),
             predictions,
         })
@@ -169,4 +212,43 @@ impl Results {
         let json = serde_json::to_vec_pretty(judgement).map_err(|reason| Error::io("write", &path)(reason.into()))?;
         file::write_bytes(&path, &json)
     }
+}
+
+/// The cells that a table has, or is the union of, each with where its numbers come from.
+fn origins(table: &Table) -> BTreeMap<String, Origin> {
+    let provenance = table.provenance();
+    let name = provenance.options.pointer("/cell/name").and_then(|name| name.as_str());
+    match (name, Origin::read(provenance)) {
+        (Some(name), Some(origin)) => BTreeMap::from([(name.to_owned(), origin)]),
+        _ => {
+            let cells = provenance.options.get("cells").cloned();
+            cells.and_then(|cells| serde_json::from_value(cells).ok()).unwrap_or_default()
+        }
+    }
+}
+
+/// What speaks against taking an experiment's tables as they are.
+fn notes(
+    experiment: &Experiment,
+    unchecked: &[&PathBuf],
+    origins: &BTreeMap<String, Origin>,
+) -> Result<Vec<String>> {
+    let mut notes = vec![];
+    if let Some(first) = unchecked.first() {
+        let tables = if unchecked.len() == 1 { "1 table has".to_owned() } else { format!("{} tables have", unchecked.len()) };
+        let name = first.file_name().unwrap_or_default().to_string_lossy();
+        notes.push(format!("no checksum: {tables} none, taken as they are ({name})"));
+    }
+    let declaration = experiment.sha256()?;
+    let other = |(_, origin): &(&String, &Origin)| origin.declaration.as_ref().is_some_and(|own| *own != declaration);
+    if let Some((cell, _)) = origins.iter().find(other) {
+        let n = origins.iter().filter(other).count();
+        notes.push(format!("{n} cells were computed for another {DECLARATION} than this one ({cell})"));
+    }
+    let commits: BTreeSet<&str> = origins.values().map(|origin| origin.commit.as_str()).collect();
+    if commits.len() > 1 {
+        let commits: Vec<&str> = commits.into_iter().collect();
+        notes.push(format!("cells were computed by {} commits: {}", commits.len(), commits.join(", ")));
+    }
+    Ok(notes)
 }

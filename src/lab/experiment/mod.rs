@@ -9,9 +9,11 @@
 
 mod bottleneck;
 mod capacity;
+mod commit;
 mod emergence;
 mod folder;
 mod grid;
+mod origin;
 mod rank;
 mod roles;
 mod run;
@@ -26,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::Results;
 pub use run::RunOptions;
-pub use work::{After, Circle, Measure, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
+pub use work::{After, Circle, Input, Measure, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
 
 use super::verdict::{Prediction, Rule};
 use crate::error::{Error, Result};
@@ -43,7 +45,7 @@ use crate::file;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
-    /// Its name, such as E1.
+    /// Its name, such as E1: letters, digits and `. _ - =`.
     pub id: String,
     /// What it is about, in a few words.
     pub title: String,
@@ -122,7 +124,8 @@ impl Experiment {
         Ok(read)
     }
 
-    /// Checks that cells have names of their own, predictions name cells that there are, and numbers make sense.
+    /// Checks that cells have names of their own, predictions name cells that there are, and numbers make sense: no seed of
+    /// a run is beyond 2^64.
     ///
     /// # Errors
     /// [`Error::Argument`] naming the first that does not.
@@ -132,13 +135,14 @@ impl Experiment {
                 return Err(Error::argument(name, format!("1 to {MOST}"), found));
             }
         }
+        run::seeds(self.seed, self.runs)?;
         let mut names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
-        let plain = |name: &&&str| {
+        let own = [("the experiment's id", self.id.as_str())];
+        for (what, name) in own.into_iter().chain(names.iter().map(|name| ("a cell's name", *name))) {
             let fits = |c: char| c.is_ascii_alphanumeric() || "._-=".contains(c);
-            name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(fits)
-        };
-        if let Some(bad) = names.iter().find(plain) {
-            return Err(Error::argument("a cell's name", "up to 100 letters, digits and . _ - =, no dot first", bad));
+            if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(fits) {
+                return Err(Error::argument(what, "up to 100 letters, digits and . _ - =, no dot first", name));
+            }
         }
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -10,6 +10,7 @@ use super::parameters::Parameters;
 use crate::error::{Error, Result};
 use crate::lab::language::{Batch, Language};
 use crate::lab::prepared::Prepared;
+use crate::lab::streams::Purpose;
 use crate::lab::trace::{Probe, held_out};
 use crate::model::{Action, Edit, Model, ModelConfig, Plan, Program, Site, Tokens};
 use crate::table::{Keys, Observation};
@@ -32,8 +33,6 @@ pub(super) struct Group {
     pub rows: Vec<Observation>,
 }
 
-/// Tells the stream of a seed's noise from its other streams.
-const NOISE: u64 = 0x6E6F_6973_6500;
 /// Bytes that the residual stream of a group's batches takes at most, so that a step stays in a core's cache.
 const CACHED: usize = 1 << 20;
 
@@ -131,7 +130,7 @@ impl Group {
         for layer in 0..config.n_layers {
             let mut noise = vec![];
             for seed in &self.seeds {
-                let mut rng = ChaCha8Rng::seed_from_u64(*seed ^ NOISE);
+                let mut rng = ChaCha8Rng::seed_from_u64(Purpose::Noise.seed(*seed));
                 rng.set_stream((step * config.n_layers + layer) as u64);
                 noise.extend((0..each).map(|_| rng.sample::<f32, _>(StandardNormal)));
             }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 pub use options::{Decay, HeadOptions, Optimiser, TraceOptions, TrainOptions};
@@ -22,6 +22,7 @@ pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 use self::group::{Common, Group};
 use self::parameters::Parameters;
 use super::language::{Batch, Language};
+use super::streams::Purpose;
 use super::trace::Probe;
 use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
@@ -127,7 +128,8 @@ impl Trainer {
     ) -> Result<Self> {
         check_fit(config, language, options)?;
         let start = |seed: &u64| {
-            let drawn = Model::initial(config, *seed, options.embedding_std, kind, device)?;
+            let weights = Purpose::Weights.seed(*seed);
+            let drawn = Model::initial(config, weights, options.embedding_std, kind, device)?;
             let heads = &options.heads;
             Ok(if heads.identical { surgery::identical(&drawn, heads.perturbation, *seed) } else { drawn })
         };
@@ -283,18 +285,31 @@ impl Trainer {
             Table::new(rows, self.provenance(None))?.write(folder.join(RECORDED))?;
         }
         let all: Vec<&Parameters> = self.groups.iter().map(|group| &group.parameters).collect();
-        parameters::save(&all, &folder.join(STATE), self.step)
+        parameters::save(&all, &folder.join(STATE), self.step, &self.declared())
     }
 
-    /// Goes on where [`Trainer::save`] stopped, to the same bits and the same trace; the trainer must be made with the same
-    /// declaration.
+    /// All that the numbers of a step depend on, beside the state.
+    fn declared(&self) -> Value {
+        let Common { language, options, .. } = &self.common;
+        let seeds: Vec<u64> = self.groups.iter().flat_map(|group| &group.seeds).copied().collect();
+        // The options' own seed is one of these, or is not used.
+        let options = TrainOptions { seed: 0, ..options.clone() };
+        let template = self.groups.first().map(|group| &group.template);
+        let numbers = template.map(|model| format!("{:?} on {:?}", model.kind(), model.device()).to_lowercase());
+        let config = template.map(Model::config);
+        json!({"model": config, "language": language, "train": options, "seeds": seeds, "numbers": numbers})
+    }
+
+    /// Goes on where [`Trainer::save`] stopped, to the same bits and the same trace.
     ///
     /// # Errors
-    /// Where a file cannot be read or is of another architecture.
+    /// Where a file cannot be read, or training was begun with another model, language, options, seeds, type or device: the
+    /// message names what differs.
     pub fn resume(mut self, folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
+        let declared = self.declared();
         let mut all: Vec<&mut Parameters> = self.groups.iter_mut().map(|group| &mut group.parameters).collect();
-        self.step = tch::no_grad(|| parameters::resume(&mut all, &folder.join(STATE)))?;
+        self.step = tch::no_grad(|| parameters::resume(&mut all, &folder.join(STATE), &declared))?;
         if self.step == 0 {
             return Ok(self);
         }

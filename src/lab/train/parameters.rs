@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use safetensors::SafeTensors;
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::options::{HeadOptions, Optimiser, TrainOptions};
 use crate::checkpoint::write_tensors;
 use crate::error::{Error, Result};
+use crate::lab::differences::differences;
 use crate::model::{Model, ModelConfig};
 
 /// The parameters `[run, number]` and what the optimiser remembers of them.
@@ -172,17 +175,43 @@ impl Parameters {
 const NAMES: [&str; 3] = ["values", "first_moment", "second_moment"];
 
 /// Writes the state of all runs.
-pub(super) fn save(all: &[&Parameters], path: &Path, step: usize) -> Result<()> {
+pub(super) fn save(all: &[&Parameters], path: &Path, step: usize, declared: &Value) -> Result<()> {
     let states: Vec<[&Tensor; 3]> = all.iter().map(|parameters| parameters.state()).collect();
     let whole = [0, 1, 2].map(|i| Tensor::cat(&states.iter().map(|state| state[i]).collect::<Vec<_>>(), 0));
     let step = Tensor::from_slice(&[step as f64]);
     let names = NAMES.iter().map(|name| (*name).to_owned());
     let tensors: Vec<_> = names.zip(&whole).chain([("step".to_owned(), &step)]).collect();
-    write_tensors(path, &tensors, &[])
+    write_tensors(path, &tensors, &[(DECLARED, declared.to_string())])
+}
+
+/// The name under which a state says what it was trained by.
+const DECLARED: &str = "training";
+
+/// Fails where a state was trained by another declaration than this one.
+fn check_declared(path: &Path, declared: &Value) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let own = SafeTensors::read_metadata(&bytes).ok();
+    let own = own.as_ref().and_then(|(_, metadata)| metadata.metadata().as_ref()?.get(DECLARED));
+    let Some(own) = own.and_then(|own| serde_json::from_str::<Value>(own).ok()) else {
+        return Err(Error::Format {
+            path: path.to_owned(),
+            at: "metadata".to_owned(),
+            expected: "the declaration that it was trained by".to_owned(),
+            found: "none; an older headscope may have written it".to_owned(),
+        });
+    };
+    match differences(&own, declared) {
+        None => Ok(()),
+        Some((begun, now)) => {
+            let expected = format!("what {} was begun with ({begun})", path.display());
+            Err(Error::argument("resume", expected, now))
+        }
+    }
 }
 
 /// Gives all runs the state that [`save`] wrote, and returns its step.
-pub(super) fn resume(all: &mut [&mut Parameters], path: &Path) -> Result<usize> {
+pub(super) fn resume(all: &mut [&mut Parameters], path: &Path, declared: &Value) -> Result<usize> {
+    check_declared(path, declared)?;
     let read = Tensor::read_safetensors(path).map_err(Error::torch(format!("reading {}", path.display())))?;
     let read: HashMap<String, Tensor> = read.into_iter().collect();
     let wrong = |at: &str, expected: String, found: String| Error::Format {

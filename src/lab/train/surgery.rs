@@ -6,6 +6,7 @@ use rand_distr::StandardNormal;
 use tch::Tensor;
 
 use super::parameters::by_head;
+use crate::lab::streams::Purpose;
 use crate::model::Model;
 
 /// `model` with each part of one head replaced by what `each` makes of it: the part's name (`w_q`, `w_o`, ...) and its
@@ -68,7 +69,7 @@ pub(in crate::lab) fn shuffled_head(model: &Model, layer: usize, head: usize, or
 pub(super) fn identical(model: &Model, perturbation: f64, seed: u64) -> Model {
     let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
     let (config, mut names) = (model.config().clone(), names.into_iter());
-    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5EED);
+    let mut rng = ChaCha8Rng::seed_from_u64(Purpose::Perturbation.seed(seed));
     model.with_parameters(|old| {
         let name = names.next().unwrap_or_default();
         let layer = name.split('.').nth(1).and_then(|layer| layer.parse().ok()).unwrap_or(0);

@@ -1,16 +1,17 @@
 //! Evidence and rule to verdicts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::evidence::Evidence;
 use super::rule::{Case, Expect, Prediction, Rule};
 use crate::error::Result;
 use crate::stats::{
-    BootstrapOptions, Interval, PermutationOptions, Tail, TrendOptions, bootstrap_mean, holm, jonckheere, sign_flip,
-    tost,
+    BootstrapOptions, Interval, PermutationOptions, Tail, TrendOptions, bootstrap_mean, holm, jonckheere, page,
+    sign_flip, tost,
 };
 
 /// What the evidence says of a claim.
@@ -108,6 +109,9 @@ pub struct Judgement {
     pub cells: usize,
     /// Cells of which nothing is known yet.
     pub missing_cells: Vec<String>,
+    /// What speaks against taking the tables as they are: see [`Results::notes`](crate::lab::Results::notes).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The verdict on each claim, from those on its predictions here.
     pub claims: BTreeMap<String, Verdict>,
     /// The verdict on each prediction.
@@ -229,17 +233,44 @@ fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidenc
     Ok(finding)
 }
 
-/// The trend over a case's cells, on the predicted side.
+/// The chance of a trend this strong over a case's cells, on the predicted side. Runs of one seed are no independent samples:
+/// where cells share seeds, those that all cells have are blocks.
 fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Option<f64>> {
-    let read = |cell: &String| evidence.read(cell, prediction, rule).into_values().collect::<Vec<f64>>();
-    let groups: Vec<Vec<f64>> = case.trend.iter().map(read).collect();
-    let all: Vec<f64> = groups.iter().flatten().copied().collect();
-    let varied = all.iter().any(|value| *value != all[0]);
-    if groups.len() < 2 || groups.iter().any(Vec::is_empty) || !varied {
+    let cells: Vec<BTreeMap<u64, f64>> =
+        case.trend.iter().map(|cell| evidence.read(cell, prediction, rule)).collect();
+    if cells.len() < 2 || cells.iter().any(BTreeMap::is_empty) {
         return Ok(None);
     }
+    let mut seen = BTreeSet::new();
+    if cells.iter().flat_map(BTreeMap::keys).any(|seed| !seen.insert(*seed)) {
+        return trend_in_blocks(&cells);
+    }
+    let groups: Vec<Vec<f64>> = cells.iter().map(|cell| cell.values().copied().collect()).collect();
     let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
-    Ok(Some(jonckheere(&groups, &options, 0)?.p))
+    Ok(if varied(groups.iter().flatten()) { Some(jonckheere(&groups, &options, 0)?.p) } else { None })
+}
+
+/// [`trend`] where seeds are blocks: Page's test, or, of two cells, that of the signs of their differences.
+fn trend_in_blocks(cells: &[BTreeMap<u64, f64>]) -> Result<Option<f64>> {
+    let row = |seed: &u64| cells.iter().map(|cell| cell.get(seed).copied()).collect::<Option<Vec<f64>>>();
+    let rows: Vec<Vec<f64>> = cells[0].keys().filter_map(row).collect();
+    if rows.len() < 2 || !rows.iter().any(|row| varied(row)) {
+        return Ok(None);
+    }
+    if cells.len() == 2 {
+        let rises: Vec<f64> = rows.iter().map(|row| row[1] - row[0]).collect();
+        let options = PermutationOptions { tail: Tail::Greater, ..PermutationOptions::default() };
+        return Ok(Some(sign_flip(&rises, &options, 0)?.p));
+    }
+    let values = Array2::from_shape_fn((rows.len(), cells.len()), |(seed, cell)| rows[seed][cell]);
+    let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
+    Ok(Some(page(values.view(), &options, 0)?.p))
+}
+
+/// Whether not all values are the same.
+fn varied<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
+    let mut values = values.into_iter();
+    values.next().is_some_and(|first| values.any(|value| value != first))
 }
 
 /// The verdict on a case and why.

@@ -92,6 +92,10 @@ pub enum Expect {
 ///
 /// A prediction, and a claim with several, is supported or refuted where all its parts are, mixed where some are supported
 /// and some refuted, and inconclusive otherwise.
+///
+/// Where a case orders cells, the chance of a trend is reported, and decides nothing. Runs of one seed in several cells are no
+/// independent samples: where cells share seeds, those that all of them have are the blocks of Page's test (of two cells: of a
+/// sign-flip test); where they share none, the test is Jonckheere's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {

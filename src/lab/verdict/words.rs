@@ -50,7 +50,7 @@ impl fmt::Display for Rule {
             "supported beyond the smallest effect (BCa interval {interval} and exact sign-flip test), refuted on the other \
              side or within it (two one-sided t-tests), alpha {alpha} corrected for all cases of a claim (Holm), else \
              inconclusive; at least {least_seeds} pairs of seeds; learned: excess loss {learned} or less; mixed where parts \
-             disagree"
+             disagree; trends beside: Page's test on the seeds that cells share, Jonckheere's where they share none"
         )
     }
 }
@@ -91,6 +91,7 @@ impl fmt::Display for Judgement {
         if !self.missing_cells.is_empty() {
             write!(out, "\n  {} of {} cells are missing", self.missing_cells.len(), self.cells)?;
         }
+        self.notes.iter().try_for_each(|note| write!(out, "\n  note: {note}"))?;
         self.predictions.iter().try_for_each(|judged| write!(out, "\n{judged}"))
     }
 }

@@ -15,8 +15,30 @@ pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
 pub use training::{After, Measure, Occupant, Start, Training};
 
+use std::collections::BTreeMap;
+
 use crate::error::Result;
 use crate::table::{Keys, Observation};
+
+/// What a cell's work gave.
+#[derive(Default)]
+pub(super) struct Computed {
+    /// The rows of all seeds.
+    pub rows: Vec<Observation>,
+    /// What was read from files.
+    pub read: Vec<Input>,
+    /// SHA-256 of the parameters that each seed's model had at the end, where one was trained or drawn.
+    pub parameters: BTreeMap<u64, String>,
+}
+
+/// Something that was read from files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// A model's name or a file's path, as the cell has it.
+    pub name: String,
+    /// SHA-256 of its files.
+    pub sha256: String,
+}
 
 /// What a cell computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,13 +55,31 @@ pub enum Work {
 }
 
 impl Work {
-    /// The rows of all seeds, without the cell's name.
-    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
+    /// The rows of all seeds, without the cell's name, and where they come from.
+    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         match self {
             Self::Training(training) => training.compute(seeds),
-            Self::Circle(circle) => circle.compute(seeds),
-            Self::Regression(regression) => regression.compute(seeds),
+            Self::Circle(circle) => Ok(Computed { rows: circle.compute(seeds)?, ..Computed::default() }),
+            Self::Regression(regression) => Ok(Computed { rows: regression.compute(seeds)?, ..Computed::default() }),
             Self::Pretrained(pretrained) => pretrained.compute(seeds),
+        }
+    }
+
+    /// What would be read from files, as it is now.
+    pub(super) fn inputs(&self) -> Result<Vec<Input>> {
+        match self {
+            Self::Pretrained(pretrained) => pretrained.inputs(),
+            _ => Ok(vec![]),
+        }
+    }
+
+    /// The model's name, for provenance; none where there is no model.
+    pub(super) fn model(&self) -> &str {
+        match self {
+            Self::Training(_) => "trained",
+            Self::Pretrained(pretrained) if pretrained.random => "random",
+            Self::Pretrained(pretrained) => &pretrained.model,
+            Self::Circle(_) | Self::Regression(_) => "",
         }
     }
 }

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::row;
+use super::{Computed, Input, row};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::heads::{Annotated, Role, RoleOptions, Roles, read_conllu, read_gap};
 use crate::lab::language::{English, Language, LookFrom};
+use crate::lab::streams::Purpose;
 use crate::model::Model;
 use crate::stats::shuffled;
 use crate::table::{Observation, Table};
@@ -54,20 +56,37 @@ pub enum Texts {
 }
 
 impl Pretrained {
-    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
+    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         if self.roles.is_empty() || self.count < 2 {
             let found = format!("{} and {}", self.roles.len(), self.count);
             return Err(Error::argument("roles, count", "a role or more, and two texts or more", found));
         }
         let model = Model::load(&self.model)?;
+        let mut computed = Computed { read: self.inputs_with(&model)?, ..Computed::default() };
         let read = self.texts.read()?;
-        let mut rows = vec![];
         for &seed in seeds {
             let texts = self.texts.draw(&read, self.count, seed)?;
             let drawn = self.random.then(|| drawn(&model, seed)).transpose()?;
-            rows.extend(self.of_seed(drawn.as_ref().unwrap_or(&model), &texts, seed)?);
+            if let Some(drawn) = &drawn {
+                computed.parameters.insert(seed, drawn.sha256()?);
+            }
+            computed.rows.extend(self.of_seed(drawn.as_ref().unwrap_or(&model), &texts, seed)?);
         }
-        Ok(rows)
+        Ok(computed)
+    }
+
+    /// The checkpoint and the annotation.
+    pub(super) fn inputs(&self) -> Result<Vec<Input>> {
+        self.inputs_with(&Model::load(&self.model)?)
+    }
+
+    fn inputs_with(&self, model: &Model) -> Result<Vec<Input>> {
+        let mut all = vec![Input { name: self.model.clone(), sha256: model.sha256()? }];
+        if let Texts::Conllu(path) | Texts::Gap(path) = &self.texts {
+            let name = path.display().to_string();
+            all.push(Input { name, sha256: file::sha256_of(&[found(path)])? });
+        }
+        Ok(all)
     }
 
     fn of_seed(&self, model: &Model, texts: &[Annotated], seed: u64) -> Result<Vec<Observation>> {
@@ -107,10 +126,11 @@ fn of_table(table: &Table, role: &str, seed: u64) -> Result<Vec<Observation>> {
     Ok(rows)
 }
 
-/// The same architecture and tokenizer with random weights.
+/// The same architecture and tokenizer with random weights, of a stream of their own: the seed's first draws the stories.
 fn drawn(model: &Model, seed: u64) -> Result<Model> {
     let none = || Error::argument("model", "one with a tokenizer", "none");
     let tokenizer = model.tokenizer().ok_or_else(none)?.clone();
+    let seed = Purpose::Weights.seed(seed);
     Ok(Model::random_as(model.config(), seed, model.kind(), model.device())?.with_tokenizer(tokenizer))
 }
 

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Computed;
 use super::measure::{self, Asked};
 use crate::error::{Error, Result};
 use crate::lab::language::Language;
+use crate::lab::streams::Purpose;
 use crate::lab::train::{HeadOptions, TrainOptions, Trainer, shuffled_head, transplanted};
-use crate::model::ModelConfig;
+use crate::model::{Model, ModelConfig};
 use crate::stats::shuffled;
 use crate::table::Observation;
 use tch::Tensor;
@@ -115,7 +117,7 @@ pub enum Measure {
 }
 
 impl Training {
-    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Vec<Observation>> {
+    pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         if self.records < 2 || self.held_out < 2 {
             let found = format!("{} and {}", self.records, self.held_out);
             return Err(Error::argument("records, held_out", "2 or more of each", found));
@@ -124,14 +126,16 @@ impl Training {
         let mut rows = self.asked(&mut trainer, &self.train, seeds)?;
         if let Some(After { steps, heads }) = &self.after {
             let train = TrainOptions { steps: *steps, heads: heads.clone(), ..self.train.clone() };
-            let mut trainer = Trainer::from_models(trainer.snapshots(), &self.language, &train, seeds)?;
+            trainer = Trainer::from_models(trainer.snapshots(), &self.language, &train, seeds)?;
             let mut more = self.asked(&mut trainer, &train, seeds)?;
             let before = self.train.steps as u32;
             more.iter_mut().for_each(|row| row.keys.step = row.keys.step.map(|step| step + before));
             rows.retain(|row| row.keys.step != Some(before)); // asked again of the heads as they are from here on
             rows.append(&mut more);
         }
-        Ok(rows)
+        let hash = |(&seed, model): (&u64, Model)| Ok((seed, model.sha256()?));
+        let parameters = seeds.iter().zip(trainer.snapshots()).map(hash).collect::<Result<_>>()?;
+        Ok(Computed { rows, parameters, read: vec![] })
     }
 
     /// Trains to the last step, and asks on the way.
@@ -193,7 +197,7 @@ impl Training {
                 Occupant::Random => transplanted(&model, &fresh.model, 0, 0),
                 Occupant::Shuffled => {
                     let order: Vec<i64> = (0..self.model.d_model as i64).collect();
-                    shuffled_head(&model, 0, 0, &shuffled(&order, seed))
+                    shuffled_head(&model, 0, 0, &shuffled(&order, Purpose::Order.seed(seed)))
                 }
             }
         });
