@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use headscope::Error;
@@ -87,7 +88,15 @@ fn what_does_not_hold_together_is_refused() {
     assert!(refused(&|e| e.predictions[0].cases[0].cell = "nowhere".into()).contains("nowhere"));
     assert!(refused(&|e| e.predictions[0].smallest = 0.0).contains("smallest"));
     assert!(refused(&|e| e.rule.alpha = 2.0).contains("alpha"));
-    assert!(Experiment::named("E99", Grid::Small).is_err());
+    assert!(refused(&|e| e.seed = u64::MAX - 5).contains("seed"), "10 runs from there");
+    assert!(refused(&|e| e.id = "../E5".into()).contains("id"));
+    let last = || Experiment { seed: u64::MAX - 9, ..quick(1) };
+    last().validate().unwrap();
+    assert!(matches!(last().cells[0].compute(u64::MAX, 2), Err(Error::Argument { name: "seed", .. })));
+    assert!(matches!(Experiment::named("E99", Grid::Small), Err(Error::Argument { name: "experiment", .. })));
+    let none = RunOptions { threads: Some(0), ..RunOptions::default() };
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(quick(1).run(folder.path(), &none), Err(Error::Argument { name: "threads", .. })));
 }
 
 /// Shards, in any order and with any number of threads, leave the bytes of one run.
@@ -137,6 +146,124 @@ fn a_stopped_run_goes_on() {
     let mut other = quick(3);
     other.seed += 1;
     assert!(other.run(folder.path(), &RunOptions::default()).unwrap_err().to_string().contains("experiment.json"));
+}
+
+/// What a run told of finished cells; one test only reads it.
+static TOLD: Mutex<Vec<String>> = Mutex::new(vec![]);
+
+fn tell(note: &str) {
+    TOLD.lock().unwrap().push(note.to_owned());
+}
+
+/// A bit that flips anywhere in a finished cell's table, or in what stands beside it, is noticed: the cell is not judged, and a
+/// resumed run names it and computes it again, to the same bytes.
+#[test]
+fn a_damaged_cell_is_named_and_computed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = quick(2);
+    experiment.run(folder.path(), &RunOptions::default()).unwrap();
+    let whole = files(folder.path());
+    let resume = RunOptions { resume: true, note: tell, ..RunOptions::default() };
+    for name in ["circle1.parquet", "circle1.parquet.provenance.json"] {
+        let path = folder.path().join("cells").join(name);
+        let bytes = std::fs::read(&path).unwrap();
+        for trial in 0..60 {
+            let (place, bit) = ((trial * 7919 + 13) % bytes.len(), trial % 8);
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 1 << bit;
+            std::fs::write(&path, &damaged).unwrap();
+            let at = format!("{name}, byte {place}, bit {bit}");
+            let read = Results::read(folder.path()).err().unwrap_or_else(|| panic!("{at} is read"));
+            assert!(read.to_string().contains("circle1.parquet"), "{at}: {read}");
+            TOLD.lock().unwrap().clear();
+            assert_eq!(experiment.run(folder.path(), &resume).unwrap(), 1, "{at}");
+            let told = TOLD.lock().unwrap().join("\n");
+            assert!(told.contains("circle1") && told.contains("computed again"), "{at}: {told}");
+            assert!(files(folder.path()) == whole, "{at}");
+        }
+    }
+    assert_eq!(experiment.run(folder.path(), &resume).unwrap(), 0);
+}
+
+/// Finished cells of another declaration are not kept as if they were this one's, even where `experiment.json` was changed to
+/// fit; the message names what differs. Neither are those of which nobody knows where they come from.
+#[test]
+fn a_declaration_that_does_not_fit_its_cells_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    quick(2).run(folder.path(), &RunOptions::default()).unwrap();
+    let before = files(folder.path());
+    let resume = RunOptions { resume: true, ..RunOptions::default() };
+    let changes: [(&str, &dyn Fn(&mut Experiment)); 5] = [
+        ("runs 9", &|e| e.runs = 9),
+        ("seed 77", &|e| e.seed = 77),
+        ("beta 51.0", &|e| e.cells[1].work = Work::Circle(Circle { n: 4, beta: 51.0 })),
+        ("declaration", &|e| e.predictions[0].smallest *= 2.0),
+        ("declaration", &|e| e.rule.alpha = 0.01),
+    ];
+    for (what, change) in changes {
+        let mut other = quick(2);
+        change(&mut other);
+        let json = serde_json::to_vec(&other).unwrap();
+        std::fs::write(folder.path().join("experiment.json"), json).unwrap();
+        let refused = other.run(folder.path(), &resume).unwrap_err().to_string();
+        assert!(refused.contains("circle") && refused.contains(what), "{what}: {refused}");
+        assert_eq!(files(folder.path()), before);
+        let notes = Results::read(folder.path()).unwrap().notes;
+        assert!(notes.len() == 1 && notes[0].contains("another experiment.json"), "{what}: {notes:?}");
+    }
+    let json = serde_json::to_vec_pretty(&quick(2)).unwrap();
+    std::fs::write(folder.path().join("experiment.json"), json).unwrap();
+    assert!(Results::read(folder.path()).unwrap().notes.is_empty());
+    std::fs::remove_file(folder.path().join("cells/circle0.parquet.provenance.json")).unwrap();
+    let refused = quick(2).run(folder.path(), &resume).unwrap_err().to_string();
+    assert!(refused.contains("circle0") && refused.contains("does not say where it comes from"), "{refused}");
+    let results = Results::read(folder.path()).unwrap();
+    assert!(results.notes.len() == 1 && results.notes[0].contains("no checksum"), "{:?}", results.notes);
+    assert_eq!(results.judge().unwrap().notes, results.notes);
+}
+
+/// A cell says by which commit, for which experiment, on what device and from which files it was computed, and what models it
+/// left; the union of the cells says it of all.
+#[test]
+fn cells_say_where_they_come_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut experiment = quick(1);
+    experiment.runs = 2;
+    experiment.cells.push(trained("E1", "gated-heads4-width4"));
+    let mut stories = Experiment::named("E7", Grid::Small).unwrap();
+    stories.cells.retain(|cell| matches!(&cell.work, Work::Pretrained(p) if p.model == "english" && !p.random));
+    let mut stories = stories.cells.remove(0);
+    if let Work::Pretrained(pretrained) = &mut stories.work {
+        pretrained.count = 40;
+        pretrained.causal = false;
+    }
+    experiment.cells.push(stories.clone());
+    experiment.run(folder.path(), &RunOptions::default()).unwrap();
+    let of = |cell: &str| Table::read(folder.path().join(format!("cells/{cell}.parquet"))).unwrap();
+    let origin = |cell: &str| of(cell).provenance().options["origin"].clone();
+    let declaration = experiment.sha256().unwrap();
+    for cell in &experiment.cells {
+        let origin = origin(&cell.name);
+        assert_eq!((&origin["declaration"], &origin["device"]), (&declaration.as_str().into(), &"cpu".into()));
+        let commit = origin["commit"].as_str().unwrap();
+        let hash = commit.trim_end_matches("+dirty");
+        assert!(commit == "unknown" || (hash.len() == 40 && hash.chars().all(|c| c.is_ascii_hexdigit())), "{commit}");
+    }
+    assert_eq!(origin("circle0")["read"], serde_json::json!([]));
+    let parameters = origin("gated-heads4-width4")["parameters"].clone();
+    let (first, second) = (experiment.seed.to_string(), (experiment.seed + 1).to_string());
+    assert!(parameters[&first].as_str().unwrap().len() == 64 && parameters[&first] != parameters[&second]);
+    let again = experiment.cells[1].compute(experiment.seed, 2).unwrap();
+    assert_eq!(again.provenance().options["origin"]["parameters"], parameters, "the same models from the same seeds");
+    let english = headscope::model::Model::load("english").unwrap().sha256().unwrap();
+    assert_eq!(origin(&stories.name)["read"], serde_json::json!([{"name": "english", "sha256": english}]));
+    let provenance = of(&stories.name).provenance().clone();
+    assert_eq!((provenance.model.as_str(), &provenance.sha256), ("english", &english));
+    let union = Results::read(folder.path()).unwrap();
+    union.write(&union.judge().unwrap(), folder.path()).unwrap();
+    std::fs::remove_dir_all(folder.path().join("cells")).unwrap();
+    let union = Results::read(folder.path()).unwrap().table.provenance().options["cells"].clone();
+    assert_eq!(union["gated-heads4-width4"]["parameters"], parameters, "the union alone still says it");
 }
 
 /// A cell that cannot be computed says which it was, and leaves no file.

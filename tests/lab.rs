@@ -162,6 +162,74 @@ fn training_resumes_to_the_same_bits() {
     assert_eq!(loaded.tokens(&["<bos> a b"]).unwrap().row(0), [0, 1, 2]);
 }
 
+/// Training goes on only as it was begun: whatever a step depends on is compared, and what differs is named with both values.
+#[test]
+fn training_resumes_only_as_it_was_begun() {
+    let repeats = |symbols| Language::Repeats(Repeats { symbols, ..Repeats::default() });
+    let (language, folder) = (repeats(20), tempfile::tempdir().unwrap());
+    let (kind, cpu) = (tch::Kind::Float, tch::Device::Cpu);
+    let trainer = |language: &Language, options: &TrainOptions, seeds: &[u64], kind| {
+        Trainer::start(&small(language), language, options, seeds, kind, cpu).unwrap()
+    };
+    let mut begun = trainer(&language, &short(6), &[3, 4], kind);
+    begun.train_to(3).unwrap();
+    begun.save(folder.path()).unwrap();
+    let refused = |trainer: Trainer, parts: &[&str]| {
+        let error = trainer.resume(folder.path()).err().unwrap().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?}: {error}");
+    };
+    refused(trainer(&repeats(21), &short(6), &[3, 4], kind), &["language.repeats.symbols 20", "symbols 21"]);
+    refused(trainer(&language, &short(6), &[3, 5], kind), &["seeds.1 4", "seeds.1 5"]);
+    refused(trainer(&language, &short(6), &[3, 4], tch::Kind::Double), &["float on cpu", "double on cpu"]);
+    let heads = HeadOptions { frozen: vec![(0, 1)], ..HeadOptions::default() };
+    let sgd = Optimiser::Sgd { momentum: 0.5 };
+    let trace = Some(TraceOptions { every: 3, ..TraceOptions::default() });
+    for (options, parts) in [
+        (TrainOptions { learning_rate: 0.01, ..short(6) }, ["train.learning_rate 0.003", "train.learning_rate 0.01"]),
+        (short(7), ["train.steps 6", "train.steps 7"]),
+        (TrainOptions { batch: 5, ..short(6) }, ["train.batch 4", "train.batch 5"]),
+        (TrainOptions { weight_decay: 0.5, ..short(6) }, ["weight_decay 0.0", "weight_decay 0.5"]),
+        (TrainOptions { warmup: 2, ..short(6) }, ["warmup 0", "warmup 2"]),
+        (TrainOptions { decay: Decay::Linear, ..short(6) }, ["decay cosine", "decay linear"]),
+        (TrainOptions { clip: None, ..short(6) }, ["clip 1.0", "clip absent"]),
+        (TrainOptions { optimiser: sgd, ..short(6) }, ["optimiser adam_w", "optimiser {\"sgd\""]),
+        (TrainOptions { heads, ..short(6) }, ["heads.frozen []", "heads.frozen [[0,1]]"]),
+        (TrainOptions { record_every: 2, ..short(6) }, ["record_every 1", "record_every 2"]),
+        (TrainOptions { trace, ..short(6) }, ["trace absent", "trace {"]),
+    ] {
+        refused(trainer(&language, &options, &[3, 4], kind), &parts);
+    }
+    // The options' own seed is none of the runs'.
+    let other = TrainOptions { seed: 99, ..short(6) };
+    assert_eq!(trainer(&language, &other, &[3, 4], kind).resume(folder.path()).unwrap().step(), 3);
+}
+
+/// The numbers that make a model's first weights are not those that make its first batch. A model drawn from the seed itself
+/// reads the stream of batch 0: initial weights must have nothing to do with its weights, whatever the seed.
+#[test]
+fn initial_weights_and_batches_have_streams_of_their_own() {
+    let language = Language::Repeats(Repeats::default());
+    let config = small(&language);
+    let mut correlations = vec![];
+    for seed in 0..8 {
+        let start = Trainer::with_seeds(&config, &language, &short(0), &[seed]).unwrap().snapshots().remove(0);
+        let of_batch = Model::random(&config, seed).unwrap();
+        for ((name, a), (_, b)) in start.parameters().into_iter().zip(of_batch.parameters()) {
+            if name == "w_e" || name.ends_with("w_q") {
+                let n = a.numel() as f64;
+                let centred = |x: &Tensor| x.detach().to_kind(tch::Kind::Double).flatten(0, -1);
+                let (a, b) = (centred(a), centred(b));
+                let (a, b) = (&a - a.mean(None::<tch::Kind>), &b - b.mean(None::<tch::Kind>));
+                let r = (a.dot(&b) / (a.norm() * b.norm())).double_value(&[]);
+                // Five standard errors of the correlation of independent numbers.
+                assert!(r.abs() < 5.0 / n.sqrt(), "seed {seed}, {name}: correlated by {r}");
+                correlations.push(r);
+            }
+        }
+    }
+    assert_eq!(correlations.len(), 16);
+}
+
 /// A run that is killed, even between the two files of a save, and resumed leaves the table that it would have left.
 #[test]
 fn the_trace_of_a_resumed_run_is_that_of_a_whole_one() {

@@ -78,6 +78,7 @@ fn list_and_show_say_what_there_is() {
     assert!(done(&["show", "E1", "--grid", "full"]).contains("32 runs"));
     assert!(done(&["show", "induction"]).contains("\"language\""));
     assert!(fails(&["show", "E99"], 2).contains("E8"));
+    assert!(fails(&["run", "E99"], 2).contains("E8"));
 }
 
 /// Shards of a run, one of them killed in the middle and resumed, are judged as one run is.
@@ -137,28 +138,115 @@ fn what_cannot_be_judged_is_refused() {
     let mine = experiment(folder.path(), &[5]);
     let out = folder.path().join("out").to_str().unwrap().to_owned();
     assert!(fails(&["run", &mine, "--out", &out, "--runs", "0"], 2).contains("runs"));
+    assert!(fails(&["run", &mine, "--out", &out, "--threads", "0"], 2).contains("--threads"));
+    let last = u64::MAX.to_string();
+    assert!(fails(&["run", &mine, "--out", &out, "--seed", &last], 2).contains("seed"));
     done(&["run", &mine, "--out", &out]);
     assert!(fails(&["run", &mine, "--out", &out, "--seed", "1"], 2).contains("experiment.json"));
-    std::fs::write(folder.path().join("out/cells/circle5.parquet"), "no table").unwrap();
-    assert!(fails(&["verdict", &out], 1).contains("circle5.parquet"));
+    let cell = folder.path().join("out/cells/circle5.parquet");
+    let whole = std::fs::read(&cell).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    for damaged in [b"no table".to_vec(), flipped] {
+        std::fs::write(&cell, &damaged).unwrap();
+        for arguments in [vec!["verdict", &out], vec!["report", &out]] {
+            let error = fails(&arguments, 1);
+            assert!(error.contains("circle5.parquet") && error.contains("damaged"), "{error}");
+        }
+        let resumed = lab(&["run", &mine, "--out", &out, "--resume"]);
+        let told = String::from_utf8(resumed.stderr).unwrap();
+        assert!(resumed.status.success() && told.contains("cell circle5 is computed again"), "{told}");
+        assert_eq!(std::fs::read(&cell).unwrap(), whole);
+    }
+    done(&["verdict", &out]);
     std::fs::write(&mine, "{}").unwrap();
     assert!(fails(&["run", &mine], 1).contains("lab show E1 --json"));
+}
+
+/// Tables of anyone's, without a checksum, are judged, and the verdict notes it.
+#[test]
+fn tables_of_others_are_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mine = experiment(folder.path(), &[5]);
+    let out = folder.path().join("out").to_str().unwrap().to_owned();
+    done(&["run", &mine, "--out", &out]);
+    let verdict = done(&["verdict", &out]);
+    assert!(verdict.contains("C4: refuted") && !verdict.contains("note:"), "{verdict}");
+    std::fs::remove_file(folder.path().join("out/cells/circle5.parquet.provenance.json")).unwrap();
+    let verdict = done(&["verdict", &out]);
+    assert!(verdict.contains("C4: refuted") && verdict.contains("note: no checksum"), "{verdict}");
+    let page = folder.path().join("page.html").to_str().unwrap().to_owned();
+    done(&["report", &out, "--out", &page]);
+    assert!(std::fs::read_to_string(page).unwrap().contains("no checksum"));
+}
+
+/// Of two processes with one folder the second stops at once and names the first; a shard without a cell in common does not;
+/// a killed process keeps nobody out.
+#[test]
+fn two_processes_do_not_compute_the_same_cells() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes: Vec<usize> = [5].into_iter().chain(300..340).collect();
+    let mine = experiment(folder.path(), &sizes);
+    let out = folder.path().join("out").to_str().unwrap().to_owned();
+    let run = ["run", &mine, "--out", &out, "--threads", "1"];
+    let mut first = Command::new(env!("CARGO_BIN_EXE_headscope"))
+        .arg("lab")
+        .args([&run[..], &["--shard", "1/2"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (begun, cell) = (Instant::now(), folder.path().join("out/cells/circle5.parquet"));
+    while !cell.exists() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let holder = format!("process {}", first.id());
+    for shard in ["1/1", "1/2", "3/4"] {
+        let error = fails(&[&run[..], &["--resume", "--shard", shard]].concat(), 1);
+        assert!(error.contains(&holder), "{shard}: {error}");
+    }
+    assert!(first.try_wait().unwrap().is_none(), "the first was to be at work all the while");
+    assert!(done(&[&run[..], &["--shard", "40/41"]].concat()).contains("1 cells"), "a cell of the other half");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(done(&[&run[..], &["--resume", "--shard", "1/41"]].concat()).contains("0 cells"));
+}
+
+/// Only finished cells are said to be kept.
+#[test]
+fn kept_cells_are_those_that_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out").to_str().unwrap().to_owned();
+    // A circle of two keys is refused when it is computed.
+    let mine = experiment(folder.path(), &[2, 5, 6]);
+    let shard = |shard: &'static str| ["run", &mine, "--out", &out, "--threads", "1", "--shard", shard];
+    let error = String::from_utf8(lab(&shard("1/3")).stderr).unwrap();
+    assert!(error.contains("cell `circle2`") && !error.contains("kept"), "{error}");
+    done(&shard("2/3"));
+    let error = String::from_utf8(lab(&shard("1/3")).stderr).unwrap();
+    assert!(error.contains("cell `circle2`") && error.contains("1 finished cells are kept in"), "{error}");
 }
 
 #[test]
 fn the_slurm_script_is_one() {
     let script = done(&["slurm", "E1", "--grid", "full", "--shards", "8"]);
     assert!(script.starts_with("#!/") && script.contains("#SBATCH --array=1-8"), "{script}");
-    assert!(
-        script.contains("lab run 'E1' --grid full --shard")
-            && script.contains("headscope-lab/E1-full")
-            && !script.contains("{ID}"),
-        "{script}"
-    );
-    // Another experiment has another folder, and the tasks run what was asked for.
-    let other = done(&["slurm", "E1", "--grid", "full", "--seed", "5", "--runs", "7"]);
-    assert!(other.contains("--seed 5 --runs 7") && other.contains("headscope-lab/E1-full-seed5-runs7"), "{other}");
+    assert!(script.contains("lab run 'E1' --grid full --shard") && !script.contains("{ID}"), "{script}");
     let mut shell = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script.as_bytes()).unwrap();
     assert!(shell.wait().unwrap().success());
+    // Another experiment has another folder, and is what the job runs.
+    let folder = |script: &str| script.lines().find(|line| line.starts_with("OUT=")).unwrap().to_owned();
+    assert!(folder(&script).contains("headscope-lab/E1-full}"), "{script}");
+    let mut folders = std::collections::BTreeSet::from([folder(&script)]);
+    for change in [vec!["--seed", "5"], vec!["--runs", "9"], vec!["--seed", "5", "--runs", "9"]] {
+        let script = done(&[&["slurm", "E1", "--grid", "full"], change.as_slice()].concat());
+        assert!(script.contains(&format!("lab run 'E1' --grid full {} --shard", change.join(" "))), "{script}");
+        assert!(folders.insert(folder(&script)), "{script}");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let spaced = place.path().join("my own.json");
+    std::fs::rename(experiment(place.path(), &[5]), &spaced).unwrap();
+    let script = done(&["slurm", spaced.to_str().unwrap()]);
+    assert!(script.contains(&format!("lab run '{}' --grid", spaced.display())), "{script}");
 }

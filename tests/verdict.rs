@@ -4,7 +4,9 @@
 use headscope::lab::verdict::{
     Case, Evidence, Expect, Finding, Judged, Prediction, Reading, Rule, Verdict, claims, judge,
 };
+use headscope::stats::{Tail, TrendOptions, jonckheere, page};
 use headscope::table::{Keys, Observation, Provenance, Table};
+use ndarray::Array2;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
@@ -198,6 +200,48 @@ fn only_whole_runs_are_read() {
     rows.push(row("a", 1, 0, "m", 1.0));
     let table = Table::new(rows, Provenance::default()).unwrap();
     assert!(Evidence::new(&table).err().unwrap().to_string().contains("two of m in cell a, seed 1"));
+}
+
+/// Where cells share seeds, the trend is Page's on the seeds that all of them have, or of two cells that of the signs of their
+/// differences; where they share none, Jonckheere's. What seeds have in common hides a trend from the latter, and not from the
+/// former.
+#[test]
+fn cells_that_share_seeds_are_blocks() {
+    let values = |seed: u64, cell: u64| 10.0 * seed as f64 + 0.5 * cell as f64 + 0.01 * (seed * cell % 3) as f64;
+    let p = |seeds: &dyn Fn(u64) -> Vec<u64>, trend: &[&str]| {
+        let cells = ["a", "b", "c"].iter().zip(0u64..);
+        let rows = cells.flat_map(|(name, cell)| {
+            seeds(cell).into_iter().map(move |seed| row(name, seed, 0, "m", values(seed % 100, cell)))
+        });
+        let mut prediction = prediction(Expect::Greater);
+        prediction.cases[0].trend = trend.iter().map(ToString::to_string).collect();
+        let evidence = evidence(rows.collect());
+        judge(&[prediction], &Rule::default(), &evidence).unwrap()[0].findings[0].p_trend
+    };
+    let all = ["a", "b", "c"];
+    let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
+    let expected = |n: usize| {
+        let blocks = Array2::from_shape_fn((n, 3), |(seed, cell)| values(seed as u64, cell as u64));
+        page(blocks.view(), &options, 0).unwrap().p
+    };
+    let shared = p(&|_| (0..6).collect(), &all).unwrap();
+    assert_eq!(shared, expected(6));
+    assert!(shared < 1e-4, "every block rises: {shared}");
+    // The same values of seeds that no two cells share.
+    let apart = p(&|cell| (0..6).map(|seed| 100 * cell + seed).collect(), &all).unwrap();
+    let groups: Vec<Vec<f64>> = (0..3).map(|cell| (0..6).map(|seed| values(seed, cell)).collect()).collect();
+    assert_eq!(apart, jonckheere(&groups, &options, 0).unwrap().p);
+    assert!(apart > 0.1, "seeds differ more than cells: {apart}");
+    // Cell c has seeds 2 and up, a and b others beside: only blocks that are whole count.
+    assert_eq!(p(&|cell| if cell == 2 { (2..6).collect() } else { (0..6).collect() }, &all).unwrap(), {
+        let blocks = Array2::from_shape_fn((4, 3), |(seed, cell)| values(seed as u64 + 2, cell as u64));
+        page(blocks.view(), &options, 0).unwrap().p
+    });
+    // Some cells share seeds, but none is in all: neither test holds.
+    assert_eq!(p(&|cell| if cell == 2 { (10..16).collect() } else { (0..6).collect() }, &all), None);
+    // Of two cells: all 2^6 signs, one of which rises everywhere.
+    assert_eq!(p(&|_| (0..6).collect(), &["a", "c"]), Some(1.0 / 64.0));
+    assert_eq!(p(&|_| (0..6).collect(), &["a", "a"]), None, "nothing varies");
 }
 
 /// The trend over cells is one-sided and reported beside.

@@ -109,7 +109,8 @@ impl Results {
             paths.push(folder.join(UNION));
         }
         let read = paths.iter().map(|path| Table::read_checked(path)).collect::<Result<Vec<_>>>()?;
-        let unchecked: Vec<&PathBuf> = paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
+        let unchecked: Vec<&PathBuf> =
+            paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
         let tables: Vec<Table> = read.iter().map(|(table, _)| table.clone()).collect();
         let origins: BTreeMap<String, Origin> = tables.iter().flat_map(origins).collect();
         let provenance = Provenance {
@@ -228,14 +229,11 @@ fn origins(table: &Table) -> BTreeMap<String, Origin> {
 }
 
 /// What speaks against taking an experiment's tables as they are.
-fn notes(
-    experiment: &Experiment,
-    unchecked: &[&PathBuf],
-    origins: &BTreeMap<String, Origin>,
-) -> Result<Vec<String>> {
+fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<String, Origin>) -> Result<Vec<String>> {
     let mut notes = vec![];
     if let Some(first) = unchecked.first() {
-        let tables = if unchecked.len() == 1 { "1 table has".to_owned() } else { format!("{} tables have", unchecked.len()) };
+        let tables =
+            if unchecked.len() == 1 { "1 table has".to_owned() } else { format!("{} tables have", unchecked.len()) };
         let name = first.file_name().unwrap_or_default().to_string_lossy();
         notes.push(format!("no checksum: {tables} none, taken as they are ({name})"));
     }
@@ -251,4 +249,35 @@ fn notes(
         notes.push(format!("cells were computed by {} commits: {}", commits.len(), commits.join(", ")));
     }
     Ok(notes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Two may compute into one folder where they have no cell in common; a lock that nobody holds any more keeps nobody out.
+    #[test]
+    fn shards_that_share_cells_keep_each_other_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |shard| hold(folder.path(), shard, 12);
+        let first = of((1, 3)).unwrap();
+        let second = of((2, 3)).unwrap();
+        for shard in [(1, 3), (1, 1), (1, 2), (4, 6), (2, 6)] {
+            let other = of(shard);
+            let here = Some(std::process::id());
+            assert!(matches!(&other, Err(Error::Held { holder, .. }) if *holder == here), "{shard:?}: {other:?}");
+        }
+        let apart = of((3, 6)).unwrap();
+        assert!(of((3, 3)).is_err(), "3/6 is a part of it");
+        drop((first, second, apart));
+        std::fs::write(folder.path().join("shard-2-of-5.lock"), "1\n").unwrap();
+        drop(of((1, 1)).unwrap());
+        let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["cells"]);
+        assert!(
+            hold(folder.path(), (1, 7), 3).is_ok_and(|_own| hold(folder.path(), (4, 6), 3).is_ok()),
+            "no cell in common"
+        );
+    }
 }

@@ -236,8 +236,7 @@ fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidenc
 /// The chance of a trend this strong over a case's cells, on the predicted side. Runs of one seed are no independent samples:
 /// where cells share seeds, those that all cells have are blocks.
 fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Option<f64>> {
-    let cells: Vec<BTreeMap<u64, f64>> =
-        case.trend.iter().map(|cell| evidence.read(cell, prediction, rule)).collect();
+    let cells: Vec<BTreeMap<u64, f64>> = case.trend.iter().map(|cell| evidence.read(cell, prediction, rule)).collect();
     if cells.len() < 2 || cells.iter().any(BTreeMap::is_empty) {
         return Ok(None);
     }

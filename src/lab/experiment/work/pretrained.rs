@@ -163,3 +163,37 @@ fn found(path: &Path) -> PathBuf {
         None => path.to_owned(),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The hashes are those of the checkpoint's files and of the annotation's bytes.
+    #[test]
+    fn what_is_read_is_hashed() {
+        let path = PathBuf::from("fixtures/made-up.conllu");
+        let cell = Pretrained {
+            model: "english".to_owned(),
+            random: false,
+            texts: Texts::Conllu(path.clone()),
+            count: 2,
+            roles: vec!["entity".to_owned()],
+            causal: false,
+        };
+        let found = cell.inputs().unwrap();
+        let names: Vec<&str> = found.iter().map(|input| input.name.as_str()).collect();
+        assert_eq!(names, ["english", "fixtures/made-up.conllu"]);
+        assert_eq!(found[0].sha256, Model::load("english").unwrap().sha256().unwrap());
+        assert_eq!(found[1].sha256, file::sha256(&std::fs::read(path).unwrap()));
+    }
+
+    /// The model that a random cell asks does not share its random numbers with the first of its stories' stream.
+    #[test]
+    fn random_models_have_a_stream_of_their_own() {
+        let model = Model::load("english").unwrap();
+        let shared = Model::random_as(model.config(), 7, model.kind(), model.device()).unwrap();
+        assert_ne!(drawn(&model, 7).unwrap().sha256().unwrap(), shared.sha256().unwrap());
+        assert_eq!(drawn(&model, 7).unwrap().sha256().unwrap(), drawn(&model, 7).unwrap().sha256().unwrap());
+    }
+}
