@@ -75,8 +75,8 @@ impl Experiment {
         serde_json::to_vec_pretty(self).map_err(wrong)
     }
 
-    /// Fails where a finished cell is not the one that would be computed now: what it was computed for, and what it read,
-    /// must be the same. What it found may have been found by another commit: that is for the caller to tell.
+    /// Fails where a finished cell is not the one that would be computed now: its work, seeds and runs, and what it read, must
+    /// be the same. Returns where it comes from: it may be from another commit, or for an experiment that differs elsewhere.
     pub(super) fn check_finished(&self, cell: &Cell, found: &Provenance) -> Result<Origin> {
         let refused = |expected: String, found: String| {
             let expected = format!("cell {} as it would be computed now ({expected})", cell.name);
@@ -88,7 +88,7 @@ impl Experiment {
         };
         // Files that are not there any more cannot have changed.
         let read = cell.work.inputs().unwrap_or_else(|_| origin.read.clone());
-        let now = Origin { declaration: Some(self.sha256()?), read, ..origin.clone() };
+        let now = Origin { read, ..origin.clone() };
         let (now, then) = (of(&cell.provenance(self.seed, self.runs, &now)), of(found));
         match differences(&now, &then) {
             Some((expected, found)) => refused(expected, found),

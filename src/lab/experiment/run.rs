@@ -84,23 +84,30 @@ impl Experiment {
             let found = format!("a finished cell, {}", cell_path(folder, &cell.name).display());
             return Err(Error::argument("folder", "one without results of these cells, or to resume", found));
         }
+        let mut kept = vec![];
         for cell in done {
-            if !self.keeps(cell, folder, options.note)? {
-                open.push(cell);
+            match self.keeps(cell, folder, options.note)? {
+                Some(origin) => kept.push((cell, origin)),
+                None => open.push(cell),
             }
+        }
+        let declaration = self.sha256()?;
+        if let Some((cell, _)) = kept.iter().find(|(_, kept)| kept.declaration.as_ref() != Some(&declaration)) {
+            let found = format!("cell {}, of one with other predictions, another rule or other cells", cell.name);
+            return Err(Error::argument("folder", "finished cells of this experiment's declaration", found));
         }
         // One thread a cell: small models gain nothing from more, and results do not depend on how many cores there are.
         on_one_thread(|| self.compute_all(folder, &open, options))
     }
 
-    /// Whether a finished cell is whole; one that is damaged is named. Fails where it is another cell.
-    fn keeps(&self, cell: &Cell, folder: &Path, note: fn(&str)) -> Result<bool> {
+    /// Where a finished cell comes from; nothing where it is damaged, which is noted. Fails where it is another cell.
+    fn keeps(&self, cell: &Cell, folder: &Path, note: fn(&str)) -> Result<Option<Origin>> {
         let path = cell_path(folder, &cell.name);
         let (found, checked) = match Table::read_checked(&path) {
             Ok(found) => found,
             Err(damage @ (Error::Damaged { .. } | Error::Format { .. } | Error::Table { .. })) => {
                 note(&format!("{damage}; cell {} is computed again", cell.name));
-                return Ok(false);
+                return Ok(None);
             }
             Err(other) => return Err(other),
         };
@@ -112,7 +119,7 @@ impl Experiment {
         if origin.commit != commit() {
             note(&format!("cell {} was computed by commit {}, this is {}", cell.name, origin.commit, commit()));
         }
-        Ok(true)
+        Ok(Some(origin))
     }
 
     fn compute_all(&self, folder: &Path, open: &[&Cell], options: &RunOptions<'_>) -> Result<usize> {

@@ -184,8 +184,9 @@ pub(super) fn save(all: &[&Parameters], path: &Path, step: usize, declared: &Val
     write_tensors(path, &tensors, &[(DECLARED, declared.to_string())])
 }
 
-/// The name under which a state says what it was trained by.
-const DECLARED: &str = "training";
+/// The name under which a state says what it was trained by: the only one in its metadata, since several come in no order,
+/// and equal states would not be equal bytes.
+const DECLARED: &str = "headscope";
 
 /// Fails where a state was trained by another declaration than this one.
 fn check_declared(path: &Path, declared: &Value) -> Result<()> {
