@@ -117,7 +117,7 @@ fn shards_a_kill_and_a_resume_leave_the_bytes_of_one_run() {
     // The union alone is judged alike, and a folder of folders stands for them.
     let union = folder.path().join("all/union");
     std::fs::create_dir_all(&union).unwrap();
-    for name in ["experiment.json", "results.parquet"] {
+    for name in ["experiment.json", "results.parquet", "results.parquet.provenance.json"] {
         std::fs::copy(folder.path().join("whole").join(name), union.join(name)).unwrap();
     }
     assert_eq!(done(&["verdict", &place("all")]), verdict);

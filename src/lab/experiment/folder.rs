@@ -115,7 +115,7 @@ impl Results {
         let origins: BTreeMap<String, Origin> = tables.iter().flat_map(origins).collect();
         let provenance = Provenance {
             headscope: env!("CARGO_PKG_VERSION").to_owned(),
-            options: json!({"experiment": experiment.id, "runs": experiment.runs, "cells": origins}),
+            options: union_options(&experiment, &origins),
             seed: Some(experiment.seed),
             ..Provenance::default()
         };
@@ -228,14 +228,24 @@ fn origins(table: &Table) -> BTreeMap<String, Origin> {
     }
 }
 
+/// What the union of an experiment's cells says of them.
+fn union_options(experiment: &Experiment, origins: &BTreeMap<String, Origin>) -> serde_json::Value {
+    let mut options = json!({"experiment": experiment.id, "runs": experiment.runs});
+    if !origins.is_empty() {
+        options["cells"] = json!(origins);
+    }
+    options
+}
+
 /// What speaks against taking an experiment's tables as they are.
 fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<String, Origin>) -> Result<Vec<String>> {
     let mut notes = vec![];
     if let Some(first) = unchecked.first() {
-        let tables =
-            if unchecked.len() == 1 { "1 table has".to_owned() } else { format!("{} tables have", unchecked.len()) };
         let name = first.file_name().unwrap_or_default().to_string_lossy();
-        notes.push(format!("no checksum: {tables} none, taken as they are ({name})"));
+        notes.push(match unchecked.len() {
+            1 => format!("no checksum: {name} is taken as it is"),
+            n => format!("no checksum: {n} tables are taken as they are, {name} among them"),
+        });
     }
     let declaration = experiment.sha256()?;
     let other = |(_, origin): &(&String, &Origin)| origin.declaration.as_ref().is_some_and(|own| *own != declaration);
