@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::commit::commit;
 use super::work::{Computed, Input};
 use super::{Cell, Experiment};
+use crate::device;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::lab::differences::differences;
@@ -35,7 +36,7 @@ impl Origin {
         Self {
             commit: commit().to_owned(),
             declaration,
-            device: "cpu".to_owned(),
+            device: device::name(tch::Device::Cpu),
             read: computed.read.clone(),
             parameters: computed.parameters.clone(),
         }

@@ -25,6 +25,7 @@ use super::language::{Batch, Language};
 use super::streams::Purpose;
 use super::trace::Probe;
 use crate::checkpoint::Tokenizer;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::progress::Progress;
@@ -295,7 +296,8 @@ impl Trainer {
         // The options' own seed is one of these, or is not used.
         let options = TrainOptions { seed: 0, ..options.clone() };
         let template = self.groups.first().map(|group| &group.template);
-        let numbers = template.map(|model| format!("{:?} on {:?}", model.kind(), model.device()).to_lowercase());
+        let numbers =
+            template.map(|model| format!("{:?} on {}", model.kind(), device::name(model.device())).to_lowercase());
         let config = template.map(Model::config);
         json!({"model": config, "language": language, "train": options, "seeds": seeds, "numbers": numbers})
     }
