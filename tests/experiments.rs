@@ -193,12 +193,13 @@ fn a_declaration_that_does_not_fit_its_cells_is_refused() {
     quick(2).run(folder.path(), &RunOptions::default()).unwrap();
     let before = files(folder.path());
     let resume = RunOptions { resume: true, ..RunOptions::default() };
-    let changes: [(&str, &dyn Fn(&mut Experiment)); 5] = [
-        ("runs 9", &|e| e.runs = 9),
-        ("seed 77", &|e| e.seed = 77),
-        ("beta 51.0", &|e| e.cells[1].work = Work::Circle(Circle { n: 4, beta: 51.0 })),
-        ("declaration", &|e| e.predictions[0].smallest *= 2.0),
-        ("declaration", &|e| e.rule.alpha = 0.01),
+    type Change = fn(&mut Experiment);
+    let changes: [(&str, Change); 5] = [
+        ("runs 9", |e| e.runs = 9),
+        ("seed 77", |e| e.seed = 77),
+        ("beta 51.0", |e| e.cells[1].work = Work::Circle(Circle { n: 4, beta: 51.0 })),
+        ("declaration", |e| e.predictions[0].smallest *= 2.0),
+        ("declaration", |e| e.rule.alpha = 0.01),
     ];
     for (what, change) in changes {
         let mut other = quick(2);

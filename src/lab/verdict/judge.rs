@@ -253,7 +253,7 @@ fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence)
 fn trend_in_blocks(cells: &[BTreeMap<u64, f64>]) -> Result<Option<f64>> {
     let row = |seed: &u64| cells.iter().map(|cell| cell.get(seed).copied()).collect::<Option<Vec<f64>>>();
     let rows: Vec<Vec<f64>> = cells[0].keys().filter_map(row).collect();
-    if rows.len() < 2 || !rows.iter().any(|row| varied(row)) {
+    if rows.len() < 2 || !rows.iter().any(varied) {
         return Ok(None);
     }
     if cells.len() == 2 {
