@@ -80,7 +80,7 @@ fn attribution_is_the_slope_of_the_exact_effect() {
             assert_near(&format!("{} {site} slope", config.family), slope, difference, Tol::Difference);
             let error = |t: f64| (effect(t) - t * slope).abs();
             let (far, near) = (error(1e-2), error(1e-3));
-            assert!(near <= far / 50.0 + 1e-10, "{} {site}: {near:e} beside {far:e}", config.family);
+            assert!(near <= far / 50.0 + MODEL.bound(), "{} {site}: {near:e} beside {far:e}", config.family);
         }
     }
 }

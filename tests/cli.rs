@@ -41,7 +41,7 @@ fn activations_are_the_golden_ones() {
     for (name, logits) in [("tiny-gpt2", true), ("tiny-llama", true), ("tiny-bert", true), ("tiny-bert-encoder", false)]
     {
         for (dtype, kind) in [("float32", Kind::Float), ("float64", Kind::Double)] {
-            let golden = read_tensors(&fixture(name).join(format!("golden-{dtype}.safetensors")));
+            let golden = read_tensors(&fixture(name).join("golden-float64.safetensors"));
             let rows: Vec<Vec<i64>> =
                 golden["tokens"].unbind(0).into_iter().map(|row| Vec::try_from(row).unwrap()).collect();
             let file = folder.path().join("tokens.json");

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use common::{Tol, assert_near};
 use headscope::Error;
 use headscope::lab::experiment::{After, Cell, Circle, Measure, Occupant, Regression, Start, Work};
 use headscope::lab::train::HeadOptions;
 use headscope::lab::verdict::Judgement;
 use headscope::lab::{Experiment, Grid, Results, RunOptions, report};
 use headscope::table::Table;
+use tch::Kind;
 
 /// The named experiments, small.
 fn named() -> Vec<Experiment> {
@@ -288,8 +290,8 @@ fn keys_on_a_circle_need_rank_two() {
         let table = cell.compute(3, 2).unwrap();
         for row in table.rows().unwrap() {
             match row.metric.as_str() {
-                "bound" => assert!((row.value - 0.9).abs() < 1e-9),
-                "target_weight" => assert!(row.value >= 0.9 - 1e-9, "{n}: {}", row.value),
+                "bound" => assert_near("bound", row.value, 0.9, Tol::Layer(Kind::Double)),
+                "target_weight" => assert!(row.value >= 0.9 - Tol::Layer(Kind::Double).bound(), "{n}: {}", row.value),
                 "rank" => assert_eq!(row.value, 2.0),
                 _ => assert_eq!(row.value, f64::from(n), "{}", row.metric),
             }
@@ -304,7 +306,7 @@ fn a_linear_head_ends_in_reduced_rank_regression() {
     let table = Cell { name: "linear".into(), work: Work::Regression(regression) }.compute(0, 3).unwrap();
     for row in table.rows().unwrap() {
         match row.metric.as_str() {
-            "gap" => assert!((0.0..1e-6).contains(&(row.value + 1e-12)), "{}", row.value),
+            "gap" => assert!((0.0..1e-6).contains(&(row.value + Tol::Number.bound())), "{}", row.value),
             "kept_overlap" => assert!(row.value > 1.0 - 1e-5, "{}", row.value),
             _ => {}
         }
@@ -322,7 +324,7 @@ fn last(table: &Table, metric: &str) -> Vec<f64> {
 #[test]
 fn identical_heads_attend_alike_at_the_end() {
     let same = trained("E2", "gated-adam-narrow-same").compute(1, 2).unwrap();
-    assert!(last(&same, "pattern_divergence").iter().all(|apart| *apart < 1e-6));
+    assert!(last(&same, "pattern_divergence").iter().all(|apart| *apart < Tol::Model(Kind::Float).bound()));
     let fresh = trained("E1", "gated-heads4-width4").compute(1, 2).unwrap();
     assert!(last(&fresh, "pattern_divergence").iter().all(|apart| *apart > 1e-3));
 }
@@ -335,8 +337,10 @@ fn a_cell_follows_from_its_seed() {
     assert!(once.frame().equals_missing(again.frame()));
     let other = cell.compute(6, 2).unwrap();
     let of = |table: &Table| last(table, "excess_loss");
-    assert!((of(&once)[1] - of(&other)[0]).abs() < 1e-4, "run 1 of seed 5 is run 0 of seed 6");
-    assert!((of(&once)[0] - of(&other)[1]).abs() > 1e-6);
+    // Six steps, each of them a pass and its gradient.
+    let training = Tol::Deep { kind: Kind::Float, layers: 6 * 2, terms: 128 };
+    assert_near("run 1 of seed 5 is run 0 of seed 6", of(&once)[1], of(&other)[0], training);
+    assert!((of(&once)[0] - of(&other)[1]).abs() > training.bound());
     let occupied = |occupant| {
         let mut cell = cell.clone();
         if let Work::Training(training) = &mut cell.work {

@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Command;
 
-use common::fixture;
+use common::{Tol, assert_near, fixture};
 use headscope::heads::{
     HeadEstimator, InformationOptions, PatternOptions, PatternScore, Source, Target, head_information,
     layer_information, pair_information, pattern_scores, rank_survival, read_conllu, token_roles,
@@ -92,7 +92,7 @@ fn noise_dimensions_and_capacity() {
             let sigma: f64 = table.provenance().options["what"]["options"]["noise"].as_f64().unwrap();
             for row in rows(table, "capacity") {
                 let k = f64::from(row.keys.dimension.unwrap());
-                assert!((row.value - k / 2.0 * (1.0 + 1.0 / (sigma * sigma)).ln()).abs() < 1e-12);
+                assert_near("capacity", row.value, k / 2.0 * (1.0 + 1.0 / (sigma * sigma)).ln(), Tol::Number);
             }
             // Nothing says more than its channel carries.
             for (told, most) in rows(table, "information").iter().zip(rows(table, "capacity")) {
@@ -197,7 +197,7 @@ fn what_survives_a_projection() {
     // With as many dimensions as there are, the best projection keeps what all of the input tells.
     let all = InformationOptions { dimensions: vec![64], ..options };
     for row in rows(&rank_survival(&model, &tokens, &all).unwrap(), "survival_best") {
-        assert!((row.value - row.baseline.unwrap()).abs() < 1e-9, "{row:?}");
+        assert_near("all dimensions", row.value, row.baseline.unwrap(), Tol::Samples);
     }
 }
 
@@ -215,7 +215,10 @@ fn heads_together() {
     assert_eq!(pairs.len(), 2 * 6 * 4);
     for row in rows(&pairs, "redundant") {
         let part = |metric: &str| rows(&pairs, metric).into_iter().find(|other| other.keys == row.keys).unwrap().value;
-        assert!(part("unique_1").min(part("unique_2")).abs() < 1e-9, "the weaker head tells nothing alone");
+        assert!(
+            part("unique_1").min(part("unique_2")).abs() < Tol::Samples.bound(),
+            "the weaker head tells nothing alone"
+        );
         assert!(row.value > -0.1 && part("synergistic") > -0.1);
     }
     let refused = pair_information(&model, &tokens, &quick(vec![Target::Head])).unwrap_err().to_string();
@@ -325,7 +328,7 @@ fn roles_through_the_command() {
     let (found, there) = (rows(&table, "information"), rows(&table, "entropy")[0].value);
     // 120 determiners, 60 nouns each and 60 full stops; a root has no head.
     let shares = [0.4_f64, 0.2, 0.2, 0.2];
-    assert!((there - shares.iter().map(|p| -p * p.ln()).sum::<f64>()).abs() < 1e-9, "{there}");
+    assert_near("entropy", there, shares.iter().map(|p| -p * p.ln()).sum(), Tol::Samples);
     assert_eq!(found.len(), 2 * (4 + 1));
     for row in &found {
         assert!(row.value <= there + 0.05 && row.samples == Some(300), "{row:?}");

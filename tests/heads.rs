@@ -196,7 +196,8 @@ proptest! {
         let (one, other) = (cca(&x, &y), cca(&stretched, &y));
         prop_assert_eq!(one.len(), d.min(e));
         for (a, b) in one.iter().zip(&other) {
-            assert_near("canonical correlation", *b, *a, Tol::Fused(Kind::Float));
+            // The columns' condition number: 10^(d - 1), times that of x.
+            assert_near("canonical correlation", *b, *a, Tol::Conditioned(10f64.powi(d as i32)));
         }
         for rho in cca(&x, &stretched) {
             assert_near("the same span", rho, 1.0, MODEL);
@@ -231,7 +232,7 @@ proptest! {
             for a in 0..n {
                 assert_near("itself", matrix[[a, a]], same, MODEL);
                 for b in 0..n {
-                    prop_assert!((0.0..=1.0 + 1e-12).contains(&matrix[[a, b]]));
+                    prop_assert!((0.0..=1.0 + Tol::Number.bound()).contains(&matrix[[a, b]]));
                     prop_assert_eq!(matrix[[a, b]], matrix[[b, a]]);
                 }
             }
@@ -283,7 +284,7 @@ fn golden_scores_and_similarities() {
             let values = found.f64("value").unwrap();
             for (i, (found, expected)) in values.iter().zip(expected).enumerate() {
                 let what = format!("{name} {} pair {i}", measure.name());
-                assert_near(&what, *found, expected.as_f64().unwrap(), Tol::Fused(Kind::Double));
+                assert_near(&what, *found, expected.as_f64().unwrap(), MODEL);
             }
         }
     }
@@ -436,40 +437,4 @@ fn what_makes_no_sense_says_so() {
     assert!("back_x".parse::<PatternScore>().is_err());
     let single = pattern_scores(&model, &Tokens::new(&[vec![1]]).unwrap(), &usual()).unwrap();
     assert!(single.f64("value").unwrap().iter().all(|value| value.is_nan()));
-}
-
-/// Known facts of real checkpoints: MiniLM's head 0.2 looks at the token before, and nothing of it is chance; in the character
-/// model some head of a later layer looks at special tokens more than uniform attention would.
-#[test]
-fn real_checkpoints() {
-    let text =
-        ["the man saw the dog in the park and the dog saw the man", "she said that she would come back to the house"];
-    match Model::load("minilm") {
-        Ok(model) => {
-            let table = pattern_scores(&model, &model.tokens(&text).unwrap(), &PatternOptions::default()).unwrap();
-            assert!(value(&table, "previous_token", 0, 2, "value") > 0.95);
-            assert!(value(&table, "previous_token", 0, 2, "z_score") > 10.0);
-            assert!(value(&table, "positional", 0, 2, "value") > 0.8);
-        }
-        Err(_) => eprintln!("skipped: minilm is not installed"),
-    }
-    let Some(data) = std::env::var_os("HEADSCOPE_DATA") else {
-        eprintln!("skipped: HEADSCOPE_DATA is not set");
-        return;
-    };
-    let path = std::path::Path::new(&data).join("checkpoints/babyllama-105");
-    let model = Model::load(path.to_str().unwrap()).unwrap();
-    let tokens = model.tokens(&text).unwrap();
-    let table = head_scores(&model, &tokens, &Repeats::default(), &PatternOptions::default()).unwrap();
-    assert_eq!(table.len(), 5 * 8 * 17);
-    let delimiters = value(&table, "delimiter", 0, 0, "value");
-    assert!(delimiters.is_nan(), "the texts have no punctuation, found {delimiters}");
-    let best = |metric: &str| {
-        let heads = (0..5).flat_map(|layer| (0..8).map(move |head| (layer, head)));
-        heads.map(|(layer, head)| value(&table, metric, layer, head, "value")).fold(f64::NAN, f64::max)
-    };
-    assert!(best("previous_token") > 0.4);
-    for metric in ["previous_token", "first_token", "local_window_4", "copying"] {
-        assert!((0.0..=1.0).contains(&best(metric)), "{metric}");
-    }
 }

@@ -209,7 +209,7 @@ fn partial_information() {
     // What separates BROJA from I_min: the target is both sources side by side.
     let both = Array3::from_shape_fn((4, 2, 2), |(t, a, b)| if t == 2 * a + b { 0.25 } else { 0.0 });
     near("two-bit copy", decomposition(both.view(), Redundancy::Broja).unwrap().redundant, 0.0, 1e-6);
-    near("two-bit copy", decomposition(both.view(), Redundancy::IMin).unwrap().redundant, bit, 1e-9);
+    near("two-bit copy", decomposition(both.view(), Redundancy::IMin).unwrap().redundant, bit, ROUNDING);
     let covariance = array![[1.0, 0.6, 0.3], [0.6, 1.0, 0.2], [0.3, 0.2, 1.0]];
     let parts = gaussian_decomposition(covariance.view(), &[0], &[1], &[2]).unwrap();
     near("the weaker source", parts.unique_2, 0.0, ROUNDING);

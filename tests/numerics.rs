@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::{Tol, assert_close, random, some_tokens};
-use headscope::model::{ModelConfig, Plan};
+use common::{Tol, assert_close, assert_close_at, random, scale, some_tokens};
+use headscope::checkpoint::LoadOptions;
+use headscope::model::{Model, ModelConfig, Plan, Site};
+use headscope::prelude::{Every, Metric, Sweep};
 use ndarray::{Array2, ArrayD};
 use ndarray_linalg::SVD;
 use tch::{Kind, Tensor};
@@ -50,4 +52,24 @@ fn libtorch_serves_matrix_products() {
     });
     let owner = owner.unwrap();
     assert!(owner.contains("libtorch_cpu"), "sgemm_ is served by {owner}");
+}
+
+/// Wide products, which go through oneDNN on some processors, are those of float64 up to rounding, in whole passes and in the
+/// stacks of a sweep.
+#[test]
+fn wide_float32_models_are_near_their_float64() {
+    let config =
+        ModelConfig { d_model: 256, n_heads: 4, n_kv_heads: 4, d_head: 64, d_mlp: 512, ..ModelConfig::default() };
+    let folder = tempfile::tempdir().unwrap();
+    Model::random(&config, 5).unwrap().save(folder.path()).unwrap();
+    let (clean, corrupt) = (some_tokens(6, 16, config.vocab, 1), some_tokens(6, 16, config.vocab, 2));
+    let [(single, patched), (truth, expected)] = [Kind::Float, Kind::Double].map(|kind| {
+        let options = LoadOptions { kind, ..LoadOptions::default() };
+        let model = Model::load_with(folder.path().to_str().unwrap(), &options).unwrap();
+        let logits = model.run(&clean, &Plan::new()).unwrap().logits().unwrap().shallow_clone();
+        let sweep = Sweep::patch(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5));
+        (logits, Tensor::from_slice(&sweep.each(Site::ResidPre, Every::Position).run().unwrap().f64("value").unwrap()))
+    });
+    assert_close("logits", &single, &truth, Tol::of(&config, Kind::Float));
+    assert_close_at("patched", &patched, &expected, scale(&truth), Tol::of(&config, Kind::Float));
 }

@@ -157,7 +157,7 @@ fn decompositions_from_samples() {
         near("XOR", parts.redundant.nats(), 0.0, 0.01);
         let parts = ask(&a, &a);
         near("copies", parts.redundant.nats(), 2f64.ln(), 0.01);
-        near("copies", parts.synergistic.nats(), 0.0, 1e-9);
+        near("copies", parts.synergistic.nats(), 0.0, ROUNDING);
     }
     // Gaussian: the same as from the covariance, within the interval.
     let common = normals(4000, 1, 2);

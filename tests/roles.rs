@@ -156,7 +156,8 @@ fn a_head_that_knows_its_links_is_found() {
     let tested = Role::new("made_up").test(&model, &known, &options).unwrap();
     assert_eq!(of(&tested, "accuracy").0, 1.0);
     let p = of(&tested, "effect_p_value").0;
-    assert!((1..=6).any(|k| (p - f64::from(k) / 6.0).abs() < 1e-12), "{p}");
+    assert_near("a sixth", (6.0 * p).round() / 6.0, p, Tol::Number);
+    assert!((0.1..=1.0).contains(&p), "{p}");
     assert!(of(&tested, "effect").1.is_finite());
     assert_eq!(tested.len(), 7);
     let again = Role::new("made_up").test(&model, &known, &options).unwrap();
@@ -331,33 +332,4 @@ fn a_cell_of_roles() {
     let (trained, drawn) = (mean(of(&table, "accuracy")), mean(of(&random, "accuracy")));
     assert!(trained > drawn + 0.1, "{trained} where random weights have {drawn}");
     assert!(work(false, &[]).compute(0, 1).is_err() && work(false, &["none"]).compute(0, 1).is_err());
-}
-
-/// An annotated file of the shared folder; nothing where HEADSCOPE_DATA is not set.
-fn shared(name: &str) -> Option<PathBuf> {
-    let Some(data) = std::env::var_os("HEADSCOPE_DATA") else {
-        eprintln!("skipped: HEADSCOPE_DATA is not set");
-        return None;
-    };
-    Some(Path::new(&data).join("annotations").join(format!("{name}.gz")))
-}
-
-/// On real annotation a head of MiniLM knows objects far better than any offset and than any head of random weights would.
-#[test]
-fn a_real_head_knows_objects() {
-    let Some(path) = shared("en_ewt-ud-dev.conllu") else { return };
-    let Ok(model) = Model::load("minilm") else {
-        eprintln!("skipped: minilm is not installed");
-        return;
-    };
-    let mut texts = read_conllu(path).unwrap();
-    assert_eq!(texts.len(), 2001);
-    texts.truncate(600);
-    let roles = Roles::measure(&model, &texts, &RoleOptions::default()).unwrap();
-    let best = roles.best().unwrap();
-    let objects: Vec<_> = rows(&best).into_iter().filter(|row| row.0 == "obj_to_head").collect();
-    let find = |metric: &str| objects.iter().find(|row| row.1 == metric).unwrap();
-    let (accuracy, offset) = (find("accuracy").2, find("accuracy").3);
-    assert!(accuracy > 0.65 && accuracy > offset + 0.25, "{accuracy} where the best offset has {offset}");
-    assert!(find("p_value").2 < 0.01);
 }

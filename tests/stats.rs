@@ -1,8 +1,12 @@
 //! Intervals, tests and corrections: against scipy, on what can be counted by hand, and on simulated nulls.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod common;
+
 use std::path::Path;
 
+use common::Tol;
+use common::samples::ROUNDING;
 use headscope::stats::{
     BootstrapMethod, BootstrapOptions, PermutationOptions, Tail, Test, TrendMethod, TrendOptions, benjamini_hochberg,
     bootstrap, bootstrap_columns, bootstrap_mean, bootstrap_ratios, holm, jonckheere, max_adjusted, max_sign_flip,
@@ -15,9 +19,6 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde_json::Value;
-
-/// The same formula in another order of summation.
-const ROUNDING: f64 = 1e-9;
 
 fn golden(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/statistics.json");
@@ -233,7 +234,7 @@ fn one_column_alone_is_the_plain_test() {
     for tail in [Tail::Greater, Tail::Less, Tail::Both] {
         let options = PermutationOptions { tail, ..PermutationOptions::default() };
         let (one, max) = (sign_flip(&x, &options, 0).unwrap(), max_sign_flip(column.view(), &options, 0).unwrap());
-        assert!((one.p - max.p[0]).abs() < 1e-12, "{tail:?}: {} {}", one.p, max.p[0]);
+        assert!((one.p - max.p[0]).abs() < Tol::Number.bound(), "{tail:?}: {} {}", one.p, max.p[0]);
     }
 }
 
@@ -287,8 +288,8 @@ proptest! {
     fn symmetries(x in prop::collection::vec(-5.0f64..5.0, 2..10), seed in 0u64..100, scale in 0.1f64..10.0) {
         let test = |values: &[f64], tail| sign_flip(values, &PermutationOptions { tail, ..PermutationOptions::default() }, seed).unwrap();
         let negated: Vec<f64> = x.iter().map(|value| -value * scale).collect();
-        prop_assert!((test(&x, Tail::Greater).p - test(&negated, Tail::Less).p).abs() < 1e-12);
-        prop_assert!((test(&x, Tail::Both).p - test(&negated, Tail::Both).p).abs() < 1e-12);
+        prop_assert!((test(&x, Tail::Greater).p - test(&negated, Tail::Less).p).abs() < Tol::Number.bound());
+        prop_assert!((test(&x, Tail::Both).p - test(&negated, Tail::Both).p).abs() < Tol::Number.bound());
         let again = bootstrap_mean(&x, &BootstrapOptions { resamples: 200, ..BootstrapOptions::default() }, seed).unwrap();
         prop_assert_eq!(again, bootstrap_mean(&x, &BootstrapOptions { resamples: 200, ..BootstrapOptions::default() }, seed).unwrap());
         prop_assert!(again.low <= again.high);
@@ -326,7 +327,7 @@ proptest! {
     fn corrections_keep_the_order_and_only_raise(p in prop::collection::vec(0.0f64..=1.0, 1..20)) {
         let (strict, loose) = (holm(&p).unwrap(), benjamini_hochberg(&p).unwrap());
         for i in 0..p.len() {
-            prop_assert!(p[i] <= loose[i] + 1e-15 && loose[i] <= strict[i] + 1e-15 && strict[i] <= 1.0);
+            prop_assert!(p[i] <= loose[i] + Tol::Number.bound() && loose[i] <= strict[i] + Tol::Number.bound() && strict[i] <= 1.0);
             for j in 0..p.len() {
                 prop_assert!(p[i] > p[j] || (strict[i] <= strict[j] && loose[i] <= loose[j]));
             }
@@ -342,6 +343,6 @@ proptest! {
             let options = TrendOptions { tail, method: TrendMethod::Normal, ..TrendOptions::default() };
             jonckheere(groups, &options, seed).unwrap().p
         };
-        prop_assert!((by(&[a, b, c], Tail::Greater) - by(&[c, b, a], Tail::Less)).abs() < 1e-12);
+        prop_assert!((by(&[a, b, c], Tail::Greater) - by(&[c, b, a], Tail::Less)).abs() < Tol::Number.bound());
     }
 }

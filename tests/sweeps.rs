@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Tol, assert_close, configs, peak_memory, random, some_tokens};
+use common::{Tol, assert_close, assert_close_at, configs, peak_memory, random, scale, some_tokens};
 use headscope::prelude::{Strategy as How, *};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
@@ -147,6 +147,7 @@ fn wide_models_are_whole_passes() {
     };
     let model = Model::random(&config, 3).unwrap();
     let (clean, corrupt) = (some_tokens(6, 16, 300, 1), some_tokens(6, 16, 300, 2));
+    let logits = scale(model.run(&corrupt, &Plan::new()).unwrap().logits().unwrap());
     for (site, each, metric) in [
         (Site::Z as fn(usize) -> Site, Every::Head, Metric::Loss),
         (Site::ResidPre, Every::Position, Metric::logit_difference(3, 5)),
@@ -157,9 +158,10 @@ fn wide_models_are_whole_passes() {
             let sweep = Sweep::patch(&model, &clean, &corrupt).metric(metric.clone()).strategy(how);
             values(&sweep.each(site, each).run().unwrap())
         };
-        let naive = table(How::Naive, 1);
-        assert_close(&format!("{metric:?}"), &table(How::Auto, 1), &naive, Tol::Model(Kind::Float));
-        assert_close(&format!("{metric:?}"), &table(How::Auto, 3), &naive, Tol::Model(Kind::Float));
+        let (naive, tol) = (table(How::Naive, 1), Tol::of(&config, Kind::Float));
+        for threads in [1, 3] {
+            assert_close_at(&format!("{metric:?}"), &table(How::Auto, threads), &naive, logits, tol);
+        }
     }
 }
 
@@ -355,6 +357,6 @@ fn memory_stays_within_its_budget() {
             assert!(peak - without <= budget, "{metric}, {memory} MiB, {threads} threads: {taken}");
             tables.push(values(&table));
         }
-        tables.iter().for_each(|table| assert_close("tables", table, &tables[0], Tol::Fused(Kind::Float)));
+        tables.iter().for_each(|table| assert_close("tables", table, &tables[0], Tol::of(&config, Kind::Float)));
     }
 }

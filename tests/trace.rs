@@ -479,15 +479,15 @@ proptest! {
         prop_assert!((0.0..=1.0).contains(&found));
         // Neither order nor scale of heads' values matter; what is negative does not count.
         let turned = Array2::from_shape_fn((heads, tasks), |(h, t)| 7.0 * phi[[(h + shift) % heads, t]]);
-        prop_assert!((index(turned.view()) - found).abs() < 1e-12);
+        prop_assert!((index(turned.view()) - found).abs() < Tol::Number.bound());
         let product = Array2::from_shape_fn((heads, tasks), |(h, t)| values[h] * values[6 + t]);
-        prop_assert!(index(product.view()) < 1e-12);
+        prop_assert!(index(product.view()) < Tol::Number.bound());
         let own = Array2::from_shape_fn((heads, heads), |(h, t)| if (h + shift) % heads == t { 2.0 } else { -values[h] });
-        prop_assert!((index(own.view()) - 1.0).abs() < 1e-12);
+        prop_assert!((index(own.view()) - 1.0).abs() < Tol::Number.bound());
         let row: Vec<f64> = phi.column(0).to_vec();
         let shares = participation(&row).unwrap().unwrap();
-        prop_assert!(shares >= 1.0 - 1e-12 && shares <= heads as f64 + 1e-12);
-        prop_assert!((participation(&vec![values[0]; heads]).unwrap().unwrap() - heads as f64).abs() < 1e-9);
+        prop_assert!(shares >= 1.0 - Tol::Number.bound() && shares <= heads as f64 + Tol::Number.bound());
+        assert_near("equal shares", participation(&vec![values[0]; heads]).unwrap().unwrap(), heads as f64, Tol::Number);
     }
 
     /// The sum, by its definition over orders in which heads leave.
@@ -504,7 +504,7 @@ proptest! {
             }
         }
         for (found, expected) in found.iter().zip(expected) {
-            prop_assert!((found - expected).abs() < 1e-12);
+            prop_assert!((found - expected).abs() < Tol::Number.bound());
         }
     }
 }

@@ -1,7 +1,8 @@
-//! What the tests share: the tolerance table, comparison with the worst index, fixtures and small random models.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+//! What the tests share: tolerances and comparison with the worst index, fixtures and small random models.
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod samples;
+mod tolerance;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,73 +11,24 @@ use headscope::checkpoint::LoadOptions;
 use headscope::model::{Activation, Model, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Tokens, Unembed};
 use tch::{Device, Kind, Tensor};
 
-/// How far two computations of the same quantity may differ, by type and by what was computed. The only tolerances.
-#[derive(Debug, Clone, Copy)]
-pub enum Tol {
-    /// The same formula in another order of summation, through a whole model.
-    Model(Kind),
-    /// A whole model with the fused attention kernel against one without: on the fixtures' large weights transformers'
-    /// own float32 lies 1.7e-5 from its float64.
-    Fused(Kind),
-    /// One layer's identity.
-    Layer(Kind),
-    /// A derivative beside a fourth-order finite difference, float64.
-    Difference,
-    /// Bit for bit.
-    Exact,
-}
-
-impl Tol {
-    /// Largest allowed |a - b| / max(1, |b|).
-    pub fn bound(self) -> f64 {
-        match self {
-            Self::Model(Kind::Double) => 1e-10,
-            Self::Layer(Kind::Double) => 1e-11,
-            Self::Fused(Kind::Double) => 1e-10,
-            Self::Model(_) => 1e-5,
-            Self::Fused(_) => 3e-5,
-            Self::Layer(_) => 1e-6,
-            Self::Difference => 1e-6,
-            Self::Exact => 0.0,
-        }
-    }
-}
-
-/// Fails with the worst index and both values where the tensors differ by more than the tolerance.
-#[track_caller]
-pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tol: Tol) {
-    assert_eq!(found.size(), expected.size(), "{what}: shapes");
-    let (found, expected) = (found.to_kind(Kind::Double).flatten(0, -1), expected.to_kind(Kind::Double).flatten(0, -1));
-    let same = found.eq_tensor(&expected); // also where both are infinite
-    let error = ((&found - &expected).abs() / expected.abs().clamp_min(1.0)).masked_fill(&same, 0.0);
-    let worst = error.argmax(0, false).int64_value(&[]);
-    let (error, a, b) = (error.double_value(&[worst]), found.double_value(&[worst]), expected.double_value(&[worst]));
-    assert!(
-        error <= tol.bound(),
-        "{what}: {a:e} where {b:e} was expected at flat index {worst}, error {error:e}, {tol:?}"
-    );
-}
-
-/// [`assert_close`] for numbers.
-#[track_caller]
-pub fn assert_near(what: &str, found: f64, expected: f64, tol: Tol) {
-    let error = (found - expected).abs() / expected.abs().max(1.0);
-    assert!(error <= tol.bound(), "{what}: {found:e} where {expected:e} was expected, error {error:e}, {tol:?}");
-}
+pub use tolerance::{Tol, assert_as_accurate, assert_close, assert_close_at, assert_near, assert_zero, scale};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/checkpoints").join(name)
 }
 
 pub fn load(name: &str, kind: Kind) -> Model {
-    one_thread();
+    set_threads();
     let options = LoadOptions { kind, ..LoadOptions::default() };
     Model::load_with(fixture(name).to_str().unwrap(), &options).unwrap()
 }
 
-/// Tests run side by side, and their models are too small to gain from threads of their own.
-fn one_thread() {
-    tch::set_num_threads(1);
+/// The variable by which `code_paths` asks for threads of libtorch's own.
+pub const THREADS: &str = "HEADSCOPE_TEST_THREADS";
+
+/// One thread: tests run side by side, and their models are too small to gain from more. `code_paths` asks for others.
+fn set_threads() {
+    tch::set_num_threads(std::env::var(THREADS).map_or(1, |threads| threads.parse().unwrap()));
 }
 
 /// The tensors of a safetensors file.
@@ -130,7 +82,7 @@ pub fn configs() -> Vec<ModelConfig> {
 
 /// A float64 random model.
 pub fn random(config: &ModelConfig, seed: u64) -> Model {
-    one_thread();
+    set_threads();
     Model::random_as(config, seed, Kind::Double, Device::Cpu).unwrap()
 }
 

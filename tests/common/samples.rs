@@ -6,8 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
-/// The same formula in another order of summation.
-pub const ROUNDING: f64 = 1e-9;
+pub use super::tolerance::ROUNDING;
 
 pub fn normals(n: usize, d: usize, seed: u64) -> Array2<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,0 +1,132 @@
+//! Tests that need what does not lie in the repository: real checkpoints and annotation in the folder that HEADSCOPE_DATA
+//! names, and MiniLM, which `make setup` installs.
+//!
+//! Where that is absent they are ignored, and counted as such. Whether it is absent is known only when the tests run, too
+//! late for `#[ignore]`: hence this target's own harness. (A `cfg` set by the build script would be known in time, but would
+//! compile the whole library again whenever the variable changes.) A folder that is named and holds no data is a failure.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use headscope::checkpoint::cache_folder;
+use headscope::circuits::{Composition, Offset};
+use headscope::heads::{PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu};
+use headscope::model::{CircuitOptions, Generation, Model};
+use headscope::table::Table;
+use libtest_mimic::{Arguments, Trial};
+
+const TEXTS: [&str; 2] =
+    ["the man saw the dog in the park and the dog saw the man", "she said that she would come back to the house"];
+
+fn main() -> ExitCode {
+    let data = std::env::var_os("HEADSCOPE_DATA").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    let minilm = cache_folder().join("minilm").exists();
+    let no_data = data.is_none().then_some("HEADSCOPE_DATA is not set");
+    let no_minilm = (!minilm).then_some("minilm is not installed");
+    let data = data.unwrap_or_default();
+    let trials = vec![
+        trial("babyllama_continues_its_known_text", no_data, &data, babyllama_continues_its_known_text),
+        trial("babyllama_has_a_previous_token_head", no_data, &data, babyllama_has_a_previous_token_head),
+        trial("minilm_has_a_previous_token_head", no_minilm, &data, minilm_has_a_previous_token_head),
+        trial("the_known_circuit_stands_out", no_data, &data, the_known_circuit_stands_out),
+        trial("a_real_head_knows_objects", no_data.or(no_minilm), &data, a_real_head_knows_objects),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// A test that is ignored where something is `absent`, which is said before its name.
+fn trial(name: &str, absent: Option<&str>, data: &Path, test: fn(&Path)) -> Trial {
+    let data = data.to_owned();
+    let run = move || {
+        test(&data);
+        Ok(())
+    };
+    Trial::test(name, run).with_kind(absent.unwrap_or_default()).with_ignored_flag(absent.is_some())
+}
+
+fn checkpoint(data: &Path, name: &str) -> Model {
+    Model::load(data.join("checkpoints").join(name).to_str().unwrap()).unwrap()
+}
+
+/// The value and the z-score of a head in a table.
+fn head(table: &Table, metric: &str, layer: u32, head: u32) -> (f64, f64) {
+    let rows = table.rows().unwrap();
+    let own = |keys: &headscope::table::Keys| (keys.layer, keys.head) == (Some(layer), Some(head));
+    let row = rows.iter().find(|row| row.metric == metric && own(&row.keys)).unwrap();
+    (row.value, row.z_score.unwrap_or(f64::NAN))
+}
+
+fn babyllama_continues_its_known_text(data: &Path) {
+    let model = checkpoint(data, "babyllama-105");
+    let prompt = model.tokens(&["Once upon a time"]).unwrap();
+    let known = ", there was a little girl named Lily. She loved to play outside in the sunshine. \
+                 One day, she went to the park with her mommy and daddy.";
+    let options = Generation { max_new: known.len(), ..Generation::default() };
+    let new = model.generate(&prompt, &options, |_| {}).unwrap();
+    assert_eq!(model.tokenizer().unwrap().decode(&new).unwrap(), known);
+}
+
+/// In the character model some head looks at the character before.
+fn babyllama_has_a_previous_token_head(data: &Path) {
+    let model = checkpoint(data, "babyllama-105");
+    let tokens = model.tokens(&TEXTS).unwrap();
+    let table = head_scores(&model, &tokens, &Repeats::default(), &PatternOptions::default()).unwrap();
+    assert_eq!(table.len(), 5 * 8 * 17);
+    let delimiters = head(&table, "delimiter", 0, 0).0;
+    assert!(delimiters.is_nan(), "the texts have no punctuation, found {delimiters}");
+    let best = |metric: &str| {
+        let heads = (0..5).flat_map(|layer| (0..8).map(move |head| (layer, head)));
+        heads.map(|(layer, of)| head(&table, metric, layer, of).0).fold(f64::NAN, f64::max)
+    };
+    assert!(best("previous_token") > 0.4);
+    for metric in ["previous_token", "first_token", "local_window_4", "copying"] {
+        assert!((0.0..=1.0).contains(&best(metric)), "{metric}");
+    }
+}
+
+/// MiniLM's head 0.2 looks at the token before, and nothing of it is chance.
+fn minilm_has_a_previous_token_head(_: &Path) {
+    let model = Model::load("minilm").unwrap();
+    let table = pattern_scores(&model, &model.tokens(&TEXTS).unwrap(), &PatternOptions::default()).unwrap();
+    let (score, z) = head(&table, "previous_token", 0, 2);
+    assert!(score > 0.95 && z > 10.0, "{score}, {z}");
+    assert!(head(&table, "positional", 0, 2).0 > 0.8);
+}
+
+/// GPT-2 small, by its own weights: the previous-token head 4.11 is what the keys of the induction heads 5.1, 5.5, 6.9 and
+/// 7.10 read most, of all earlier heads, and these pairs stand out of all 9504.
+fn the_known_circuit_stands_out(data: &Path) {
+    let model = checkpoint(data, "gpt2-small-attention-only");
+    let circuits = model.circuits(&CircuitOptions::default()).unwrap();
+    let scores = circuits.composition_scores(Composition::K, Offset::At(0)).unwrap();
+    let (selective, writer) = (scores.selective(), 4 * 12 + 11);
+    for (layer, head) in [(5, 1), (5, 5), (6, 9), (7, 10)] {
+        let reader = layer * 12 + head;
+        for (name, z) in [("z-score", &scores.z_score), ("selective", &selective)] {
+            let own = z[[writer, reader]];
+            let above = |values: ndarray::ArrayView1<'_, f64>| values.iter().filter(|&&z| z > own).count();
+            assert_eq!(above(z.column(reader)), 0, "{name} of {layer}.{head}: 4.11 is not the first");
+            assert!(z.iter().filter(|&&z| z > own).count() < 25, "{name} of {layer}.{head}");
+        }
+    }
+    let best = selective.indexed_iter().filter(|(_, z)| z.is_finite()).max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+    assert_eq!(best, (writer, 6 * 12 + 9), "the most selective pair is 4.11 to 6.9");
+}
+
+/// On real annotation a head of MiniLM knows objects far better than any offset and than any head of random weights would.
+fn a_real_head_knows_objects(data: &Path) {
+    let model = Model::load("minilm").unwrap();
+    let mut texts = read_conllu(data.join("annotations/en_ewt-ud-dev.conllu.gz")).unwrap();
+    assert_eq!(texts.len(), 2001);
+    texts.truncate(600);
+    let roles = Roles::measure(&model, &texts, &RoleOptions::default()).unwrap();
+    let rows = roles.best().unwrap().rows().unwrap();
+    let find = |metric: &str| {
+        let own = |row: &&headscope::table::Observation| row.keys.task.as_deref() == Some("obj_to_head");
+        rows.iter().filter(own).find(|row| row.metric == metric).unwrap()
+    };
+    let (accuracy, offset) = (find("accuracy").value, find("accuracy").baseline.unwrap());
+    assert!(accuracy > 0.65 && accuracy > offset + 0.25, "{accuracy} where the best offset has {offset}");
+    assert!(find("p_value").value < 0.01);
+}
