@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Tol, assert_close, configs, load, random, some_tokens};
+use common::{Tol, assert_close, assert_close_at, configs, load, random, some_tokens};
 use headscope::model::{Model, Plan, Site, Tokens};
 use headscope::prelude::{Ablation, Every, Metric, Strategy as How, Subsets, Sweep, Table, subsets};
 use proptest::prelude::*;
@@ -74,7 +74,8 @@ proptest! {
         let table = |how| each().only(|keys| keep.contains(keys)).strategy(how).run().unwrap();
         let (auto, naive) = (table(How::Auto), table(How::Naive));
         prop_assert_eq!(auto.len(), keep.len() * batch);
-        assert_close(&format!("{site} along {axes:?}, {kind}"), &values(&auto), &values(&naive), MODEL);
+        // Logits and nats are of order one; the effect of a variant that changes nothing is not.
+        assert_close_at(&format!("{site} along {axes:?}, {kind}"), &values(&auto), &values(&naive), 1.0, MODEL);
     }
 }
 

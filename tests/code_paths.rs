@@ -35,6 +35,7 @@ fn under(variables: &[(&str, &str)], threads: &str) {
         child.env_remove(name);
     }
     child.envs(variables.iter().copied());
+    child.env(common::CASES, "4");
     child.envs(["MKL_NUM_THREADS", "OMP_NUM_THREADS", common::THREADS].map(|name| (name, threads)));
     let modules = ["fidelity::", "interventions::", "numerics::"];
     let output = child.args(modules).arg("--test-threads=1").output().unwrap();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Tol, assert_close, assert_near, assert_zero, configs, fixture, flat, load, random, some_tokens};
+use common::{Tol, assert_close, assert_near, assert_zero, cases, configs, fixture, flat, load, random, some_tokens};
 use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Selector, Site, Tokens};
 use headscope::prelude::{
     Ablation, Every, Metric, Strategy as How, Sweep, Table, Variant, direct_attribution, logit_lens,
@@ -17,7 +17,7 @@ const LAYER: Tol = Tol::Layer(Kind::Double);
 const MODEL: Tol = Tol::Model(Kind::Double);
 
 /// A random model, a batch for it, and one of its heads.
-fn cases() -> impl Strategy<Value = (Model, Tokens, usize, usize)> {
+fn drawn() -> impl Strategy<Value = (Model, Tokens, usize, usize)> {
     let configs = configs();
     let pick = (0..configs.len(), 0u64..1000, 1usize..4, 2usize..9, 0usize..3, 0usize..4);
     pick.prop_map(move |(config, seed, batch, positions, layer, head)| {
@@ -43,11 +43,11 @@ fn row(table: &Table, layer: usize, head: usize) -> f64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(17), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(24), failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(17), ..ProptestConfig::default() })]
 
     /// Invariants 1 and 3: head results and the bias sum to attn_out; zeroing a head takes away exactly its result.
     #[test]
-    fn heads_add_up((model, tokens, layer, head) in cases()) {
+    fn heads_add_up((model, tokens, layer, head) in drawn()) {
         let sites = [Site::Result(layer), Site::AttnOut(layer)];
         let whole = model.run(&tokens, &Plan::new().taps(sites)).unwrap();
         let (results, out) = (whole.get(sites[0]).unwrap(), whole.get(sites[1]).unwrap());
@@ -62,7 +62,7 @@ proptest! {
 
     /// Invariant 2: rows of a pattern sum to one, and a causal one has nothing above its diagonal.
     #[test]
-    fn patterns_are_distributions((model, tokens, layer, _) in cases()) {
+    fn patterns_are_distributions((model, tokens, layer, _) in drawn()) {
         let pattern = run(&model, &tokens, Plan::new(), Site::Pattern(layer));
         let sums = pattern.sum_dim_intlist([-1i64].as_slice(), false, None);
         assert_close("row sums", &sums, &sums.ones_like(), LAYER);
@@ -73,7 +73,7 @@ proptest! {
 
     /// Invariants 4, 5 and 7: the mean over equal prompts, another prompt that is the same, and the run itself change nothing.
     #[test]
-    fn replacing_by_the_same_is_the_identity((model, tokens, layer, head) in cases()) {
+    fn replacing_by_the_same_is_the_identity((model, tokens, layer, head) in drawn()) {
         let same = Tokens::new(&vec![tokens.row(0).to_vec(); 3]).unwrap();
         let z = Site::Z(layer);
         let clean = model.run(&same, &Plan::new().taps([z, end(&model)])).unwrap();
@@ -85,7 +85,7 @@ proptest! {
 
     /// Invariant 6: the whole residual stream of another run brings its whole end with it.
     #[test]
-    fn the_residual_stream_is_all_there_is((model, tokens, layer, _) in cases()) {
+    fn the_residual_stream_is_all_there_is((model, tokens, layer, _) in drawn()) {
         let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 77);
         let sites = [Site::ResidPre(layer), end(&model)];
         let clean = model.run(&other, &Plan::new().taps(sites)).unwrap();
@@ -95,7 +95,7 @@ proptest! {
 
     /// Invariant 9: in a causal model, what changes at a position leaves everything before it as it was, bit for bit.
     #[test]
-    fn causality((model, tokens, layer, head) in cases()) {
+    fn causality((model, tokens, layer, head) in drawn()) {
         prop_assume!(model.config().causal);
         let position = tokens.positions() - 1;
         let edit = Edit::new(Site::Z(layer), Action::Zero).head(head).position(position);
@@ -106,7 +106,7 @@ proptest! {
 
     /// The engine and one whole pass a variant give the same table, whatever is edited, wherever, with padding too.
     #[test]
-    fn engine_is_the_naive_loop((model, tokens, layer, head) in cases(), shorter in any::<bool>(), memory in 1usize..200_000) {
+    fn engine_is_the_naive_loop((model, tokens, layer, head) in drawn(), shorter in any::<bool>(), memory in 1usize..200_000) {
         let mut rows: Vec<Vec<i64>> = (0..tokens.batch()).map(|p| tokens.row(p).to_vec()).collect();
         if shorter && rows.len() > 1 && rows[0].len() > 2 {
             rows[1].pop();
@@ -152,7 +152,7 @@ proptest! {
     /// Invariants 6, 7 and 8: patching the whole residual stream restores the clean run, patching from itself changes
     /// nothing, and noise from a to b is denoising with the runs swapped.
     #[test]
-    fn patching((model, tokens, layer, _) in cases(), seed in 1usize..50) {
+    fn patching((model, tokens, layer, _) in drawn(), seed in 1usize..50) {
         prop_assume!(model.config().has_logits());
         let other = some_tokens(tokens.batch(), tokens.positions(), model.config().vocab, 500 + seed);
         prop_assume!(other != tokens);
@@ -172,7 +172,7 @@ proptest! {
 
     /// Cutting an attention edge leaves its weight zero and the rest in proportion; a query without keys attends to nothing.
     #[test]
-    fn knocked_out_edges((model, tokens, layer, head) in cases()) {
+    fn knocked_out_edges((model, tokens, layer, head) in drawn()) {
         let last = tokens.positions() - 1;
         let (scores, pattern) = (Site::Scores(layer), Site::Pattern(layer));
         let clean = run(&model, &tokens, Plan::new(), pattern).select(1, head as i64).select(1, last as i64);
@@ -188,7 +188,7 @@ proptest! {
 
     /// A subspace and its complement add up, and what is outside is orthogonal to it.
     #[test]
-    fn projections_split((model, tokens, layer, _) in cases(), seed in 0u64..100) {
+    fn projections_split((model, tokens, layer, _) in drawn(), seed in 0u64..100) {
         let site = Site::ResidPost(layer);
         let basis = Model::random(&ModelConfig { vocab: 3, ..model.config().clone() }, seed).unwrap();
         let basis = basis.parameters()[0].1.to_kind(Kind::Double);

@@ -23,12 +23,18 @@ pub fn load(name: &str, kind: Kind) -> Model {
     Model::load_with(fixture(name).to_str().unwrap(), &options).unwrap()
 }
 
-/// The variable by which `code_paths` asks for threads of libtorch's own.
+/// The variables by which `code_paths` asks for threads of libtorch's own, and for fewer cases of a property.
 pub const THREADS: &str = "HEADSCOPE_TEST_THREADS";
+pub const CASES: &str = "HEADSCOPE_TEST_CASES";
 
 /// One thread: tests run side by side, and their models are too small to gain from more. `code_paths` asks for others.
 fn set_threads() {
     tch::set_num_threads(std::env::var(THREADS).map_or(1, |threads| threads.parse().unwrap()));
+}
+
+/// How many random cases a property is held to.
+pub fn cases(usual: u32) -> u32 {
+    std::env::var(CASES).map_or(usual, |cases| cases.parse().unwrap())
 }
 
 /// The tensors of a safetensors file.
