@@ -26,6 +26,7 @@ PIECES := apt python target libtorch minilm shim
 SETUP := python3 .cargo/setup.py
 VENV := .venv/bin
 NAMES ?=
+WRITE ?=
 
 .PHONY: help setup $(PIECES) evcxr kernel test notebooks lab bench lint clean
 
@@ -36,6 +37,7 @@ help: ## this list
 	@echo
 	@echo "  make setup CUDA=1              the same with libtorch for NVIDIA GPUs (CUDA=0 goes back)"
 	@echo "  make notebooks NAMES=00-tour   only that one"
+	@echo "  make notebooks WRITE=1         and update the committed notebooks"
 	@echo
 	@echo "The first time takes about half an hour on two cores, most of it compiling; nothing is asked."
 	@echo "What is fetched and built is kept in $(HEADSCOPE_CACHE)"
@@ -61,8 +63,8 @@ test: setup ## tests, doctests, and notebook 00-tour
 	@$(SETUP) keep
 	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
 
-notebooks: kernel ## executes every notebook, writes the results into them and as HTML to notebooks/html
-	@$(VENV)/python notebooks/run.py $(NAMES)
+notebooks: kernel ## executes every notebook, leaves pages and executed copies in notebooks/html
+	@$(VENV)/python notebooks/run.py $(if $(filter-out 0,$(WRITE)),--write) $(NAMES)
 
 lab: kernel ## opens JupyterLab
 	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks \

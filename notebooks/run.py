@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Executes the notebooks headless and fails when a cell does.
 
-    run.py [--check] [NAME...]
+    run.py [--check | --write] [NAME...]
 
-All notebooks beside this file, or the named ones (`00-tour`), two at a time. Executed notebooks are written back, and as
-HTML to notebooks/html/, only if every cell succeeded; `--check` writes nothing. evcxr reports a panic, and an error that
-`?` hands on, as success: so the output is read for them. A cell tagged `raises-exception` may fail.
+All notebooks beside this file, or the named ones (`00-tour`), two at a time. A notebook whose every cell succeeded is left
+in notebooks/html/, which git ignores, as a page and as an executed notebook; `--write` also updates the committed one, and
+`--check` writes nothing. evcxr reports a panic, and an error that `?` hands on, as success: so the output is read for them.
+A cell tagged `raises-exception` may fail.
+
+What a notebook prints is compared with what is committed: words must be the same, numbers near (see `apart`). With `--check`
+a difference is a failure; else it is told, since models that are trained on the spot come out otherwise on other processors.
 """
 
 import argparse
@@ -41,6 +45,13 @@ PROGRESS = re.compile(r"^.*: \d+ of \d+(, about .* left)?\n", re.MULTILINE)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+NUMBER = re.compile(r"[-+]?\d+(?:\.(\d+))?(?:e([-+]?\d+))?")
+LABEL = re.compile(r"<(?:text|title)\b[^>]*>([^<]*)<")
+# Of a number's size. Results are float32 and pass through a whole model: tests/common/tolerance.rs derives 5e-5 of their
+# scale, of which a number may be a twentieth.
+NEAR = 1e-3
+
+
 class CellFailed(Exception):
     """A cell panicked or ended in an error."""
 
@@ -55,6 +66,40 @@ def complaint(outputs):
             printed[output.name] += output.text
     found = [pattern.search(printed[name]) for pattern, name in ((PANIC, "stderr"), (FAILED, "stdout"))]
     return COLOUR.sub("", "\n".join(one.group().strip() for one in found if one)) or None
+
+
+def told(cell):
+    """The words and numbers of a cell's outputs: what it printed, and the labels of its pictures."""
+    parts = []
+    for output in cell.get("outputs", []):
+        if output.output_type == "stream" and output.name == "stdout":
+            parts.append(PROGRESS.sub("", output.text))
+        elif output.output_type in ("execute_result", "display_data"):
+            parts.extend(LABEL.findall("".join(output.data.get("image/svg+xml", ""))))
+            parts.append("".join(output.data.get("text/plain", "")) if len(output.data) == 1 else "")
+    return "\n".join(parts)
+
+
+def apart(found, committed):
+    """Whether two texts differ in a word, or in a number by more than rounding explains: by more than one unit of the last
+    digit that is printed (a number may lie on the edge between two), and by more than NEAR of its size."""
+
+    def words(text):
+        return NUMBER.sub("#", text).split()
+
+    def beyond(one, other):
+        unit = 10.0 ** (int(other[2] or 0) - len(other[1] or ""))
+        return abs(float(one[0]) - float(other[0])) > max(1.01 * unit, NEAR * abs(float(other[0])))
+
+    pairs = zip(NUMBER.finditer(found), NUMBER.finditer(committed))
+    return words(found) != words(committed) or any(beyond(one, other) for one, other in pairs)
+
+
+def differences(book, path):
+    """The numbers of the cells that say something else than those of the committed notebook."""
+    committed = nbformat.read(path, as_version=4).cells
+    pairs = enumerate(zip(book.cells, committed), 1)
+    return [number for number, (one, other) in pairs if one.cell_type == "code" and apart(told(one), told(other))]
 
 
 def shorten(text, lines=12):
@@ -136,9 +181,11 @@ def write(path, text):
     temporary.rename(path)
 
 
-def save(path, book):
+def save(path, book, committed):
+    """The executed notebook, and its page, to html/; and to where it came from, if that is to be written."""
     tidy(book)
-    write(path, nbformat.writes(book) + "\n")
+    for place in [HERE / "html" / path.name, *([path] if committed else [])]:
+        write(place, nbformat.writes(book) + "\n")
     exporter = HTMLExporter(embed_images=True)
     exporter.require_js_url = ""
     exporter.mathjax_url = ""
@@ -146,7 +193,7 @@ def save(path, book):
     write(HERE / "html" / f"{path.stem}.html", body)
 
 
-async def one(path, check, turns):
+async def one(path, options, turns):
     async with turns:
         start = time.monotonic()
         try:
@@ -154,14 +201,18 @@ async def one(path, check, turns):
         except Exception as error:  # one notebook's failure must not hide the others'
             print(f"FAILED  {error if isinstance(error, CellFailed) else f'{path.stem}: {error!r}'}", flush=True)
             return False
-        if not check:
-            save(path, book)
+        other = [] if options.write else differences(book, path)
+        if not options.check:
+            save(path, book, options.write)
+        if other:
+            cells = ", ".join(map(str, other))
+            print(f"{'FAILED' if options.check else 'note  '}  {path.stem}: not what is committed: cells {cells}", flush=True)
         number, seconds = max(times, key=lambda pair: pair[1], default=(0, 0.0))
         print(
             f"ok      {path.stem}: {len(times)} cells in {time.monotonic() - start:.1f} s, slowest cell {number} with {seconds:.1f} s",
             flush=True,
         )
-        return True
+        return not (options.check and other)
 
 
 def choose(names):
@@ -175,14 +226,16 @@ def choose(names):
     return paths
 
 
-async def everything(paths, check):
+async def everything(paths, options):
     turns = asyncio.Semaphore(AT_A_TIME)
-    return await asyncio.gather(*(one(path, check, turns) for path in paths))
+    return await asyncio.gather(*(one(path, options, turns) for path in paths))
 
 
 def main():
     parser = argparse.ArgumentParser(description="Executes the notebooks headless and fails when a cell does.")
-    parser.add_argument("--check", action="store_true", help="write nothing")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="write nothing; fail where outputs are not those committed")
+    what.add_argument("--write", action="store_true", help="update the committed notebooks, too")
     parser.add_argument("name", nargs="*", help="notebooks, e.g. 00-tour (default: all)")
     options = parser.parse_args()
     paths = choose(options.name)
@@ -190,7 +243,9 @@ def main():
     if sys.prefix != str(PYTHON.parent.parent.resolve()):
         os.environ["JUPYTER_PATH"] = str(ROOT / ".venv" / "share" / "jupyter")
     start = time.monotonic()
-    done = asyncio.run(everything(paths, options.check))
+    done = asyncio.run(everything(paths, options))
+    if not options.check:
+        print(f"pages and executed notebooks: {HERE / 'html'}")
     print(f"{len(paths)} notebooks in {time.monotonic() - start:.1f} s")
     print(f"notebooks: {sum(done)} passed, {len(done) - sum(done)} failed")
     return 0 if all(done) else 1

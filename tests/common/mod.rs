@@ -11,7 +11,9 @@ use headscope::checkpoint::LoadOptions;
 use headscope::model::{Activation, Model, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Tokens, Unembed};
 use tch::{Device, Kind, Tensor};
 
-pub use tolerance::{Tol, assert_as_accurate, assert_close, assert_close_at, assert_near, assert_zero, scale};
+pub use tolerance::{
+    Tol, assert_as_accurate, assert_close, assert_close_at, assert_near, assert_same, assert_zero, scale,
+};
 
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/checkpoints").join(name)

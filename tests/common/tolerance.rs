@@ -1,6 +1,7 @@
 //! The one table of tolerances, with the derivation of every bound, and the comparisons that use it.
 
 use headscope::model::ModelConfig;
+use serde_json::Value;
 use tch::{Kind, Tensor};
 
 /// How far two computations of the same quantity may lie apart, in units of the *scale* of what is compared: the root mean
@@ -152,6 +153,23 @@ pub fn assert_zero(what: &str, found: &Tensor, scale: f64, tol: Tol) {
 pub fn assert_near(what: &str, found: f64, expected: f64, tol: Tol) {
     let error = (found - expected).abs() / expected.abs().max(1.0);
     assert!(error <= tol.bound(), "{what}: {found:e} where {expected:e} was expected, error {error:e}, {tol:?}");
+}
+
+/// Fails where two documents differ in anything but their numbers, or in a number by more than the tolerance.
+#[track_caller]
+pub fn assert_same(what: &str, found: &Value, expected: &Value, tol: Tol) {
+    match (found, expected) {
+        (Value::Number(a), Value::Number(b)) => assert_near(what, a.as_f64().unwrap(), b.as_f64().unwrap(), tol),
+        (Value::Array(a), Value::Array(b)) => {
+            assert_eq!(a.len(), b.len(), "{what}");
+            a.iter().zip(b).enumerate().for_each(|(i, (a, b))| assert_same(&format!("{what}[{i}]"), a, b, tol));
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            assert!(a.keys().eq(b.keys()), "{what}: {:?} where {:?} were expected", a.keys(), b.keys());
+            a.iter().for_each(|(key, a)| assert_same(&format!("{what}.{key}"), a, &b[key], tol));
+        }
+        _ => assert_eq!(found, expected, "{what}"),
+    }
 }
 
 /// Fails where our float32 result is farther from the float64 truth than a small multiple of another implementation's

@@ -59,9 +59,9 @@ pub(super) fn seeds(seed: u64, runs: usize) -> Result<Vec<u64>> {
 }
 
 impl Experiment {
-    /// Computes the cells of a shard into `folder`, one Parquet file each, beside `experiment.json`. Shards may run anywhere,
-    /// in any order and at once; on machines of one kind the folder then holds the same bytes as after one run. Returns how
-    /// many cells were computed.
+    /// Computes the cells of a shard into `folder`, one Parquet file each, beside `experiment.json`. Shards may run anywhere, in
+    /// any order and at once; on one machine, or several of one kind, the folder then holds the same bytes as after one run.
+    /// Other processors round differently, and training amplifies that. Returns how many cells were computed.
     ///
     /// # Errors
     /// Where the folder holds another experiment, or a cell of this shard already unless resuming; [`Error::Held`] where
