@@ -81,13 +81,15 @@ def told(cell):
 
 
 def apart(found, committed):
-    """Whether two texts differ in a word, or in a number by more than rounding explains: by more than one unit of the last
-    digit that is printed (a number may lie on the edge between two), and by more than NEAR of its size."""
+    """Whether two texts differ in a word, in a whole number, or in another number by more than rounding explains: by more
+    than one unit of the last digit that is printed (it may lie on the edge between two), and by more than NEAR of its size."""
 
     def words(text):
         return NUMBER.sub("#", text).split()
 
     def beyond(one, other):
+        if one[0].lstrip("-+").isdigit() or other[0].lstrip("-+").isdigit():
+            return one[0] != other[0]
         unit = 10.0 ** (int(other[2] or 0) - len(other[1] or ""))
         return abs(float(one[0]) - float(other[0])) > max(1.01 * unit, NEAR * abs(float(other[0])))
 
