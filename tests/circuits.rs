@@ -184,7 +184,9 @@ proptest! {
         basis.column_mut(0).assign(&turned);
         let other = Subspace::span(&basis.dot(&normal(2, 2, seed)).view()).unwrap();
         let angles = plane.angles(&other).unwrap();
-        prop_assert!(angles[0] < 1e-7 && (angles[1] / angle - 1.0).abs() < 1e-5, "{:?} for {}", angles, angle);
+        // However small an angle, its digits are kept: it comes from its sine.
+        prop_assert!(angles[0] < Tol::Number.bound(), "{:?} for {}", angles, angle);
+        prop_assert!((angles[1] - angle).abs() < Tol::Number.bound() * angle.max(0.01), "{:?} for {}", angles, angle);
         assert_near("overlap", plane.overlap(&other).unwrap(), (1.0 + angle.cos().powi(2)) / 2.0, ALGEBRA);
         let part = Subspace::span(&frame.slice(s![.., ..1])).unwrap();
         assert_near("within", part.overlap(&plane).unwrap(), 1.0, ALGEBRA);

@@ -4,6 +4,7 @@
 mod common;
 
 use common::samples::{ROUNDING, by, estimate, labels, near, normals};
+use common::{Tol, assert_near};
 use headscope::information::{
     BinnedOptions, CcaOptions, Certainty, Estimator, GaussianOptions, KsgOptions, ProbeOptions, Redundancy, Scaling,
     Shrinkage, Truth, Warning, conditional_information, decomposition, discrete_information, entropy,
@@ -291,7 +292,7 @@ proptest! {
         let map = normals(n, n, seed + 1) + Array2::<f64>::eye(n) * 4.0;
         for estimator in [by("gaussian"), Estimator::Cca(CcaOptions { alpha: 1.0 })] {
             let (plain, mapped) = (estimate(&x, &y, &estimator), estimate(&x.dot(&map), &y, &estimator));
-            prop_assert!((plain - mapped).abs() < 1e-8, "{} {}", plain, mapped);
+            assert_near("mapped", mapped, plain, Tol::Conditioned(1e3)); // the map's condition number, squared
         }
     }
 
@@ -312,7 +313,8 @@ proptest! {
         prop_assert!(between(0, 3) <= between(0, 2) + ROUNDING);
         if noise > 0.1 {
             let given = gaussian_information(covariance.view(), &[0], &[3], &[2]).unwrap();
-            prop_assert!(given.abs() < 1e-7, "Z screens its noisy copy off: {}", given);
+            // Z and its noisy copy are correlated by 1 / tail, others by up to 0.95.
+            assert_near("Z screens its noisy copy off", given, 0.0, Tol::Conditioned(10.0 * (1.0 + 1.0 / (noise * noise))));
         }
     }
 
