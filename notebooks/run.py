@@ -246,7 +246,7 @@ def main():
         os.environ["JUPYTER_PATH"] = str(ROOT / ".venv" / "share" / "jupyter")
     start = time.monotonic()
     done = asyncio.run(everything(paths, options))
-    if not options.check:
+    if not options.check and any(done):
         print(f"pages and executed notebooks: {HERE / 'html'}")
     print(f"{len(paths)} notebooks in {time.monotonic() - start:.1f} s")
     print(f"notebooks: {sum(done)} passed, {len(done) - sum(done)} failed")
