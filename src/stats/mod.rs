@@ -12,7 +12,7 @@
 //! | what if I test many things at once? | [`holm`], [`benjamini_hochberg`] |
 //! | do two measurements agree in order, or lie on a line? | [`spearman`], [`pearson`] |
 //!
-//! Every random function takes a seed. The same seed gives the same bytes, whatever the number of threads.
+//! Every random function takes a seed. On one machine the same seed gives the same bytes, whatever the number of threads.
 
 mod bootstrap;
 mod equivalence;
