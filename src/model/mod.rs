@@ -77,7 +77,7 @@ pub struct Model {
     identity: Identity,
 }
 
-readable!(Model { weights; config, kind, device, origin, tokenizer, hash });
+readable!(Model { weights; config, kind, device, origin, tokenizer, identity });
 
 /// Where a model came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
