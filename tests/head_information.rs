@@ -285,10 +285,10 @@ fn the_command() {
     assert!(ask(&["--ask", "layers"], 0).contains("o_information"));
     assert!(ask(&["--ask", "pairs", "--target", "previous-token"], 0).contains("synergistic previous-token"));
     assert!(ask(&["--ask", "ranks", "--target", "current-token"], 0).contains("survival_own current-token"));
-    assert!(ask(&["--target", "role"], 1).contains("--conllu FILE"));
-    assert!(ask(&["--target", "head", "--other", "3"], 1).contains("LAYER.HEAD"));
+    assert!(ask(&["--target", "role"], 2).contains("--conllu FILE"));
+    assert!(ask(&["--target", "head", "--other", "3"], 2).contains("LAYER.HEAD"));
     ask(&["--target", "previous-tokens"], 2);
-    assert!(headscope(&["information", "induction"], 1).contains("prompts: expected one of --text"));
+    assert!(headscope(&["information", "induction"], 2).contains("prompts: expected one of --text"));
     headscope(&["information", "induction", "--text", "a b", "--conllu", "x"], 2);
 }
 
@@ -342,7 +342,7 @@ fn roles_through_the_command() {
     let text = std::fs::read_to_string(made_up).unwrap();
     std::fs::write(&file, format!("{}\n\n", text.trim_end()).repeat(20)).unwrap();
     assert!(ask(gpt2, &file, 0).contains("entropy role"));
-    assert!(ask(gpt2, made_up, 1).contains("two labels or more of role"));
+    assert!(ask(gpt2, made_up, 2).contains("two labels or more of role"));
     // Words that the model does not know.
     assert!(ask("english", made_up, 1).contains("The cat sees John Smith."));
 }
@@ -375,6 +375,6 @@ fn arrays_of_anyone_by_trained_estimators() {
         assert!(low.as_f64().unwrap() <= nats.as_f64().unwrap() && nats.as_f64().unwrap() <= high.as_f64().unwrap());
         assert_eq!((&found["estimator"], &found["unit"]), (&estimator.into(), &"nats".into()));
     }
-    assert!(headscope(&["mi", &file, "--x", "x", "--y", "y", "--labels"], 1).contains("--labels"));
-    assert!(headscope(&["mi", &file, "--x", "x", "--y", "y", "--estimator", "mine", "--k", "3"], 1).contains("--k"));
+    assert!(headscope(&["mi", &file, "--x", "x", "--y", "y", "--labels"], 2).contains("--labels"));
+    assert!(headscope(&["mi", &file, "--x", "x", "--y", "y", "--estimator", "mine", "--k", "3"], 2).contains("--k"));
 }
