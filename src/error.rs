@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::Site;
+use crate::site::{Site, UnknownSite};
 
 /// What every fallible function of headscope returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -121,13 +121,8 @@ pub enum Error {
         reason: String,
     },
     /// No site has this name.
-    #[error("unknown site `{found}`; {}", if near.is_empty() { "expected a name such as resid_pre.0, pattern.3 or logits".to_owned() } else { format!("did you mean {}?", near.join(" or ")) })]
-    UnknownSite {
-        /// The name given.
-        found: String,
-        /// Names that look alike.
-        near: Vec<String>,
-    },
+    #[error(transparent)]
+    UnknownSite(#[from] UnknownSite),
     /// The model has no such site, so a tap or an edit there could never fire.
     #[error("site `{site}` does not exist in this model: {reason}")]
     SiteAbsent {

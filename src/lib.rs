@@ -50,9 +50,12 @@ pub mod model;
 pub mod neural;
 pub mod prelude;
 mod progress;
+pub mod site;
 pub mod stats;
 pub mod table;
 mod take;
+mod tensors;
+pub mod text;
 pub mod view;
 mod workers;
 

@@ -1,22 +1,21 @@
-//! The places in a transformer that can be read and changed.
+//! Which activations of a transformer have a name? The sites that can be read and changed, and their axes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
-use crate::error::{Error, Result};
-
 /// A named activation of the forward pass: what a plan can tap and edit.
 ///
-/// The enum is closed: a site that a model does not have is an error before the run, never a silent nothing.
+/// The enum is closed: asking for a site that a model does not have is an error before the run.
 /// Names are the field's: `resid_pre.0`, `pattern.3`, `z.3`, `logits`.
 ///
 /// - The residual stream is what the next sub-layer reads: in a post-norm model (BERT) `resid_mid` and `resid_post` are
-///   taken after the norm, so that `resid_post.l` is always `resid_pre.(l+1)`.
-/// - `q` and `k` are taken before rotation by position; `scores` are scaled and masked, as the softmax receives them.
-/// - `result` is what each head writes into the residual stream, before the bias of the output projection.
+///   taken after the norm, so that `resid_post.l` is always `resid_pre.(l+1)`. A parallel block has no `resid_mid`.
+/// - `q` and `k` are taken before their norm and rotation; `scores` are scaled, biased, capped and masked, as the softmax
+///   receives them.
+/// - `result` is what each head writes, before the bias of the output projection and before any norm after it.
+/// - `attn_out` and `mlp_out` are what a sub-layer adds to the residual stream, after its own norm where it has one.
 /// - `mlp_pre` is the argument of the activation, `mlp_post` what the output projection reads.
 ///
 /// ```
@@ -29,17 +28,17 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Site {
-    /// Token embeddings, `[batch, position, d_model]`.
+    /// Token embeddings, `[batch, position, d_embed]`.
     Embed,
-    /// Position embeddings, `[batch, position, d_model]`.
+    /// Position embeddings, `[batch, position, d_embed]`.
     PosEmbed,
-    /// Token-type embeddings, `[batch, position, d_model]`.
+    /// Token-type embeddings, `[batch, position, d_embed]`.
     TypeEmbed,
     /// Divisor of the norm after the embeddings, `[batch, position, 1]`.
     LnEmbedScale,
     /// Residual stream entering a block, `[batch, position, d_model]`.
     ResidPre(usize),
-    /// Divisor of a block's first norm, `[batch, position, 1]`.
+    /// Divisor of the norm that belongs to attention, `[batch, position, 1]`.
     Ln1Scale(usize),
     /// Queries before rotation, `[batch, position, head, d_head]`.
     Q(usize),
@@ -55,17 +54,23 @@ pub enum Site {
     Z(usize),
     /// What each head writes, `[batch, position, head, d_model]`.
     Result(usize),
-    /// Output of attention with its bias, `[batch, position, d_model]`.
+    /// Divisor of the norm on the output of attention, `[batch, position, 1]`.
+    Ln1PostScale(usize),
+    /// What attention adds to the residual stream, `[batch, position, d_model]`.
     AttnOut(usize),
     /// Residual stream between attention and MLP, `[batch, position, d_model]`.
     ResidMid(usize),
-    /// Divisor of a block's second norm, `[batch, position, 1]`.
+    /// Divisor of the norm that belongs to the MLP, `[batch, position, 1]`.
     Ln2Scale(usize),
+    /// Weight of each expert, 0 where it is not chosen, `[batch, position, expert]`.
+    Router(usize),
     /// Argument of the MLP's activation, `[batch, position, d_mlp]`.
     MlpPre(usize),
     /// What the MLP's output projection reads, `[batch, position, d_mlp]`.
     MlpPost(usize),
-    /// Output of the MLP, `[batch, position, d_model]`.
+    /// Divisor of the norm on the output of the MLP, `[batch, position, 1]`.
+    Ln2PostScale(usize),
+    /// What the MLP adds to the residual stream, `[batch, position, d_model]`.
     MlpOut(usize),
     /// Residual stream leaving a block, `[batch, position, d_model]`.
     ResidPost(usize),
@@ -92,10 +97,14 @@ pub enum Axis {
     KvHead,
     /// The residual stream.
     DModel,
+    /// The embeddings; as wide as the residual stream unless they are projected.
+    DEmbed,
     /// One head's space.
     DHead,
     /// The MLP's hidden units.
     DMlp,
+    /// Experts.
+    Expert,
     /// The vocabulary.
     Vocab,
     /// A kept axis of length 1.
@@ -113,6 +122,8 @@ impl Axis {
             Self::Head => "head",
             Self::KvHead => "kv_head",
             Self::DModel => "d_model",
+            Self::DEmbed => "d_embed",
+            Self::Expert => "expert",
             Self::DHead => "d_head",
             Self::DMlp => "d_mlp",
             Self::Vocab => "vocab",
@@ -122,7 +133,7 @@ impl Axis {
 }
 
 type PerLayer = (&'static str, fn(usize) -> Site);
-const PER_LAYER: [PerLayer; 16] = [
+const PER_LAYER: [PerLayer; 19] = [
     ("resid_pre", Site::ResidPre),
     ("ln1_scale", Site::Ln1Scale),
     ("q", Site::Q),
@@ -132,11 +143,14 @@ const PER_LAYER: [PerLayer; 16] = [
     ("pattern", Site::Pattern),
     ("z", Site::Z),
     ("result", Site::Result),
+    ("ln1_post_scale", Site::Ln1PostScale),
     ("attn_out", Site::AttnOut),
     ("resid_mid", Site::ResidMid),
     ("ln2_scale", Site::Ln2Scale),
+    ("router", Site::Router),
     ("mlp_pre", Site::MlpPre),
     ("mlp_post", Site::MlpPost),
+    ("ln2_post_scale", Site::Ln2PostScale),
     ("mlp_out", Site::MlpOut),
     ("resid_post", Site::ResidPost),
 ];
@@ -163,7 +177,8 @@ impl Site {
             Self::ResidPre(l) | Self::Ln1Scale(l) | Self::Q(l) | Self::K(l) | Self::V(l) | Self::Scores(l) => Some(l),
             Self::Pattern(l) | Self::Z(l) | Self::Result(l) | Self::AttnOut(l) | Self::ResidMid(l) => Some(l),
             Self::Ln2Scale(l) | Self::MlpPre(l) | Self::MlpPost(l) | Self::MlpOut(l) | Self::ResidPost(l) => Some(l),
-            _ => None,
+            Self::Ln1PostScale(l) | Self::Ln2PostScale(l) | Self::Router(l) => Some(l),
+            Self::Embed | Self::PosEmbed | Self::TypeEmbed | Self::LnEmbedScale | Self::LnFinalScale | Self::Logits => None,
         }
     }
 
@@ -175,74 +190,22 @@ impl Site {
 
     /// The axes of the site's tensor.
     pub fn axes(self) -> Vec<Axis> {
-        use Axis::{Batch, DHead, DMlp, DModel, Head, Key, KvHead, One, Position, Query, Vocab};
+        use Axis::{Batch, DEmbed, DHead, DMlp, DModel, Expert, Head, Key, KvHead, One, Position, Query, Vocab};
         match self {
             Self::Q(_) | Self::Z(_) => vec![Batch, Position, Head, DHead],
             Self::K(_) | Self::V(_) => vec![Batch, Position, KvHead, DHead],
             Self::Scores(_) | Self::Pattern(_) => vec![Batch, Head, Query, Key],
             Self::Result(_) => vec![Batch, Position, Head, DModel],
             Self::MlpPre(_) | Self::MlpPost(_) => vec![Batch, Position, DMlp],
-            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => {
-                vec![Batch, Position, One]
-            }
+            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => vec![Batch, Position, One],
+            Self::Ln1PostScale(_) | Self::Ln2PostScale(_) => vec![Batch, Position, One],
+            Self::Router(_) => vec![Batch, Position, Expert],
             Self::Logits => vec![Batch, Position, Vocab],
-            _ => vec![Batch, Position, DModel],
-        }
-    }
-
-    /// The shape of the site's tensor for `batch` prompts of `positions` tokens.
-    pub fn shape(self, config: &ModelConfig, batch: usize, positions: usize) -> Vec<i64> {
-        let length = |axis: Axis| match axis {
-            Axis::Batch => batch,
-            Axis::Position | Axis::Query | Axis::Key => positions,
-            Axis::Head => config.n_heads,
-            Axis::KvHead => config.n_kv_heads,
-            Axis::DModel => config.d_model,
-            Axis::DHead => config.d_head,
-            Axis::DMlp => config.d_mlp,
-            Axis::Vocab => config.vocab,
-            Axis::One => 1,
-        };
-        self.axes().into_iter().map(|axis| length(axis) as i64).collect()
-    }
-
-    /// Fails where a model of this config has no such site.
-    ///
-    /// # Errors
-    /// [`Error::SiteAbsent`] with the reason.
-    pub fn check(self, config: &ModelConfig) -> Result<()> {
-        let absent = |reason: String| Err(Error::SiteAbsent { site: self, reason });
-        if let Some(layer) = self.layer()
-            && layer >= config.n_layers
-        {
-            return absent(format!("it has layers 0 to {}", config.n_layers - 1));
-        }
-        match self {
-            Self::PosEmbed if config.position != Position::Learned => {
-                absent("its positions are not learned vectors".into())
+            Self::Embed | Self::PosEmbed | Self::TypeEmbed => vec![Batch, Position, DEmbed],
+            Self::ResidPre(_) | Self::AttnOut(_) | Self::ResidMid(_) | Self::MlpOut(_) | Self::ResidPost(_) => {
+                vec![Batch, Position, DModel]
             }
-            Self::TypeEmbed if config.n_token_types == 0 => absent("it has no token types".into()),
-            Self::LnEmbedScale if !config.embed_norm => absent("its embeddings are not normalised".into()),
-            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale
-                if config.norm == NormKind::None =>
-            {
-                absent("it has no norms".into())
-            }
-            Self::LnFinalScale if config.norm_place == NormPlace::Post => absent("it is post-norm".into()),
-            Self::Ln2Scale(_) | Self::MlpPre(_) | Self::MlpPost(_) | Self::MlpOut(_) if !config.has_mlp() => {
-                absent("it has no MLP".into())
-            }
-            Self::Logits if config.unembed == Unembed::None => absent("it ends in the residual stream".into()),
-            _ => Ok(()),
         }
-    }
-
-    /// Every site that a model of this config has, in the order of the forward pass.
-    pub fn all(config: &ModelConfig) -> Vec<Self> {
-        let before = [Self::Embed, Self::PosEmbed, Self::TypeEmbed, Self::LnEmbedScale];
-        let layered = (0..config.n_layers).flat_map(|layer| PER_LAYER.iter().map(move |(_, make)| make(layer)));
-        let all = before.into_iter().chain(layered).chain([Self::LnFinalScale, Self::Logits]);
-        all.filter(|site| site.check(config).is_ok()).collect()
     }
 }
 
@@ -255,10 +218,27 @@ impl fmt::Display for Site {
     }
 }
 
-impl FromStr for Site {
-    type Err = Error;
+/// A name that is no site's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown site `{found}`; {}", suggestion(near))]
+pub struct UnknownSite {
+    /// The name.
+    pub found: String,
+    /// Names like it.
+    pub near: Vec<String>,
+}
 
-    fn from_str(name: &str) -> Result<Self> {
+fn suggestion(near: &[String]) -> String {
+    match near {
+        [] => "expected a name such as resid_pre.0, pattern.3 or logits".to_owned(),
+        near => format!("did you mean {}?", near.join(" or ")),
+    }
+}
+
+impl FromStr for Site {
+    type Err = UnknownSite;
+
+    fn from_str(name: &str) -> Result<Self, UnknownSite> {
         if let Some((_, site)) = GLOBAL.iter().find(|(known, _)| *known == name) {
             return Ok(*site);
         }
@@ -266,15 +246,15 @@ impl FromStr for Site {
         let make = PER_LAYER.iter().find(|(known, _)| *known == kind);
         match (make, layer.parse()) {
             (Some((_, make)), Ok(layer)) => Ok(make(layer)),
-            _ => Err(Error::UnknownSite { found: name.to_owned(), near: near(kind, layer) }),
+            _ => Err(UnknownSite { found: name.to_owned(), near: near(kind, layer) }),
         }
     }
 }
 
 impl TryFrom<String> for Site {
-    type Error = Error;
+    type Error = UnknownSite;
 
-    fn try_from(name: String) -> Result<Self> {
+    fn try_from(name: String) -> Result<Self, UnknownSite> {
         name.parse()
     }
 }

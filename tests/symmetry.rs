@@ -7,7 +7,7 @@ use common::{Tol, assert_near};
 use headscope::lab::Language;
 use headscope::lab::language::{Regime, Repeats, Task, Tasks};
 use headscope::lab::trace::{Parting, Probe, Twins, held_out};
-use headscope::model::{ModelConfig, NormKind, Position, RotaryScaling};
+use headscope::model::{ModelConfig, NormKind, Position, Rotary};
 use proptest::prelude::*;
 use tch::Kind;
 
@@ -35,7 +35,7 @@ fn config(number: usize, language: &Language) -> ModelConfig {
         n_positions: language.positions(),
         ..ModelConfig::default()
     };
-    let rotary = Position::Rotary { base: 100.0, scaling: RotaryScaling::None };
+    let rotary = Position::Rotary(Rotary { base: 100.0, ..Rotary::default() });
     match number {
         0 => one,
         1 => ModelConfig { norm: NormKind::Rms, ..one },

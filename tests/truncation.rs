@@ -152,7 +152,7 @@ proptest! {
         let nudge = Array2::<f64>::eye(width) + normal(width, width, seed + 5) * 0.02;
         let other = map.dot(&nudge); // of the same rank
         prop_assert!(change(&other) >= change(&map) * (1.0 - ALGEBRA.bound()));
-        if !rotary && model.config().n_heads == model.config().n_kv_heads && !model.config().qkv_bias {
+        if !rotary && model.config().n_heads == model.config().n_kv_heads && !model.config().qkv_bias.q {
             let qk = readers[0].qk(Offset::At(0)).unwrap().singular_values().unwrap();
             qk.iter().zip(&product.singular_values().unwrap()).for_each(|(a, b)| assert_near("QK", *b, *a, ALGEBRA));
         }
@@ -197,7 +197,7 @@ fn a_cut_head_is_a_head_with_cut_weights() {
                     let map = circuits.head(1, 2).unwrap().ov().unwrap().inner_truncation(rank).unwrap();
                     let mut w_o = parameter(&changed, "blocks.1.w_o").narrow(0, i64::from(head) * width, width);
                     let new = tensor(&map).matmul(&w_o);
-                    if config.qkv_bias {
+                    if config.qkv_bias.q {
                         let raw = model.circuits(&RAW).unwrap();
                         let b_v = Tensor::from_slice(&raw.head(1, 2).unwrap().b_v.to_vec()).unsqueeze(0);
                         let mut b_o = parameter(&changed, "blocks.1.b_o");

@@ -6,20 +6,17 @@
 
 mod config_json;
 mod families;
-mod identity;
-mod place;
+mod locate;
 mod save;
 mod source;
-mod tokenizer;
 
 use std::path::Path;
 
 use tch::{Device, Kind};
 
-pub(crate) use identity::{Identity, Stamp};
-pub use place::cache_folder;
-pub(crate) use save::write_tensors;
-pub use tokenizer::Tokenizer;
+pub use locate::cache_folder;
+
+pub use crate::text::Tokenizer;
 
 use self::config_json::ConfigJson;
 use self::source::Source;
@@ -72,7 +69,7 @@ impl Model {
             return Err(Error::argument("kind", "Float or Double", format!("{:?}", options.kind)));
         }
         device::check(options.device)?;
-        let folder = place::find(name, options.revision.as_deref())?;
+        let folder = locate::find(name, options.revision.as_deref())?;
         let json = ConfigJson::read(&folder, "config.json")?;
         let family = families::of(&json)?;
         let source = Source::open(&folder, options.kind, options.device)?;

@@ -15,7 +15,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::identity::Stamp;
+use crate::model::Stamp;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::model::room_for;

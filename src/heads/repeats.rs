@@ -11,7 +11,7 @@ use super::pattern::to_array;
 use super::profile::{PatternOptions, Profile};
 use super::score::PatternScore;
 use crate::error::{Error, Result};
-use crate::model::{Model, NormKind, NormPlace, Run, Site, Tokens, Unembed};
+use crate::model::{Model, NormKind, Run, Site, Tokens, Unembed};
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
 
@@ -71,7 +71,7 @@ impl Repeats {
             [start.as_slice(), block, block].concat()
         };
         let tokens = Tokens::new(&(0..self.prompts).map(|_| row()).collect::<Vec<_>>())?;
-        tokens.check(model.config())?;
+        model.check_tokens(&tokens)?;
         Ok(tokens)
     }
 
@@ -144,7 +144,7 @@ fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternO
     let number = |n: usize| u32::try_from(n).ok();
     let keys = |layer, head| Keys { layer: number(layer), head: number(head), ..Keys::default() };
     let metric = || "copying".to_owned();
-    let readable = matches!(config.unembed, Unembed::Linear { .. }) && config.norm_place == NormPlace::Pre;
+    let readable = matches!(config.unembed, Unembed::Linear { .. }) && model.writes_directly();
     if !readable {
         let missing = |(layer, head)| Observation {
             keys: keys(layer, head),
@@ -189,7 +189,9 @@ fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternO
 /// What in the residual stream raises the logit of each token of a prompt's block, `[batch, d_model, token]`.
 fn directions(model: &Model, tokens: &Tokens, start: usize, length: usize) -> Result<Tensor> {
     let ids: Vec<i64> = tokens.rows().iter().flat_map(|row| row[start..start + length].to_vec()).collect();
-    let (columns, _) = model.unembedding(&Tensor::from_slice(&ids).to_device(model.device()));
+    let linear = || Error::argument("model", "one whose logits are linear in the residual stream", &model.config().family);
+    let ids = Tensor::from_slice(&ids).to_device(model.device());
+    let (columns, _) = model.logit_directions(&ids).ok_or_else(linear)?;
     let columns = match model.final_norm_weights() {
         Some((gamma, _)) if model.config().norm == NormKind::Layer => {
             let columns = columns * gamma;

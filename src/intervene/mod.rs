@@ -11,34 +11,15 @@
 //! | [`shapley`], [`shapley_values`] | what heads do together, shared out among them |
 //! | [`Metric`], [`Answer`] | what is measured |
 
-mod ablation;
-mod change;
-mod computed;
-mod direct;
-mod edges;
 mod engine;
-mod every;
-mod gradient;
 mod metric;
-mod node;
-mod outcome;
-mod parts;
 mod paths;
-mod paths_computed;
-mod reader;
-mod sets;
-mod shapley;
 mod sweep;
 
-pub use ablation::Ablation;
-pub use direct::{direct_attribution, logit_lens};
-pub use engine::{Explanation, PlannedGroup};
-pub use every::Every;
-pub use gradient::Estimate;
-pub use metric::{Answer, Metric, Reading};
-pub use node::{Input, Node};
-pub use paths::Paths;
-pub use sets::{Subsets, subsets};
-pub(crate) use shapley::MOST;
-pub use shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
-pub use sweep::{Strategy, Sweep, Variant};
+pub use engine::{Explanation, PlannedGroup, Strategy, Variant};
+pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
+pub use paths::{Input, Node, Paths};
+pub(crate) use sweep::MOST;
+pub use sweep::{
+    Ablation, Estimate, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets,
+};

@@ -8,7 +8,7 @@ use super::language::{English, Language, Repeats};
 use super::train::{TrainOptions, Trainer};
 use crate::error::{Error, Result};
 use crate::file;
-use crate::model::{ModelConfig, Position, RotaryScaling};
+use crate::model::{ModelConfig, Position, Rotary};
 
 /// A model, a language and how to train: everything that a trained checkpoint follows from.
 ///
@@ -64,7 +64,7 @@ impl Declaration {
             d_mlp: 0,
             vocab: 0,
             n_positions: 0,
-            position: Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None },
+            position: Position::Rotary(Rotary::default()),
             ..ModelConfig::default()
         };
         Self { model, language, train }.complete()

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use ndarray::{ArcArray1, ArcArray2, Array2, ArrayView1, ArrayView2};
 use tch::{Kind, Tensor};
 
-use super::config::{NormKind, NormPlace, Unembed};
-use super::weights::{Linear, Norm};
-use super::{Model, position};
+use super::arch::{Linear, Norm, NormAt, NormKind, QkNorm, Unembed};
+use super::exec::{norm_parts, position};
+use super::{Model, Wire};
 use crate::circuits::{Circuits, Factored, HeadWeights, Offset, copying_score, diagonal_ranks, top_k, top_k_accuracy};
 use crate::error::{Error, Result};
 use crate::table::{Keys, Observation, Table};
@@ -62,22 +62,28 @@ impl Model {
     /// # Errors
     /// Where LAPACK or libtorch fail.
     pub fn circuits(&self, options: &CircuitOptions) -> Result<Circuits> {
-        let rotary: Option<Arc<[f64]>> = position::radians(&self.config).map(Arc::from);
         let mut heads = vec![];
-        for (layer, block) in self.weights.blocks.iter().enumerate() {
-            let norm = block.ln1.as_ref().filter(|_| options.fold_norms && self.config.norm_place == NormPlace::Pre);
-            let [q, k, v] = [&block.attn.q, &block.attn.k, &block.attn.v].map(|linear| self.read(linear, norm));
-            let (w_o, width) = (self.written(&block.attn.o.w, options), self.config.d_head as i64);
-            let part = |(w, b): &(Tensor, Tensor), i: usize| {
-                let columns = |t: &Tensor| t.narrow(-1, i as i64 * width, width);
+        for layer in 0..self.config.n_layers {
+            let (block, wiring) = (self.block(layer)?, self.wiring.block(layer));
+            let norm = |at| block.norm(at).filter(|_| options.fold_norms && wiring.has_norm(at));
+            let before = norm(NormAt::Attn).filter(|_| wiring.step(Wire::AttnIn).is_some());
+            let attn = &block.attn;
+            let [q, k, v] = [&attn.q, &attn.k, &attn.v].map(|linear| self.read(linear, before));
+            let [q, k] = [(q, &attn.q_norm), (k, &attn.k_norm)].map(|(x, norm)| self.through_qk_norm(x, norm, options));
+            let (w_o, width) = (self.written(&attn.o.w, norm(NormAt::AttnOut), options), self.config.d_head as i64);
+            let pairs = position::pairs(&self.config, layer);
+            let rotary: Option<Arc<[f64]>> = pairs.as_ref().map(|all| all.iter().map(|(_, turn)| *turn).collect());
+            let part = |(w, b): &(Tensor, Tensor), i: usize, turns: bool| {
+                let order = pairs.as_ref().filter(|_| turns);
+                let columns = |t: &Tensor| in_halves(&t.narrow(-1, i as i64 * width, width), order);
                 Ok::<_, Error>((matrix(&columns(w))?, vector(&columns(b))?))
             };
             // Query heads of a group share the arrays of their key/value head.
-            let of_group = |kv: usize| Ok::<_, Error>((part(&k, kv)?, part(&v, kv)?));
+            let of_group = |kv: usize| Ok::<_, Error>((part(&k, kv, true)?, part(&v, kv, false)?));
             let groups = (0..self.config.n_kv_heads).map(of_group).collect::<Result<Vec<_>>>()?;
             for head in 0..self.config.n_heads {
                 let kv_head = self.config.kv_head(head);
-                let ((w_q, b_q), ((w_k, b_k), (w_v, b_v))) = (part(&q, head)?, groups[kv_head].clone());
+                let ((w_q, b_q), ((w_k, b_k), (w_v, b_v))) = (part(&q, head, true)?, groups[kv_head].clone());
                 let w_o = matrix(&w_o.narrow(0, head as i64 * width, width))?;
                 let rotary = rotary.clone();
                 heads.push(HeadWeights { layer, head, kv_head, w_q, w_k, w_v, w_o, b_q, b_k, b_v, rotary });
@@ -181,7 +187,7 @@ impl Model {
             let rows = plain(&self.weights.w_e.narrow(0, start, ROWS.min(self.config.vocab as i64 - start)));
             let rows = match scaled && self.config.norm != NormKind::None {
                 true => {
-                    let (_, scale) = super::norm::parts(self.config.norm, &rows, self.config.norm_eps);
+                    let (_, scale) = norm_parts(self.config.norm, &rows, self.config.norm_eps);
                     rows / scale
                 }
                 false => rows,
@@ -195,8 +201,8 @@ impl Model {
     /// `w W_U`, `[k, vocab]`, in float64, a block of columns at a time.
     fn unembedded(&self, w: &Tensor, options: &CircuitOptions) -> Result<Tensor> {
         self.require("a circuit over the vocabulary", &["w_u"])?;
-        let head = self.weights.head.as_ref().filter(|_| matches!(self.config.unembed, Unembed::Linear { .. }));
-        let Some(head) = head else {
+        let head = self.weights.unembedding.as_ref().filter(|_| matches!(self.config.unembed, Unembed::Linear { .. }));
+        let Some(head) = head.filter(|_| self.weights.projection.is_none()) else {
             return Err(Error::argument(
                 "model",
                 "one whose logits are linear in the residual stream",
@@ -213,7 +219,7 @@ impl Model {
         let vocab = self.config.vocab as i64;
         let blocks = (0..vocab)
             .step_by(ROWS as usize)
-            .map(|start| w.f_matmul(&plain(&head.unembed.w.narrow(1, start, ROWS.min(vocab - start)))));
+            .map(|start| w.f_matmul(&plain(&head.linear.w.narrow(1, start, ROWS.min(vocab - start)))));
         let blocks = blocks.collect::<Result<Vec<_>, _>>().map_err(Error::torch("a product with the unembedding"))?;
         Ok(Tensor::cat(&blocks, 1))
     }
@@ -235,14 +241,33 @@ impl Model {
         (w, b)
     }
 
-    /// What the heads write, `[n_heads * d_head, d_model]`, in float64.
-    fn written(&self, w_o: &Tensor, options: &CircuitOptions) -> Tensor {
-        let w = plain(w_o);
-        match options.centre_writing && self.config.norm == NormKind::Layer {
-            true => &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>),
-            false => w,
-        }
+    /// A projection to queries or keys with the weights of their norm folded in; its division is left, as with other norms.
+    fn through_qk_norm(&self, (w, b): (Tensor, Tensor), norm: &Option<Norm>, options: &CircuitOptions) -> (Tensor, Tensor) {
+        let Some(norm) = norm.as_ref().filter(|_| options.fold_norms) else { return (w, b) };
+        let gamma = plain(&norm.w);
+        let gamma = match self.config.qk_norm {
+            QkNorm::Head => gamma.repeat([w.size()[1] / gamma.size()[0]]),
+            QkNorm::All | QkNorm::None => gamma,
+        };
+        (w * &gamma, b * gamma)
     }
+
+    /// What the heads write, `[n_heads * d_head, d_model]`, in float64, with the norm on it folded in.
+    fn written(&self, w_o: &Tensor, norm: Option<&Norm>, options: &CircuitOptions) -> Tensor {
+        let mut w = plain(w_o);
+        let centred = |w: Tensor| &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
+        if let Some(norm) = norm {
+            w = if self.config.norm == NormKind::Layer { centred(w) } else { w } * plain(&norm.w);
+        }
+        if options.centre_writing && self.config.norm == NormKind::Layer { centred(w) } else { w }
+    }
+}
+
+/// The columns of a head in an order in which column i turns with column i + d_head / 2.
+fn in_halves(t: &Tensor, pairs: Option<&Vec<([usize; 2], f64)>>) -> Tensor {
+    let Some(pairs) = pairs else { return t.shallow_clone() };
+    let order: Vec<i64> = [0, 1].into_iter().flat_map(|half| pairs.iter().map(move |(pair, _)| pair[half] as i64)).collect();
+    t.index_select(-1, &Tensor::from_slice(&order))
 }
 
 /// Detached, in float64 on the CPU.

@@ -5,13 +5,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::Model;
-use super::attention::{KvCache, Past};
-use super::forward::Pass;
-use super::join::Joins;
-use super::program::Program;
-use super::tokens::Tokens;
+use super::{Joins, KvCache, Model, Pass, Past, Program};
 use crate::error::{Error, Result};
+use crate::text::Tokens;
 
 /// How to continue a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,7 +61,7 @@ impl Model {
     /// Where the model is not causal or has no logits, the batch is not one prompt, or an option makes no sense.
     pub fn generate(&self, tokens: &Tokens, options: &Generation, mut each: impl FnMut(i64)) -> Result<Vec<i64>> {
         options.validate()?;
-        tokens.check(self.config())?;
+        self.check_tokens(tokens)?;
         if !(self.config().causal && self.config().has_logits()) {
             return Err(Error::argument("model", "a causal model with logits, to generate", &self.config().family));
         }
@@ -125,14 +121,14 @@ mod tests {
     use proptest::prelude::*;
     use tch::Device;
 
-    use super::super::{Activation, ModelConfig, NormKind, NormPlace, Plan, Position, RotaryScaling, Site};
+    use super::super::{Activation, ModelConfig, NormKind, NormPlace, Plan, Position, Rotary, Site};
     use super::*;
 
     /// Causal architectures of every kind of norm, position, and sharing of keys.
     fn configs() -> impl Strategy<Value = ModelConfig> {
         let norms = prop::sample::select(vec![NormKind::Layer, NormKind::Rms, NormKind::None]);
         let places = prop::sample::select(vec![NormPlace::Pre, NormPlace::Post]);
-        let rotary = Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None };
+        let rotary = Position::Rotary(Rotary::default());
         let positions = prop::sample::select(vec![Position::Learned, rotary]);
         (norms, places, positions, prop::sample::select(vec![1, 2, 4]), any::<bool>(), any::<bool>()).prop_map(
             |(norm, norm_place, position, n_kv_heads, gated_mlp, mlp)| ModelConfig {

@@ -10,50 +10,37 @@
 //! | [`Model::circuits`], [`Model::copying`] | the weights of heads, for [`circuits`](crate::circuits) |
 //! | [`Generation`] | cached generation |
 
-mod absorbed;
-mod attention;
+mod arch;
 mod circuits;
-mod config;
-mod dense;
-mod forward;
+mod exec;
 mod generate;
-mod inject;
-mod join;
-mod norm;
-mod plan;
-mod position;
-mod program;
-mod run;
-mod site;
-mod softmax;
-mod stack;
-mod tokens;
-mod weights;
+mod hooks;
+mod identity;
 
 use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 
-pub(crate) use absorbed::pays as absorption_pays;
-pub(crate) use attention::{KvCache, Past};
+pub use arch::{
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel, Position,
+    QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+};
+pub(crate) use arch::{
+    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights, Wire, Wires, Wiring,
+};
 pub use circuits::{CircuitOptions, Vocabulary};
-pub use config::{Activation, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed};
-pub(crate) use dense::{products_take, room_for};
-pub(crate) use forward::Pass;
+pub(crate) use exec::{
+    Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, log_softmax, products_take, room_for,
+};
 pub use generate::Generation;
-pub(crate) use inject::Frozen;
-pub(crate) use join::{Entry, Joins, Step};
-pub(crate) use plan::Bank;
-pub use plan::{Action, Edit, Plan, Selector};
-pub(crate) use program::{Means, Program, Window};
-pub use run::Run;
-pub use site::{Axis, Site};
-pub(crate) use softmax::log_softmax;
-pub use tokens::Tokens;
-pub(crate) use weights::{Attention, Block, Head, Linear, Mlp, Norm, Spread, Weights};
+pub use hooks::{Action, Edit, Plan, Run, Selector};
+pub(crate) use hooks::{Bank, Means, Program, Window};
+pub(crate) use identity::{Identity, Stamp};
 
-use crate::checkpoint::{Identity, Stamp, Tokenizer};
 use crate::error::{Error, Result};
+pub use crate::site::{Axis, Site, UnknownSite};
+pub use crate::text::Tokens;
+use crate::text::Tokenizer;
 use crate::workers::readable;
 
 /// A transformer with its weights.
@@ -69,6 +56,7 @@ use crate::workers::readable;
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
+    wiring: Wiring,
     weights: Weights,
     kind: Kind,
     device: Device,
@@ -77,7 +65,7 @@ pub struct Model {
     identity: Identity,
 }
 
-readable!(Model { weights; config, kind, device, origin, tokenizer, identity });
+readable!(Model { weights; config, wiring, kind, device, origin, tokenizer, identity });
 
 /// Where a model came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,7 +81,8 @@ pub struct Origin {
 impl Model {
     pub(crate) fn new(config: ModelConfig, weights: Weights, origin: Origin, tokenizer: Option<Tokenizer>) -> Self {
         let (kind, device) = (weights.w_e.kind(), weights.w_e.device());
-        Self { config, weights, kind, device, origin, tokenizer, identity: Identity::default() }
+        let wiring = Wiring::new(&config);
+        Self { config, wiring, weights, kind, device, origin, tokenizer, identity: Identity::default() }
     }
 
     /// A model with random float32 weights on the CPU; the same seed gives the same weights.
@@ -109,19 +98,7 @@ impl Model {
     /// # Errors
     /// Where the config does not [validate](ModelConfig::validate), or the type is another one.
     pub fn random_as(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
-        Self::drawn(config, seed, Spread { embeddings: 1.0, biases: 0.1 }, kind, device)
-    }
-
-    /// A model as training begins: as [`Model::random_as`], with biases 0, norms that change nothing and embeddings of this
-    /// standard deviation.
-    pub(crate) fn initial(
-        config: &ModelConfig,
-        seed: u64,
-        embeddings: f64,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self> {
-        Self::drawn(config, seed, Spread { embeddings, biases: 0.0 }, kind, device)
+        Self::drawn(config, seed, Spread::RANDOM, kind, device)
     }
 
     fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Result<Self> {
@@ -130,9 +107,21 @@ impl Model {
         if !matches!(kind, Kind::Float | Kind::Double) {
             return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
         }
-        let weights = Weights::drawn(config, seed, spread, kind, device);
+        let weights = Weights::drawn(config, seed, spread, kind, device)?;
         let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
         Ok(Self::new(config.clone(), weights, origin, None))
+    }
+
+    /// A model at the start of training: as [`Model::random_as`], with biases 0, norms that change nothing and embeddings of
+    /// this standard deviation.
+    pub(crate) fn initial(
+        config: &ModelConfig,
+        seed: u64,
+        embeddings: f64,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        Self::drawn(config, seed, Spread { embeddings, biases: 0.0 }, kind, device)
     }
 
     /// The same model with a tokenizer.
@@ -154,6 +143,15 @@ impl Model {
     /// The architecture.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The graphs of the blocks.
+    pub(crate) fn wiring(&self) -> &Wiring {
+        &self.wiring
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     /// What the architecture has and the checkpoint has not, such as `w_e` and `mlp` where it holds the weights of attention
@@ -244,6 +242,21 @@ impl Model {
         Ok(self.block(layer)?.attn.o.b.as_ref())
     }
 
+    /// The norm on what the heads of a layer write together, where there is one.
+    pub(crate) fn attn_out_norm(&self, layer: usize) -> Result<Option<&Norm>> {
+        Ok(self.block(layer)?.norm(NormAt::AttnOut).filter(|_| self.wiring.block(layer).has_norm(NormAt::AttnOut)))
+    }
+
+    /// Whether the last residual stream is a sum in which what each head writes is a term as it is.
+    pub(crate) fn writes_directly(&self) -> bool {
+        self.wiring.adds_up() && !self.wiring.block(0).has_norm(NormAt::AttnOut)
+    }
+
+    /// Whether a norm stands between the residual stream and what heads read.
+    pub(crate) fn normalises_input(&self) -> bool {
+        self.wiring.block(0).step(Wire::AttnIn).is_some()
+    }
+
     /// The tokens of `texts`, with the special tokens that the tokenizer adds.
     ///
     /// # Errors
@@ -253,7 +266,7 @@ impl Model {
         if tokens.pad() >= self.config.vocab as i64 {
             tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
         }
-        tokens.check(&self.config)?;
+        self.check_tokens(&tokens)?;
         Ok(tokens)
     }
 
@@ -263,6 +276,11 @@ impl Model {
     /// Where the checkpoint has no tokenizer, or the text is several tokens.
     pub fn token(&self, text: &str) -> Result<i64> {
         self.need_tokenizer()?.single(text)
+    }
+
+    /// Fails where the tokens do not fit the model.
+    pub(crate) fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
+        tokens.check(self.config.vocab, self.config.n_token_types, self.config.n_positions)
     }
 
     fn need_tokenizer(&self) -> Result<&Tokenizer> {
@@ -277,11 +295,11 @@ impl Model {
     /// # Errors
     /// Where a token, a tap or an edit does not fit the model; nothing is computed then.
     pub fn run(&self, tokens: &Tokens, plan: &Plan) -> Result<Run> {
-        tokens.check(&self.config)?;
-        let program = Program::new(plan, &self.config, tokens)?;
+        self.check_tokens(tokens)?;
+        let program = Program::new(plan, self, tokens)?;
         let ids = tokens.ids(self.device);
         let pass = Pass::new(self, &program, tokens);
-        let taps = if program.differentiable { pass.taps(ids) } else { tch::no_grad(|| pass.taps(ids)) }?;
+        let (taps, _) = if program.differentiable { pass.records(ids) } else { tch::no_grad(|| pass.records(ids)) }?;
         Ok(Run::new(tokens.clone(), taps))
     }
 
@@ -308,19 +326,21 @@ impl Model {
         sites: &[fn(usize) -> Site],
         mut read: impl FnMut(usize, &Run) -> Result<()>,
     ) -> Result<()> {
-        tokens.check(&self.config)?;
+        self.check_tokens(tokens)?;
         let all = (0..self.config.n_layers).flat_map(|layer| sites.iter().map(move |site| site(layer)));
         let program = Program::taps(all);
-        program.check(&self.config)?;
+        program.check(self)?;
         let pass = Pass::new(self, &program, tokens);
         let ids = tokens.ids(self.device);
         tch::no_grad(|| pass.each_block(ids, |layer, taps| read(layer, &Run::new(tokens.clone(), taps))))
     }
 
     fn block(&self, layer: usize) -> Result<&Block> {
-        let limit = self.config.n_layers as i64;
-        let none = Error::OutOfRange { at: "model".into(), axis: "layer", found: layer as i64, limit };
-        self.weights.blocks.get(layer).ok_or(none)
+        let n_layers = self.config.n_layers;
+        self.weights.block(layer, n_layers).ok_or_else(|| {
+            let (found, limit) = (layer as i64, n_layers as i64);
+            Error::OutOfRange { at: "model".into(), axis: "layer", found, limit }
+        })
     }
 }
 

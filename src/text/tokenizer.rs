@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::file;
-use crate::model::Tokens;
+use super::Tokens;
 
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]

@@ -2,12 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::config::ModelConfig;
 use crate::error::{Error, Result};
 
 /// A batch of prompts: token ids, padded on the right to one length, and how long each prompt really is.
 ///
-/// Made by [`Model::tokens`](super::Model::tokens) from texts, or by [`Tokens::new`] from ids.
+/// Made by [`Model::tokens`](crate::model::Model::tokens) from texts, or by [`Tokens::new`] from ids.
 ///
 /// ```
 /// use headscope::model::Tokens;
@@ -196,28 +195,24 @@ impl Tokens {
         all
     }
 
-    /// Fails where an id or the length does not fit the model.
-    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
-        if self.positions > config.n_positions {
-            return Err(Error::argument(
-                "tokens",
-                format!("at most {} positions, the model's context", config.n_positions),
-                self.positions,
-            ));
+    /// Fails where an id, a type or the length does not fit a model of these sizes.
+    pub(crate) fn check(&self, vocab: usize, types: usize, positions: usize) -> Result<()> {
+        if self.positions > positions {
+            let expected = format!("at most {positions} positions, the model's context");
+            return Err(Error::argument("tokens", expected, self.positions));
         }
-        if self.is_padded() && !(0..config.vocab as i64).contains(&self.pad) {
+        let (vocab, limit) = (vocab as i64, types as i64);
+        if self.is_padded() && !(0..vocab).contains(&self.pad) {
             let at = "padding of the prompts".to_owned();
-            return Err(Error::OutOfRange { at, axis: "vocab", found: self.pad, limit: config.vocab as i64 });
+            return Err(Error::OutOfRange { at, axis: "vocab", found: self.pad, limit: vocab });
         }
-        let types = self.types.iter().flatten().flatten();
-        if let Some(&found) = types.clone().find(|kind| !(0..config.n_token_types as i64).contains(kind)) {
-            let limit = config.n_token_types as i64;
+        if let Some(&found) = self.types.iter().flatten().flatten().find(|kind| !(0..limit).contains(*kind)) {
             return Err(Error::OutOfRange { at: "token types".into(), axis: "type", found, limit });
         }
         for (prompt, row) in self.rows.iter().enumerate() {
-            if let Some(bad) = row.iter().find(|id| !(0..config.vocab as i64).contains(id)) {
+            if let Some(&found) = row.iter().find(|id| !(0..vocab).contains(*id)) {
                 let at = format!("token ids of prompt {prompt}");
-                return Err(Error::OutOfRange { at, axis: "vocab", found: *bad, limit: config.vocab as i64 });
+                return Err(Error::OutOfRange { at, axis: "vocab", found, limit: vocab });
             }
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use headscope::checkpoint::LoadOptions;
-use headscope::model::{Activation, Model, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Tokens, Unembed};
+use headscope::model::{Activation, Model, ModelConfig, NormKind, NormPlace, Position, QkvBias, Rotary, Tokens, Unembed};
 use tch::{Device, Kind, Tensor};
 
 pub use tolerance::{
@@ -64,10 +64,10 @@ pub fn configs() -> Vec<ModelConfig> {
         family: "like llama".into(),
         n_kv_heads: 2,
         norm: NormKind::Rms,
-        position: Position::Rotary { base: 10_000.0, scaling: RotaryScaling::None },
+        position: Position::Rotary(Rotary::default()),
         activation: Activation::Silu,
         gated_mlp: true,
-        qkv_bias: false,
+        qkv_bias: QkvBias::NONE,
         attn_out_bias: false,
         mlp_bias: false,
         ..gpt2.clone()

@@ -7,7 +7,7 @@ use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
-use crate::model::{Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Weights};
+use crate::model::{Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Transform, Unembed, Unembedding, Weights};
 
 pub(super) const FAMILY: Family = Family { name: "bert", config, weights, superfluous };
 
@@ -69,21 +69,24 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
                 embeddings.take("token_type_embeddings.weight", &[types, d])
             })?,
         },
+        projection: None,
+        w_rel: None,
         ln_embed: embeddings.kept("LayerNorm.weight", || embeddings.norm("LayerNorm", d, true))?,
         blocks: blocks.collect::<Result<_>>()?,
         ln_final: None,
-        head: (config.unembed == Unembed::MaskedLm).then(|| head(config, source, &w_e)).transpose()?,
+        unembedding: (config.unembed == Unembed::MaskedLm).then(|| head(config, source, &w_e)).transpose()?,
         w_e,
     })
 }
 
-fn head(config: &ModelConfig, source: &Source, w_e: &Tensor) -> Result<Head> {
+fn head(config: &ModelConfig, source: &Source, w_e: &Tensor) -> Result<Unembedding> {
     let reader = Reader { source, prefix: "cls.predictions.".to_owned() };
     let d = config.d_model;
     let w = unembedding(source, "cls.predictions.decoder.weight", w_e, config.tied_unembed)?;
     let b = Some(bias(config, &reader)?);
-    let transform = (reader.linear("transform.dense", d, d, true)?, reader.norm("transform.LayerNorm", d, true)?);
-    Ok(Head { transform: Some(transform), unembed: Linear { w, b } })
+    let norm = Some(reader.norm("transform.LayerNorm", d, true)?);
+    let transform = Some(Transform { dense: reader.linear("transform.dense", d, d, true)?, norm });
+    Ok(Unembedding { transform, linear: Linear { w, b } })
 }
 
 /// The decoder's bias, which a tied head has as its own; an untied one keeps the two apart and uses the decoder's.
@@ -108,22 +111,22 @@ fn bias(config: &ModelConfig, reader: &Reader<'_>) -> Result<Tensor> {
 fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
     let d = config.d_model;
     let attention = reader.under("attention");
-    let attn = Attention {
-        q: attention.linear("self.query", d, d, true)?,
-        k: attention.linear("self.key", d, d, true)?,
-        v: attention.linear("self.value", d, d, true)?,
-        o: attention.linear("output.dense", d, d, true)?,
-    };
+    let attn = Attention::new(
+        attention.linear("self.query", d, d, true)?,
+        attention.linear("self.key", d, d, true)?,
+        attention.linear("self.value", d, d, true)?,
+        attention.linear("output.dense", d, d, true)?,
+    );
     let mlp = || {
         let gate = reader.linear("intermediate.dense", d, config.d_mlp, true)?;
         Ok(Mlp { gate, up: None, out: reader.linear("output.dense", config.d_mlp, d, true)? })
     };
-    Ok(Block {
-        ln1: Some(attention.norm("output.LayerNorm", d, true)?),
+    Ok(Block::new(
+        Some(attention.norm("output.LayerNorm", d, true)?),
         attn,
-        ln2: reader.kept("output.LayerNorm.weight", || reader.norm("output.LayerNorm", d, true))?,
-        mlp: reader.kept("intermediate.dense.weight", mlp)?,
-    })
+        reader.kept("output.LayerNorm.weight", || reader.norm("output.LayerNorm", d, true))?,
+        reader.kept("intermediate.dense.weight", mlp)?,
+    ))
 }
 
 fn superfluous(name: &str) -> bool {

@@ -6,7 +6,7 @@ use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
-use crate::model::{Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Weights};
+use crate::model::{Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Unembedding, Weights};
 
 pub(super) const FAMILY: Family = Family { name: "gpt2", config, weights, superfluous };
 
@@ -58,11 +58,13 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
         w_pos: reader.kept("wpe.weight", || reader.take("wpe.weight", &[config.n_positions, d]))?,
         w_type: None,
         ln_embed: None,
+        projection: None,
+        w_rel: None,
         blocks: (0..config.n_layers)
             .map(|layer| block(config, &reader.under(&format!("h.{layer}"))))
             .collect::<Result<_>>()?,
         ln_final: reader.kept("ln_f.weight", || reader.norm("ln_f", d, true))?,
-        head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
+        unembedding: head.map(|w| Unembedding { transform: None, linear: Linear { w, b: None } }),
         w_e,
     })
 }
@@ -74,17 +76,17 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
         let (start, width) = (i * d as i64, d as i64);
         Linear { w: qkv.w.narrow(1, start, width), b: qkv.b.as_ref().map(|b| b.narrow(0, start, width)) }
     };
-    let attn = Attention { q: part(0), k: part(1), v: part(2), o: reader.conv1d("attn.c_proj", d, d)? };
+    let attn = Attention::new(part(0), part(1), part(2), reader.conv1d("attn.c_proj", d, d)?);
     let mlp = || {
         let gate = reader.conv1d("mlp.c_fc", d, config.d_mlp)?;
         Ok(Mlp { gate, up: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? })
     };
-    Ok(Block {
-        ln1: Some(reader.norm("ln_1", d, true)?),
+    Ok(Block::new(
+        Some(reader.norm("ln_1", d, true)?),
         attn,
-        ln2: reader.kept("ln_2.weight", || reader.norm("ln_2", d, true))?,
-        mlp: reader.kept("mlp.c_fc.weight", mlp)?,
-    })
+        reader.kept("ln_2.weight", || reader.norm("ln_2", d, true))?,
+        reader.kept("mlp.c_fc.weight", mlp)?,
+    ))
 }
 
 fn superfluous(name: &str) -> bool {

@@ -7,7 +7,8 @@ use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
 use crate::model::{
-    Attention, Block, Head, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, RotaryScaling, Unembed, Weights,
+    Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Rotary, RotaryScaling, Unembed, Unembedding,
+    Weights,
 };
 
 pub(super) const FAMILY: Family = Family { name: "llama", config, weights, superfluous };
@@ -43,7 +44,7 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         position: rotary(json)?,
         activation: activation(json, "hidden_act", "silu")?,
         gated_mlp: true,
-        qkv_bias: bias,
+        qkv_bias: bias.into(),
         attn_out_bias: bias,
         mlp_bias: json.bool_or("mlp_bias", false)?,
         unembed: if bare { Unembed::None } else { Unembed::Linear { bias: false } },
@@ -63,7 +64,7 @@ fn rotary(json: &ConfigJson) -> Result<Position> {
         None => None,
     };
     let base = base.or(json.opt_f64("rope_theta")?).unwrap_or(10_000.0);
-    let Some(nested) = nested else { return Ok(Position::Rotary { base, scaling: RotaryScaling::None }) };
+    let Some(nested) = nested else { return Ok(Position::Rotary(Rotary { base, ..Rotary::default() })) };
     let kind = match nested.opt_str("rope_type")? {
         Some(kind) => kind,
         None => nested.opt_str("type")?.unwrap_or("default"),
@@ -79,7 +80,7 @@ fn rotary(json: &ConfigJson) -> Result<Position> {
         },
         other => return Err(json.wrong("rope_type", "default, linear or llama3", format!("`{other}`"))),
     };
-    Ok(Position::Rotary { base, scaling })
+    Ok(Position::Rotary(Rotary { base, scaling, ..Rotary::default() }))
 }
 
 fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
@@ -95,9 +96,11 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
         w_pos: None,
         w_type: None,
         ln_embed: None,
+        projection: None,
+        w_rel: None,
         blocks: blocks.collect::<Result<_>>()?,
         ln_final: reader.kept("norm.weight", || reader.norm("norm", d, false))?,
-        head: head.map(|w| Head { transform: None, unembed: Linear { w, b: None } }),
+        unembedding: head.map(|w| Unembedding { transform: None, linear: Linear { w, b: None } }),
         w_e,
     })
 }
@@ -105,12 +108,12 @@ fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
 fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
     let (d, bias) = (config.d_model, config.qkv_bias);
     let (query, kv) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
-    let attn = Attention {
-        q: reader.linear("self_attn.q_proj", d, query, bias)?,
-        k: reader.linear("self_attn.k_proj", d, kv, bias)?,
-        v: reader.linear("self_attn.v_proj", d, kv, bias)?,
-        o: reader.linear("self_attn.o_proj", query, d, config.attn_out_bias)?,
-    };
+    let attn = Attention::new(
+        reader.linear("self_attn.q_proj", d, query, bias.q)?,
+        reader.linear("self_attn.k_proj", d, kv, bias.k)?,
+        reader.linear("self_attn.v_proj", d, kv, bias.v)?,
+        reader.linear("self_attn.o_proj", query, d, config.attn_out_bias)?,
+    );
     let mlp = || {
         Ok(Mlp {
             gate: reader.linear("mlp.gate_proj", d, config.d_mlp, config.mlp_bias)?,
@@ -118,12 +121,12 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
             out: reader.linear("mlp.down_proj", config.d_mlp, d, config.mlp_bias)?,
         })
     };
-    Ok(Block {
-        ln1: Some(reader.norm("input_layernorm", d, false)?),
+    Ok(Block::new(
+        Some(reader.norm("input_layernorm", d, false)?),
         attn,
-        ln2: reader.kept("post_attention_layernorm.weight", || reader.norm("post_attention_layernorm", d, false))?,
-        mlp: reader.kept("mlp.gate_proj.weight", mlp)?,
-    })
+        reader.kept("post_attention_layernorm.weight", || reader.norm("post_attention_layernorm", d, false))?,
+        reader.kept("mlp.gate_proj.weight", mlp)?,
+    ))
 }
 
 fn superfluous(name: &str) -> bool {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::places::{Places, rows, rows_of};
 use super::{InformationOptions, Target, number};
 use crate::error::{Error, Result};
-use crate::model::{Model, NormPlace, Site, Tokens};
+use crate::model::{Model, Site, Tokens};
 use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, shuffled};
 use crate::table::{Keys, Observation, Table};
 
@@ -41,7 +41,7 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
     let places = Places::new(model, tokens, options.samples, options.seed)?;
     let features = Features::new(&places, options)?;
     let mut sites: Vec<fn(usize) -> Site> = vec![Site::ResidPre, Site::V];
-    let normed = model.config().norm_place == NormPlace::Pre;
+    let normed = model.normalises_input();
     if normed {
         sites.push(Site::Ln1Scale);
     }

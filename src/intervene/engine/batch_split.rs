@@ -2,14 +2,14 @@
 
 use ndarray::{Array2, Axis, concatenate};
 
-use super::metric::Metric;
-use super::sweep::Variant;
+use super::Variant;
 use crate::error::{Error, Result};
+use crate::intervene::metric::Metric;
 use crate::model::{ModelConfig, Tokens};
 
 /// Prompts that are computed together: `n` of a batch of `of`, from `first` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(in crate::intervene) struct Part {
     pub first: usize,
     pub n: usize,
     pub of: usize,
@@ -17,32 +17,32 @@ pub(super) struct Part {
 
 impl Part {
     /// All prompts of a batch.
-    pub(super) fn whole(batch: usize) -> Self {
+    pub(in crate::intervene) fn whole(batch: usize) -> Self {
         Self { first: 0, n: batch, of: batch }
     }
 
     /// A batch in as few parts as hold at most `most` prompts, about as many in each.
-    pub(super) fn at_most(most: usize, batch: usize) -> Vec<Self> {
+    pub(in crate::intervene) fn at_most(most: usize, batch: usize) -> Vec<Self> {
         let n = batch.div_ceil(batch.div_ceil(most.clamp(1, batch)));
         (0..batch).step_by(n).map(|first| Self { first, n: n.min(batch - first), of: batch }).collect()
     }
 
     /// Its prompts, padded as the whole batch is.
-    pub(super) fn tokens(self, tokens: &Tokens) -> Result<Tokens> {
+    pub(in crate::intervene) fn tokens(self, tokens: &Tokens) -> Result<Tokens> {
         if self.n == self.of { Ok(tokens.clone()) } else { tokens.select(&self.prompts()) }
     }
 
     /// Whether no other part follows.
-    pub(super) fn is_last(self) -> bool {
+    pub(in crate::intervene) fn is_last(self) -> bool {
         self.first + self.n == self.of
     }
 
-    pub(super) fn prompts(self) -> Vec<usize> {
+    pub(in crate::intervene) fn prompts(self) -> Vec<usize> {
         (self.first..self.first + self.n).collect()
     }
 
     /// The variants as they are for its prompts; one that changes others only has no edit.
-    pub(super) fn variants(self, variants: &[Variant]) -> Vec<Variant> {
+    pub(in crate::intervene) fn variants(self, variants: &[Variant]) -> Vec<Variant> {
         if self.n == self.of {
             return variants.to_vec();
         }
@@ -62,13 +62,13 @@ impl Part {
     }
 
     /// The metric of its prompts.
-    pub(super) fn metric(self, metric: &Metric) -> Result<Metric> {
+    pub(in crate::intervene) fn metric(self, metric: &Metric) -> Result<Metric> {
         if self.n == self.of { Ok(metric.clone()) } else { metric.of_prompts(self.first, self.n, self.of) }
     }
 }
 
 /// Fails where an edit names a prompt that is not there; each part sees its own only.
-pub(super) fn check_prompts(variants: &[Variant], config: &ModelConfig, tokens: &Tokens) -> Result<()> {
+pub(in crate::intervene) fn check_prompts(variants: &[Variant], config: &ModelConfig, tokens: &Tokens) -> Result<()> {
     for edit in variants.iter().flat_map(|variant| &variant.edits).filter(|edit| edit.at.prompts.is_some()) {
         edit.site.check(config)?;
         edit.at.check(edit.site, &edit.site.shape(config, tokens.batch(), tokens.positions()))?;
@@ -77,7 +77,7 @@ pub(super) fn check_prompts(variants: &[Variant], config: &ModelConfig, tokens: 
 }
 
 /// The values of the parts, `[variant, cell]` each, as those of the whole batch.
-pub(super) fn side_by_side(parts: &[Array2<f64>]) -> Result<Array2<f64>> {
+pub(in crate::intervene) fn side_by_side(parts: &[Array2<f64>]) -> Result<Array2<f64>> {
     let views: Vec<_> = parts.iter().map(Array2::view).collect();
     concatenate(Axis(1), &views).map_err(|_| Error::Shape {
         at: "metric".into(),

@@ -2,8 +2,8 @@
 
 use tch::Device;
 
+use super::Strategy;
 use crate::device::free_memory;
-use crate::intervene::sweep::Strategy;
 use crate::memory::usable;
 use crate::model::{Model, products_take};
 

@@ -6,9 +6,12 @@
 //! go through the layers together, stacked on the batch axis. Where the metric reads one position of each prompt, the last
 //! block computes no other, and only the logits that it reads are computed.
 
+mod batch_split;
 mod journal;
 mod machine;
+mod outcome;
 mod planner;
+mod variant;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,17 +19,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ndarray::{Array2, ArrayView1, Axis as NdAxis};
 use tch::Tensor;
 
+pub(super) use batch_split::{Part, check_prompts, side_by_side};
 pub(super) use journal::Journal;
 pub(super) use machine::Machine;
+pub(super) use outcome::Outcome;
 use planner::Group;
 pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
+pub use variant::{Strategy, Variant};
 
-use super::metric::Metric;
-use super::reader::{Output, Reader};
-use super::sweep::{Strategy, Variant};
+use super::metric::{Metric, Output, Reader};
 use crate::error::{Error, Result};
-use crate::model::{Bank, Entry, Frozen, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Window};
+use crate::model::{
+    Bank, Entry, Freeze, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Unchanged, Window, Wire,
+};
 use crate::progress::Progress;
 use crate::workers::{Shared, readable, spread};
 
@@ -73,24 +79,24 @@ struct Stack {
 /// The unchanged run.
 struct Base {
     /// Its values where variants join.
-    taps: BTreeMap<Site, Tensor>,
+    values: Unchanged,
     /// Its keys and values, where variants leave out positions.
     past: KvCache,
 }
 
 readable!(Setup<'a> { model; tokens, metric, per_token, strategy, machine, kept, stop });
 readable!(Engine<'a> { setup, base, reader; baseline });
-readable!(Base { taps, past; });
+readable!(Base { values, past; });
 
 impl<'a> Engine<'a> {
     /// Runs the unchanged run, and keeps of it what `variants` need, and `more`.
-    pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[Site]) -> Result<Self> {
-        setup.tokens.check(setup.model.config())?;
+    pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[(usize, Wire)]) -> Result<Self> {
+        setup.model.check_tokens(setup.tokens)?;
         let changed = variants.iter().filter(|variant| !variant.edits.is_empty());
         let places = changed.map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
-        let mut sites: Vec<Site> = places.iter().flat_map(|place| place.entry.needs(setup.model.config())).collect();
-        sites.extend(more);
-        let (base, end) = setup.base(sites, places.iter().any(|place| place.group.first > 0))?;
+        let mut needs: Vec<_> = places.iter().flat_map(|place| place.entry.needs(setup.model.wiring())).collect();
+        needs.extend(more);
+        let (base, end) = setup.base(needs, places.iter().any(|place| place.group.first > 0))?;
         let values = setup.budget() / setup.machine.threads / (READ * setup.model.kind().elt_size_in_bytes());
         let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
@@ -98,8 +104,8 @@ impl<'a> Engine<'a> {
     }
 
     /// What is kept of the unchanged run.
-    pub(super) fn taps(&self) -> &BTreeMap<Site, Tensor> {
-        &self.base.taps
+    pub(super) fn unchanged(&self) -> &Unchanged {
+        &self.base.values
     }
 
     /// The metric of every variant, `[variant, cell]`. What the journal holds is not computed again; what is computed, it
@@ -203,14 +209,14 @@ impl<'a> Engine<'a> {
         Ok(Output { resid, logits, first, picked })
     }
 
-    /// The first `layers` blocks for `variants`, in which nothing but them changes what heads write (nor, with `mlps`
-    /// frozen, what MLPs write): the residual stream behind, what `taps` then hold, and which variant each copy is.
+    /// The first `layers` blocks for `variants`, in which nothing else changes what heads write (nor, with frozen MLPs, what
+    /// MLPs write): the residual stream after them, what `taps` hold, and which variant each copy is.
     pub(super) fn frozen(
         &self,
         variants: &[Variant],
         bank: &Bank,
         taps: &[Site],
-        frozen: Frozen,
+        freeze: Freeze,
         layers: usize,
         first: usize,
     ) -> Result<(Output, BTreeMap<Site, Tensor>, Vec<usize>)> {
@@ -224,10 +230,10 @@ impl<'a> Engine<'a> {
         let joins = self.joins(&chunk, first as i64);
         let past = if first > 0 { Past::Fixed(&self.base.past, first as i64) } else { Past::None };
         let pass = Pass::over(model, &program, tokens.positions() - first, None, past);
-        let mut pass = pass.with_types(tokens.types(model.device())).frozen(Some(frozen));
+        let mut pass = pass.with_types(tokens.types(model.device())).frozen(freeze);
         let resid = pass.residual(&joins, layers)?;
         let order = chunk.into_iter().map(|(_, number)| number).collect();
-        Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_taps(), order))
+        Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_records().0, order))
     }
 
     /// How many senders go through the layers together, where what they change at `taps` is kept.
@@ -259,7 +265,7 @@ impl<'a> Engine<'a> {
             }
         }
         let ids = self.setup.tokens.ids(self.setup.model.device());
-        Joins { ids, copies, heads, base: Some(&self.base.taps), first }
+        Joins { ids, copies, heads, base: Some(&self.base.values), first }
     }
 
     /// Adds the edits of the variants, each for its own rows of the stack.
@@ -286,18 +292,18 @@ impl<'a> Engine<'a> {
 }
 
 impl Setup<'_> {
-    /// The unchanged run with what it holds at `sites`, and its end.
-    fn base(&self, sites: Vec<Site>, keeps_past: bool) -> Result<(Base, Output)> {
+    /// The unchanged run with these values of it, and its end.
+    fn base(&self, values: Vec<(usize, Wire)>, keeps_past: bool) -> Result<(Base, Output)> {
         let last = Site::ResidPost(self.model.config().n_layers - 1);
-        let program = Program::taps(sites.into_iter().chain([last])).plain(self.machine.plain);
+        let program = Program::taps([last]).plain(self.machine.plain);
         let mut past = KvCache::default();
         let before = if keeps_past { Past::Growing(&mut past) } else { Past::None };
         let hidden = self.model.hidden_padding(self.tokens);
         let types = self.tokens.types(self.model.device());
         let pass = Pass::over(self.model, &program, self.tokens.positions(), hidden, before).with_types(types);
-        let taps = pass.taps(self.tokens.ids(self.model.device()))?;
+        let (taps, values) = pass.keeping(values).records(self.tokens.ids(self.model.device()))?;
         let end = Output::whole(taps.get(&last).ok_or_else(|| Error::NotTapped { site: last, tapped: vec![] })?);
-        Ok((Base { taps, past }, end))
+        Ok((Base { values, past }, end))
     }
 }
 

@@ -1,13 +1,13 @@
 //! From the metric of every variant to the rows of a table.
 
-use super::metric::Metric;
-use super::parts::Part;
+use super::batch_split::Part;
 use crate::error::{Error, Result};
+use crate::intervene::metric::Metric;
 use crate::stats::{BootstrapMethod, BootstrapOptions, bootstrap};
 use crate::table::{Keys, Observation};
 
 /// How values become rows.
-pub(super) struct Outcome<'a> {
+pub(in crate::intervene) struct Outcome<'a> {
     pub metric: &'a Metric,
     /// What each value of a variant is about: a prompt, and where there is one value a token, its position.
     pub cells: Vec<(usize, Option<usize>)>,
@@ -24,7 +24,7 @@ pub(super) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     /// Of no prompt yet.
-    pub(super) fn new(metric: &'a Metric, denoises: bool, per_prompt: bool, interval: Option<u64>) -> Self {
+    pub(in crate::intervene) fn new(metric: &'a Metric, denoises: bool, per_prompt: bool, interval: Option<u64>) -> Self {
         Self { metric, cells: vec![], baseline: vec![], other: None, denoises, per_prompt, interval }
     }
 
@@ -33,7 +33,7 @@ impl<'a> Outcome<'a> {
     ///
     /// # Errors
     /// Where the part is the last and the ends of that scale are the same.
-    pub(super) fn add(
+    pub(in crate::intervene) fn add(
         &mut self,
         part: Part,
         cells: Vec<(usize, Option<usize>)>,
@@ -66,7 +66,7 @@ impl<'a> Outcome<'a> {
     }
 
     /// The rows of one variant: of the mean over prompts, or one a prompt or token.
-    pub(super) fn rows(&self, keys: &Keys, values: &[f64]) -> Result<Vec<Observation>> {
+    pub(in crate::intervene) fn rows(&self, keys: &Keys, values: &[f64]) -> Result<Vec<Observation>> {
         let row = |keys, [value, baseline]: [f64; 2]| Observation {
             keys,
             metric: self.metric.name().to_owned(),

@@ -5,11 +5,12 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Engine, Setup};
+use super::{Engine, Setup, Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
-use crate::intervene::sweep::{Strategy, Variant};
-use crate::model::{Axis, Edit, Entry, ModelConfig, Site, Step, absorption_pays};
+use crate::model::{
+    Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays,
+};
 
 /// What variants must have in common to go through the layers together; the order is that of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +37,7 @@ pub(in crate::intervene) struct Place {
 impl Place {
     /// Whether an edit at `site` is of the heads with which the variant joins.
     pub(super) fn within(&self, site: Site) -> bool {
-        site.layer() == Some(self.entry.0) && of_heads(site)
+        site.layer() == Some(self.entry.layer()) && site.is_by_head()
     }
 }
 
@@ -50,32 +51,30 @@ const STACKS: usize = 4;
 impl Setup<'_> {
     /// Where a variant joins.
     pub(in crate::intervene) fn place(&self, variant: &Variant) -> Result<Place> {
-        let config = self.model.config();
-        if variant.edits.is_empty() {
+        let (config, wiring, edits) = (self.model.config(), self.model.wiring(), &variant.edits);
+        if edits.is_empty() {
             return Err(Error::argument("variant", "at least one edit", "none"));
         }
-        variant.edits.iter().try_for_each(|edit| edit.site.check(config))?;
-        let unseen = variant.edits.iter().find(|edit| Entry::of(edit.site, config).is_none());
+        edits.iter().try_for_each(|edit| edit.site.check(config))?;
+        let unseen = edits.iter().find(|edit| wiring.point(edit.site).0 > wiring.n_layers());
         if let (Some(edit), Metric::EmbeddingDistance) = (unseen, self.metric) {
             let (expected, found) = ("a metric that reads the logits".to_owned(), self.metric.name().to_owned());
             return Err(Error::Edit { site: edit.site, expected, found });
         }
-        let entries: Option<Vec<Entry>> = variant.edits.iter().map(|edit| Entry::of(edit.site, config)).collect();
-        let entries = entries.filter(|_| self.strategy == Strategy::Auto).unwrap_or_default();
-        let (Some(&entry), Some(&last)) = (entries.iter().min(), entries.iter().max()) else {
+        if unseen.is_some() || self.strategy == Strategy::Naive {
             let group = Group { whole: true, first: 0, late: true };
-            return Ok(Place { group, entry: Entry(0, Step::Ids), heads: None, ends_with_heads: false });
-        };
-        let first = variant.edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
-        let late = last > Entry(config.n_layers - 1, Step::ResidPre);
+            return Ok(Place { group, entry: Entry::START, heads: None, ends_with_heads: false });
+        }
+        let last = wiring.n_layers() - 1;
+        let block = wiring.block(last);
+        // By the number of the step in which they fire, the edits of the last block.
+        let steps: Vec<usize> =
+            edits.iter().filter(|edit| edit.site.layer() == Some(last)).filter_map(|edit| block.fires_in(edit.site)).collect();
+        let late = steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
+        let first = edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
         let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
-        let behind = |edit: &Edit| edit.site.layer() == Some(config.n_layers - 1) && !before_heads_write(edit.site);
-        let ends_with_heads = !variant.edits.iter().any(behind);
-        let (entry, heads) = match some_heads(&variant.edits, entry, config) {
-            Some((entry, heads)) => (entry, Some(heads)),
-            None if one_position(&variant.edits, entry, group, config) => (Entry(entry.0, Step::FirstPosition), None),
-            None => (entry, None),
-        };
+        let ends_with_heads = steps.iter().all(|&step| step <= block.attend_step());
+        let (entry, heads) = joins(edits, self.model, group.first);
         Ok(Place { group, entry, heads, ends_with_heads })
     }
 
@@ -117,31 +116,38 @@ impl Setup<'_> {
         sites.iter().map(size).sum::<usize>() * self.model.kind().elt_size_in_bytes()
     }
 
-    /// Bytes that are kept of the unchanged run for variants that join at `places`, and `more`.
-    pub(in crate::intervene) fn base_bytes(&self, places: &[Place], more: &[Site]) -> usize {
-        let config = self.model.config();
-        let entries: BTreeSet<Entry> = places.iter().map(|place| place.entry).collect();
-        let mut sites: BTreeSet<Site> = entries.into_iter().flat_map(|entry| entry.needs(config)).collect();
-        sites.extend(more);
-        sites.insert(Site::ResidPost(config.n_layers - 1));
-        if places.iter().any(|place| place.group.first > 0) {
-            sites.extend((0..config.n_layers).flat_map(|layer| [Site::K(layer), Site::V(layer)]));
-        }
-        if matches!(self.metric, Metric::Kl) {
-            sites.insert(Site::Logits);
-        }
-        self.bytes_at(&sites.into_iter().collect::<Vec<_>>())
+    /// Bytes that the batch takes for so many numbers at each position.
+    pub(in crate::intervene) fn bytes_of(&self, width: usize) -> usize {
+        self.tokens.batch() * self.tokens.positions() * width * self.model.kind().elt_size_in_bytes()
     }
 
-    /// About how many bytes one variant of a group takes at the fullest moment of its pass.
+    /// Bytes that are kept of the unchanged run for variants that join at `places`, and `more`.
+    pub(in crate::intervene) fn base_bytes(&self, places: &[Place], more: &[(usize, Wire)]) -> usize {
+        let (config, wiring) = (self.model.config(), self.model.wiring());
+        let entries: BTreeSet<Entry> = places.iter().map(|place| place.entry).collect();
+        let mut values: BTreeSet<(usize, Wire)> = entries.into_iter().flat_map(|entry| entry.needs(wiring)).collect();
+        values.extend(more);
+        let mut width = config.d_model; // the last residual stream
+        if places.iter().any(|place| place.group.first > 0) {
+            width += wiring.n_layers() * (Wire::K.width(config) + Wire::V.width(config));
+        }
+        if matches!(self.metric, Metric::Kl) {
+            width += config.vocab;
+        }
+        self.bytes_of(width + values.into_iter().map(|(_, wire)| wire.width(config)).sum::<usize>())
+    }
+
+    /// About how many bytes one variant of a group takes at the fullest moment of its pass: as if a block held all of its
+    /// values until its end, the widest twice, and three patterns.
     pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
-        let config = self.model.config();
-        let positions = self.tokens.positions();
-        let tokens = self.computed(group);
-        let width = 8 * config.d_model + 3 * config.d_mlp + 4 * config.n_heads * config.d_head;
-        let pattern = 3 * tokens * positions * config.n_heads;
+        let (config, tokens) = (self.model.config(), self.computed(group));
+        let widths = |layer| self.model.wiring().block(layer).steps().iter().map(|step| step.wire.width(config));
+        let of_block = |layer| widths(layer).sum::<usize>() + widths(layer).max().unwrap_or(0);
+        let width = (0..config.n_layers).map(of_block).max().unwrap_or(0);
+        let experts = config.experts.map_or(0, |experts| 3 * experts.top_k * config.d_mlp);
+        let pattern = 3 * tokens * self.tokens.positions() * config.n_heads;
         let logits = if group.whole { tokens * config.vocab } else { 0 };
-        (tokens * width + pattern + logits) * self.model.kind().elt_size_in_bytes()
+        (tokens * (width + experts) + pattern + logits) * self.model.kind().elt_size_in_bytes()
     }
 
     /// Fails where so many steps of integrated gradients, which go through all layers together and back, do not fit in memory.
@@ -152,54 +158,58 @@ impl Setup<'_> {
     }
 }
 
-/// The first position behind which something can be other than in the unchanged run. The query at a causal model's first
-/// position is no such thing: it sees one key, whatever it asks for.
+/// The first position at which something can differ from the unchanged run. The query at a causal model's first position
+/// makes no difference: it sees one key, whatever it asks for.
 fn first_position(edit: &Edit, config: &ModelConfig) -> usize {
-    let least = usize::from(config.causal && matches!(edit.site, Site::Q(_)));
+    let least = usize::from(config.causal && !config.sinks && matches!(edit.site, Site::Q(_)));
     edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0).max(least)
 }
 
-/// Whether a site of a block comes before what its heads write.
-fn before_heads_write(site: Site) -> bool {
-    of_heads(site) || matches!(site, Site::ResidPre(_) | Site::Ln1Scale(_))
-}
-
-/// Whether a site has the heads apart, before they are summed.
-fn of_heads(site: Site) -> bool {
-    matches!(site, Site::Q(_) | Site::K(_) | Site::V(_) | Site::Scores(_) | Site::Pattern(_) | Site::Z(_))
-}
-
-/// The heads that `edits` change in the block where they first do, if that is all that they change before the residual
-/// stream behind its heads.
-fn some_heads(edits: &[Edit], Entry(layer, step): Entry, config: &ModelConfig) -> Option<(Entry, Vec<usize>)> {
-    if !matches!(step, Step::Qkv | Step::Z) {
-        return None;
+/// Where a run with these edits departs from the unchanged one, and the heads in which it does, where that is all.
+fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usize>>) {
+    let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
+    let Some(layer) = layers.and_then(|layers| layers.into_iter().min()) else { return (Entry::START, None) };
+    let here: Vec<&Edit> = edits.iter().filter(|edit| edit.site.layer() == Some(layer)).collect();
+    let wiring = model.wiring().block(layer);
+    let step = wiring.departs(here.iter().filter_map(|edit| Wire::of(edit.site)).collect());
+    if let Some((how, heads)) = some_heads(&here, wiring, model.config()) {
+        return (Entry { cut: Cut::After { layer, step: wiring.lands() }, how }, Some(heads));
     }
-    let here = |edit: &&Edit| Entry::of(edit.site, config).is_some_and(|entry| entry <= Entry(layer, Step::Z));
-    let group = config.n_heads / config.n_kv_heads;
-    let mut heads = BTreeSet::new();
-    for edit in edits.iter().filter(here) {
-        let asked = edit.at.heads.as_ref().filter(|_| of_heads(edit.site))?;
-        let shared = if edit.site.axes().contains(&Axis::KvHead) { group } else { 1 };
+    let to = wiring.attend_step() - 1;
+    // The last block may leave out queries, and knows best which.
+    if step < to && layer + 1 < model.wiring().n_layers() && one_position(&here, wiring, step, first) {
+        return (Entry { cut: Cut::After { layer, step: to }, how: How::FirstPosition { from: step } }, None);
+    }
+    (Entry::after(layer, step), None)
+}
+
+/// The heads that the edits of a block change, if that is all that they change before a change of what heads write has
+/// landed in the residual stream.
+fn some_heads(here: &[&Edit], wiring: &BlockWiring, config: &ModelConfig) -> Option<(How, Vec<usize>)> {
+    let lands = wiring.lands();
+    let before = |edit: &&&Edit| wiring.fires_in(edit.site).is_some_and(|step| step < lands || edit.site.is_by_head());
+    let (mut heads, mut attend) = (BTreeSet::new(), false);
+    for edit in here.iter().filter(before) {
+        let asked = edit.at.heads.as_ref().filter(|_| edit.site.is_by_head())?;
+        let shared = if edit.site.axes().contains(&Axis::KvHead) { config.n_heads / config.n_kv_heads } else { 1 };
         heads.extend(asked.iter().flat_map(|head| head * shared..(head + 1) * shared));
+        attend |= !matches!(edit.site, Site::Z(_));
     }
-    if heads.len() >= config.n_heads {
-        return None;
-    }
-    let step = if step == Step::Z { Step::HeadsOut(heads.len()) } else { Step::Heads(heads.len()) };
-    Some((Entry(layer, step), heads.into_iter().collect()))
+    let apart = !attend || wiring.attend.has_heads_apart();
+    let some = !heads.is_empty() && heads.len() < config.n_heads && apart;
+    some.then(|| (How::Heads { attend, n: heads.len() }, heads.into_iter().collect()))
 }
 
-/// Whether `edits` first change the residual stream that enters a block, and of it the first computed position alone. (The
-/// last block may leave out queries, and knows best which.)
-fn one_position(edits: &[Edit], entry: Entry, group: Group, config: &ModelConfig) -> bool {
-    let here = |edit: &&Edit| Entry::of(edit.site, config) == Some(entry);
-    entry.1 == Step::ResidPre
-        && entry.0 + 1 < config.n_layers
-        && edits.iter().filter(here).all(|edit| {
-            let one = |positions: &Vec<usize>| positions.iter().all(|&position| position == group.first);
-            matches!(edit.site, Site::ResidPre(_)) && edit.at.positions.as_ref().is_some_and(one)
-        })
+/// Whether the edits of a block change the first computed position alone, up to where positions look at each other.
+fn one_position(here: &[&Edit], wiring: &BlockWiring, from: usize, first: usize) -> bool {
+    here.iter().all(|edit| match wiring.fires_in(edit.site) {
+        Some(step) if step <= from => {
+            edit.at.positions.as_ref().is_some_and(|positions| positions.iter().all(|&position| position == first))
+        }
+        // A value between two steps is edited when it is whole; what is made inside a step is not.
+        Some(step) if step < wiring.attend_step() => wiring.steps()[step].wire.site(0).is_some_and(|site| site.at_layer(0) == edit.site.at_layer(0)),
+        _ => true,
+    })
 }
 
 /// How a sweep would be computed, and what it costs beside the loop over whole passes.
@@ -329,7 +339,7 @@ impl Engine<'_> {
 
     fn planned(&self, group: Group, places: &[Place]) -> PlannedGroup {
         let mut joins = BTreeMap::new();
-        places.iter().for_each(|place| *joins.entry(place.entry.0).or_default() += 1);
+        places.iter().for_each(|place| *joins.entry(place.entry.layer()).or_default() += 1);
         let at_once = self.setup.at_once(group, places.len()).min(places.len());
         PlannedGroup {
             variants: places.len(),
@@ -343,92 +353,80 @@ impl Engine<'_> {
 
     /// Multiplications in the matrix products of a variant's pass, or of a whole one.
     fn arithmetic(&self, place: Option<&Place>) -> f64 {
-        let config = self.setup.model.config();
-        let (batch, positions) = (self.setup.tokens.batch(), self.setup.tokens.positions());
+        let Setup { model, tokens, .. } = self.setup;
+        let (config, wiring) = (model.config(), model.wiring());
+        let (batch, keys) = (tokens.batch(), tokens.positions());
         let Some(place) = place.filter(|place| !place.group.whole) else {
-            let rows = batch * positions;
-            let block = Block { config, rows, asking: rows, tail: rows, keys: positions, positions, absorbed: false };
-            return (block.all() * config.n_layers + rows * config.d_model * config.vocab) as f64;
+            let work = Work { model, batch, positions: keys, keys, trim: None, last_query: false };
+            let blocks: f64 = (0..wiring.n_layers()).map(|layer| work.after(layer, None)).sum();
+            return blocks + (batch * keys * config.d_model * config.vocab) as f64;
         };
-        let (first, Entry(layer, step)) = (place.group.first, place.entry);
-        let rows = batch * (positions - first);
-        let one = self.reader.wanted(first as i64).is_some();
-        let block = |at: usize| {
-            let (last, new) = (one && at + 1 == config.n_layers, positions - first);
-            let few = |trimmed: bool| if last && trimmed { batch } else { rows };
-            let (asking, tail) = (few(!place.group.late), few(place.ends_with_heads));
-            let absorbed = last && !place.group.late && absorption_pays(config, new);
-            Block { config, rows, asking, tail, keys: positions, positions: new, absorbed }
+        let first = place.group.first;
+        let last = wiring.n_layers() - 1;
+        let trim = match (self.reader.wanted(first as i64).is_some(), place.group.late) {
+            (true, false) => Some(wiring.block(last).keys_done()),
+            (true, true) if place.ends_with_heads => Some(wiring.block(last).attend_step()),
+            _ => None,
         };
-        let later: usize = (layer + 1..config.n_layers).map(|at| block(at).all()).sum();
+        let last_query = trim.is_some() && !place.group.late && last_query_pays(model, keys - first);
+        let work = |layer: usize| {
+            let trim = trim.filter(|_| layer == last);
+            Work { model, batch, positions: keys - first, keys, trim, last_query: last_query && layer == last }
+        };
+        let layer = place.entry.layer();
+        let later: f64 = (layer + 1..wiring.n_layers()).map(|at| work(at).after(at, None)).sum();
         let unembed = self.reader.unembedded(first as i64) * config.d_model * config.vocab;
-        (block(layer).from(step) + later + unembed) as f64
+        work(layer).of(place.entry) + later + unembed as f64
     }
 }
 
-/// The size of one block's work.
-struct Block<'a> {
-    config: &'a ModelConfig,
-    /// Rows of the residual stream that enter it.
-    rows: usize,
-    /// Those that its heads look from.
-    asking: usize,
-    /// Those that leave it.
-    tail: usize,
-    /// Positions that are looked at.
-    keys: usize,
-    /// Positions that are computed.
+/// What a block works on.
+struct Work<'a> {
+    model: &'a Model,
+    batch: usize,
+    /// Positions that are computed, and that are attended to.
     positions: usize,
-    /// Heads look at the residual stream itself.
-    absorbed: bool,
+    keys: usize,
+    /// The step after which one position of each prompt goes on.
+    trim: Option<usize>,
+    /// That position looks at the stream itself.
+    last_query: bool,
 }
 
-impl Block<'_> {
-    fn heads(&self, n: usize) -> usize {
-        2 * self.asking * self.keys * n * self.config.d_head
+impl Work<'_> {
+    fn step(&self, layer: usize, number: usize, positions: usize, heads: Option<usize>) -> f64 {
+        let wiring = self.model.wiring().block(layer);
+        let positions = if self.trim.is_some_and(|trim| number > trim) { 1 } else { positions };
+        let size = Size { rows: self.batch * positions, keys: self.keys, heads };
+        wiring.products(&wiring.steps()[number], self.model.config(), &size)
     }
 
-    fn out(&self, n: usize) -> usize {
-        self.tail * n * self.config.d_head * self.config.d_model
-    }
-
-    fn mlp(&self) -> usize {
-        let matrices = if self.config.gated_mlp { 3 } else { 2 };
-        self.tail * matrices * self.config.d_model * self.config.d_mlp
-    }
-
-    /// q, k and v of so many rows, q of those alone that the heads look from.
-    fn projections(&self, rows: usize) -> usize {
-        let ModelConfig { d_model, d_head, n_heads, n_kv_heads, .. } = *self.config;
-        d_model * d_head * (rows.min(self.asking) * n_heads + rows * 2 * n_kv_heads)
-    }
-
-    fn all(&self) -> usize {
-        match self.absorbed {
-            true => self.absorbed() + self.out(self.config.n_heads) + self.mlp(),
-            false => self.projections(self.rows) + self.from(Step::Qkv),
+    /// The work of the steps after one, or of all.
+    fn after(&self, layer: usize, step: Option<usize>) -> f64 {
+        let wiring = self.model.wiring().block(layer);
+        let first = step.map_or(0, |step| step + 1);
+        if self.last_query && first <= wiring.keys_done() {
+            let ModelConfig { d_model, d_head, n_heads, .. } = *self.model.config();
+            // q, both ways between a head's dimensions and the stream's, new positions in the stream, others in the head's.
+            let looked_at = self.positions * d_model + (self.keys - self.positions) * d_head;
+            let shortcut = self.batch * n_heads * (3 * d_model * d_head + 2 * looked_at);
+            return shortcut as f64 + self.after(layer, Some(wiring.attend_step()));
         }
+        (first..wiring.steps().len()).map(|number| self.step(layer, number, self.positions, None)).sum()
     }
 
-    /// q, and both ways between a head's dimensions and the stream's; new positions in the stream, others in the head's.
-    fn absorbed(&self) -> usize {
-        let ModelConfig { d_model, d_head, n_heads, .. } = *self.config;
-        let looked_at = self.positions * d_model + (self.keys - self.positions) * d_head;
-        self.asking * n_heads * (3 * d_model * d_head + 2 * looked_at)
-    }
-
-    /// The work of rows that join at `step`.
-    fn from(&self, step: Step) -> usize {
-        let n = self.config.n_heads;
-        match step {
-            Step::Ids | Step::ResidPre => self.all(),
-            Step::FirstPosition => self.projections(self.rows / self.positions) + self.from(Step::Qkv),
-            Step::Qkv => self.heads(n) + self.out(n) + self.mlp(),
-            Step::Z => self.out(n) + self.mlp(),
-            Step::Heads(some) => self.heads(some) + self.out(some) + self.mlp(),
-            Step::HeadsOut(some) => self.out(some) + self.mlp(),
-            Step::ResidMid => self.mlp(),
-            Step::ResidPost => 0,
-        }
+    /// The work of rows in the layer where they join.
+    fn of(&self, entry: Entry) -> f64 {
+        let Cut::After { layer, step } = entry.cut else { return self.after(0, None) };
+        let wiring = self.model.wiring().block(layer);
+        let own = match entry.how {
+            How::Whole => 0.0,
+            How::FirstPosition { from } => (from + 1..=step).map(|number| self.step(layer, number, 1, None)).sum(),
+            How::Heads { attend, n } => {
+                let attends = if attend { self.step(layer, wiring.attend_step(), self.positions, Some(n)) } else { 0.0 };
+                attends + self.step(layer, wiring.output(), self.positions, Some(n))
+            }
+        };
+        own + self.after(layer, Some(step))
     }
 }

@@ -2,10 +2,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::metric::Metric;
-use super::reader::{Output, Reader};
+use super::{Metric, Output, Reader};
 use crate::error::{Error, Result};
-use crate::model::{Model, NormKind, NormPlace, Plan, Run, Site, Tokens, Unembed};
+use crate::model::{Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
 use crate::table::{Keys, Observation, Provenance, Table};
 
 /// Which parts of the model write the answer? Direct logit attribution of a logit, or a logit difference, at each prompt's
@@ -31,30 +30,39 @@ use crate::table::{Keys, Observation, Provenance, Table};
 /// # Ok::<(), headscope::Error>(())
 /// ```
 ///
+/// Where attention or MLPs end in a norm of their own, its divisor is frozen too. Where logits are capped, the terms sum to the
+/// logit before the cap.
+///
 /// # Errors
-/// Where the metric is no logit nor a difference of two, or the model is not pre-norm: behind a post-norm there is no such sum.
+/// Where the metric is no logit nor a difference of two, or the last residual stream is no sum of what parts wrote (norms
+/// after each sum: BERT), or logits are not linear in it.
 pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
-    let config = model.config();
+    let (config, wiring) = (model.config(), model.wiring());
     if !matches!(metric, Metric::Logit(_) | Metric::LogitDifference(..)) {
         return Err(Error::argument("metric", "a logit or a logit difference", metric.name()));
     }
-    if config.norm_place == NormPlace::Post {
-        return Err(Error::argument("model", "a pre-norm model, whose last residual stream is a sum", &config.family));
+    if !wiring.adds_up() {
+        return Err(Error::argument("model", "one whose last residual stream is a sum", &config.family));
     }
-    if config.embed_norm || config.unembed == Unembed::MaskedLm {
-        let found = "a norm or a layer between them";
-        return Err(Error::argument("model", "one whose embeddings and unembedding are plain matrices", found));
-    }
-    let mut sites = vec![Site::Embed, Site::PosEmbed, Site::TypeEmbed, Site::LnFinalScale];
-    sites.extend((0..config.n_layers).flat_map(|layer| [Site::Z(layer), Site::MlpOut(layer)]));
-    sites.push(Site::ResidPost(config.n_layers - 1));
+    let last = Site::ResidPost(config.n_layers - 1);
+    let mut sites = embeddings(config);
+    sites.extend([Site::LnFinalScale, last]);
+    let of_layer = |l| [Site::Z(l), Site::AttnOut(l), Site::Ln1PostScale(l), Site::MlpOut(l)];
+    sites.extend((0..config.n_layers).flat_map(of_layer));
     sites.retain(|site| site.check(config).is_ok());
     let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
-    let last = run.get(Site::ResidPost(config.n_layers - 1))?;
-    let reader = Reader::new(model, metric, tokens, &Output::whole(last), usize::MAX)?;
+    let reader = Reader::new(model, metric, tokens, &Output::whole(run.get(last)?), usize::MAX)?;
     let mut terms = Terms { rows: vec![], metric: metric.name() };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
+}
+
+/// What the first residual stream is a sum of: its parts, or itself where a norm or a projection follows their sum.
+fn embeddings(config: &ModelConfig) -> Vec<Site> {
+    match config.embed_norm || config.d_sum() != config.d_model {
+        true => vec![Site::ResidPre(0)],
+        false => [Site::Embed, Site::PosEmbed, Site::TypeEmbed].into_iter().filter(|site| site.check(config).is_ok()).collect(),
+    }
 }
 
 /// The rows gathered so far.
@@ -72,27 +80,37 @@ impl Terms<'_> {
 }
 
 fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) -> Result<()> {
-    let config = model.config();
-    let (direction, unembed_bias) = reader.direction();
+    let (config, wiring) = (model.config(), model.wiring());
+    let Some((direction, unembed_bias)) = reader.direction() else {
+        let expected = "one whose logits are linear in the normalised residual stream";
+        return Err(Error::argument("model", expected, &config.family));
+    };
     let at = |site: Site| -> Result<Tensor> { Ok(reader.last(run.get(site)?)) };
     let mut through = direction.shallow_clone();
-    if let Some((gamma, beta)) = model.final_norm_weights() {
-        if let Some(beta) = beta {
-            terms.push("ln_final_bias", None, None, mean(&direction.matmul(beta)));
+    if wiring.has_final_norm() {
+        if let Some((gamma, beta)) = model.final_norm_weights() {
+            if let Some(beta) = beta {
+                terms.push("ln_final_bias", None, None, mean(&direction.matmul(beta)));
+            }
+            through = &through * gamma;
         }
-        through = &through * gamma;
-        if config.norm == NormKind::Layer {
-            // t - mean(t) against g is t against g - mean(g).
-            through = &through - through.mean_dim([-1i64].as_slice(), true, None);
-        }
-        through = &through / at(Site::LnFinalScale)?;
+        through = centred(config, &through) / at(Site::LnFinalScale)?;
     }
     let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
     terms.push("unembed_bias", None, None, mean(&unembed_bias));
-    for site in [Site::Embed, Site::PosEmbed, Site::TypeEmbed].into_iter().filter(|site| site.check(config).is_ok()) {
-        terms.push(site.kind(), None, None, dot(&at(site)?));
+    for site in embeddings(config) {
+        terms.push(site.kind(), site.layer(), None, dot(&at(site)?));
     }
+    let through = &through * config.residual_scale;
+    let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
     for layer in 0..config.n_layers {
+        let mut through = through.shallow_clone();
+        if let Some(norm) = model.attn_out_norm(layer)? {
+            if let Some(beta) = &norm.b {
+                terms.push("attn_norm_bias", Some(layer), None, mean(&through.matmul(beta)));
+            }
+            through = centred(config, &(&through * &norm.w)) / at(Site::Ln1PostScale(layer))?;
+        }
         // z_h (W_O^h g), in the space of the head: nothing of the size of the heads' results is made.
         let readers = model.w_o(layer)?.matmul(&through.tr()).permute([2, 0, 1]);
         let heads = (at(Site::Z(layer))? * readers).sum_dim_intlist([2i64].as_slice(), false, None);
@@ -100,13 +118,21 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) ->
             terms.push("result", Some(layer), Some(head), mean(value));
         }
         if let Some(b_o) = model.b_o(layer)? {
-            terms.push("attn_bias", Some(layer), None, dot(b_o));
+            terms.push("attn_bias", Some(layer), None, mean(&through.matmul(b_o)));
         }
         if config.has_mlp() {
             terms.push("mlp_out", Some(layer), None, dot(&at(Site::MlpOut(layer))?));
         }
     }
     Ok(())
+}
+
+/// What reads the centred stream, as what reads the stream.
+fn centred(config: &ModelConfig, through: &Tensor) -> Tensor {
+    match config.norm {
+        NormKind::Layer => through - through.mean_dim([-1i64].as_slice(), true, None::<Kind>),
+        NormKind::Rms | NormKind::None => through.shallow_clone(),
+    }
 }
 
 fn mean(values: &Tensor) -> f64 {
@@ -131,7 +157,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
     let config = model.config();
     let last = Site::ResidPost(config.n_layers - 1);
     let depths = (0..config.n_layers).flat_map(|layer| [Site::ResidPre(layer), Site::ResidMid(layer)]).chain([last]);
-    let depths: Vec<Site> = depths.collect();
+    let depths: Vec<Site> = depths.filter(|site| site.check(config).is_ok()).collect();
     let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
     let end = |site: Site| -> Result<Output> { Ok(Output::whole(run.get(site)?)) };
     let rows = tch::no_grad(|| {

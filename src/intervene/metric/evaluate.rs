@@ -2,13 +2,13 @@
 
 use tch::{Kind, Tensor};
 
-use super::metric::Metric;
+use super::Metric;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
 use crate::workers::readable;
 
 /// The end of a pass over `n` stacked copies of the batch.
-pub(super) struct Output {
+pub(in crate::intervene) struct Output {
     /// The residual stream behind the last block, `[n * batch, position, d_model]`.
     pub resid: Tensor,
     /// The logits `[n * batch, position, vocab]`, where an edit behind the residual stream made them differ from what
@@ -22,7 +22,7 @@ pub(super) struct Output {
 
 impl Output {
     /// The end of a whole pass.
-    pub(super) fn whole(resid: &Tensor) -> Self {
+    pub(in crate::intervene) fn whole(resid: &Tensor) -> Self {
         Self { resid: resid.shallow_clone(), logits: None, first: 0, picked: false }
     }
 }
@@ -31,7 +31,7 @@ impl Output {
 const BLOCK: usize = 1 << 24;
 
 /// A metric bound to a model, a batch and its unchanged run.
-pub(super) struct Reader<'a> {
+pub(in crate::intervene) struct Reader<'a> {
     model: &'a Model,
     metric: &'a Metric,
     batch: i64,
@@ -62,7 +62,7 @@ readable!(Reader<'a> {
 impl<'a> Reader<'a> {
     /// Binds `metric`; `base` is the end of the unchanged run; at most `values` logits are computed at a time, but all of a
     /// place.
-    pub(super) fn new(
+    pub(in crate::intervene) fn new(
         model: &'a Model,
         metric: &'a Metric,
         tokens: &Tokens,
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Asks for one value a token, in place of their mean over a prompt.
-    pub(super) fn per_token(mut self, per_token: bool) -> Result<Self> {
+    pub(in crate::intervene) fn per_token(mut self, per_token: bool) -> Result<Self> {
         if per_token && !self.metric.by_token() {
             return Err(Error::argument("per_token", "a metric with a value for each token", self.metric.name()));
         }
@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
 
     /// What each value of [`Reader::read`] is about: a prompt, and the position of the token that is predicted where there
     /// is one value a token.
-    pub(super) fn cells(&self) -> Result<Vec<(usize, Option<usize>)>> {
+    pub(in crate::intervene) fn cells(&self) -> Result<Vec<(usize, Option<usize>)>> {
         if !self.per_token {
             return Ok((0..self.batch as usize).map(|prompt| (prompt, None)).collect());
         }
@@ -130,31 +130,31 @@ impl<'a> Reader<'a> {
     }
 
     /// For a logit or a difference of two: what the unembedding of one answer has more than that of the other,
-    /// `[batch, d_model]`, and the same of its bias, `[batch]`.
-    pub(super) fn direction(&self) -> (Tensor, Tensor) {
-        let of = |ids: &Tensor| self.model.unembedding(ids);
+    /// `[batch, d_model]`, and the same of its bias, `[batch]`; nothing where logits are not linear in the normalised stream.
+    pub(in crate::intervene) fn direction(&self) -> Option<(Tensor, Tensor)> {
+        let of = |ids: &Tensor| self.model.logit_directions(ids);
         match self.targets.as_slice() {
             [correct, wrong] => {
-                let ((w, b), (w_wrong, b_wrong)) = (of(correct), of(wrong));
-                (w - w_wrong, b - b_wrong)
+                let ((w, b), (w_wrong, b_wrong)) = (of(correct)?, of(wrong)?);
+                Some((w - w_wrong, b - b_wrong))
             }
             [one] => of(one),
-            _ => of(&self.lengths.zeros_like()),
+            _ => None,
         }
     }
 
     /// The last real position of each prompt, `[batch, position, ..]` to `[batch, ..]`.
-    pub(super) fn last(&self, x: &Tensor) -> Tensor {
+    pub(in crate::intervene) fn last(&self, x: &Tensor) -> Tensor {
         x.flatten(0, 1).index_select(0, &self.places)
     }
 
     /// The one position of each prompt that the metric reads, `[batch]`, counted from `first`; nothing where it reads more.
-    pub(super) fn wanted(&self, first: i64) -> Option<Tensor> {
+    pub(in crate::intervene) fn wanted(&self, first: i64) -> Option<Tensor> {
         (!self.metric.answers().is_empty()).then(|| &self.lengths - (1 + first))
     }
 
     /// How many rows of the residual stream are unembedded for one copy of the batch from `first` on.
-    pub(super) fn unembedded(&self, first: i64) -> usize {
+    pub(in crate::intervene) fn unembedded(&self, first: i64) -> usize {
         match self.metric {
             Metric::Logit(_) | Metric::LogitDifference(..) | Metric::EmbeddingDistance => 0,
             Metric::Custom { .. } => (self.batch * (self.positions - first)) as usize,
@@ -198,12 +198,12 @@ impl<'a> Reader<'a> {
 
     /// The metric of each of the stacked copies, `[n, cell]` with a cell for each prompt (or token: [`Reader::cells`]),
     /// float64 on the CPU.
-    pub(super) fn read(&self, output: &Output) -> Result<Tensor> {
+    pub(in crate::intervene) fn read(&self, output: &Output) -> Result<Tensor> {
         Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
     }
 
     /// [`Reader::read`] where the model computes, with its graph where there is one.
-    pub(super) fn values(&self, output: &Output) -> Result<Tensor> {
+    pub(in crate::intervene) fn values(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         match self.metric {
             Metric::Loss | Metric::Accuracy | Metric::Kl => self.over_tokens(output, n),
@@ -297,7 +297,7 @@ impl<'a> Reader<'a> {
         }
         let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
         let above = || sum(logits.gt_tensor(&logits.gather(1, &target, false)).to_kind(logits.kind()));
-        let log_p = || Ok(log_softmax(&logits)?.gather(1, &target, false).squeeze_dim(1));
+        let log_p = || Ok::<_, Error>(log_softmax(&logits)?.gather(1, &target, false).squeeze_dim(1));
         match self.metric {
             Metric::Accuracy => Ok(above().eq(0.0).to_kind(logits.kind())),
             Metric::Rank(_) => Ok(above()),

@@ -1,10 +1,15 @@
 //! What is measured on a run.
 
+mod attribution;
+mod evaluate;
+
 use std::fmt;
 use std::sync::Arc;
 
 use tch::Tensor;
 
+pub use self::attribution::{direct_attribution, logit_lens};
+pub(super) use self::evaluate::{Output, Reader};
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
 
@@ -74,7 +79,7 @@ impl From<Vec<i64>> for Answer {
 
 impl Answer {
     /// The id for each prompt of a batch.
-    pub(super) fn ids(&self, model: &Model, batch: usize) -> Result<Vec<i64>> {
+    pub(in crate::intervene) fn ids(&self, model: &Model, batch: usize) -> Result<Vec<i64>> {
         let vocab = model.config().vocab as i64;
         let ids = match self {
             Self::Text(text) => vec![model.token(text)?; batch],
@@ -189,12 +194,12 @@ impl Metric {
     }
 
     /// Whether it compares with the unchanged run, and so has no value, nor a gradient, of its own there.
-    pub(super) fn is_relative(&self) -> bool {
+    pub(in crate::intervene) fn is_relative(&self) -> bool {
         matches!(self, Self::Kl | Self::EmbeddingDistance)
     }
 
     /// The metric of `n` prompts of a batch of `of`, from `first` on.
-    pub(super) fn of_prompts(&self, first: usize, n: usize, of: usize) -> Result<Self> {
+    pub(in crate::intervene) fn of_prompts(&self, first: usize, n: usize, of: usize) -> Result<Self> {
         let some = |answer: &Answer| match answer {
             Answer::PerPrompt(ids) if ids.len() != of => {
                 Err(Error::argument("answers", format!("one for each of {of} prompts"), ids.len()))
@@ -212,7 +217,7 @@ impl Metric {
     }
 
     /// The tokens it asks about, at each prompt's last token.
-    pub(super) fn answers(&self) -> Vec<&Answer> {
+    pub(in crate::intervene) fn answers(&self) -> Vec<&Answer> {
         match self {
             Self::Logit(answer) | Self::Probability(answer) | Self::Rank(answer) => vec![answer],
             Self::LogitDifference(correct, wrong) => vec![correct, wrong],
@@ -222,7 +227,7 @@ impl Metric {
 
     /// The first position that need be computed where `first` is the first that changes: what it reads before is as in the
     /// unchanged run, and known.
-    pub(super) fn first(&self, first: usize, model: &Model, tokens: &Tokens) -> usize {
+    pub(in crate::intervene) fn first(&self, first: usize, model: &Model, tokens: &Tokens) -> usize {
         let most = match self {
             _ if !model.config().causal => 0,
             Self::Loss | Self::Accuracy | Self::Kl => tokens.positions() - 1,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ablation::REFERENCE;
+use crate::intervene::sweep::REFERENCE;
 use crate::model::{Action, Edit, Model, Site};
 
 /// A part of the model that writes into the residual stream: a sender.
@@ -72,7 +72,7 @@ impl Node {
         let config = model.config();
         let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
         let mut all: Vec<Self> = [Self::Embed].into_iter().chain(Self::heads(model)).chain(mlps).collect();
-        all.sort_by_key(|node| node.time());
+        all.sort_by_key(|node| (model.wiring().point(node.site()), *node));
         all
     }
 
@@ -94,13 +94,9 @@ impl Node {
         if let Self::Head { head, .. } = self { Some(head) } else { None }
     }
 
-    /// When it writes: (layer, moment within it).
-    pub(super) fn time(self) -> (usize, usize) {
-        match self {
-            Self::Embed => (0, 0),
-            Self::Head { layer, .. } => (layer, 2),
-            Self::Mlp { layer } => (layer, 4),
-        }
+    /// Whether a path leads from it to a receiver.
+    pub(super) fn reaches(self, input: Input, model: &Model) -> bool {
+        input.site().is_none_or(|site| model.wiring().reaches_input(self.site(), site))
     }
 }
 
@@ -132,7 +128,7 @@ impl Input {
         let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
         let mut all = [Self::queries(model), Self::keys(model), Self::values(model)].concat();
         all.extend(mlps.chain([Self::Logits]));
-        all.sort_by_key(|input| (input.time(), *input));
+        all.sort_by_key(|input| (input.order(), *input));
         all
     }
 
@@ -156,13 +152,9 @@ impl Input {
         }
     }
 
-    /// When it reads.
-    pub(super) fn time(self) -> (usize, usize) {
-        match self {
-            Self::Query { layer, .. } | Self::Key { layer, .. } | Self::Value { layer, .. } => (layer, 1),
-            Self::Mlp { layer } => (layer, 3),
-            Self::Logits => (usize::MAX, 0),
-        }
+    /// Its place in a list: by layer, heads before the MLP.
+    fn order(self) -> (usize, bool) {
+        (self.site().and_then(Site::layer).unwrap_or(usize::MAX), matches!(self, Self::Mlp { .. }))
     }
 
     pub(super) fn edit(self, key: &str) -> Option<Edit> {

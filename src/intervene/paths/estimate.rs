@@ -1,19 +1,17 @@
-//! Path patching estimated from gradients: edge attribution.
+//! What would path patching find, by gradients? Edge attribution.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::Array2;
 use tch::{Kind, Tensor};
 
-use super::ablation::REFERENCE;
-use super::engine::{Engine, to_array};
-use super::gradient::{Estimate, Gradients, back, backward};
-use super::node::{Input, Node};
-use super::paths::Paths;
-use super::paths_computed::{Pair, Share};
-use super::reader::Output;
+use super::run::{Pair, Share};
+use super::{Input, Node, Paths};
 use crate::error::{Error, Result};
-use crate::model::{Action, Bank, Edit, Entry, Joins, NormPlace, Plan, Program, Site, Step, Tokens, Window};
+use crate::intervene::engine::{Engine, to_array};
+use crate::intervene::metric::Output;
+use crate::intervene::sweep::{Estimate, Gradients, REFERENCE, back, backward};
+use crate::model::{Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire};
 
 impl Share<'_> {
     /// Edge attribution of all pairs, `[pair, batch]`: `(sender's output' - sender's output) . dm/d(receiver's input)`, where
@@ -26,7 +24,7 @@ impl Share<'_> {
         let paths = self.paths;
         let edges = Edges::new(self, engine, estimate)?;
         let mut effects = Array2::zeros((pairs.len(), self.tokens.batch()));
-        let part = |input: Input| (input.time(), input.site());
+        let part = |input: Input| (input.site().map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), input.site());
         let mut inputs: Vec<Input> = paths.receivers.iter().flatten().copied().collect();
         inputs.sort_by_key(|input| (part(*input), *input));
         inputs.dedup();
@@ -64,12 +62,12 @@ impl Paths<'_> {
             let expected = "attribution or integrated gradients for paths";
             return Err(Error::argument("estimate", expected, estimate.name()));
         }
-        if !self.frozen.mlps {
+        if !self.freeze.mlps {
             let expected = "frozen MLPs: gradients estimate the direct path";
             return Err(Error::argument("estimate", expected, "MLPs that compute anew"));
         }
-        if self.model.config().norm_place == NormPlace::Post {
-            let expected = "a pre-norm model, whose residual stream is a sum";
+        if !self.model.wiring().adds_up() {
+            let expected = "one whose residual stream is a sum";
             return Err(Error::argument("model", expected, &self.model.config().family));
         }
         Ok(())
@@ -92,7 +90,7 @@ struct Edges<'a> {
 impl<'a> Edges<'a> {
     fn new(share: &'a Share<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
         let (paths, model) = (share.paths, share.model());
-        let (bank, config) = (share.bank()?, model.config());
+        let bank = share.bank()?;
         let run = model.run(&share.tokens, &Plan::new().taps(bank.sites(REFERENCE)))?;
         let mut changes = BTreeMap::new();
         for site in bank.sites(REFERENCE) {
@@ -104,19 +102,8 @@ impl<'a> Edges<'a> {
             Self { share, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
         let program = edges.program(estimate)?;
         let ids = share.tokens.ids(model.device());
-        let copies = BTreeMap::from([(Entry(0, Step::Ids), edges.steps)]);
-        let joins = Joins { ids, copies, heads: BTreeMap::new(), base: None, first: 0 };
-        let reads = |input: &Input| {
-            let layer = input.site().and_then(|site| site.layer()).unwrap_or(config.n_layers - 1);
-            [
-                input.site(),
-                Some(match input {
-                    Input::Mlp { .. } => Site::ResidMid(layer),
-                    Input::Logits => Site::ResidPost(layer),
-                    _ => Site::ResidPre(layer),
-                }),
-            ]
-        };
+        let joins = Joins::at(Entry::START, edges.steps, ids, None);
+        let reads = |input: &Input| [input.site(), Some(read_by(*input, model))];
         let sites: BTreeSet<Site> = paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
         let program = program.recording(sites.iter().copied());
         (edges.values, edges.gradients) = back(&share.setup(), engine, &program, &joins)?;
@@ -130,7 +117,7 @@ impl<'a> Edges<'a> {
         let Estimate::IntegratedGradients { steps } = estimate else { return Ok(program) };
         let (model, tokens) = (self.share.model(), &self.share.tokens);
         let embed =
-            |tokens: &Tokens| Ok(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
+            |tokens: &Tokens| Ok::<_, Error>(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
         let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(&self.share.other)?);
         let mut bank = Bank::default();
         for step in 0..steps {
@@ -153,6 +140,11 @@ impl<'a> Edges<'a> {
         let site = inputs[0].site();
         let layer = site.and_then(|site| site.layer()).unwrap_or(model.config().n_layers - 1);
         let behind = site.and_then(|site| self.gradients.get(&site));
+        let program = Program::taps([]);
+        let through = |layer, from, x: &Tensor, to| {
+            let mut pass = Pass::over(model, &program, x.size()[1] as usize, None, Past::None);
+            pass.between(layer, from, x, to)
+        };
         let found = tch::with_grad(|| {
             let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
             let (x, total) = match inputs[0] {
@@ -162,8 +154,9 @@ impl<'a> Edges<'a> {
                     (x, Some(total))
                 }
                 Input::Mlp { .. } => {
-                    let x = leaf(value(Site::ResidMid(layer))?);
-                    let out = model.mlp_of(layer, &x)?;
+                    let x = leaf(value(read_by(inputs[0], model))?);
+                    let from = Wire::of(read_by(inputs[0], model)).unwrap_or(Wire::ResidMid);
+                    let out = through(layer, from, &x, Wire::MlpOut)?;
                     let total = behind.map(|gradient| (out * gradient).sum(Kind::Double));
                     (x, total)
                 }
@@ -175,14 +168,18 @@ impl<'a> Edges<'a> {
                         Input::Key { .. } => model.w_k(layer)?,
                         _ => model.w_v(layer)?,
                     };
-                    let normed = model.heads_input(layer, &x)?;
+                    let read = model.wiring().block(layer).step(Wire::Q).and_then(|step| step.reads.first().copied());
+                    let normed = match read {
+                        Some(read) if read != Wire::ResidPre => through(layer, Wire::ResidPre, &x, read)?,
+                        _ => x.shallow_clone(),
+                    };
                     let out = normed.unsqueeze(-2).matmul(&w.index_select(0, &heads)).squeeze_dim(-2);
                     let total = behind.map(|gradient| (out * gradient.index_select(2, &heads)).sum(Kind::Double));
                     (x, total)
                 }
             };
             match total {
-                Some(total) => Ok(backward(&total, &[&x])?.remove(0)),
+                Some(total) => Ok::<_, Error>(backward(&total, &[&x])?.remove(0)),
                 None => Ok(x.zeros_like()),
             }
         })?;
@@ -193,14 +190,17 @@ impl<'a> Edges<'a> {
     /// The scores of every sender before `input` against those receivers, `[batch, receiver]`.
     fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, Array2<f64>)>> {
         let mut all = vec![];
-        let before: Vec<Node> = nodes.iter().copied().filter(|node| node.time() < input.time()).collect();
+        let model = self.share.model();
+        let before: Vec<Node> = nodes.iter().copied().filter(|node| node.reaches(input, model)).collect();
         for together in before.chunk_by(|a, b| a.site() == b.site()) {
             let change = &self.changes[&together[0].site()];
             let written = match together[0] {
                 Node::Head { layer, .. } => {
-                    change.unsqueeze(-2).matmul(&self.share.model().w_o(layer)?).squeeze_dim(-2)
+                    let written = change.unsqueeze(-2).matmul(&model.w_o(layer)?).squeeze_dim(-2);
+                    written * model.config().residual_scale
                 }
-                Node::Embed | Node::Mlp { .. } => change.unsqueeze(2),
+                Node::Mlp { .. } => (change * model.config().residual_scale).unsqueeze(2),
+                Node::Embed => change.unsqueeze(2),
             };
             // Sums over positions and d_model, one product a prompt.
             let flat = |x: &Tensor| x.transpose(1, 2).flatten(2, 3);
@@ -212,4 +212,12 @@ impl<'a> Edges<'a> {
         }
         Ok(all)
     }
+}
+
+/// The value of the residual stream that a receiver reads.
+fn read_by(input: Input, model: &Model) -> Site {
+    let last = Site::ResidPost(model.config().n_layers - 1);
+    let Some((layer, wire)) = input.site().and_then(|site| site.layer().zip(Wire::of(site))) else { return last };
+    let read = model.wiring().block(layer).stream_read_by(wire);
+    read.and_then(|wire| wire.site(layer)).unwrap_or(last)
 }

@@ -1,15 +1,17 @@
 //! Which part of the model tells which: path patching.
 
+mod endpoint;
+mod estimate;
+mod run;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use super::gradient::Estimate;
+pub use self::endpoint::{Input, Node};
 use super::metric::Metric;
-use super::node::{Input, Node};
-use super::sets::name_of;
-use super::sweep::same_lengths;
+use super::sweep::{Estimate, name_of, same_lengths};
 use crate::error::{Error, Result};
-use crate::model::{Frozen, Model, Tokens};
+use crate::model::{Freeze, Model, Tokens};
 use crate::table::{Keys, Provenance};
 
 /// Which part of the model tells which? Path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023), exact.
@@ -43,7 +45,7 @@ pub struct Paths<'a> {
     pub(super) denoises: bool,
     pub(super) senders: Vec<Vec<Node>>,
     pub(super) receivers: Vec<Vec<Input>>,
-    pub(super) frozen: Frozen,
+    pub(super) freeze: Freeze,
     pub(super) metric: Metric,
     pub(super) memory: Option<usize>,
     pub(super) per_prompt: bool,
@@ -76,7 +78,7 @@ impl<'a> Paths<'a> {
             denoises,
             senders: Node::heads(model).into_iter().map(|node| vec![node]).collect(),
             receivers: vec![vec![Input::Logits]],
-            frozen: Frozen { mlps: false },
+            freeze: Freeze { mlps: false },
             metric: Metric::Loss,
             memory: None,
             per_prompt: false,
@@ -114,7 +116,7 @@ impl<'a> Paths<'a> {
 
     /// MLPs between sender and receiver write what they write in the unpatched run, so that only the direct path counts.
     pub fn frozen_mlps(mut self) -> Self {
-        self.frozen.mlps = true;
+        self.freeze.mlps = true;
         self
     }
 
@@ -124,7 +126,7 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// At most this many bytes beside the model, as [`Sweep::memory`](super::Sweep::memory) has it.
+    /// At most this many bytes beside the model, as [`Sweep::memory`](crate::intervene::Sweep::memory) has it.
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
@@ -136,7 +138,7 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// One row a pair, prompt and token that is predicted, as [`Sweep::per_token`](super::Sweep::per_token) has it.
+    /// One row a pair, prompt and token that is predicted, as [`Sweep::per_token`](crate::intervene::Sweep::per_token) has it.
     pub fn per_token(mut self) -> Self {
         self.per_token = true;
         self
@@ -148,7 +150,7 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// Adds an interval of the mean over prompts, as [`Sweep::interval`](super::Sweep::interval) does.
+    /// Adds an interval of the mean over prompts, as [`Sweep::interval`](crate::intervene::Sweep::interval) does.
     pub fn interval(mut self, seed: u64) -> Self {
         self.interval = Some(seed);
         self
@@ -169,7 +171,7 @@ impl<'a> Paths<'a> {
     }
 
     /// Writes finished pairs to this file as they come, and goes on from those that an interrupted run of the same left
-    /// there, as [`Sweep::journal`](super::Sweep::journal) does.
+    /// there, as [`Sweep::journal`](crate::intervene::Sweep::journal) does.
     pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
         self.journal = Some(path.as_ref().to_owned());
         self
@@ -185,7 +187,7 @@ impl<'a> Paths<'a> {
     pub(super) fn pairs(&self) -> Result<Vec<(usize, usize)>> {
         self.check()?;
         let meets = |senders: &[Node], inputs: &[Input]| {
-            senders.iter().any(|sender| inputs.iter().any(|input| sender.time() < input.time()))
+            senders.iter().any(|sender| inputs.iter().any(|input| sender.reaches(*input, self.model)))
         };
         let mut pairs = vec![];
         for (s, senders) in self.senders.iter().enumerate() {
@@ -288,7 +290,7 @@ impl<'a> Paths<'a> {
             "direction": if self.denoises { "denoise" } else { "noise" },
             "senders": self.senders,
             "receivers": self.receivers,
-            "mlps": if self.frozen.mlps { "frozen" } else { "recomputed" },
+            "mlps": if self.freeze.mlps { "frozen" } else { "recomputed" },
             "metric": format!("{:?}", self.metric),
             "normalised": self.normalised,
             "per_prompt": self.per_prompt,

@@ -5,18 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::{Array2, ArrayView1};
 use tch::Tensor;
 
-use super::ablation::REFERENCE;
-use super::engine::{Engine, Explanation, Journal, Kept, Machine, Place, Setup, to_array};
-use super::gradient::{self, Estimate};
-use super::metric::Metric;
-use super::node::{Input, Node};
-use super::outcome::Outcome;
-use super::parts::{Part, side_by_side};
-use super::paths::Paths;
-use super::sweep::{Strategy, Variant};
+use super::{Input, Node, Paths};
 use crate::error::{Error, Result};
 use crate::file::sha256;
-use crate::model::{Bank, Edit, Model, Plan, Site, Tokens};
+use crate::intervene::engine::{
+    Engine, Explanation, Journal, Kept, Machine, Outcome, Part, Place, Setup, Strategy, Variant, side_by_side, to_array,
+};
+use crate::intervene::metric::Metric;
+use crate::intervene::sweep::{self, Estimate, REFERENCE};
+use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
@@ -90,14 +87,14 @@ impl Paths<'_> {
             let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| effect + base).collect();
             rows.extend(outcome.rows(&keys(pair, estimate.name()), &values)?);
         }
-        let largest = gradient::largest(&effects, self.exact);
+        let largest = sweep::largest(&effects, self.exact);
         if !largest.is_empty() {
             let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
             let (_, values) = self.values(&chosen, None)?;
             for (&pair, values) in chosen.iter().zip(values.outer_iter()) {
                 rows.extend(outcome.rows(&keys(pair, "exact"), &values.to_vec())?);
             }
-            let agreement = gradient::agreement(&largest, &effects, &values, &outcome.baseline);
+            let agreement = sweep::agreement(&largest, &effects, &values, &outcome.baseline);
             provenance.options["what"]["agreement"] = agreement;
         }
         Table::new(rows, provenance)
@@ -149,14 +146,17 @@ impl Paths<'_> {
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 
-    /// The sites of the unpatched run that frozen parts keep.
-    fn needs(&self) -> Vec<Site> {
-        let config = self.model.config();
-        let layers = 0..config.n_layers;
-        let mut needs: Vec<Site> = layers.clone().map(Site::AttnOut).collect();
-        needs.extend(self.senders.iter().flatten().map(|node| node.site()).filter(|site| matches!(site, Site::Z(_))));
-        if self.frozen.mlps && config.has_mlp() {
-            needs.extend(layers.map(Site::MlpOut));
+    /// The values of the unpatched run that frozen parts keep.
+    fn needs(&self) -> Vec<(usize, Wire)> {
+        let wiring = self.model.wiring();
+        let senders: Vec<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
+        let mut needs = vec![];
+        for layer in 0..wiring.n_layers() {
+            let taken = |edited: Wires| wiring.block(layer).frozen(self.freeze.mlps, edited).taken;
+            needs.extend(taken(Wires::NONE).iter().map(|wire| (layer, wire)));
+            if senders.contains(&Site::Z(layer)) {
+                needs.extend(taken(Wires::NONE.with(Wire::Z)).iter().map(|wire| (layer, wire)));
+            }
         }
         needs
     }
@@ -251,7 +251,7 @@ impl<'a> Share<'a> {
             engine.check_stop(progress)?;
             let sending: Vec<Variant> = block.iter().map(|&s| sending(&self.paths.senders[s])).collect();
             let first = if taps.is_empty() { engine.last_positions() } else { 0 };
-            let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.paths.frozen, layers, first)?;
+            let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.paths.freeze, layers, first)?;
             let here: Vec<usize> = block.iter().flat_map(|s| &left[s]).copied().collect();
             let read = Read { block, order: &order, taps: &taps, batch: self.tokens.batch() as i64 };
             let (variants, numbers, bank) = read.variants(self.paths, pairs, &here);
@@ -322,7 +322,7 @@ impl Read<'_> {
                 let (s, r) = pairs[number];
                 let mut inputs = paths.receivers[r].clone();
                 // A receiver before the sender reads what it always reads.
-                inputs.retain(|input| paths.senders[s].iter().any(|node| node.time() < input.time()));
+                inputs.retain(|input| paths.senders[s].iter().any(|node| node.reaches(*input, paths.model)));
                 if let Some(variant) = receiving(&inputs, &key) {
                     variants.push(variant);
                     numbers.push(number);

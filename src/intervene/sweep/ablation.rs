@@ -28,7 +28,7 @@ pub enum Ablation {
 }
 
 /// The key under which a sweep's reference activations stand in the bank.
-pub(super) const REFERENCE: &str = "reference";
+pub(in crate::intervene) const REFERENCE: &str = "reference";
 
 impl Ablation {
     /// The edit's action; all but zero read [`REFERENCE`].

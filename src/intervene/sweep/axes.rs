@@ -1,6 +1,6 @@
 //! Along which axes of a site a sweep has variants.
 
-use super::sweep::Variant;
+use crate::intervene::engine::Variant;
 use crate::model::{Action, Axis, Edit, ModelConfig, Site};
 use crate::table::Keys;
 

@@ -1,4 +1,4 @@
-//! Estimates of a sweep from gradients: one pass back in place of a pass a variant.
+//! What would a sweep find, by gradients? One pass back instead of a pass for each variant.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,12 +6,12 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::engine::{Engine, Setup, to_array};
-use super::metric::Metric;
-use super::reader::Output;
-use super::sweep::Variant;
 use crate::error::{Error, Result};
-use crate::model::{Action, Bank, Edit, Entry, Joins, ModelConfig, Pass, Past, Program, Selector, Site, Step, Window};
+use crate::intervene::engine::{Engine, Setup, Variant, to_array};
+use crate::intervene::metric::{Metric, Output};
+use crate::model::{
+    Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Window, Wire, Wires, Wiring,
+};
 use crate::stats::{pearson, spearman};
 
 /// How to estimate what a sweep would find. With a the unchanged activations, a' those of a variant and m the metric:
@@ -44,7 +44,7 @@ impl Estimate {
         }
     }
 
-    pub(super) fn check(self, metric: &Metric) -> Result<()> {
+    pub(in crate::intervene) fn check(self, metric: &Metric) -> Result<()> {
         if matches!(self, Self::IntegratedGradients { steps: 0 }) {
             return Err(Error::argument("steps", "at least 1", 0));
         }
@@ -56,10 +56,10 @@ impl Estimate {
 }
 
 /// Gradients of the metric on each prompt, by site; none where no way leads from it to the metric.
-pub(super) type Gradients = BTreeMap<Site, Tensor>;
+pub(in crate::intervene) type Gradients = BTreeMap<Site, Tensor>;
 
 /// A pass forward and back: what the program records, and the gradients there.
-pub(super) fn back(
+pub(in crate::intervene) fn back(
     setup: &Setup<'_>,
     engine: &Engine<'_>,
     program: &Program,
@@ -71,10 +71,10 @@ pub(super) fn back(
         let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
         let mut pass = pass.with_types(tokens.types(model.device()));
         let resid = pass.residual(joins, config.n_layers)?;
-        let logits = program.goes_past(config.n_layers - 1, config);
+        let logits = program.goes_past(config.n_layers - 1, model);
         let logits = logits.then(|| pass.logits(&resid)).transpose()?;
         let total = engine.reader.values(&Output { logits, ..Output::whole(&resid) })?.sum(Kind::Double);
-        let taps = pass.into_taps();
+        let (taps, _) = pass.into_records();
         let found = backward(&total, &taps.values().collect::<Vec<_>>())?;
         let gradients = taps.keys().copied().zip(found).filter(|(_, gradient)| gradient.defined()).collect();
         Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
@@ -82,12 +82,12 @@ pub(super) fn back(
 }
 
 /// Gradients of a number.
-pub(super) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+pub(in crate::intervene) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
 }
 
 /// Estimates for the variants of a sweep.
-pub(super) struct Estimator<'a> {
+pub(in crate::intervene) struct Estimator<'a> {
     setup: Setup<'a>,
     engine: &'a Engine<'a>,
     bank: &'a Bank,
@@ -98,7 +98,7 @@ pub(super) struct Estimator<'a> {
 }
 
 impl<'a> Estimator<'a> {
-    pub(super) fn new(setup: Setup<'a>, engine: &'a Engine<'a>, bank: &'a Bank, variants: &[Variant]) -> Result<Self> {
+    pub(in crate::intervene) fn new(setup: Setup<'a>, engine: &'a Engine<'a>, bank: &'a Bank, variants: &[Variant]) -> Result<Self> {
         let edits = variants.iter().flat_map(|variant| &variant.edits);
         let mut sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
         sites.iter().try_for_each(|site| site.check(setup.model.config()))?;
@@ -110,7 +110,7 @@ impl<'a> Estimator<'a> {
     }
 
     /// The estimated effect of every variant on every prompt, `[variant, batch]`.
-    pub(super) fn effects(&self, variants: &[Variant], estimate: Estimate) -> Result<Array2<f64>> {
+    pub(in crate::intervene) fn effects(&self, variants: &[Variant], estimate: Estimate) -> Result<Array2<f64>> {
         match estimate {
             Estimate::Attribution => self.along(variants, &self.gradients, false),
             Estimate::IntegratedGradients { steps } => self.integrated(variants, steps),
@@ -157,7 +157,7 @@ impl<'a> Estimator<'a> {
                     Some(place) => place,
                     None => {
                         let product =
-                            gradients.get(&edit.site).map(|gradient| Ok(self.change(edit)? * gradient)).transpose()?;
+                            gradients.get(&edit.site).map(|gradient| Ok::<_, Error>(self.change(edit)? * gradient)).transpose()?;
                         products.push((edit.site, edit.action.clone(), product));
                         products.len() - 1
                     }
@@ -228,11 +228,12 @@ impl<'a> Estimator<'a> {
         };
         let mut program = Program::taps([site]);
         self.push(&mut program, edit, &Window { rows: Some((0, tokens.batch())), ..Window::default() })?;
-        let joins = self.joins(Entry(layer, Step::Qkv), 1);
+        let wiring = model.wiring().block(layer);
+        let joins = self.joins(Entry::after(layer, wiring.attend_step() - 1), 1);
         let pass = Pass::over(model, &program, tokens.positions(), model.hidden_padding(tokens), Past::None);
         let mut pass = pass.with_types(tokens.types(model.device()));
         let _ = pass.residual(&joins, layer + 1)?; // for the pattern
-        let taps = pass.into_taps();
+        let (taps, _) = pass.into_records();
         let pattern = taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] })?;
         let product = (pattern - &self.values[&site]) * gradient;
         self.sum_at(&Edit::new(site, Action::Zero), &product)
@@ -240,8 +241,7 @@ impl<'a> Estimator<'a> {
 
     fn joins(&self, entry: Entry, n: i64) -> Joins<'_> {
         let ids = self.setup.tokens.ids(self.setup.model.device());
-        let base = (entry.1 != Step::Ids).then(|| self.engine.taps());
-        Joins { ids, copies: BTreeMap::from([(entry, n)]), heads: BTreeMap::new(), base, first: 0 }
+        Joins::at(entry, n, ids, Some(self.engine.unchanged()))
     }
 
     /// [`Estimate::IntegratedGradients`]: the steps of a site go through the layers together.
@@ -286,7 +286,7 @@ impl<'a> Estimator<'a> {
             let edit = Edit::new(site, Action::replace(&key));
             program.push(edit, Some(bank.get(&key, site)?), &window, model.config(), tokens)?;
         }
-        let entry = Entry::of(site, model.config()).unwrap_or(Entry(0, Step::Ids));
+        let entry = entry(site, model.wiring());
         let (_, gradients) = back(&self.setup, self.engine, &program, &self.joins(entry, steps as i64))?;
         let mean =
             |all: Tensor| all.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None);
@@ -302,15 +302,27 @@ fn pattern_of(site: Site) -> Option<Site> {
     }
 }
 
-/// The sites of the unchanged run that estimates join from.
-pub(super) fn needs(variants: &[Variant], config: &ModelConfig) -> Vec<Site> {
-    let sites = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site);
-    let entries = sites.filter_map(|site| Entry::of(site, config));
-    entries.flat_map(|entry| entry.needs(config)).collect()
+/// Where a run that is changed at a site joins, and where one whose queries or keys are changed does.
+fn entry(site: Site, wiring: &Wiring) -> Entry {
+    match site.layer().zip(Wire::of(site)) {
+        Some((layer, wire)) => Entry::after(layer, wiring.block(layer).departs(Wires::NONE.with(wire))),
+        None => Entry::START,
+    }
+}
+
+/// The values of the unchanged run that estimates join with.
+pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)> {
+    let sites: BTreeSet<Site> = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site).collect();
+    let entries = sites.into_iter().flat_map(|site| {
+        let attends = pattern_of(site).and(site.layer());
+        let attends = attends.map(|layer| Entry::after(layer, wiring.block(layer).attend_step() - 1));
+        [Some(entry(site, wiring)), attends]
+    });
+    entries.flatten().flat_map(|entry| entry.needs(wiring)).collect()
 }
 
 /// The numbers of the `n` variants of largest estimated effect, `[variant, cell]`, summed over prompts.
-pub(super) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
+pub(in crate::intervene) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
     let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
     let mut largest: Vec<usize> = (0..size.len()).collect();
     largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
@@ -320,7 +332,7 @@ pub(super) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
 
 /// How well the estimated effects of some variants agree with their exact values, `[variant, cell]`; nothing where one of
 /// them does not vary.
-pub(super) fn agreement(
+pub(in crate::intervene) fn agreement(
     numbers: &[usize],
     effects: &Array2<f64>,
     exact: &Array2<f64>,

@@ -1,4 +1,12 @@
-//! Many variants of one run, as one table.
+//! What becomes of the output when activations change? Many variants of one run, as one table.
+
+mod ablation;
+mod axes;
+mod change;
+mod estimate;
+mod run;
+mod sets;
+mod shapley;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,13 +14,19 @@ use std::sync::atomic::AtomicBool;
 
 use tch::Tensor;
 
+pub use self::ablation::Ablation;
+pub(in crate::intervene) use self::ablation::REFERENCE;
+pub(in crate::intervene) use self::estimate::{Gradients, agreement, back, backward, largest};
+pub(in crate::intervene) use self::sets::name_of;
+pub use self::axes::Every;
+use self::change::{Change, Direction};
+pub use self::estimate::Estimate;
+pub use self::sets::{Subsets, subsets};
+pub(crate) use self::shapley::MOST;
+pub use self::shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
+use super::engine::{Strategy, Variant};
+use super::metric::Metric;
 use crate::error::{Error, Result};
-use crate::intervene::ablation::Ablation;
-use crate::intervene::change::{Change, Direction};
-use crate::intervene::every::{self, Every};
-use crate::intervene::gradient::Estimate;
-use crate::intervene::metric::Metric;
-use crate::intervene::sets;
 use crate::model::{Action, Bank, Edit, Model, Run, Site, Tokens};
 use crate::table::Keys;
 
@@ -34,7 +48,7 @@ pub struct Sweep<'a> {
     pub(super) other: Option<&'a Tokens>,
     /// The prompts of an ablation's means and draws, where they are others than `tokens`.
     pub(super) references: Option<&'a Tokens>,
-    pub(super) change: Change,
+    change: Change,
     pub(super) variants: Vec<Variant>,
     pub(super) metric: Metric,
     pub(super) strategy: Strategy,
@@ -49,26 +63,6 @@ pub struct Sweep<'a> {
     pub(super) bank: Bank,
     pub(super) estimate: Option<Estimate>,
     pub(super) exact: usize,
-}
-
-/// One variant of a run: what is changed, and what its row in the table is about.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Variant {
-    /// The row's keys.
-    pub keys: Keys,
-    /// The edits; all of them apply together.
-    pub edits: Vec<Edit>,
-}
-
-/// How to compute a sweep. The results are the same to float tolerance.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Strategy {
-    /// Variants join the pass where they depart from the unchanged run, stacked on the batch axis, from their first changed
-    /// position on; only the positions and logits that the metric reads are computed at the end.
-    #[default]
-    Auto,
-    /// One whole forward pass a variant: what every peer does, kept to check the other by.
-    Naive,
 }
 
 impl<'a> Sweep<'a> {
@@ -156,7 +150,7 @@ impl<'a> Sweep<'a> {
         let mut sites: Vec<Site> = (0..config.n_layers).map(site).collect();
         sites.dedup(); // a site without layers is one site
         let positions = self.tokens.positions();
-        let of = |site| every::variants(site, every.as_ref(), &action, config, positions);
+        let of = |site| axes::variants(site, every.as_ref(), &action, config, positions);
         self.variants = sites.into_iter().flat_map(of).collect();
         self
     }
@@ -321,7 +315,7 @@ impl<'a> Sweep<'a> {
 }
 
 /// Fails where the positions of two batches can't stand for each other.
-pub(super) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
+pub(in crate::intervene) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
     let (lengths, others) = (tokens.lengths(), other.lengths());
     if lengths != others {
         let expected = format!("prompts of the same lengths, {lengths:?}");

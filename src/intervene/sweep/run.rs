@@ -7,15 +7,16 @@ use tch::Tensor;
 
 use super::ablation::{self, Ablation, REFERENCE};
 use super::change::{Change, Direction};
-use super::engine::{Engine, Explanation, Journal, Kept, Machine, Place, Setup};
-use super::gradient::{self, Estimate, Estimator};
-use super::metric::Metric;
-use super::outcome::Outcome;
-use super::parts::{Part, check_prompts, side_by_side};
-use super::sweep::{Strategy, Sweep, Variant, same_lengths};
+use super::estimate::{self, Estimate, Estimator};
+use super::{Sweep, same_lengths};
+use crate::intervene::engine::{
+    Engine, Explanation, Journal, Kept, Machine, Outcome, Part, Place, Setup, Strategy, Variant, check_prompts,
+    side_by_side,
+};
+use crate::intervene::metric::Metric;
 use crate::error::{Error, Result};
 use crate::file::sha256;
-use crate::model::{Action, Bank, Means, Plan, Site, Tokens};
+use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
@@ -84,7 +85,7 @@ impl Sweep<'_> {
 
     /// The table of estimates, and of the exact values that were asked for beside them.
     fn estimated(&self, estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
-        let needs = gradient::needs(&self.variants, self.model.config());
+        let needs = estimate::needs(&self.variants, self.model.wiring());
         let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
         let (mut outcome, mut parts) = (self.outcome(), vec![]);
         for &part in &course.parts {
@@ -102,14 +103,14 @@ impl Sweep<'_> {
             let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| base + effect).collect();
             rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
         }
-        let largest = gradient::largest(&effects, self.exact);
+        let largest = estimate::largest(&effects, self.exact);
         let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
         if !chosen.is_empty() {
             let (_, values) = self.values(&chosen, None)?;
             for (variant, values) in chosen.iter().zip(values.outer_iter()) {
                 rows.extend(outcome.rows(&keys(variant, "exact"), &values.to_vec())?);
             }
-            let agreement = gradient::agreement(&largest, &effects, &values, &outcome.baseline);
+            let agreement = estimate::agreement(&largest, &effects, &values, &outcome.baseline);
             provenance.options["what"]["agreement"] = agreement;
         }
         Table::new(rows, provenance)
@@ -142,7 +143,7 @@ impl Sweep<'_> {
 
     /// How the batch is computed; a variant's activations are held `held` times over, as where gradients go back through
     /// all layers.
-    fn course(&self, variants: &[Variant], more: &[Site], held: usize) -> Result<Course> {
+    fn course(&self, variants: &[Variant], more: &[(usize, Wire)], held: usize) -> Result<Course> {
         let batch = self.tokens.batch();
         check_prompts(variants, self.model.config(), self.tokens)?;
         let machine = Machine::of(self.model, self.strategy, self.memory);

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::sweep::Variant;
+use crate::intervene::engine::Variant;
 use crate::error::{Error, Result};
 use crate::model::Edit;
 use crate::table::Keys;
@@ -95,7 +95,7 @@ pub(super) fn together(edits: Vec<Edit>) -> Variant {
 
 /// What an edit changes: `z.3.5` is head 5 of layer 3, `z.3.5@2` that head at position 2, `pattern.3.5@7,2` its edge from
 /// position 7 to 2, `mlp_post.3:12` neuron 12.
-pub(super) fn name_of(edit: &Edit) -> String {
+pub(in crate::intervene) fn name_of(edit: &Edit) -> String {
     let list = |indices: &[usize]| indices.iter().map(usize::to_string).collect::<Vec<_>>().join(".");
     let with = |sign: &str, indices: &Option<Vec<usize>>| {
         indices.as_ref().map_or_else(String::new, |indices| format!("{sign}{}", list(indices)))

@@ -8,8 +8,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::ablation::Ablation;
-use super::metric::Metric;
-use super::sweep::{Sweep, Variant};
+use super::Sweep;
+use crate::intervene::engine::Variant;
+use crate::intervene::metric::Metric;
 use crate::error::{Error, Result};
 use crate::model::{Edit, Model, Site, Tokens};
 use crate::table::{Keys, Observation, Table};

@@ -4,7 +4,7 @@ use super::{Cell, Grid, Measure, Start, Training, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::train::TrainOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Reading};
-use crate::model::{ModelConfig, NormKind};
+use crate::model::{ModelConfig, NormKind, QkvBias};
 
 /// Width of the stream: full-width heads have as many dimensions.
 pub(super) const D_MODEL: usize = 44;
@@ -60,7 +60,7 @@ pub(super) fn one_layer(heads: usize, width: usize, language: &Language) -> Mode
         vocab: language.vocab(),
         n_positions: language.positions(),
         norm: NormKind::Rms,
-        qkv_bias: false,
+        qkv_bias: QkvBias::NONE,
         attn_out_bias: false,
         ..ModelConfig::default()
     }

@@ -1,7 +1,5 @@
 //! What heads are worth: losses without some of them, and Shapley values.
 
-use std::collections::BTreeMap;
-
 use ndarray::{Array3, Axis, concatenate};
 use tch::{Kind, Tensor};
 
@@ -9,7 +7,7 @@ use super::probe::{Probe, array};
 use crate::error::{Error, Result};
 use crate::intervene::{Ablation, MOST, shapley_values};
 use crate::lab::prepared::Places;
-use crate::model::{Entry, Joins, Pass, Past, Program, Site, Step};
+use crate::model::{Entry, Joins, Pass, Past, Program, Unchanged, Wire};
 
 /// Bytes that the variants of one stack may take.
 const BUDGET: i64 = 1 << 26;
@@ -36,16 +34,18 @@ impl Probe {
             return Err(Error::OutOfRange { at, axis: "head", found, limit });
         }
         tch::no_grad(|| {
-            let [resid, z, other] = self.base(layer, ablation)?;
+            let (stream, [z, other]) = self.base(layer, ablation)?;
             let size = |x: &Tensor| x.numel() as i64;
-            let width = 3 * size(&resid) + 2 * size(&z) + 3 * size(&resid) / resid.size()[4] * self.held.columns.1;
+            let resid = size(&stream[0].1);
+            let logits = resid / self.model.config().d_model as i64 * self.held.columns.1;
+            let width = 3 * stream.len() as i64 * resid + 2 * size(&z) + 3 * logits;
             let at_once = (BUDGET / (width * self.model.kind().elt_size_in_bytes() as i64)).max(1);
             let mut all = vec![];
             for sets in absent.chunks(at_once as usize) {
                 let mask: Vec<bool> = sets.iter().flat_map(|set| (0..heads).map(|head| set.contains(&head))).collect();
                 let mask = Tensor::from_slice(&mask).to_device(self.model.device());
                 let z = other.where_self(&mask.view([1, sets.len() as i64, 1, 1, heads as i64, 1]), &z);
-                all.push(array::<ndarray::Ix3>(&self.onwards(layer, &resid, &z)?, "losses")?);
+                all.push(array::<ndarray::Ix3>(&self.onwards(layer, &stream, &z)?, "losses")?);
             }
             let views: Vec<_> = all.iter().map(|part| part.view()).collect();
             let nothing = |_| Error::argument("absent", "at least one set of heads", absent.len());
@@ -79,22 +79,25 @@ impl Probe {
         Ok(phi)
     }
 
-    /// The residual stream entering a layer `[run, 1, row, position, d_model]`, its z `[run, 1, row, position, head, d_head]`,
-    /// and what z becomes where a head is absent, broadcast against it. In the last layer only the places that are read, as
-    /// rows of one position.
-    fn base(&self, layer: usize, ablation: Ablation) -> Result<[Tensor; 3]> {
-        let run = self.record([Site::ResidPre(layer), Site::Z(layer)])?;
-        let (resid, z) = (run.get(Site::ResidPre(layer))?, run.get(Site::Z(layer))?);
+    /// The values that follow a layer's heads beside their z, each `[run, 1, row, position, d_model]`; z, `[run, 1, row, position,
+    /// head, d_head]`; and what it becomes where a head is absent, broadcast against it. In the last layer only the places that
+    /// are read, as rows of one position.
+    fn base(&self, layer: usize, ablation: Ablation) -> Result<(Vec<(Wire, Tensor)>, [Tensor; 2])> {
+        let wiring = self.model.wiring().block(layer);
+        let live = wiring.live(wiring.attend_step());
+        let mut values = self.values(layer, live)?;
+        let z = values.remove(&(layer, Wire::Z)).ok_or_else(|| Error::argument("layer", "one with heads", layer))?;
         let other = match ablation {
             Ablation::Zero => z.zeros_like(),
-            _ => self.mean_by_position(z),
+            _ => self.mean_by_position(&z),
         };
-        let all = [resid.shallow_clone(), z.shallow_clone(), other];
         let read = self.is_last(layer);
-        Ok(all.map(|x| {
+        let by_run = |x: Tensor| {
             let x = if read { self.held.pick(&x) } else { x };
             x.unflatten(0, [self.held.runs, -1]).unsqueeze(1)
-        }))
+        };
+        let stream = values.into_iter().map(|((_, wire), x)| (wire, by_run(x))).collect();
+        Ok((stream, [by_run(z), by_run(other)]))
     }
 
     /// Nothing behind the layer's heads mixes positions.
@@ -112,22 +115,22 @@ impl Probe {
     }
 
     /// The losses `[run, variant, task]` from a layer's z on, `[run, variant, row, position, head, d_head]`.
-    fn onwards(&self, layer: usize, resid: &Tensor, z: &Tensor) -> Result<Tensor> {
+    fn onwards(&self, layer: usize, stream: &[(Wire, Tensor)], z: &Tensor) -> Result<Tensor> {
         let config = self.model.config();
         let (variants, positions) = (z.size()[1], z.size()[3]);
-        let resid = resid.expand([self.held.runs, variants, z.size()[2], positions, -1], false);
-        let base = BTreeMap::from([
-            (Site::ResidPre(layer), resid.reshape([-1, positions, config.d_model as i64])),
-            (Site::Z(layer), z.flatten(0, 2)),
-        ]);
+        let each = |x: &Tensor| {
+            let width = config.d_model as i64;
+            x.expand([self.held.runs, variants, z.size()[2], positions, width], false).reshape([-1, positions, width])
+        };
+        let mut base: Unchanged = stream.iter().map(|(wire, x)| ((layer, *wire), each(x))).collect();
+        base.insert((layer, Wire::Z), z.flatten(0, 2));
         // What the models' own edits make of this layer's z is in it already.
         let mut program = Program::taps([]);
         for edit in self.edits.iter().filter(|edit| edit.site.layer() > Some(layer)) {
             program.push(edit.clone(), None, &Default::default(), config, &self.held.tokens)?;
         }
-        let copies = BTreeMap::from([(Entry(layer, Step::Z), 1)]);
-        let ids = self.held.ids.shallow_clone();
-        let joins = Joins { ids, copies, heads: BTreeMap::new(), base: Some(&base), first: 0 };
+        let entry = Entry::after(layer, self.model.wiring().block(layer).attend_step());
+        let joins = Joins::at(entry, 1, self.held.ids.shallow_clone(), Some(&base));
         let wanted = self.held.wanted().filter(|_| !self.is_last(layer));
         let wanted = wanted.map(|wanted| {
             let by_run = wanted.view([self.held.runs, 1, -1]);

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::lab::language::{Batch, Language};
 use crate::lab::prepared::Prepared;
-use crate::model::{Edit, Model, ModelConfig, Plan, Program, Run, Site};
+use crate::model::{Edit, Model, ModelConfig, Pass, Plan, Program, Run, Site, Unchanged, Wires};
 
 /// One model, or several of one architecture at once, on sequences of a language that they were not trained on.
 ///
@@ -73,7 +73,7 @@ impl Probe {
         }
         let tasks: Vec<String> = language.tasks().into_iter().map(|task| task.name).collect();
         let held = Prepared::new(batches, tasks.len(), model.kind(), model.device())?;
-        held.tokens.check(model.config())?;
+        model.check_tokens(&held.tokens)?;
         if !model.config().causal {
             return Err(Error::argument("model", "a causal one", &model.config().family));
         }
@@ -137,16 +137,29 @@ impl Probe {
     pub(super) fn program(&self, explicit: bool) -> Result<Program> {
         let plan = self.edits.iter().cloned().fold(Plan::new().tap(Site::Logits), Plan::edit);
         let plan = if explicit { plan.explicit() } else { plan };
-        Program::new(&plan, self.model.config(), &self.held.tokens)
+        Program::new(&plan, &self.model, &self.held.tokens)
+    }
+
+    /// Values of a layer in a run of all models, `[run * row, ..]`, Z among them.
+    pub(super) fn values(&self, layer: usize, wires: Wires) -> Result<Unchanged> {
+        let program = Program::new(&self.recording(&[Site::Z(layer)]), &self.model, &self.held.tokens)?;
+        let pass = Pass::new(&self.model, &program, &self.held.tokens);
+        let pass = pass.keeping(wires.iter().map(|wire| (layer, wire)));
+        Ok(pass.records(self.held.tokens.ids(self.model.device()))?.1)
     }
 
     /// A run of all models that records `sites`, `[run * row, ..]`.
     pub(in crate::lab) fn record(&self, sites: impl IntoIterator<Item = Site>) -> Result<Run> {
         let sites: Vec<Site> = sites.into_iter().collect();
+        self.model.run(&self.held.tokens, &self.recording(&sites))
+    }
+
+    /// The models' own edits, as far as they can be seen at `sites`, which are recorded.
+    fn recording(&self, sites: &[Site]) -> Plan {
         let last = sites.iter().filter_map(|site| site.layer()).max().unwrap_or(usize::MAX);
         let seen = |edit: &&Edit| edit.site.layer().is_none_or(|layer| layer < last) || sites.contains(&edit.site);
         let edits = self.edits.iter().filter(seen).cloned();
-        self.model.run(&self.held.tokens, &edits.fold(Plan::new().taps(sites.iter().copied()), Plan::edit))
+        edits.fold(Plan::new().taps(sites.iter().copied()), Plan::edit)
     }
 
     /// Fails where there is no such layer.

@@ -119,7 +119,7 @@ impl Group {
     fn program(&self, options: &TrainOptions, step: usize, tokens: &Tokens) -> Result<Program> {
         let plan = edits(&options.heads, self.template.config()).into_iter().fold(Plan::new(), Plan::edit);
         let plan = self.noisy(plan.tap(Site::Logits).differentiable(), &options.heads, step, tokens);
-        Program::new(&plan, self.template.config(), tokens)
+        Program::new(&plan, &self.template, tokens)
     }
 
     /// The plan with noise on every z, drawn for each run from its seed and the step.

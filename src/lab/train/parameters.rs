@@ -8,10 +8,10 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::options::{HeadOptions, Optimiser, TrainOptions};
-use crate::checkpoint::write_tensors;
 use crate::error::{Error, Result};
 use crate::lab::differences::differences;
 use crate::model::{Model, ModelConfig};
+use crate::tensors::write_tensors;
 
 /// The parameters `[run, number]` and what the optimiser remembers of them.
 pub(super) struct Parameters {

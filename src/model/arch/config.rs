@@ -1,12 +1,10 @@
-//! What distinguishes one architecture from another, as data.
+//! What distinguishes one architecture from another? Its configuration, as data.
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-
 /// Everything the forward pass needs to know about an architecture.
 ///
-/// GPT-2, Llama and BERT differ only in the values of these fields; there is no second copy of the code.
+/// Families differ only in the values of these fields; what the values mean for a block stands once, in its wiring.
 ///
 /// ```
 /// use headscope::model::{ModelConfig, NormPlace};
@@ -21,6 +19,8 @@ pub struct ModelConfig {
     pub family: String,
     /// Number of blocks.
     pub n_layers: usize,
+    /// Number of blocks with weights of their own, shared by as many consecutive layers each (ALBERT); 0 for `n_layers`.
+    pub n_blocks: usize,
     /// Width of the residual stream.
     pub d_model: usize,
     /// Query heads per layer.
@@ -37,24 +37,52 @@ pub struct ModelConfig {
     pub n_positions: usize,
     /// Number of token types (BERT's segments); 0 where there are none.
     pub n_token_types: usize,
-    /// Whether a position sees only itself and what stands before it.
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
     /// Kind of normalisation.
     pub norm: NormKind,
+    /// Whether the weights of a LayerNorm come with a bias.
+    pub norm_bias: bool,
     /// Added to the variance before the square root.
     pub norm_eps: f64,
-    /// Whether norms stand before (GPT-2, Llama) or after (BERT) each sub-layer.
+    /// Where the norms of a block stand.
     pub norm_place: NormPlace,
+    /// Whether attention and MLP read the same residual stream, and how it is normalised for them.
+    pub parallel: Parallel,
     /// Whether the sum of the embeddings is normalised before the first block (BERT).
     pub embed_norm: bool,
+    /// Embeddings narrower than the residual stream.
+    pub embed_projection: EmbedProjection,
+    /// Factor of the token embeddings (Gemma: the square root of `d_model`).
+    pub embed_scale: f64,
+    /// Factor of what a sub-layer adds to the residual stream (Granite).
+    pub residual_scale: f64,
+    /// Factor of the logits (Cohere, Granite).
+    pub logit_scale: f64,
+    /// Logits become `cap * tanh(logits / cap)` (Gemma 2).
+    pub logit_cap: Option<f64>,
     /// How positions enter.
     pub position: Position,
+    /// Factor of the attention scores; `d_head^-1/2` by default.
+    pub attention_scale: Option<f64>,
+    /// Whether the scores of layer l are also divided by l + 1 (GPT-2's `scale_attn_by_inverse_layer_idx`).
+    pub scale_by_layer: bool,
+    /// Scores become `cap * tanh(scores / cap)` (Gemma 2).
+    pub score_cap: Option<f64>,
+    /// Whether each head has an attention sink: a learned score of no key, which takes its share of the softmax (gpt-oss).
+    pub sinks: bool,
+    /// How queries and keys are normalised, before they are rotated.
+    pub qk_norm: QkNorm,
+    /// What differs from layer to layer; a shorter pattern repeats, an empty one means that nothing does.
+    pub layers: Vec<LayerConfig>,
     /// The MLP's activation.
     pub activation: Activation,
     /// Whether the MLP multiplies the activation by a second projection (Llama).
     pub gated_mlp: bool,
-    /// Whether q, k and v have biases.
-    pub qkv_bias: bool,
+    /// Experts that share the work of the MLP (Mixtral).
+    pub experts: Option<Experts>,
+    /// Which of q, k and v have biases.
+    pub qkv_bias: QkvBias,
     /// Whether the attention output has a bias.
     pub attn_out_bias: bool,
     /// Whether the MLP's projections have biases.
@@ -71,6 +99,7 @@ impl Default for ModelConfig {
         Self {
             family: "toy".to_owned(),
             n_layers: 1,
+            n_blocks: 0,
             d_model: 32,
             n_heads: 4,
             n_kv_heads: 4,
@@ -81,18 +110,155 @@ impl Default for ModelConfig {
             n_token_types: 0,
             causal: true,
             norm: NormKind::Layer,
+            norm_bias: true,
             norm_eps: 1e-5,
             norm_place: NormPlace::Pre,
+            parallel: Parallel::No,
             embed_norm: false,
+            embed_projection: EmbedProjection::None,
+            embed_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_cap: None,
             position: Position::Learned,
+            attention_scale: None,
+            scale_by_layer: false,
+            score_cap: None,
+            sinks: false,
+            qk_norm: QkNorm::None,
+            layers: vec![],
             activation: Activation::GeluTanh,
             gated_mlp: false,
-            qkv_bias: true,
+            experts: None,
+            qkv_bias: QkvBias::ALL,
             attn_out_bias: true,
             mlp_bias: true,
             unembed: Unembed::Linear { bias: false },
             tied_unembed: false,
         }
+    }
+}
+
+/// What may differ from layer to layer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LayerConfig {
+    /// A query attends to at most this many positions: the last ones in a causal model, else as many to either side as half
+    /// of it. All by default.
+    pub window: Option<usize>,
+    /// The layer's rotary positions.
+    pub rotary: LayerRotary,
+}
+
+/// Rotary positions of one layer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerRotary {
+    /// Those of the model.
+    #[default]
+    Model,
+    /// None (SmolLM3's every fourth layer).
+    None,
+    /// Others (Gemma 3's local layers).
+    Own(Rotary),
+}
+
+/// Attention and MLP side by side.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parallel {
+    /// One after the other.
+    #[default]
+    No,
+    /// Both read the residual stream through one norm (GPT-J, Phi).
+    OneNorm,
+    /// Each has a norm of its own (GPT-NeoX).
+    TwoNorms,
+}
+
+/// How queries and keys are normalised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// Not at all.
+    #[default]
+    None,
+    /// Each head by itself, with weights that all heads share (Qwen 3).
+    Head,
+    /// All heads of a layer together (OLMo 2).
+    All,
+}
+
+/// Embeddings that are narrower than the residual stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EmbedProjection {
+    /// They are not.
+    #[default]
+    None,
+    /// Token embeddings of this width are projected before positions are added, and the last residual stream is projected
+    /// back before the unembedding (OPT-350m).
+    Tokens(usize),
+    /// The normalised sum of all embeddings, of this width, is projected (ALBERT, ELECTRA).
+    Sum(usize),
+}
+
+/// Experts: MLPs of which a router chooses a few at each position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// How many there are.
+    pub n: usize,
+    /// How many are chosen.
+    pub top_k: usize,
+    /// Whether the weights of those chosen are divided by their sum.
+    pub normalised: bool,
+}
+
+/// Which projections of the queries, keys and values have biases; `true` or `false` in a file means all or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrEach", into = "OneOrEach")]
+pub struct QkvBias {
+    /// The queries.
+    pub q: bool,
+    /// The keys.
+    pub k: bool,
+    /// The values.
+    pub v: bool,
+}
+
+impl QkvBias {
+    /// All of them.
+    pub const ALL: Self = Self { q: true, k: true, v: true };
+    /// None of them.
+    pub const NONE: Self = Self { q: false, k: false, v: false };
+}
+
+impl From<bool> for QkvBias {
+    fn from(all: bool) -> Self {
+        if all { Self::ALL } else { Self::NONE }
+    }
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrEach {
+    One(bool),
+    Each { q: bool, k: bool, v: bool },
+}
+
+impl From<OneOrEach> for QkvBias {
+    fn from(given: OneOrEach) -> Self {
+        match given {
+            OneOrEach::One(all) => all.into(),
+            OneOrEach::Each { q, k, v } => Self { q, k, v },
+        }
+    }
+}
+
+impl From<QkvBias> for OneOrEach {
+    fn from(QkvBias { q, k, v }: QkvBias) -> Self {
+        if q == k && k == v { Self::One(q) } else { Self::Each { q, k, v } }
     }
 }
 
@@ -108,7 +274,7 @@ pub enum NormKind {
     None,
 }
 
-/// Where the norms stand.
+/// Where the norms of a block stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlace {
@@ -116,6 +282,10 @@ pub enum NormPlace {
     Pre,
     /// `norm(x + f(x))`.
     Post,
+    /// `x + norm(f(norm(x)))`, and one norm before the unembedding (Gemma 2).
+    Sandwich,
+    /// `x + norm(f(x))`, and one norm before the unembedding (OLMo 2).
+    Output,
 }
 
 /// How positions enter the model.
@@ -127,12 +297,36 @@ pub enum Position {
     /// A learned vector per position, added to the embedding.
     Learned,
     /// Queries and keys are rotated by an angle proportional to the position (Su et al. 2021).
-    Rotary {
-        /// Base of the geometric series of wave lengths.
-        base: f64,
-        /// How the frequencies are stretched for long contexts.
-        scaling: RotaryScaling,
+    Rotary(Rotary),
+    /// `-slope * distance` is added to the scores, with a slope for each head (Press et al. 2022).
+    Alibi,
+    /// A learned number for each head and bucket of relative positions is added to the scores (T5).
+    Buckets {
+        /// Number of buckets.
+        n: usize,
+        /// Distances from here on share the last bucket.
+        max_distance: usize,
     },
+}
+
+/// Rotary positions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rotary {
+    /// Base of the geometric series of wave lengths.
+    pub base: f64,
+    /// How the frequencies are stretched for long contexts.
+    pub scaling: RotaryScaling,
+    /// How many of a head's coordinates turn, the first ones; all by default.
+    pub width: Option<usize>,
+    /// Whether coordinate 2i turns with 2i + 1 (GPT-J), not i with i + width / 2.
+    pub interleaved: bool,
+}
+
+impl Default for Rotary {
+    fn default() -> Self {
+        Self { base: 10_000.0, scaling: RotaryScaling::None, width: None, interleaved: false }
+    }
 }
 
 /// How rotary frequencies are stretched.
@@ -167,10 +361,18 @@ pub enum Activation {
     Gelu,
     /// x Phi(x) in its tanh approximation (`gelu_new`).
     GeluTanh,
+    /// x sigmoid(1.702 x).
+    GeluQuick,
     /// max(x, 0).
     Relu,
+    /// max(x, 0)^2.
+    ReluSquared,
     /// x sigmoid(x).
     Silu,
+    /// tanh(x).
+    Tanh,
+    /// x softmax(x) over all neurons (Elhage et al. 2022).
+    Solu,
 }
 
 /// How the residual stream becomes logits.
@@ -184,7 +386,7 @@ pub enum Unembed {
         /// Whether a bias is added.
         bias: bool,
     },
-    /// BERT's masked-language-model head: dense, activation, norm, matrix with bias.
+    /// BERT's masked-language-model head: dense, activation, LayerNorm, matrix with bias.
     MaskedLm,
 }
 
@@ -204,7 +406,9 @@ impl NormPlace {
     pub fn name(self) -> &'static str {
         match self {
             Self::Pre => "before each sub-layer",
-            Self::Post => "after each sub-layer",
+            Self::Post => "after each sum",
+            Self::Sandwich => "before each sub-layer and on its output",
+            Self::Output => "on the output of each sub-layer",
         }
     }
 }
@@ -215,60 +419,54 @@ impl Position {
         match self {
             Self::None => "none",
             Self::Learned => "learned",
-            Self::Rotary { .. } => "rotary",
+            Self::Rotary(_) => "rotary",
+            Self::Alibi => "ALiBi",
+            Self::Buckets { .. } => "relative buckets",
         }
     }
 }
 
 impl ModelConfig {
-    /// Checks that the numbers fit together.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] naming the first field that does not.
-    pub fn validate(&self) -> Result<()> {
-        let positive = [
-            ("n_layers", self.n_layers),
-            ("d_model", self.d_model),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("d_head", self.d_head),
-            ("vocab", self.vocab),
-            ("n_positions", self.n_positions),
-        ];
-        // Bounds far above any model, so that products of two of them never overflow.
-        for (name, value) in positive.into_iter().chain([("d_mlp", self.d_mlp), ("n_token_types", self.n_token_types)])
-        {
-            if value > 1 << 28 {
-                return Err(Error::argument(name, "at most 268435456", value));
-            }
+    /// The number of blocks with weights of their own.
+    pub fn blocks(&self) -> usize {
+        if self.n_blocks == 0 { self.n_layers } else { self.n_blocks }
+    }
+
+    /// What is particular to a layer.
+    pub fn layer(&self, layer: usize) -> LayerConfig {
+        self.layers.get(layer % self.layers.len().max(1)).cloned().unwrap_or_default()
+    }
+
+    /// The rotary positions of a layer, where it has any.
+    pub fn rotary(&self, layer: usize) -> Option<Rotary> {
+        match (self.layer(layer).rotary, &self.position) {
+            (LayerRotary::Own(own), _) => Some(own),
+            (LayerRotary::Model, Position::Rotary(rotary)) => Some(rotary.clone()),
+            _ => None,
         }
-        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::argument(name, "at least 1", 0));
+    }
+
+    /// The width of the embeddings as they are looked up.
+    pub fn d_embed(&self) -> usize {
+        match self.embed_projection {
+            EmbedProjection::None => self.d_model,
+            EmbedProjection::Tokens(width) | EmbedProjection::Sum(width) => width,
         }
-        if self.n_layers > 10_000 {
-            return Err(Error::argument("n_layers", "at most 10000", self.n_layers));
-        }
-        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
-            return Err(Error::argument(
-                "n_kv_heads",
-                format!("a divisor of n_heads = {}", self.n_heads),
-                self.n_kv_heads,
-            ));
-        }
-        // It keeps a division from failing; of the size of what is divided, the norm would be none.
-        if !(0.0..1.0).contains(&self.norm_eps) {
-            return Err(Error::argument("norm_eps", "a number from 0 to below 1", self.norm_eps));
-        }
-        if let Position::Rotary { base, scaling } = &self.position {
-            if !self.d_head.is_multiple_of(2) {
-                return Err(Error::argument("d_head", "an even number with rotary positions", self.d_head));
-            }
-            if !(base.is_finite() && *base > 0.0) {
-                return Err(Error::argument("rope_theta", "a finite number above 0", base));
-            }
-            scaling.validate()?;
-        }
-        Ok(())
+    }
+
+    /// Whether norms have a bias.
+    pub(crate) fn has_norm_bias(&self) -> bool {
+        self.norm == NormKind::Layer && self.norm_bias
+    }
+
+    /// The width in which embeddings of tokens, positions and types are summed.
+    pub fn d_sum(&self) -> usize {
+        if let EmbedProjection::Sum(width) = self.embed_projection { width } else { self.d_model }
+    }
+
+    /// Whether the last residual stream is normalised before the unembedding.
+    pub fn has_final_norm(&self) -> bool {
+        self.norm != NormKind::None && self.norm_place != NormPlace::Post
     }
 
     /// Whether the model has an MLP in each block.
@@ -287,25 +485,8 @@ impl ModelConfig {
     }
 }
 
-impl RotaryScaling {
-    fn validate(&self) -> Result<()> {
-        let numbers: Vec<f64> = match *self {
-            Self::None => vec![],
-            Self::Linear { factor } => vec![factor],
-            Self::Llama3 { factor, low, high, original_positions } => {
-                if low >= high {
-                    return Err(Error::argument(
-                        "low_freq_factor",
-                        format!("less than high_freq_factor = {high}"),
-                        low,
-                    ));
-                }
-                vec![factor, low, high, original_positions]
-            }
-        };
-        match numbers.iter().find(|n| !(n.is_finite() && **n > 0.0)) {
-            Some(bad) => Err(Error::argument("rope_scaling", "finite numbers above 0", bad)),
-            None => Ok(()),
-        }
+impl NormKind {
+    pub(crate) fn has_weights(self) -> bool {
+        self != Self::None
     }
 }

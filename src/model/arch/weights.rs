@@ -1,29 +1,30 @@
 //! A model's parameters, in one layout for all families: row vectors on the left, `[in, out]`.
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
+use super::config::{EmbedProjection, ModelConfig, Position, QkNorm, Unembed};
+use super::wiring::{BlockWiring, NormAt};
 use crate::error::{Error, Result};
+use crate::model::exec::onednn;
 use crate::workers::readable;
-
-use super::config::{ModelConfig, NormKind, NormPlace, Position, Unembed};
-use super::dense;
 
 /// All parameters of a model.
 #[derive(Debug)]
 pub(crate) struct Weights {
-    /// `[vocab, d_model]`
+    /// `[vocab, d_embed]`
     pub w_e: Tensor,
     /// `[n_positions, d_model]`
     pub w_pos: Option<Tensor>,
     /// `[n_token_types, d_model]`
     pub w_type: Option<Tensor>,
     pub ln_embed: Option<Norm>,
+    /// From embeddings to the residual stream, where they are narrower.
+    pub projection: Option<Linear>,
+    /// What relative positions add to the scores, `[bucket, head]`.
+    pub w_rel: Option<Tensor>,
     pub blocks: Vec<Block>,
     pub ln_final: Option<Norm>,
-    pub head: Option<Head>,
+    pub unembedding: Option<Unembedding>,
 }
 
 /// One block.
@@ -31,8 +32,11 @@ pub(crate) struct Weights {
 pub(crate) struct Block {
     pub ln1: Option<Norm>,
     pub attn: Attention,
+    pub ln1_post: Option<Norm>,
     pub ln2: Option<Norm>,
     pub mlp: Option<Mlp>,
+    pub experts: Option<ExpertWeights>,
+    pub ln2_post: Option<Norm>,
 }
 
 /// A matrix `[in, out]` and its bias `[out]`.
@@ -53,6 +57,10 @@ pub(crate) struct Attention {
     pub v: Linear,
     /// `[n_heads * d_head, d_model]`
     pub o: Linear,
+    pub q_norm: Option<Norm>,
+    pub k_norm: Option<Norm>,
+    /// `[n_heads]`
+    pub sinks: Option<Tensor>,
 }
 
 #[derive(Debug)]
@@ -66,6 +74,13 @@ pub(crate) struct Mlp {
 }
 
 #[derive(Debug)]
+pub(crate) struct ExpertWeights {
+    /// `[d_model, expert]`
+    pub router: Linear,
+    pub each: Vec<Mlp>,
+}
+
+#[derive(Debug)]
 pub(crate) struct Norm {
     pub w: Tensor,
     pub b: Option<Tensor>,
@@ -73,20 +88,41 @@ pub(crate) struct Norm {
 
 /// From the residual stream to logits.
 #[derive(Debug)]
-pub(crate) struct Head {
-    /// BERT's dense layer and norm before the unembedding.
-    pub transform: Option<(Linear, Norm)>,
-    /// `[d_model, vocab]`
-    pub unembed: Linear,
+pub(crate) struct Unembedding {
+    pub transform: Option<Transform>,
+    /// `[d_embed, vocab]`
+    pub linear: Linear,
 }
 
-readable!(Weights { w_e, w_pos, w_type, ln_embed, blocks, ln_final, head; });
-readable!(Block { ln1, attn, ln2, mlp; });
+/// What stands between the residual stream and the unembedding: a projection to the embeddings' width, and in BERT's head
+/// an activation and a LayerNorm.
+#[derive(Debug)]
+pub(crate) struct Transform {
+    pub dense: Linear,
+    pub norm: Option<Norm>,
+}
+
+readable!(Weights { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding; });
+readable!(Block { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post; });
 readable!(Linear { w, b; });
-readable!(Attention { q, k, v, o; });
+readable!(Attention { q, k, v, o, q_norm, k_norm, sinks; });
 readable!(Mlp { gate, up, out; });
+readable!(ExpertWeights { router, each; });
 readable!(Norm { w, b; });
-readable!(Head { transform, unembed; });
+readable!(Unembedding { transform, linear; });
+readable!(Transform { dense, norm; });
+
+/// Where parameters come from: a seeded stream, or a file.
+pub(crate) trait Make {
+    /// A matrix and its bias, called `w_name` and `b_name` after the prefix `at`.
+    fn linear(&mut self, at: &str, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear>;
+    /// The unembedding that is the token embedding transposed, with its bias.
+    fn tied(&mut self, w_e: &Tensor, bias: bool) -> Result<Linear>;
+    /// A norm's weight and bias.
+    fn norm(&mut self, at: &str, name: &str, width: usize, bias: bool) -> Result<Norm>;
+    /// Embeddings, or numbers by head; random ones with this share of the embeddings' standard deviation.
+    fn table(&mut self, at: &str, name: &str, shape: &[usize], share: f64) -> Result<Tensor>;
+}
 
 impl Linear {
     /// `x w + b`, with `x` of any leading shape; where the matrix has a `run` axis, rows stand run by run.
@@ -95,12 +131,12 @@ impl Linear {
         done.map_err(|source| self.failed(x, source))
     }
 
-    /// [`Linear::forward`], where another library than libtorch's first choice may be the faster one.
-    pub(super) fn fast(&self, x: &Tensor) -> Result<Tensor> {
-        if !dense::serves(x, &self.w) {
+    /// [`Linear::forward`] by oneDNN where that is faster than libtorch's first choice.
+    pub(crate) fn fast(&self, x: &Tensor) -> Result<Tensor> {
+        if !onednn::serves(x, &self.w) {
             return self.forward(x);
         }
-        dense::product(x, &self.w, self.b.as_ref()).map_err(|source| self.failed(x, source))
+        onednn::product(x, &self.w, self.b.as_ref()).map_err(|source| self.failed(x, source))
     }
 
     fn failed(&self, x: &Tensor, source: tch::TchError) -> Error {
@@ -122,8 +158,8 @@ impl Linear {
         product.f_view(shape.as_slice())
     }
 
-    /// Itself and the weights of a norm before it as one matrix; all have a `run` axis.
-    pub(super) fn behind(&self, norm: &Norm) -> Self {
+    /// The weights of a norm and this projection after it as one matrix; all have a `run` axis.
+    pub(crate) fn after_norm(&self, norm: &Norm) -> Self {
         let moved = norm.b.as_ref().map(|b| b.unsqueeze(1).bmm(&self.w).squeeze_dim(1));
         let b = match (moved, &self.b) {
             (Some(moved), Some(b)) => Some(moved + b),
@@ -133,184 +169,243 @@ impl Linear {
     }
 
     /// Some of its columns, the first and how many.
-    pub(super) fn columns(&self, (first, n): (i64, i64)) -> Self {
+    pub(crate) fn columns(&self, (first, n): (i64, i64)) -> Self {
         let some = |x: &Tensor| x.narrow(-1, first, n);
         Self { w: some(&self.w), b: self.b.as_ref().map(some) }
     }
 
-    fn names<'a>(&'a self, name: &str, all: &mut Vec<(String, &'a Tensor)>) {
-        all.push((format!("w_{name}"), &self.w));
-        all.extend(self.b.as_ref().map(|b| (format!("b_{name}"), b)));
+    fn rebuilt<'a>(&'a self, at: &str, name: &str, each: &mut Each<'_, 'a>) -> Self {
+        let w = each(format!("{at}w_{name}"), &self.w);
+        Self { w, b: self.b.as_ref().map(|b| each(format!("{at}b_{name}"), b)) }
     }
 }
 
-impl Norm {
-    fn names<'a>(&'a self, name: &str, all: &mut Vec<(String, &'a Tensor)>) {
-        all.push((format!("{name}.w"), &self.w));
-        all.extend(self.b.as_ref().map(|b| (format!("{name}.b"), b)));
+impl Attention {
+    /// Attention without norms of queries and keys, and without sinks.
+    pub(crate) fn new(q: Linear, k: Linear, v: Linear, o: Linear) -> Self {
+        Self { q, k, v, o, q_norm: None, k_norm: None, sinks: None }
+    }
+}
+
+impl Block {
+    /// A block with a norm for each sub-layer.
+    pub(crate) fn new(ln1: Option<Norm>, attn: Attention, ln2: Option<Norm>, mlp: Option<Mlp>) -> Self {
+        Self { ln1, attn, ln1_post: None, ln2, mlp, experts: None, ln2_post: None }
+    }
+
+    /// One of the block's norms.
+    pub(crate) fn norm(&self, at: NormAt) -> Option<&Norm> {
+        match at {
+            NormAt::Attn => self.ln1.as_ref(),
+            NormAt::AttnOut => self.ln1_post.as_ref(),
+            NormAt::Mlp => self.ln2.as_ref(),
+            NormAt::MlpOut => self.ln2_post.as_ref(),
+        }
     }
 }
 
 impl Weights {
+    /// The parameters that a config asks for, each from `make`.
+    pub(crate) fn made(config: &ModelConfig, make: &mut dyn Make) -> Result<Self> {
+        let (d, width, sum) = (config.d_model, config.d_embed(), config.d_sum());
+        let w_e = make.table("", "w_e", &[config.vocab, width], 1.0)?;
+        let unembedding = Unembedding::made(config, &w_e, make)?;
+        let learned = config.position == Position::Learned;
+        let w_pos = learned.then(|| make.table("", "w_pos", &[config.n_positions, sum], 0.5)).transpose()?;
+        let types = config.n_token_types;
+        let w_type = (types > 0).then(|| make.table("", "w_type", &[types, sum], 0.5)).transpose()?;
+        let ln_embed = config.embed_norm.then(|| norm_of(config, make, "", "ln_embed", sum)).transpose()?.flatten();
+        let projection = match config.embed_projection {
+            EmbedProjection::None => None,
+            EmbedProjection::Tokens(width) => Some(make.linear("", "embed", width, d, false)?),
+            EmbedProjection::Sum(width) => Some(make.linear("", "embed", width, d, true)?),
+        };
+        let w_rel = match config.position {
+            Position::Buckets { n, .. } => Some(make.table("", "w_rel", &[n, config.n_heads], 1.0)?),
+            _ => None,
+        };
+        let blocks = (0..config.blocks()).map(|block| Block::made(config, block, make)).collect::<Result<_>>()?;
+        let ln_final = config.has_final_norm().then(|| norm_of(config, make, "", "ln_final", d)).transpose()?.flatten();
+        Ok(Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding })
+    }
+
+    /// The weights of a layer's block, which layers may share.
+    pub(crate) fn block(&self, layer: usize, n_layers: usize) -> Option<&Block> {
+        (layer < n_layers).then(|| self.blocks.get(layer * self.blocks.len() / n_layers.max(1))).flatten()
+    }
+
     /// Every parameter with its name, such as `blocks.0.w_q`, in the order of the forward pass.
     pub(crate) fn named(&self) -> Vec<(String, &Tensor)> {
-        let mut all = vec![("w_e".to_owned(), &self.w_e)];
-        all.extend(self.w_pos.as_ref().map(|t| ("w_pos".to_owned(), t)));
-        all.extend(self.w_type.as_ref().map(|t| ("w_type".to_owned(), t)));
-        if let Some(norm) = &self.ln_embed {
-            norm.names("ln_embed", &mut all);
-        }
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let start = all.len();
-            block.names(&mut all);
-            all[start..].iter_mut().for_each(|(name, _)| *name = format!("blocks.{layer}.{name}"));
-        }
-        if let Some(norm) = &self.ln_final {
-            norm.names("ln_final", &mut all);
-        }
-        if let Some(head) = &self.head {
-            if let Some((dense, norm)) = &head.transform {
-                dense.names("transform", &mut all);
-                norm.names("ln_transform", &mut all);
-            }
-            head.unembed.names("u", &mut all);
-        }
+        let mut all = vec![];
+        self.rebuilt(&mut |name, tensor| {
+            all.push((name, tensor));
+            tensor.shallow_clone()
+        });
         all.retain(|(_, tensor)| tensor.numel() > 0);
         all
+    }
+
+    /// The same parameters, each replaced by what `each` makes of it and its name, in the order of [`Weights::named`]. A tied
+    /// unembedding stays tied.
+    pub(crate) fn rebuilt<'a>(&'a self, each: &mut Each<'_, 'a>) -> Self {
+        let tied = self.is_tied();
+        let one = |name: &str, tensor: &'a Option<Tensor>, each: &mut Each<'_, 'a>| {
+            tensor.as_ref().map(|tensor| each(name.to_owned(), tensor))
+        };
+        let w_e = each("w_e".to_owned(), &self.w_e);
+        let w_pos = one("w_pos", &self.w_pos, each);
+        let w_type = one("w_type", &self.w_type, each);
+        let ln_embed = self.ln_embed.as_ref().map(|norm| norm.rebuilt("ln_embed", each));
+        let projection = self.projection.as_ref().map(|linear| linear.rebuilt("", "embed", each));
+        let w_rel = one("w_rel", &self.w_rel, each);
+        let blocks = self.blocks.iter().enumerate();
+        let blocks = blocks.map(|(number, block)| block.rebuilt(&format!("blocks.{number}."), each)).collect();
+        let ln_final = self.ln_final.as_ref().map(|norm| norm.rebuilt("ln_final", each));
+        let unembedding = self.unembedding.as_ref().map(|unembedding| {
+            let transform = unembedding.transform.as_ref().map(|transform| Transform {
+                dense: transform.dense.rebuilt("", "transform", each),
+                norm: transform.norm.as_ref().map(|norm| norm.rebuilt("ln_transform", each)),
+            });
+            let mut linear = unembedding.linear.rebuilt("", "u", each);
+            if tied {
+                linear.w = w_e.transpose(-2, -1);
+            }
+            Unembedding { transform, linear }
+        });
+        Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding }
     }
 
     /// What the architecture has and these weights have not: a checkpoint may hold the weights of attention alone.
     pub(crate) fn absent(&self, config: &ModelConfig) -> Vec<&'static str> {
         let no_row = |w: &Tensor| w.numel() == 0;
+        let no_mlp = |block: &Block| block.mlp.is_none() && block.experts.is_none();
         let parts = [
             ("w_e", no_row(&self.w_e)),
             ("w_pos", config.position == Position::Learned && self.w_pos.is_none()),
-            ("mlp", config.has_mlp() && self.blocks.iter().any(|block| block.mlp.is_none())),
-            (
-                "ln_final",
-                config.norm_place == NormPlace::Pre && config.norm != NormKind::None && self.ln_final.is_none(),
-            ),
-            ("w_u", config.has_logits() && self.head.as_ref().is_none_or(|head| no_row(&head.unembed.w))),
+            ("mlp", config.has_mlp() && self.blocks.iter().any(no_mlp)),
+            ("ln_final", config.has_final_norm() && self.ln_final.is_none()),
+            ("w_u", config.has_logits() && self.unembedding.as_ref().is_none_or(|head| no_row(&head.linear.w))),
         ];
         parts.into_iter().filter(|(_, absent)| *absent).map(|(name, _)| name).collect()
     }
 
     /// Whether the unembedding is the token embedding itself.
     pub(crate) fn is_tied(&self) -> bool {
-        self.head.as_ref().is_some_and(|head| head.unembed.w.data_ptr() == self.w_e.data_ptr())
+        self.unembedding.as_ref().is_some_and(|head| head.linear.w.data_ptr() == self.w_e.data_ptr())
     }
+}
 
-    /// Random parameters: normal, with the attention logits' variance independent of d_head, and norms near identity.
-    pub(crate) fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Self {
-        let mut init = Init { rng: ChaCha8Rng::seed_from_u64(seed), spread, kind, device };
-        let (d, vocab) = (config.d_model, config.vocab);
-        let w_e = init.normal(&[vocab, d], spread.embeddings);
-        let head = match config.unembed {
-            Unembed::None => None,
-            Unembed::Linear { bias } => Some((None, bias)),
-            Unembed::MaskedLm => Some((Some((init.linear(d, d, true), init.norm_as(NormKind::Layer, d))), true)),
-        };
-        let head = head.map(|(transform, bias)| {
-            let mut unembed = init.linear(d, vocab, bias);
-            if config.tied_unembed {
-                unembed.w = w_e.tr();
+/// What becomes of each parameter.
+pub(crate) type Each<'f, 'a> = dyn FnMut(String, &'a Tensor) -> Tensor + 'f;
+
+/// A norm of the model's own kind.
+fn norm_of(config: &ModelConfig, make: &mut dyn Make, at: &str, name: &str, width: usize) -> Result<Option<Norm>> {
+    config.norm.has_weights().then(|| make.norm(at, name, width, config.has_norm_bias())).transpose()
+}
+
+impl Unembedding {
+    fn made(config: &ModelConfig, w_e: &Tensor, make: &mut dyn Make) -> Result<Option<Self>> {
+        let (d, width) = (config.d_model, config.d_embed());
+        let (transform, bias) = match config.unembed {
+            Unembed::None => return Ok(None),
+            Unembed::Linear { bias } if width == d => (None, bias),
+            Unembed::Linear { bias } => {
+                (Some(Transform { dense: make.linear("", "transform", d, width, false)?, norm: None }), bias)
             }
-            Head { transform, unembed }
-        });
-        let learned = config.position == Position::Learned;
-        Self {
-            w_pos: learned.then(|| init.normal(&[config.n_positions, d], 0.5 * spread.embeddings)),
-            w_type: (config.n_token_types > 0)
-                .then(|| init.normal(&[config.n_token_types, d], 0.5 * spread.embeddings)),
-            ln_embed: config.embed_norm.then(|| init.norm(config)).flatten(),
-            blocks: (0..config.n_layers).map(|_| init.block(config)).collect(),
-            ln_final: (config.norm_place == NormPlace::Pre).then(|| init.norm(config)).flatten(),
-            w_e,
-            head,
-        }
+            Unembed::MaskedLm => {
+                let dense = make.linear("", "transform", d, width, true)?;
+                (Some(Transform { dense, norm: Some(make.norm("", "ln_transform", width, true)?) }), true)
+            }
+        };
+        let linear = match config.tied_unembed {
+            true => make.tied(w_e, bias)?,
+            false => make.linear("", "u", width, config.vocab, bias)?,
+        };
+        Ok(Some(Self { transform, linear }))
     }
 }
 
 impl Block {
-    fn names<'a>(&'a self, all: &mut Vec<(String, &'a Tensor)>) {
-        if let Some(norm) = &self.ln1 {
-            norm.names("ln1", all);
-        }
-        let Attention { q, k, v, o } = &self.attn;
-        for (linear, name) in [(q, "q"), (k, "k"), (v, "v"), (o, "o")] {
-            linear.names(name, all);
-        }
-        if let Some(norm) = &self.ln2 {
-            norm.names("ln2", all);
-        }
-        if let Some(mlp) = &self.mlp {
-            mlp.gate.names(if mlp.up.is_some() { "gate" } else { "in" }, all);
-            if let Some(up) = &mlp.up {
-                up.names("in", all);
-            }
-            mlp.out.names("out", all);
-        }
-    }
-}
-
-/// Standard deviations of random parameters that are no matrices of a product.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spread {
-    /// Of the token embeddings; those of positions and types have half of it.
-    pub embeddings: f64,
-    /// Of biases around 0 and norm weights around 1.
-    pub biases: f64,
-}
-
-/// Draws parameters from one seeded stream.
-struct Init {
-    rng: ChaCha8Rng,
-    spread: Spread,
-    kind: Kind,
-    device: Device,
-}
-
-impl Init {
-    fn normal(&mut self, shape: &[usize], std: f64) -> Tensor {
-        let n = shape.iter().product();
-        let values: Vec<f64> = (0..n).map(|_| std * f64::from(self.gauss())).collect();
-        let shape: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
-        Tensor::from_slice(&values).view(shape.as_slice()).to_kind(self.kind).to_device(self.device)
-    }
-
-    fn gauss(&mut self) -> f32 {
-        StandardNormal.sample(&mut self.rng)
-    }
-
-    fn linear(&mut self, rows: usize, columns: usize, bias: bool) -> Linear {
-        let w = self.normal(&[rows, columns], (rows as f64).powf(-0.5));
-        Linear { w: dense::laid_out(w), b: bias.then(|| self.normal(&[columns], self.spread.biases)) }
-    }
-
-    fn norm(&mut self, config: &ModelConfig) -> Option<Norm> {
-        (config.norm != NormKind::None).then(|| self.norm_as(config.norm, config.d_model))
-    }
-
-    fn norm_as(&mut self, kind: NormKind, width: usize) -> Norm {
-        let w = self.normal(&[width], self.spread.biases) + 1.0;
-        Norm { w, b: (kind == NormKind::Layer).then(|| self.normal(&[width], self.spread.biases)) }
-    }
-
-    fn block(&mut self, config: &ModelConfig) -> Block {
-        let (d, bias) = (config.d_model, config.qkv_bias);
+    fn made(config: &ModelConfig, block: usize, make: &mut dyn Make) -> Result<Self> {
+        let (at, d) = (format!("blocks.{block}."), config.d_model);
         let (query, kv) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
-        let attn = Attention {
-            q: self.linear(d, query, bias),
-            k: self.linear(d, kv, bias),
-            v: self.linear(d, kv, bias),
-            o: self.linear(query, d, config.attn_out_bias),
+        let bias = config.qkv_bias;
+        let mut attn = Attention::new(
+            make.linear(&at, "q", d, query, bias.q)?,
+            make.linear(&at, "k", d, kv, bias.k)?,
+            make.linear(&at, "v", d, kv, bias.v)?,
+            make.linear(&at, "o", query, d, config.attn_out_bias)?,
+        );
+        let dense = config.has_mlp() && config.experts.is_none();
+        let mlp = dense.then(|| Mlp::made(config, &at, make)).transpose()?;
+        let wiring = BlockWiring::new(config, 0);
+        let norm = |place: NormAt, name: &str, make: &mut dyn Make| match wiring.has_norm(place) {
+            true => norm_of(config, make, &at, name, d),
+            false => Ok(None),
         };
-        let mlp = config.has_mlp().then(|| Mlp {
-            gate: self.linear(d, config.d_mlp, config.mlp_bias),
-            up: config.gated_mlp.then(|| self.linear(d, config.d_mlp, config.mlp_bias)),
-            out: self.linear(config.d_mlp, d, config.mlp_bias),
+        let ln2 = norm(NormAt::Mlp, "ln2", make)?;
+        let ln1 = norm(NormAt::Attn, "ln1", make)?;
+        let ln1_post = norm(NormAt::AttnOut, "ln1_post", make)?;
+        let ln2_post = norm(NormAt::MlpOut, "ln2_post", make)?;
+        if config.qk_norm != QkNorm::None {
+            let width = |all: usize| if config.qk_norm == QkNorm::Head { config.d_head } else { all };
+            attn.q_norm = norm_of(config, make, &at, "q_norm", width(query))?;
+            attn.k_norm = norm_of(config, make, &at, "k_norm", width(kv))?;
+        }
+        attn.sinks = config.sinks.then(|| make.table(&at, "sinks", &[config.n_heads], 1.0)).transpose()?;
+        let experts = config.experts.map(|experts| {
+            let router = make.linear(&at, "router", d, experts.n, false)?;
+            let one = |number| Mlp::made(config, &format!("{at}experts.{number}."), make);
+            Ok::<_, Error>(ExpertWeights { router, each: (0..experts.n).map(one).collect::<Result<_>>()? })
         });
-        let ln2 = if mlp.is_some() { self.norm(config) } else { None };
-        Block { ln1: self.norm(config), attn, ln2, mlp }
+        Ok(Self { ln1, attn, ln1_post, ln2, mlp, experts: experts.transpose()?, ln2_post })
+    }
+
+    fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
+        let norm = |norm: &'a Option<Norm>, name: &str, each: &mut Each<'_, 'a>| {
+            norm.as_ref().map(|norm| norm.rebuilt(&format!("{at}{name}"), each))
+        };
+        let ln1 = norm(&self.ln1, "ln1", each);
+        let attn = &self.attn;
+        let attn = Attention {
+            q: attn.q.rebuilt(at, "q", each),
+            k: attn.k.rebuilt(at, "k", each),
+            v: attn.v.rebuilt(at, "v", each),
+            o: attn.o.rebuilt(at, "o", each),
+            q_norm: norm(&attn.q_norm, "q_norm", each),
+            k_norm: norm(&attn.k_norm, "k_norm", each),
+            sinks: attn.sinks.as_ref().map(|sinks| each(format!("{at}sinks"), sinks)),
+        };
+        let ln1_post = norm(&self.ln1_post, "ln1_post", each);
+        let ln2 = norm(&self.ln2, "ln2", each);
+        let mlp = self.mlp.as_ref().map(|mlp| mlp.rebuilt(at, each));
+        let experts = self.experts.as_ref().map(|experts| ExpertWeights {
+            router: experts.router.rebuilt(at, "router", each),
+            each: (0..).zip(&experts.each).map(|(n, mlp)| mlp.rebuilt(&format!("{at}experts.{n}."), each)).collect(),
+        });
+        Self { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post: norm(&self.ln2_post, "ln2_post", each) }
+    }
+}
+
+impl Mlp {
+    fn made(config: &ModelConfig, at: &str, make: &mut dyn Make) -> Result<Self> {
+        let (d, d_mlp, bias) = (config.d_model, config.d_mlp, config.mlp_bias);
+        let gate = make.linear(at, if config.gated_mlp { "gate" } else { "in" }, d, d_mlp, bias)?;
+        let up = config.gated_mlp.then(|| make.linear(at, "in", d, d_mlp, bias)).transpose()?;
+        Ok(Self { gate, up, out: make.linear(at, "out", d_mlp, d, bias)? })
+    }
+
+    fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
+        Self {
+            gate: self.gate.rebuilt(at, if self.up.is_some() { "gate" } else { "in" }, each),
+            up: self.up.as_ref().map(|up| up.rebuilt(at, "in", each)),
+            out: self.out.rebuilt(at, "out", each),
+        }
+    }
+}
+
+impl Norm {
+    fn rebuilt<'a>(&'a self, name: &str, each: &mut Each<'_, 'a>) -> Self {
+        Self { w: each(format!("{name}.w"), &self.w), b: self.b.as_ref().map(|b| each(format!("{name}.b"), b)) }
     }
 }

@@ -1,13 +1,14 @@
-//! What the heads of one layer gather.
+//! What do the heads of one layer gather?
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::forward::{Pass, causal_mask};
-use super::position::rotate;
-use super::site::Site;
-use super::weights::{Attention, Linear};
-use super::{Model, sent};
+use super::mask::Asked;
+use super::pass::Pass;
+use super::{norm, position};
 use crate::error::{Error, Result};
+use crate::model::arch::{Attend, Block, Norm, QkNorm, ScoreBias};
+use crate::model::{Model, sent};
+use crate::site::Site;
 use crate::workers::readable;
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
@@ -18,7 +19,7 @@ pub(crate) struct KvCache {
 
 readable!(KvCache { layers; });
 
-/// What stands before the positions that a pass computes.
+/// The positions before those that a pass computes.
 #[derive(Debug)]
 pub(crate) enum Past<'a> {
     /// Nothing.
@@ -60,7 +61,7 @@ impl Past<'_> {
         }
     }
 
-    /// The keys and values before the first computed position, where a run's are shared by every copy of its batch.
+    /// The keys and values before the first computed position, where every copy of the batch shares an unchanged run's.
     pub(super) fn shared(&self, layer: usize) -> Option<(Tensor, Tensor)> {
         let Self::Fixed(cache, positions) = self else { return None };
         let before = cache.layers.get(layer).filter(|_| *positions > 0);
@@ -171,6 +172,21 @@ impl SomeHeads {
         self.pick(&self.kv, x, axis)
     }
 
+    /// Their parts of what all prompts share, or each row has, `[row or 1, head, ..]`, for each of `rows` rows.
+    fn each_row(&self, x: &Tensor, rows: i64) -> Tensor {
+        let mut size = x.size();
+        let batch = if size[0] == 1 { rows / self.shape[0] } else { size[0] / self.shape[0] };
+        if size[0] == rows {
+            // Rows stand copy by copy, each with heads of its own.
+            let own = x.unflatten(0, [self.shape[0], batch]);
+            let heads = self.query.view(self.shape);
+            let parts = (0..self.shape[0]).map(|copy| own.get(copy).index_select(1, &heads.get(copy)));
+            return Tensor::cat(&parts.collect::<Vec<_>>(), 0);
+        }
+        size[0] = batch;
+        self.of(&x.expand(size.as_slice(), false), 1)
+    }
+
     fn pick(&self, heads: &Tensor, x: &Tensor, axis: i64) -> Tensor {
         x.index_select(axis, heads).unflatten(axis, self.shape).movedim_int(axis, 0).flatten(0, 1)
     }
@@ -184,20 +200,6 @@ impl SomeHeads {
     }
 }
 
-/// One projection of a block's normalised input, `[batch, position, d_model]` to `[batch, position, head, d_head]`.
-pub(super) fn project_one(pass: &Pass<'_>, linear: &Linear, x: &Tensor, heads: usize) -> Result<Tensor> {
-    Ok(pass.through(linear, x)?.unflatten(-1, [heads as i64, -1]))
-}
-
-/// q, k and v of a block's input `x`, `[batch, position, d_model]`, to `[batch, position, head, d_head]`; q only of the
-/// wanted positions where nothing else is needed.
-pub(super) fn project(pass: &Pass<'_>, layer: usize, weights: &Attention, x: &Tensor) -> Result<[Tensor; 3]> {
-    let config = pass.model.config();
-    let asking = if pass.trims_heads(layer) { pass.pick(x) } else { x.shallow_clone() };
-    let kv = |linear| project_one(pass, linear, x, config.n_kv_heads);
-    Ok([project_one(pass, &weights.q, &asking, config.n_heads)?, kv(&weights.k)?, kv(&weights.v)?])
-}
-
 /// z of every head, `[batch, position, head, d_head]`, from q, k and v; or of some heads, where q, k and v are theirs.
 pub(super) fn heads(
     pass: &mut Pass<'_>,
@@ -205,49 +207,124 @@ pub(super) fn heads(
     [q, k, v]: [Tensor; 3],
     some: Option<&SomeHeads>,
 ) -> Result<Tensor> {
-    let (mut q, mut k, v) = (pass.at(Site::Q(layer), q)?, pass.at(Site::K(layer), k)?, pass.at(Site::V(layer), v)?);
-    let wanted = pass.trims_heads(layer).then(|| pass.wanted_of(q.size()[0])).flatten();
-    if let Some((cos, sin)) = &pass.rotary {
-        let of = |table: &Tensor| {
-            wanted.as_ref().map_or_else(|| table.shallow_clone(), |w| table.index_select(0, w).unsqueeze(1))
+    let model = pass.model;
+    let (attend, block) = (&model.wiring().block(layer).attend, model.block(layer)?);
+    let [mut q, mut k] = normalised(model, attend, block, [q, k]);
+    let wanted = if pass.asks_where_wanted(layer) { pass.wanted_of(q.size()[0]) } else { None };
+    if let Some((rotary, tables)) = attend.rotary.as_ref().and_then(|r| Some((r, pass.rotary_of(r)?))) {
+        let of = |table: &Tensor| match &wanted {
+            Some(wanted) => table.index_select(0, wanted).unsqueeze(1),
+            None => table.shallow_clone(),
         };
-        q = rotate(&q, &of(cos), &of(sin));
-        k = rotate(&k, cos, sin);
+        q = position::rotate(&q, rotary, &(of(&tables.0), of(&tables.1)));
+        k = position::rotate(&k, rotary, &tables);
     }
     let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
     let (group, rows) = (q.size()[1] / k.size()[1], k.size()[0]);
     let seen = pass.past.with(layer, k, v, some).shared(group);
-    let mask = mask(pass, wanted.as_ref(), q.size()[2], seen.positions(), rows);
-    let z = attend(pass, layer, &q, &seen, mask)?;
+    let asked = Asked { wanted, queries: q.size()[2], keys: seen.positions(), rows };
+    let extra = Extra::new(pass, block, attend, &asked, some);
+    let mask = asked.mask(pass, attend);
+    let z = gather(pass, layer, &q, &seen, mask, &extra)?;
     Ok(z.transpose(1, 2))
 }
 
+/// Queries and keys through their norms, where they have any.
+fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) -> [Tensor; 2] {
+    let config = model.config();
+    let through = |x: Tensor, weights: &Option<Norm>| match (weights, attend.norm) {
+        (Some(weights), QkNorm::All) => {
+            let flat = x.flatten(2, 3);
+            norm::fused(config.norm, weights, &flat, config.norm_eps).view_as(&x)
+        }
+        (Some(weights), QkNorm::Head) => norm::fused(config.norm, weights, &x, config.norm_eps),
+        _ => x,
+    };
+    let [q, k] = qk;
+    [through(q, &block.attn.q_norm), through(k, &block.attn.k_norm)]
+}
+
+/// What attention has beside queries, keys, values and a mask.
+struct Extra {
+    scale: f64,
+    /// Added to the scores, broadcast against `[row, head, query, key]`.
+    bias: Option<Tensor>,
+    cap: Option<f64>,
+    /// Scores of no key, `[row, head, query, 1]`.
+    sinks: Option<Tensor>,
+}
+
+impl Extra {
+    fn new(pass: &Pass<'_>, block: &Block, attend: &Attend, asked: &Asked, some: Option<&SomeHeads>) -> Self {
+        let of_rows = |x: Tensor| match some {
+            Some(some) => some.each_row(&x, asked.rows),
+            None => x,
+        };
+        let bias = match attend.bias {
+            ScoreBias::None => None,
+            bias => position::score_bias(pass.model, bias, &asked.places(pass), asked.keys),
+        };
+        let bias = bias.map(|bias| if bias.dim() == 3 { bias.unsqueeze(0) } else { bias });
+        let sinks = block.attn.sinks.as_ref().map(|sinks| {
+            let sinks = of_rows(sinks.view([1, -1, 1, 1]));
+            sinks.expand([asked.rows, -1, asked.queries, 1], false)
+        });
+        Self { scale: attend.scale, bias: bias.map(of_rows), cap: attend.cap, sinks }
+    }
+
+    /// Whether libtorch's fused kernel computes the same.
+    fn is_plain(&self) -> bool {
+        matches!(self, Self { scale: _, bias: None, cap: None, sinks: None })
+    }
+}
+
 /// Attention of `q`, `[row, head, position, d_head]`: fused where nothing asks for the pattern and no keys are shared.
-fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, seen: &Seen, mask: Option<Tensor>) -> Result<Tensor> {
+fn gather(
+    pass: &mut Pass<'_>,
+    layer: usize,
+    q: &Tensor,
+    seen: &Seen,
+    mask: Option<Tensor>,
+    extra: &Extra,
+) -> Result<Tensor> {
     let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
-    let scale = (q.size()[3] as f64).powf(-0.5);
     let asked = pass.program.explicit || pass.program.touches(scores_site) || pass.program.touches(pattern_site);
-    if !asked && seen.before.is_none() {
+    if !asked && seen.before.is_none() && extra.is_plain() {
         let (k, v) = (&seen.k, &seen.v);
-        let whole = mask.is_some() && pass.valid.is_none() && q.size()[2] == k.size()[2];
+        let attend = &pass.model.wiring().block(layer).attend;
+        let triangle = attend.causal && attend.window.is_none() && pass.valid.is_none();
+        let whole = mask.is_some() && triangle && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };
-        return Tensor::f_scaled_dot_product_attention(q, k, v, given, 0.0, whole, scale, false).map_err(failed(q, k));
+        return Tensor::f_scaled_dot_product_attention(q, k, v, given, 0.0, whole, extra.scale, false)
+            .map_err(failed(q, k));
     }
     let k = &seen.k;
     let hidden = mask.map(|mask| mask.logical_not());
     // As tensors: where an operation with a plain number fails, tch panics while it drops that number.
     let number = |value: f64| sent(&Tensor::from(value).to_kind(q.kind()), q.device());
-    // No edit of the scores opens an edge into the future or to padding: the mask is laid on before and after.
+    // No edit of the scores opens an edge into the future or to padding: the mask is applied before and after.
     let masked = |scores: Tensor| match &hidden {
         Some(hidden) => scores.f_masked_fill_tensor(hidden, &number(f64::NEG_INFINITY)).map_err(failed(q, k)),
         None => Ok(scores),
     };
-    let scores = seen.scores(q).and_then(|scores| scores.f_mul(&number(scale))).map_err(failed(q, k))?;
+    let mut scores = seen.scores(q).and_then(|scores| scores.f_mul(&number(extra.scale))).map_err(failed(q, k))?;
+    if let Some(bias) = &extra.bias {
+        scores = scores.f_add(bias).map_err(failed(q, k))?;
+    }
+    if let Some(cap) = extra.cap {
+        scores = (scores / cap).tanh() * cap;
+    }
     let mut scores = pass.at(scores_site, masked(scores)?)?;
     if pass.program.edits(scores_site) {
         scores = masked(scores)?;
     }
-    let mut pattern = scores.f_softmax(-1, None).map_err(failed(q, k))?;
+    let mut pattern = match &extra.sinks {
+        Some(sinks) => {
+            let all = Tensor::f_cat(&[&scores, sinks], 3).and_then(|all| all.f_softmax(-1, None)).map_err(failed(q, k))?;
+            all.narrow(3, 0, scores.size()[3])
+        }
+        None => scores.f_softmax(-1, None).map_err(failed(q, k))?,
+    };
     if pass.program.knocks_out(scores_site) {
         let (top, _) = scores.max_dim(-1, true);
         pattern = pattern.masked_fill(&top.eq(f64::NEG_INFINITY), 0.0);
@@ -259,24 +336,4 @@ fn attend(pass: &mut Pass<'_>, layer: usize, q: &Tensor, seen: &Seen, mask: Opti
 /// An error of attention that says how large it was: memory may not hold a long prompt's pattern.
 fn failed(q: &Tensor, k: &Tensor) -> impl FnOnce(tch::TchError) -> Error {
     Error::torch(format!("attention of {:?} over {:?}", q.size(), k.size()))
-}
-
-/// True where a query sees a key, broadcast against `[batch, head, query, key]`; nothing where every query sees all.
-/// `wanted` are the queries' own positions where there is one a row.
-fn mask(pass: &Pass<'_>, wanted: Option<&Tensor>, query: i64, key: i64, rows: i64) -> Option<Tensor> {
-    let device = pass.model.device();
-    let causal = match wanted {
-        _ if !pass.model.config().causal => None,
-        Some(wanted) => {
-            let place = (wanted + pass.past.positions()).view([-1, 1, 1, 1]);
-            Some(Tensor::arange(key, (Kind::Int64, device)).view([1, 1, 1, -1]).le_tensor(&place))
-        }
-        None => (query > 1).then(|| causal_mask(query, key, device)),
-    };
-    // Rows are copies of the batch, one below the other.
-    let copies = |valid: &Tensor| valid.repeat([rows / valid.size()[0], 1]).unsqueeze(1).unsqueeze(1);
-    match (causal, pass.valid.as_ref().map(copies)) {
-        (Some(causal), Some(valid)) => Some(causal.logical_and(&valid)),
-        (causal, valid) => causal.or(valid),
-    }
 }

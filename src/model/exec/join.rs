@@ -1,82 +1,66 @@
-//! Where rows of the batch join a pass: at its start, or from an unchanged run, where they first depart from it.
+//! Where do rows of the batch join a pass, and with what? At its start, or where they first depart from an unchanged run.
 
 use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::config::{ModelConfig, NormPlace};
-use super::site::{Axis, Site};
 use crate::error::{Error, Result};
+use crate::model::arch::{BlockWiring, Cut, Wire, Wiring};
+use crate::site::{Axis, Site};
 
-/// A place in the forward pass where rows join: a layer and a step within its block.
+/// Values of the unchanged run, by layer.
+pub(crate) type Unchanged = BTreeMap<(usize, Wire), Tensor>;
+
+/// Where rows join, and what of them differs from the unchanged run there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Entry(pub usize, pub Step);
+pub(crate) struct Entry {
+    pub cut: Cut,
+    pub how: How,
+}
 
 /// What rows join with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Step {
-    /// Token ids; before layer 0.
-    Ids,
-    /// The residual stream entering the block.
-    ResidPre,
-    /// That, of which only the first computed position changes: q, k and v of the others are as they were.
-    FirstPosition,
-    /// That, with the block's q, k and v.
-    Qkv,
-    /// The residual stream entering the block, with the block's z.
-    Z,
-    /// The residual stream behind the block's heads, to which is added what so many of them now write: q, k and v of those
-    /// heads, whose attention is computed anew.
-    Heads(usize),
-    /// The same, where only their z changes.
-    HeadsOut(usize),
-    /// The residual stream between attention and MLP.
-    ResidMid,
-    /// The residual stream leaving the block.
-    ResidPost,
+pub(crate) enum How {
+    /// The unchanged run's values, some of them edited.
+    Whole,
+    /// The first computed position alone is edited, after the step with this number; up to the cut, positions do not look
+    /// at each other, so that no other is computed.
+    FirstPosition {
+        /// The step.
+        from: usize,
+    },
+    /// The unchanged residual stream, to which is added what a change of some heads writes.
+    Heads {
+        /// Whether queries, keys, values or patterns change, so that these heads attend again; else only z does.
+        attend: bool,
+        /// How many heads.
+        n: usize,
+    },
 }
 
 impl Entry {
-    /// Where a run that is changed at `site` departs from the unchanged one; nothing behind the last block.
-    pub(crate) fn of(site: Site, config: &ModelConfig) -> Option<Self> {
-        let post_norm = config.norm_place == NormPlace::Post;
-        let step = match site {
-            Site::Embed | Site::PosEmbed | Site::TypeEmbed | Site::LnEmbedScale => return Some(Self(0, Step::Ids)),
-            Site::LnFinalScale | Site::Logits => return None,
-            Site::ResidPre(_) => Step::ResidPre,
-            Site::Ln1Scale(_) if !post_norm => Step::ResidPre,
-            Site::Q(_) | Site::K(_) | Site::V(_) | Site::Scores(_) | Site::Pattern(_) => Step::Qkv,
-            Site::Ln1Scale(_) | Site::Z(_) | Site::Result(_) | Site::AttnOut(_) => Step::Z,
-            Site::ResidMid(_) | Site::Ln2Scale(_) | Site::MlpPre(_) | Site::MlpPost(_) | Site::MlpOut(_) => {
-                Step::ResidMid
-            }
-            Site::ResidPost(_) => Step::ResidPost,
-        };
-        Some(Self(site.layer()?, step))
+    /// With token ids.
+    pub(crate) const START: Self = Self { cut: Cut::Start, how: How::Whole };
+
+    /// After a step of a layer, with all that later steps read.
+    pub(crate) fn after(layer: usize, step: usize) -> Self {
+        Self { cut: Cut::After { layer, step }, how: How::Whole }
     }
 
-    /// The sites whose unchanged values rows join with.
-    pub(crate) fn needs(self, config: &ModelConfig) -> Vec<Site> {
-        let Self(layer, step) = self;
-        // A post-norm's argument is no site; it is the sum of two.
-        let behind_heads = match config.norm_place {
-            NormPlace::Post => vec![Site::ResidPre(layer), Site::AttnOut(layer)],
-            NormPlace::Pre => vec![Site::ResidMid(layer)],
-        };
-        match step {
-            Step::Ids => vec![],
-            Step::ResidPre => vec![Site::ResidPre(layer)],
-            Step::FirstPosition | Step::Qkv => {
-                vec![Site::ResidPre(layer), Site::Q(layer), Site::K(layer), Site::V(layer)]
-            }
-            Step::Z => vec![Site::ResidPre(layer), Site::Z(layer)],
-            Step::Heads(_) => {
-                [behind_heads, vec![Site::Q(layer), Site::K(layer), Site::V(layer), Site::Z(layer)]].concat()
-            }
-            Step::HeadsOut(_) => [behind_heads, vec![Site::Z(layer)]].concat(),
-            Step::ResidMid => vec![Site::ResidMid(layer)],
-            Step::ResidPost => vec![Site::ResidPost(layer)],
+    /// The layer in which rows join.
+    pub(crate) fn layer(self) -> usize {
+        if let Cut::After { layer, .. } = self.cut { layer } else { 0 }
+    }
+
+    /// The unchanged values that rows join with.
+    pub(crate) fn needs(self, wiring: &Wiring) -> Vec<(usize, Wire)> {
+        let Cut::After { layer, step } = self.cut else { return vec![] };
+        let mut wires = wiring.block(layer).live(step);
+        if let How::Heads { attend, .. } = self.how {
+            let heads: &[Wire] = if attend { &[Wire::Q, Wire::K, Wire::V, Wire::Z] } else { &[Wire::Z] };
+            wires = heads.iter().fold(wires, |wires, &wire| wires.with(wire));
         }
+        wires.iter().map(|wire| (layer, wire)).collect()
     }
 }
 
@@ -88,41 +72,99 @@ pub(crate) struct Joins<'a> {
     pub copies: BTreeMap<Entry, i64>,
     /// The heads that change in each of the copies that join with some heads only.
     pub heads: BTreeMap<Entry, Vec<Vec<usize>>>,
-    /// The unchanged run's values at the sites that the entries need, at all positions.
-    pub base: Option<&'a BTreeMap<Site, Tensor>>,
+    /// The unchanged run's values that the entries need, at all positions.
+    pub base: Option<&'a Unchanged>,
     /// The first position that the pass computes; those before are as in the unchanged run.
     pub first: i64,
 }
 
-impl Joins<'_> {
+impl<'a> Joins<'a> {
     /// The batch itself from its token ids.
     pub(crate) fn whole(ids: Tensor) -> Self {
-        Self { ids, copies: BTreeMap::from([(Entry(0, Step::Ids), 1)]), heads: BTreeMap::new(), base: None, first: 0 }
+        Self::at(Entry::START, 1, ids, None)
+    }
+
+    /// `n` copies of the batch that join at one entry.
+    pub(crate) fn at(entry: Entry, n: i64, ids: Tensor, base: Option<&'a Unchanged>) -> Self {
+        Self { ids, copies: BTreeMap::from([(entry, n)]), heads: BTreeMap::new(), base, first: 0 }
+    }
+
+    /// Rows of the batch.
+    pub(super) fn batch(&self) -> i64 {
+        self.ids.size()[0]
     }
 
     /// The token ids of the rows that join at the start, if any do.
     pub(super) fn start(&self) -> Option<Tensor> {
-        let n = *self.copies.get(&Entry(0, Step::Ids))?;
+        let n = *self.copies.get(&Entry::START)?;
         Some(copies(&self.ids.narrow(1, self.first, self.ids.size()[1] - self.first), n))
     }
 
-    /// `x`, the rows that are there already, and below them those that join at `entry` with what the unchanged run has at
-    /// `site`.
-    pub(super) fn join(&self, entry: Entry, site: Site, x: Option<Tensor>) -> Option<Tensor> {
-        below(x, self.new_rows(entry, site))
+    /// The rows that join after a step of a layer, and how many copies of the batch they are.
+    pub(super) fn after(&self, layer: usize, step: usize) -> impl Iterator<Item = (Entry, i64)> {
+        let here = Cut::After { layer, step };
+        let from = Entry { cut: here, how: How::Whole };
+        self.copies.range(from..).map(|(&entry, &n)| (entry, n)).take_while(move |(entry, _)| entry.cut == here)
     }
 
-    /// The rows that join at `entry`, with what the unchanged run has at `site`.
-    pub(super) fn new_rows(&self, entry: Entry, site: Site) -> Option<Tensor> {
-        let (&n, base) = self.copies.get(&entry).zip(self.base.and_then(|base| base.get(&site)))?;
-        Some(copies(&from_position(site, base, self.first), n))
+    /// Copies of the batch that join in a layer after a step with a number below `step`, with all that later steps read.
+    pub(super) fn before(&self, layer: usize, step: usize) -> i64 {
+        let here = |entry: &Entry| {
+            matches!(entry.cut, Cut::After { layer: at, step: after } if at == layer && after < step)
+                && !matches!(entry.how, How::Heads { .. })
+        };
+        self.copies.iter().filter(|(entry, _)| here(entry)).map(|(_, n)| n).sum()
     }
 
-    /// The unchanged run's value at `site`, at the positions that the pass computes.
-    pub(super) fn unchanged(&self, site: Site) -> Result<Tensor> {
-        let base = self.base.and_then(|base| base.get(&site));
-        let missing = || Error::NotTapped { site, tapped: vec![] };
-        Ok(from_position(site, base.ok_or_else(missing)?, self.first))
+    /// Whether rows join in a layer after its first step.
+    pub(super) fn within(&self, layer: usize) -> bool {
+        let here = |entry: &Entry| matches!(entry.cut, Cut::After { layer: at, step } if at == layer && step > 0);
+        self.copies.keys().any(here)
+    }
+
+    /// The unchanged run's value at the positions that the pass computes.
+    pub(super) fn unchanged(&self, layer: usize, wire: Wire) -> Result<Tensor> {
+        let base = self.base.and_then(|base| base.get(&(layer, wire)));
+        let site = wire.site(layer).unwrap_or(Site::ResidPre(layer));
+        let base = base.ok_or_else(|| Error::NotTapped { site, tapped: vec![] })?;
+        Ok(base.narrow(1, self.first, base.size()[1] - self.first))
+    }
+}
+
+/// The values of a block that later steps read, of the rows that are there.
+#[derive(Default)]
+pub(super) struct State(BTreeMap<Wire, Tensor>);
+
+impl State {
+    pub(super) fn get(&self, wire: Wire) -> Result<&Tensor> {
+        self.0.get(&wire).ok_or_else(|| Error::argument("block", format!("a value of {wire:?}"), "none"))
+    }
+
+    pub(super) fn take(&mut self, wire: Wire) -> Option<Tensor> {
+        self.0.remove(&wire)
+    }
+
+    pub(super) fn set(&mut self, wire: Wire, x: Tensor) {
+        self.0.insert(wire, x);
+    }
+
+    /// More rows below those that are there.
+    pub(super) fn append(&mut self, wire: Wire, new: Tensor) {
+        let all = match self.0.remove(&wire) {
+            Some(x) => Tensor::cat(&[x, new], 0),
+            None => new,
+        };
+        self.0.insert(wire, all);
+    }
+
+    /// Drops what no later step reads.
+    pub(super) fn keep_live(&mut self, wiring: &BlockWiring, step: usize) {
+        let live = wiring.live(step);
+        self.0.retain(|wire, _| live.has(*wire));
+    }
+
+    pub(super) fn wires(&self) -> Vec<Wire> {
+        self.0.keys().copied().collect()
     }
 }
 
@@ -136,18 +178,7 @@ pub(super) fn copies(x: &Tensor, n: i64) -> Tensor {
     x.repeat(times.as_slice())
 }
 
-/// The rows of `new` below those of `x`.
-pub(super) fn below(x: Option<Tensor>, new: Option<Tensor>) -> Option<Tensor> {
-    match (x, new) {
-        (Some(x), Some(new)) => Some(Tensor::cat(&[x, new], 0)),
-        (x, new) => x.or(new),
-    }
-}
-
-/// `x` without the positions before `first`.
-fn from_position(site: Site, x: &Tensor, first: i64) -> Tensor {
-    match site.axes().iter().position(|axis| *axis == Axis::Position) {
-        Some(axis) => x.narrow(axis as i64, first, x.size()[axis] - first),
-        None => x.shallow_clone(),
-    }
+/// Whether an axis counts positions.
+pub(crate) fn is_of_positions(axis: Axis) -> bool {
+    matches!(axis, Axis::Position | Axis::Query)
 }

@@ -1,58 +1,63 @@
-//! Attention from one position of each row, without keys and values.
-//!
-//! A head's score of a key is `q W_K^T x`, and what it gathers is `(pattern x) W_V`. Where one position of a row asks, it is
-//! cheaper to bring its query to the stream and to gather the stream itself than to compute keys and values everywhere.
-//! Keys and values of earlier positions that are there already are used as they are.
+//! One query a row, in the last block: its score of a key is its query times a matrix of the head times the stream, so that
+//! it is cheaper to bring the query to the stream and gather the stream itself than to compute keys and values at every
+//! position. Keys and values of earlier positions that are there already are used as they are.
 
 use tch::{Kind, Tensor};
 
-use super::attention::{Past, across, project_one};
-use super::config::{ModelConfig, NormPlace, Position};
-use super::forward::Pass;
-use super::site::Site;
+use super::attention::{Past, across};
+use super::join::Joins;
+use super::pass::Pass;
 use super::softmax::softmax;
-use super::weights::{Block, Linear};
 use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::arch::{Attend, Linear, NormAt, Wire, Wires};
+use crate::site::Site;
 
-/// Whether this is possible, and less work, where one of `positions` new positions asks.
-pub(crate) fn pays(config: &ModelConfig, positions: usize) -> bool {
-    let turned = matches!(config.position, Position::Rotary { .. });
-    config.causal && config.n_heads == config.n_kv_heads && !turned && positions > 1
+/// Whether the wiring of the last block allows it, and it is less work where one of `positions` new positions asks: plain
+/// causal attention in a block in which nothing but z and the stream goes on after the heads.
+pub(crate) fn pays(model: &Model, positions: usize) -> bool {
+    let wiring = model.wiring().block(model.wiring().n_layers() - 1);
+    let alone = Wires::NONE.with(Wire::ResidPre).with(Wire::Z);
+    wiring.attend == Attend::plain(true, wiring.attend.scale) && wiring.live(wiring.attend_step()) == alone && positions > 1
 }
 
-/// Whether the heads of `layer` are computed so, `positions` of them new: only the wanted ones ask, and nobody looks at what
-/// is left out.
-pub(super) fn serves(pass: &Pass<'_>, layer: usize, positions: i64) -> bool {
+/// Whether the heads of `layer` are computed so: only the wanted positions ask, and nobody looks at what is left out.
+pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_>) -> bool {
     let left_out = [Site::Q(layer), Site::K(layer), Site::V(layer), Site::Scores(layer), Site::Pattern(layer)];
-    pays(pass.model.config(), positions as usize)
+    pass.asks_where_wanted(layer)
+        && pays(pass.model, x.size()[1] as usize)
         && pass.valid.is_none()
         && !matches!(pass.past, Past::Growing(_))
         && !pass.program.explicit
-        && pass.trims_heads(layer)
         && !left_out.into_iter().any(|site| pass.program.touches(site))
+        && !joins.within(layer)
 }
 
-/// z at the wanted positions, `[row, 1, head, d_head]`, of what enters a block, `x` `[row, position, d_model]`, and of what
-/// stands there at the wanted ones, `[row, 1, d_model]`.
-pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, block: &Block, x: &Tensor, wanted: &Tensor) -> Result<Tensor> {
-    let (attn, scale) = (&block.attn, Site::Ln1Scale(layer));
+/// z at the wanted positions, `[row, 1, head, d_head]`, of what enters a block, `x` `[row, position, d_model]`.
+pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, x: &Tensor) -> Result<Tensor> {
+    let (model, scale) = (pass.model, Site::Ln1Scale(layer));
+    let block = model.block(layer)?;
+    let attn = &block.attn;
+    let before = model.wiring().block(layer).step(Wire::AttnIn).is_some();
+    let Some(norm) = block.norm(NormAt::Attn).filter(|_| before) else {
+        return read(pass, layer, [&attn.q, &attn.k, &attn.v], x, &pass.pick(x));
+    };
     let alone = matches!(pass.past, Past::None) && !pass.program.touches(scale);
-    let before = pass.model.config().norm_place == NormPlace::Pre;
-    if let Some(norm) = block.ln1.as_ref().filter(|norm| alone && before && norm.w.dim() == 2) {
+    if alone && norm.w.dim() == 2 {
         // The norm's weights go into the matrices, which are smaller than the stream.
-        let (q, k, v) = (attn.q.behind(norm), attn.k.behind(norm), attn.v.behind(norm));
-        let [x, wanted] = [x, wanted].map(|x| pass.bare_norm(x));
+        let (q, k, v) = (attn.q.after_norm(norm), attn.k.after_norm(norm), attn.v.after_norm(norm));
+        let [x, wanted] = [x, &pass.pick(x)].map(|x| pass.bare_norm(x));
         return read(pass, layer, [&q, &k, &v], &x, &wanted);
     }
-    let x = pass.norm(block.ln1.as_ref(), scale, x, NormPlace::Pre)?;
+    let x = pass.norm(norm, scale, x)?;
     read(pass, layer, [&attn.q, &attn.k, &attn.v], &x, &pass.pick(&x))
 }
 
 /// [`heads`] of a normalised `x`.
 fn read(pass: &Pass<'_>, layer: usize, [q, k, v]: [&Linear; 3], x: &Tensor, wanted: &Tensor) -> Result<Tensor> {
     let heads = pass.model.config().n_heads;
-    let q = project_one(pass, q, wanted, heads)?.squeeze_dim(1);
-    let q = &q * (q.size()[2] as f64).powf(-0.5);
+    let q = pass.through(q, wanted)?.unflatten(-1, [heads as i64, -1]).squeeze_dim(1);
+    let q = &q * pass.model.wiring().block(layer).attend.scale;
     let asked = each_head(&q, &by_head(k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {

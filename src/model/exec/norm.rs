@@ -2,8 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::NormKind;
-use super::weights::Norm;
+use crate::model::arch::{Norm, NormKind};
 
 /// The normalised `x` in one libtorch call where there is one.
 pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
@@ -53,7 +52,7 @@ fn mean(x: &Tensor) -> Tensor {
 }
 
 /// What is divided and its divisor, `[.., d]` and `[.., 1]`: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
-pub(super) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
+pub(in crate::model) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let centred = if kind == NormKind::Layer { x - mean(x) } else { x.shallow_clone() };
     let scale = (mean(&centred.square()) + eps).sqrt();
     (centred, scale)
@@ -98,7 +97,7 @@ mod tests {
         let tokens = Tokens::new(&[vec![1, 2, 3]]).unwrap();
         let last = Site::ResidPost(config.n_layers - 1);
         let norm = model.weights.ln_final.as_ref().unwrap();
-        let unembed = &model.weights.head.as_ref().unwrap().unembed;
+        let unembed = &model.weights.unembedding.as_ref().unwrap().linear;
         // Once by the fused norm, and once in the parts that a tapped divisor needs.
         for more in [None, Some(Site::LnFinalScale)] {
             let run = model.run(&tokens, &Plan::new().taps([last, Site::Logits]).taps(more)).unwrap();

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::Model;
+use crate::model::Model;
 
 /// Fewer rows or narrower matrices are not worth the way there.
 const ROWS: i64 = 64;
@@ -36,7 +36,7 @@ fn wide_and_not_intels() -> bool {
 }
 
 /// Whether `x w` should go that way: `x` `[.., in]`, `w` `[in, out]`.
-pub(super) fn serves(x: &Tensor, w: &Tensor) -> bool {
+pub(in crate::model) fn serves(x: &Tensor, w: &Tensor) -> bool {
     let (rows, size) = (x.size().iter().rev().skip(1).product::<i64>(), w.size());
     is_faster()
         && rows >= ROWS
@@ -47,7 +47,7 @@ pub(super) fn serves(x: &Tensor, w: &Tensor) -> bool {
 }
 
 /// `x w + b`.
-pub(super) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
+pub(in crate::model) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
     let product = {
         let x = x.f_to_mkldnn(None)?;
         x.f_mkldnn_linear(&w.tr(), b)?
@@ -64,7 +64,7 @@ pub(crate) fn products_take(model: &Model) -> usize {
 }
 
 /// The same matrix, laid out as [`product`] reads it where it serves.
-pub(super) fn laid_out(w: Tensor) -> Tensor {
+pub(in crate::model) fn laid_out(w: Tensor) -> Tensor {
     if is_turned(&w.size(), w.kind()) { w.tr().contiguous().tr() } else { w }
 }
 

@@ -1,40 +1,47 @@
-//! The one forward pass.
+//! The one forward pass: evaluates the graph of each block, for the rows that have joined.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::attention::{self, Past};
-use super::config::{Activation, NormKind, NormPlace};
-use super::inject::Frozen;
-use super::join::{Entry, Joins, Step, below, copies};
-use super::program::Program;
-use super::site::Site;
-use super::tokens::Tokens;
-use super::weights::{Block, Linear, Mlp, Norm};
-use super::{Model, absorbed, norm, position, stack};
+use super::join::{Entry, How, Joins, State, Unchanged, copies};
+use super::{last_query, mlp, norm, position, stack};
 use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::arch::{Block, BlockWiring, Cut, Linear, Norm, Op, Rotary, Step, Wire, Wires};
+use crate::model::hooks::Program;
+use crate::site::Site;
+use crate::text::Tokens;
 
-/// One pass through the blocks: a program fires in it, taps gather.
+/// What keeps writing what it writes in the unchanged run: every head (but edited ones), and with `mlps` every MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Freeze {
+    pub mlps: bool,
+}
+
+/// One pass through the blocks, in which a program fires and taps gather.
 pub(crate) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) program: &'a Program,
     /// True at real tokens, `[row, position]`, where padding must be hidden from attention.
     pub(super) valid: Option<Tensor>,
     /// Types of the batch's tokens, `[batch, position]`; all 0 where absent.
-    types: Option<Tensor>,
+    pub(super) types: Option<Tensor>,
     /// Keys and values of positions before those that this pass computes.
     pub(super) past: Past<'a>,
-    /// Cosines and sines of this pass' positions.
-    pub(super) rotary: Option<(Tensor, Tensor)>,
-    /// The one position of each prompt that is asked for behind the last block, `[batch]`, counted from the first computed.
-    pub(super) wanted: Option<Tensor>,
-    /// What stays as in the unchanged run, whatever the rows change.
-    pub(super) frozen: Option<Frozen>,
-    /// Whether all rows are there from the start and nothing is asked but what comes out.
-    pub(super) whole: bool,
-    /// The first of the rows that are computed, where it is not the first of all; nothing is recorded of them.
+    /// Cosines and sines of this pass' positions, for each kind of rotary positions.
+    rotary: Vec<(Rotary, (Tensor, Tensor))>,
+    /// The one position of each prompt that is asked for after the last block, `[batch]`, counted from the first computed.
+    wanted: Option<Tensor>,
+    freeze: Option<Freeze>,
+    /// In the last block: the step after which only the wanted positions go on.
+    pub(super) trim: Option<usize>,
+    /// The first of the rows that are computed apart from the others; nothing is recorded of them.
     pub(super) start: Option<i64>,
+    /// Values to keep for rows of later passes, and those kept so far.
+    keep: BTreeSet<(usize, Wire)>,
+    kept: Unchanged,
     pub(super) taps: BTreeMap<Site, Tensor>,
 }
 
@@ -45,7 +52,7 @@ impl<'a> Pass<'a> {
             .with_types(tokens.types(model.device()))
     }
 
-    /// A pass over the `positions` positions behind `past`, of which `valid` are real.
+    /// A pass over `positions` positions after `past`, of which `valid` are real.
     pub(crate) fn over(
         model: &'a Model,
         program: &'a Program,
@@ -53,7 +60,7 @@ impl<'a> Pass<'a> {
         valid: Option<Tensor>,
         past: Past<'a>,
     ) -> Self {
-        let rotary = position::rotary(model.config(), past.positions(), positions as i64, model.kind(), model.device());
+        let rotary = position::tables(model, past.positions(), positions as i64);
         Self {
             model,
             program,
@@ -62,9 +69,11 @@ impl<'a> Pass<'a> {
             past,
             rotary,
             wanted: None,
-            frozen: None,
-            whole: false,
+            freeze: None,
+            trim: None,
             start: None,
+            keep: BTreeSet::new(),
+            kept: BTreeMap::new(),
             taps: BTreeMap::new(),
         }
     }
@@ -81,32 +90,33 @@ impl<'a> Pass<'a> {
         self
     }
 
-    /// No rows join on the way: what is not asked for need not be computed.
-    pub(crate) fn whole(mut self) -> Self {
-        self.whole = true;
+    /// Keeps heads, or heads and MLPs, as in the unchanged run.
+    pub(crate) fn frozen(mut self, freeze: Freeze) -> Self {
+        self.freeze = Some(freeze);
         self
     }
 
-    /// Keeps parts of the model as in the unchanged run.
-    pub(crate) fn frozen(mut self, frozen: Option<Frozen>) -> Self {
-        self.frozen = frozen;
+    /// Keeps these values of blocks, for rows of later passes to join with.
+    pub(crate) fn keeping(mut self, values: impl IntoIterator<Item = (usize, Wire)>) -> Self {
+        self.keep.extend(values);
         self
     }
 
-    /// Gives what was recorded so far.
-    pub(crate) fn into_taps(self) -> BTreeMap<Site, Tensor> {
-        self.taps
+    /// What was recorded, and the values kept.
+    pub(crate) fn into_records(self) -> (BTreeMap<Site, Tensor>, Unchanged) {
+        (self.taps, self.kept)
     }
 
-    /// Runs as far as the program's taps need and returns them.
-    pub(crate) fn taps(mut self, ids: Tensor) -> Result<BTreeMap<Site, Tensor>> {
-        let config = self.model.config();
-        let needed = (0..config.n_layers).find(|&layer| !self.program.goes_past(layer, config));
-        let x = self.residual(&Joins::whole(ids), needed.map_or(config.n_layers, |layer| layer + 1))?;
+    /// Runs as far as the program's taps need and returns them, with the values kept.
+    pub(crate) fn records(mut self, ids: Tensor) -> Result<(BTreeMap<Site, Tensor>, Unchanged)> {
+        let layers = self.model.wiring().n_layers();
+        let last_kept = self.keep.last().map_or(0, |(layer, _)| layer + 1);
+        let needed = (0..layers).find(|&layer| layer + 1 >= last_kept && !self.program.goes_past(layer, self.model));
+        let x = self.residual(&Joins::whole(ids), needed.map_or(layers, |layer| layer + 1))?;
         if needed.is_none() {
             let _ = self.logits(&x)?;
         }
-        Ok(self.taps)
+        Ok(self.into_records())
     }
 
     /// Runs block by block; `read` receives what each block's taps hold, which is dropped before the next block runs.
@@ -117,8 +127,8 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let joins = Joins::whole(ids);
         let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
-        for (layer, block) in self.model.weights.blocks.iter().enumerate() {
-            x = self.block(layer, block, x, &joins)?;
+        for layer in 0..self.model.wiring().n_layers() {
+            x = self.block(layer, x, &joins)?;
             read(layer, std::mem::take(&mut self.taps))?;
         }
         Ok(())
@@ -128,82 +138,120 @@ impl<'a> Pass<'a> {
     /// way, in the order in which they do.
     pub(crate) fn residual(&mut self, joins: &Joins<'_>, end: usize) -> Result<Tensor> {
         let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
-        for (layer, block) in self.model.weights.blocks.iter().enumerate().take(end) {
-            x = self.block(layer, block, x, joins)?;
+        for layer in 0..end {
+            x = self.block(layer, x, joins)?;
         }
         x.ok_or_else(|| Error::argument("pass", "rows that join before its end", "none"))
     }
 
-    /// One block. At each step rows may join; a step without rows is skipped.
-    fn block(&mut self, layer: usize, block: &Block, x: Option<Tensor>, joins: &Joins<'_>) -> Result<Option<Tensor>> {
-        if let Some(frozen) = self.frozen {
-            return self.frozen_block(layer, block, x, joins, frozen);
-        }
-        let join = |step, site, x| joins.join(Entry(layer, step), site, x);
-        let (pre, z_site) = (Site::ResidPre(layer), Site::Z(layer));
-        let mut x = self.joined(joins, Entry(layer, Step::ResidPre), pre, x)?;
-        let (mut qkv, mut z) = ([None, None, None], None);
-        if let Some(resid) = x {
-            let rest = if self.trims_heads(layer) { self.pick(&resid) } else { resid.shallow_clone() };
-            if absorbed::serves(self, layer, resid.size()[1]) {
-                z = Some(absorbed::heads(self, layer, block, &resid, &rest)?);
+    /// One block: each step in order, for the rows that are there; after each, rows may join.
+    fn block(&mut self, layer: usize, x: Option<Tensor>, joins: &Joins<'_>) -> Result<Option<Tensor>> {
+        let model = self.model;
+        let wiring = model.wiring().block(layer);
+        let mut rows = x.as_ref().map_or(0, |x| x.size()[0]);
+        let todo = self.todo(layer, wiring, rows, joins);
+        self.trim = self.trims(layer, wiring);
+        let (mut state, mut x, mut number) = (State::default(), x, 0);
+        while let Some(mut step) = wiring.steps().get(number) {
+            let value = if rows == 0 {
+                None
+            } else if number == 0 {
+                x.take().map(|x| self.edited(layer, Wire::ResidPre, x)).transpose()?
+            } else if number == 1 && last_query::serves(self, layer, state.get(Wire::ResidPre)?, joins) {
+                number = wiring.attend_step();
+                step = &wiring.steps()[number];
+                let z = last_query::heads(self, layer, state.get(Wire::ResidPre)?)?;
+                state.set(Wire::ResidPre, self.pick(state.get(Wire::ResidPre)?));
+                Some(self.edited(layer, Wire::Z, z)?)
             } else {
-                let normed = self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &resid, NormPlace::Pre)?;
-                qkv = attention::project(self, layer, &block.attn, &normed)?.map(Some);
+                self.value(layer, step, &state, rows, joins, &todo)?
+            };
+            if let Some(value) = value {
+                state.set(step.wire, value);
             }
-            x = Some(rest);
+            for (entry, n) in joins.after(layer, number) {
+                self.join(layer, wiring, entry, n, rows, &mut state, joins)?;
+                rows += n * joins.batch();
+            }
+            if let Some(value) = state.take(step.wire) {
+                state.set(step.wire, self.record(layer, step.wire, value, todo.held));
+            }
+            state.keep_live(wiring, number);
+            if self.trim == Some(number) {
+                for wire in state.wires().into_iter().filter(|wire| !wire.is_read_everywhere()) {
+                    state.set(wire, self.pick(state.get(wire)?));
+                }
+            }
+            number += 1;
         }
-        let [q, k, v] = self.first_position(layer, block, joins, &mut x, qkv)?;
-        x = join(Step::Qkv, pre, x);
-        let qkv = (
-            join(Step::Qkv, Site::Q(layer), q),
-            join(Step::Qkv, Site::K(layer), k),
-            join(Step::Qkv, Site::V(layer), v),
-        );
-        if let (Some(q), Some(k), Some(v)) = qkv {
-            z = Some(attention::heads(self, layer, [q, k, v], None)?);
-        }
-        (x, z) = (join(Step::Z, pre, x), join(Step::Z, z_site, z));
-        let mut mid = match (x, z) {
-            (Some(x), Some(z)) => Some(self.attention_out(layer, block, &x, z)?),
-            _ => None,
-        };
-        mid = below(mid, self.some_heads(layer, block, joins)?);
-        mid = self.joined(joins, Entry(layer, Step::ResidMid), Site::ResidMid(layer), mid)?;
-        let post = mid.map(|mid| self.behind_attention(layer, block, &mid)).transpose()?;
-        self.joined(joins, Entry(layer, Step::ResidPost), Site::ResidPost(layer), post)
+        self.trim = None;
+        Ok(state.take(Wire::ResidPost))
     }
 
-    /// `x` and below it the rows that join at `entry`, as `site` then holds them: with its edits. They are made before the
-    /// two become one, so that what is there already is copied once.
-    pub(super) fn joined(
+    /// What a step gives for the rows that are there, edited; nothing where no other step reads it.
+    fn value(
         &mut self,
+        layer: usize,
+        step: &Step,
+        state: &State,
+        rows: i64,
         joins: &Joins<'_>,
-        entry: Entry,
-        site: Site,
-        x: Option<Tensor>,
+        todo: &Todo,
     ) -> Result<Option<Tensor>> {
-        let start = x.as_ref().map_or(0, |x| x.size()[0]);
-        let x = x.map(|x| self.program.apply(site, x, 0)).transpose()?;
-        let new = joins.new_rows(entry, site).map(|new| self.program.apply(site, new, start)).transpose()?;
-        Ok(below(x, new).map(|x| self.record(site, x)))
+        let wire = step.wire;
+        if !todo.held.has(wire) {
+            let value = todo.computed.has(wire).then(|| self.compute(layer, step, state)).transpose()?;
+            return value.map(|value| self.edited(layer, wire, value)).transpose();
+        }
+        if self.records_wire(layer, wire) {
+            // What it would be: receivers of paths read that, and the pass goes on with the unchanged value.
+            let own = self.compute(layer, step, state)?;
+            let own = self.edited(layer, wire, own)?;
+            let _ = self.record(layer, wire, own, Wires::NONE);
+        }
+        if !todo.taken.has(wire) {
+            return Ok(None);
+        }
+        let unchanged = copies(&joins.unchanged(layer, wire)?, rows / joins.batch());
+        self.edited(layer, wire, unchanged).map(Some)
     }
 
-    /// Whether the heads of `layer` need only look from the wanted positions: nothing behind it reads another, and nothing
-    /// in it is changed.
-    pub(super) fn trims_heads(&self, layer: usize) -> bool {
-        self.trims(layer, Site::Q(layer))
+    /// Which values of a block are computed, and which are the unchanged run's.
+    fn todo(&self, layer: usize, wiring: &BlockWiring, rows: i64, joins: &Joins<'_>) -> Todo {
+        let tapped = wiring.wires().filter(|&wire| self.records_wire(layer, wire));
+        let tapped: Wires = tapped.chain(self.keep.iter().filter(|(at, _)| *at == layer).map(|(_, wire)| *wire)).collect();
+        let (held, taken) = match self.freeze {
+            Some(freeze) => {
+                let rows = rows + joins.before(layer, wiring.output()) * joins.batch();
+                let edited = [Wire::Z, Wire::MlpOut].into_iter().filter(|wire| {
+                    wire.site(layer).is_some_and(|site| self.program.edits_rows(site, rows))
+                });
+                let frozen = wiring.frozen(freeze.mlps, edited.collect());
+                (frozen.held, frozen.taken)
+            }
+            None => (Wires::NONE, Wires::NONE),
+        };
+        let mut computed = Wires::NONE.with(Wire::ResidPost).and(tapped);
+        for step in wiring.steps().iter().rev() {
+            let made = computed.has(step.wire) && (!held.has(step.wire) || tapped.has(step.wire));
+            if made || step.makes_any(tapped) {
+                computed = computed.with(step.wire).and(step.needs);
+            }
+        }
+        Todo { computed, held, taken }
     }
 
-    /// Whether behind the heads of `layer` only the wanted positions are needed.
-    pub(super) fn trims_tail(&self, layer: usize) -> bool {
-        self.trims(layer, Site::AttnOut(layer))
+    /// The step of the last block after which the wanted positions suffice: nothing after it looks at another, and no edit
+    /// after it tells positions apart.
+    fn trims(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
+        let last = layer + 1 == self.model.wiring().n_layers() && self.wanted.is_some();
+        let edited = self.program.last_edited_by_position(layer, wiring);
+        [wiring.keys_done(), wiring.attend_step()].into_iter().find(|&step| last && edited.is_none_or(|edit| edit <= step))
     }
 
-    fn trims(&self, layer: usize, from: Site) -> bool {
-        let config = self.model.config();
-        let last = layer + 1 == config.n_layers;
-        last && self.wanted.is_some() && !self.program.edits_within(layer, config, from, self.whole)
+    /// Whether queries are asked at the wanted positions only.
+    pub(super) fn asks_where_wanted(&self, layer: usize) -> bool {
+        self.trim.is_some_and(|trim| trim < self.model.wiring().block(layer).attend_step())
     }
 
     /// The wanted position of each row, `[row, position, ..]` to `[row, 1, ..]`; all where none is asked for.
@@ -219,83 +267,49 @@ impl<'a> Pass<'a> {
         self.wanted.as_ref().map(|wanted| copies(wanted, rows / wanted.size()[0]))
     }
 
-    /// The logits of the residual stream behind the last block.
-    pub(crate) fn logits(&mut self, x: &Tensor) -> Result<Tensor> {
-        let weights = &self.model.weights;
-        let x = match (&weights.ln_final, self.model.config().norm_place) {
-            (Some(norm), NormPlace::Pre) => self.norm_with(norm, Site::LnFinalScale, x)?,
-            _ => x.shallow_clone(),
-        };
-        let logits = match &weights.head {
-            Some(head) => self.through(&head.unembed, &self.model.before_unembed(&x)?)?,
-            None => return Ok(x),
-        };
-        self.at(Site::Logits, logits)
-    }
-
-    /// The logits of some tokens, the first and how many, of the residual stream behind the last block; they are no site.
-    pub(crate) fn some_logits(&mut self, x: &Tensor, columns: (i64, i64)) -> Result<Tensor> {
-        let weights = &self.model.weights;
-        let x = match (&weights.ln_final, self.model.config().norm_place) {
-            (Some(norm), NormPlace::Pre) => self.norm_with(norm, Site::LnFinalScale, x)?,
-            _ => x.shallow_clone(),
-        };
-        match &weights.head {
-            Some(head) => head.unembed.columns(columns).forward(&self.model.before_unembed(&x)?),
-            None => Err(Error::argument("model", "one with logits", &self.model.config().family)),
-        }
-    }
-
-    /// Token, position and type embeddings, summed and, in some models, normalised.
-    fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
-        let weights = &self.model.weights;
-        self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
-        let mut x = self.at(Site::Embed, stack::look_up(&weights.w_e, ids)?)?;
-        if self.program.differentiable && !x.requires_grad() {
-            x = x.set_requires_grad(true);
-        }
-        if let Some(w_type) = &weights.w_type {
-            let types = match &self.types {
-                // Rows are copies of the batch.
-                Some(types) => {
-                    let types = types.narrow(1, self.past.positions(), ids.size()[1]);
-                    let types = types.repeat([ids.size()[0] / types.size()[0], 1]);
-                    Tensor::embedding(w_type, &types, -1, false, false)
+    /// A step's value from those that it reads.
+    pub(super) fn compute(&mut self, layer: usize, step: &Step, state: &State) -> Result<Tensor> {
+        let block = self.model.block(layer)?;
+        let read = |n: usize| step.reads.get(n).map_or_else(|| state.get(step.wire), |&wire| state.get(wire));
+        match step.op {
+            Op::Norm(at) => {
+                let scale = step.reads.get(1).and_then(|scale| scale.site(layer));
+                match (block.norm(at), scale) {
+                    (Some(norm), Some(scale)) => self.norm(norm, scale, read(0)?),
+                    _ => Ok(read(0)?.shallow_clone()),
                 }
-                None => w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(&x),
-            };
-            x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
-        }
-        if let Some(w_pos) = &weights.w_pos {
-            let own = w_pos.narrow(-2, self.past.positions(), ids.size()[1]);
-            x = match self.program.touches(Site::PosEmbed) {
-                true => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
-                false => stack::add_to_each_row(&x, &own),
-            };
-        }
-        match &weights.ln_embed {
-            Some(norm) => self.norm_with(norm, Site::LnEmbedScale, &x),
-            None => Ok(x),
+            }
+            Op::Project => self.project(block, step.wire, read(0)?),
+            Op::Attend => {
+                let [q, k, v] = [Wire::Q, Wire::K, Wire::V].map(|wire| state.get(wire).map(Tensor::shallow_clone));
+                attention::heads(self, layer, [q?, k?, v?], None)
+            }
+            Op::Output => self.write(layer, &block.attn.o, read(0)?),
+            Op::Add => {
+                let scale = self.model.config().residual_scale;
+                let mut sum = read(0)?.shallow_clone();
+                for &term in &step.reads[1..] {
+                    let term = state.get(term)?;
+                    sum = if scale == 1.0 { sum + term } else { sum + term * scale };
+                }
+                Ok(sum)
+            }
+            Op::Route => mlp::route(self, block, read(0)?),
+            Op::Mix => mlp::mix(self, block, read(0)?, state.get(Wire::Router)?),
+            Op::Expand | Op::Activate | Op::Contract => mlp::compute(self, block, step, state),
+            Op::Stream | Op::Scale | Op::Score | Op::Softmax | Op::Write => Ok(read(0)?.shallow_clone()),
         }
     }
 
-    /// The residual stream behind the heads: with what they write, and the norm of a post-norm model.
-    fn attention_out(&mut self, layer: usize, block: &Block, x: &Tensor, z: Tensor) -> Result<Tensor> {
-        let z = self.at(Site::Z(layer), z)?;
-        let (x, z) = match self.trims_tail(layer) && z.size()[1] > 1 {
-            true => (if x.size()[1] > 1 { self.pick(x) } else { x.shallow_clone() }, self.pick(&z)),
-            false => (x.shallow_clone(), z),
+    /// Queries, keys or values, `[row, position, d_model]` to `[row, position, head, d_head]`.
+    pub(super) fn project(&self, block: &Block, wire: Wire, x: &Tensor) -> Result<Tensor> {
+        let config = self.model.config();
+        let (linear, heads) = match wire {
+            Wire::Q => (&block.attn.q, config.n_heads),
+            Wire::K => (&block.attn.k, config.n_kv_heads),
+            _ => (&block.attn.v, config.n_kv_heads),
         };
-        let attn_out = self.write(layer, &block.attn.o, &z)?;
-        self.norm(block.ln1.as_ref(), Site::Ln1Scale(layer), &(x + attn_out), NormPlace::Post)
-    }
-
-    /// The rest of a block behind its attention.
-    pub(super) fn behind_attention(&mut self, layer: usize, block: &Block, x: &Tensor) -> Result<Tensor> {
-        let Some(mlp) = &block.mlp else { return Ok(x.shallow_clone()) };
-        let normed = self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), x, NormPlace::Pre)?;
-        let mlp_out = self.mlp(layer, mlp, &normed)?;
-        self.norm(block.ln2.as_ref(), Site::Ln2Scale(layer), &(x + mlp_out), NormPlace::Post)
+        Ok(self.through(linear, x)?.unflatten(-1, [heads as i64, -1]))
     }
 
     /// `x` through one of the model's matrices.
@@ -314,42 +328,15 @@ impl<'a> Pass<'a> {
             // Only an edit may change what follows; a tap leaves the dense product as it is.
             sum = self.program.edits(site).then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));
         }
-        let out = match (sum, &o.b) {
-            (Some(sum), Some(b)) => sum + b,
-            (Some(sum), None) => sum,
-            (None, _) => self.through(o, &z.flatten(2, 3))?,
-        };
-        let out = self.at(Site::AttnOut(layer), out)?;
-        Ok(self.way_back(layer, out))
-    }
-
-    /// `x`, cut off from the graph where gradients are not to flow back through what a block writes.
-    fn way_back(&self, layer: usize, x: Tensor) -> Tensor {
-        if self.program.blocked == Some(layer) { x.detach() } else { x }
-    }
-
-    pub(super) fn mlp(&mut self, layer: usize, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-        let mut post = {
-            let pre = self.at(Site::MlpPre(layer), self.through(&mlp.gate, x)?)?;
-            activate(&pre, self.model.config().activation)
-        };
-        if let Some(up) = &mlp.up {
-            post = &post * self.through(up, x)?;
-        }
-        let post = self.at(Site::MlpPost(layer), post)?;
-        let out = self.at(Site::MlpOut(layer), self.through(&mlp.out, &post)?)?;
-        Ok(self.way_back(layer, out))
-    }
-
-    /// `x` through `norm` where the model has its norms at `place`, else `x`.
-    pub(super) fn norm(&mut self, norm: Option<&Norm>, site: Site, x: &Tensor, place: NormPlace) -> Result<Tensor> {
-        match norm {
-            Some(norm) if self.model.config().norm_place == place => self.norm_with(norm, site, x),
-            _ => Ok(x.shallow_clone()),
+        match (sum, &o.b) {
+            (Some(sum), Some(b)) => Ok(sum + b),
+            (Some(sum), None) => Ok(sum),
+            (None, _) => self.through(o, &z.flatten(2, 3)),
         }
     }
 
-    fn norm_with(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
+    /// `x` through a norm, whose divisor stands at `site`.
+    pub(super) fn norm(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
         let config = self.model.config();
         if !self.program.touches(site) {
             return Ok(norm::fused(config.norm, weights, x, config.norm_eps));
@@ -359,21 +346,50 @@ impl<'a> Pass<'a> {
         Ok(norm::joined(weights, &centred, &scale))
     }
 
-    /// `x` through a norm of the model's kind, but for its weights.
-    pub(super) fn bare_norm(&self, x: &Tensor) -> Tensor {
-        norm::bare(self.model.config().norm, x, self.model.config().norm_eps)
+    /// The cosines and sines of a layer's rotary positions, where it has any.
+    pub(super) fn rotary_of(&self, rotary: &Rotary) -> Option<(Tensor, Tensor)> {
+        let known = self.rotary.iter().find(|(own, _)| own == rotary);
+        known.map(|(_, (cos, sin))| (cos.shallow_clone(), sin.shallow_clone()))
+    }
+
+    /// What a value becomes by the edits at its site.
+    pub(super) fn edited(&self, layer: usize, wire: Wire, x: Tensor) -> Result<Tensor> {
+        self.edited_from(layer, wire, x, self.start.unwrap_or(0))
+    }
+
+    /// [`Pass::edited`] of the rows from `start` on.
+    pub(super) fn edited_from(&self, layer: usize, wire: Wire, x: Tensor, start: i64) -> Result<Tensor> {
+        wire.site(layer).map_or(Ok(x.shallow_clone()), |site| self.program.apply(site, x, start))
     }
 
     /// What `site` holds after its edits; recorded where the program asks for it.
     pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
         let x = self.program.apply(site, x, self.start.unwrap_or(0))?;
-        Ok(self.record(site, x))
+        Ok(self.tap(site, x))
+    }
+
+    fn records_wire(&self, layer: usize, wire: Wire) -> bool {
+        wire.site(layer).is_some_and(|site| self.program.records(site))
+    }
+
+    /// Keeps a value where it is asked for, and cuts it off from the graph where no gradient flows back through what the
+    /// layer writes. A value that only stands in for a computed one is not recorded.
+    fn record(&mut self, layer: usize, wire: Wire, x: Tensor, held: Wires) -> Tensor {
+        let x = match wire.site(layer) {
+            Some(site) if !held.has(wire) => self.tap(site, x),
+            _ => x,
+        };
+        if self.keep.contains(&(layer, wire)) {
+            self.kept.insert((layer, wire), x.detach());
+        }
+        let written = matches!(wire, Wire::AttnOut | Wire::MlpOut);
+        if written && self.program.blocked == Some(layer) { x.detach() } else { x }
     }
 
     /// Keeps what `site` holds where the program asks for it.
-    fn record(&mut self, site: Site, mut x: Tensor) -> Tensor {
+    pub(super) fn tap(&mut self, site: Site, mut x: Tensor) -> Tensor {
         if self.start.is_none() && self.program.records(site) {
-            // What nothing differentiable leads to is where gradients end.
+            // Gradients end at what nothing differentiable leads to.
             if self.program.differentiable && !x.requires_grad() {
                 x = x.set_requires_grad(true);
             }
@@ -382,75 +398,64 @@ impl<'a> Pass<'a> {
         }
         x
     }
-}
 
-impl Model {
-    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
-    /// the model is causal: its real tokens never see the padding on their right.
-    pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
-        (tokens.is_padded() && !self.config.causal).then(|| tokens.valid(self.device))
-    }
-
-    /// The logits of rows of the residual stream behind the last block, `[.., d_model]` to `[.., vocab]`.
-    pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.weights.head {
-            Some(head) => head.unembed.fast(&self.before_unembed(&self.final_norm(x))?),
-            None => Ok(x.shallow_clone()),
+    /// The value `to` of a block in which `from` is `x`, of any number of axes before the last where no step between them
+    /// tells positions apart.
+    pub(crate) fn between(&mut self, layer: usize, from: Wire, x: &Tensor, to: Wire) -> Result<Tensor> {
+        let mut state = State::default();
+        state.set(from, x.shallow_clone());
+        for step in self.model.wiring().block(layer).between(from, to) {
+            let value = self.compute(layer, step, &state)?;
+            state.set(step.wire, value);
         }
+        Ok(state.get(to)?.shallow_clone())
     }
 
-    /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
-    pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        let (columns, b) = self.unembedding(ids);
-        let read = self.before_unembed(&self.final_norm(x))?;
-        Ok((read * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b)
-    }
-
-    /// The unembedding's columns for ids `[n]`, `[n, d_model]`, and their biases, `[n]`.
-    pub(crate) fn unembedding(&self, ids: &Tensor) -> (Tensor, Tensor) {
-        let zeros = |shape: &[i64]| Tensor::zeros(shape, (self.kind, self.device));
-        let n = ids.size()[0];
-        let Some(head) = &self.weights.head else { return (zeros(&[n, self.config.d_model as i64]), zeros(&[n])) };
-        let b = head.unembed.b.as_ref().map_or_else(|| zeros(&[n]), |b| b.index_select(0, ids));
-        // By rows: chosen by columns, libtorch first copies the whole matrix.
-        (head.unembed.w.tr().index_select(0, ids), b)
-    }
-
-    /// Weight and bias of the norm behind the last block, where there is one.
-    pub(crate) fn final_norm_weights(&self) -> Option<(&Tensor, Option<&Tensor>)> {
-        self.weights.ln_final.as_ref().map(|ln| (&ln.w, ln.b.as_ref()))
-    }
-
-    /// What the unembedding reads: the normalised residual stream itself, or BERT's transform of it.
-    fn before_unembed(&self, x: &Tensor) -> Result<Tensor> {
-        match self.weights.head.as_ref().and_then(|head| head.transform.as_ref()) {
-            Some((dense, ln)) => {
-                let hidden = activate(&dense.forward(x)?, self.config.activation);
-                Ok(norm::fused(NormKind::Layer, ln, &hidden, self.config.norm_eps))
+    /// Rows that join after a step.
+    #[allow(clippy::too_many_arguments)]
+    fn join(
+        &mut self,
+        layer: usize,
+        wiring: &BlockWiring,
+        entry: Entry,
+        n: i64,
+        rows: i64,
+        state: &mut State,
+        joins: &Joins<'_>,
+    ) -> Result<()> {
+        let Cut::After { step, .. } = entry.cut else { return Ok(()) };
+        match entry.how {
+            How::Whole => {
+                for wire in wiring.live(step).iter() {
+                    let new = self.unchanged_rows(layer, wire, step, n, joins)?;
+                    state.append(wire, self.edited_from(layer, wire, new, rows)?);
+                }
+                Ok(())
             }
-            None => Ok(x.shallow_clone()),
+            How::FirstPosition { from } => self.first_position(layer, [from, step], n, rows, state, joins),
+            How::Heads { attend, .. } => self.some_heads(layer, entry, attend, rows, state, joins),
         }
     }
 
-    /// The norm behind the last block, where there is one.
-    fn final_norm(&self, x: &Tensor) -> Tensor {
-        match &self.weights.ln_final {
-            Some(ln) => norm::fused(self.config.norm, ln, x, self.config.norm_eps),
-            None => x.shallow_clone(),
-        }
+    /// `n` copies of an unchanged value, at the positions that are still there after a step.
+    pub(super) fn unchanged_rows(
+        &self,
+        layer: usize,
+        wire: Wire,
+        step: usize,
+        n: i64,
+        joins: &Joins<'_>,
+    ) -> Result<Tensor> {
+        let all = copies(&joins.unchanged(layer, wire)?, n);
+        Ok(if self.trim.is_some_and(|trim| trim < step) && !wire.is_read_everywhere() { self.pick(&all) } else { all })
     }
 }
 
-fn activate(x: &Tensor, activation: Activation) -> Tensor {
-    match activation {
-        Activation::Gelu => x.gelu("none"),
-        Activation::GeluTanh => x.gelu("tanh"),
-        Activation::Relu => x.relu(),
-        Activation::Silu => x.silu(),
-    }
-}
-
-/// A boolean lower triangle for the last `query` of `key` positions, `[query, key]`: true where a query sees a key.
-pub(super) fn causal_mask(query: i64, key: i64, device: Device) -> Tensor {
-    Tensor::ones([query, key], (Kind::Bool, device)).tril(key - query)
+/// What a pass does in one block.
+struct Todo {
+    computed: Wires,
+    /// Values that are the unchanged run's, or follow from those alone.
+    held: Wires,
+    /// Those of them that other steps read.
+    taken: Wires,
 }

@@ -1,43 +1,79 @@
-//! Rotary position embeddings.
+//! What do positions add? Rotation of queries and keys, and biases of the scores.
 
 use tch::{Device, Kind, Tensor};
 
-use super::config::{ModelConfig, Position, RotaryScaling};
+use crate::model::Model;
+use crate::model::arch::{ModelConfig, Rotary, RotaryScaling, ScoreBias};
 
-/// Cosines and sines for positions `past..past + n`, each `[position, 1, d_head]`; nothing for other kinds of position.
+/// Cosines and sines for positions `past..past + n`, each `[position, 1, width]`, for every kind of rotary positions that the
+/// model's layers have.
 ///
 /// The tables are computed in float32 whatever the model's type, as transformers does: they are part of what a trained
 /// checkpoint means.
-pub(super) fn rotary(config: &ModelConfig, past: i64, n: i64, kind: Kind, device: Device) -> Option<(Tensor, Tensor)> {
-    let Position::Rotary { base, scaling } = &config.position else { return None };
-    let frequencies = frequencies(*base, config.d_head as i64, scaling);
+pub(super) fn tables(model: &Model, past: i64, n: i64) -> Vec<(Rotary, (Tensor, Tensor))> {
+    let mut all: Vec<(Rotary, (Tensor, Tensor))> = vec![];
+    for layer in 0..model.config().n_layers {
+        let Some(rotary) = &model.wiring().block(layer).attend.rotary else { continue };
+        if all.iter().all(|(known, _)| known != rotary) {
+            all.push((rotary.clone(), table(rotary, model, past, n)));
+        }
+    }
+    all
+}
+
+fn table(rotary: &Rotary, model: &Model, past: i64, n: i64) -> (Tensor, Tensor) {
+    let frequencies = frequencies(rotary, model.config().d_head);
     let positions = Tensor::arange_start(past, past + n, (Kind::Int64, Device::Cpu)).to_kind(Kind::Float);
     let angles = positions.unsqueeze(1) * frequencies.unsqueeze(0);
-    let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
-    let to = |table: Tensor| table.to_kind(kind).to_device(device);
-    Some((to(angles.cos()), to(angles.sin())))
+    let angles = match rotary.interleaved {
+        true => angles.repeat_interleave_self_int(2, 1, None),
+        false => Tensor::cat(&[&angles, &angles], -1),
+    };
+    let to = |table: Tensor| table.unsqueeze(1).to_kind(model.kind()).to_device(model.device());
+    (to(angles.cos()), to(angles.sin()))
 }
 
-/// Radians by which each pair of coordinates turns per position, `[d_head / 2]`; nothing for other kinds of position.
-pub(super) fn radians(config: &ModelConfig) -> Option<Vec<f64>> {
-    let Position::Rotary { base, scaling } = &config.position else { return None };
-    let frequencies = frequencies(*base, config.d_head as i64, scaling);
-    Some((0..frequencies.numel() as i64).map(|i| frequencies.double_value(&[i])).collect())
+/// Which coordinates of a head turn together, and by how many radians per position: pairs that do not turn come last, with
+/// 0. Nothing where the layer has no rotary positions.
+pub(in crate::model) fn pairs(config: &ModelConfig, layer: usize) -> Option<Vec<([usize; 2], f64)>> {
+    let rotary = config.rotary(layer)?;
+    let frequencies = frequencies(&rotary, config.d_head);
+    let n = frequencies.numel();
+    let turning = (0..n).map(|i| {
+        let pair = if rotary.interleaved { [2 * i, 2 * i + 1] } else { [i, i + n] };
+        (pair, frequencies.double_value(&[i as i64]))
+    });
+    let still = (n..config.d_head / 2).map(|i| ([2 * i, 2 * i + 1], 0.0));
+    Some(turning.chain(still).collect())
 }
 
-/// Rotates `x`, `[batch, position, head, d_head]`; coordinate i turns with coordinate i + d_head / 2.
-pub(super) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
-    let halves = x.chunk(2, -1);
-    let turned = Tensor::cat(&[&halves[1].neg(), &halves[0]], -1);
+/// Rotates the first coordinates of `x`, `[batch, position, head, d_head]`.
+pub(super) fn rotate(x: &Tensor, rotary: &Rotary, (cos, sin): &(Tensor, Tensor)) -> Tensor {
+    let (width, d_head) = (cos.size()[cos.dim() - 1], x.size()[3]);
+    if width < d_head {
+        let turned = rotate(&x.narrow(3, 0, width), rotary, &(cos.shallow_clone(), sin.shallow_clone()));
+        return Tensor::cat(&[turned, x.narrow(3, width, d_head - width)], 3);
+    }
+    let turned = match rotary.interleaved {
+        true => {
+            let pairs = x.unflatten(3, [-1, 2]);
+            Tensor::stack(&[pairs.select(4, 1).neg(), pairs.select(4, 0)], 4).flatten(3, 4)
+        }
+        false => {
+            let halves = x.chunk(2, -1);
+            Tensor::cat(&[&halves[1].neg(), &halves[0]], -1)
+        }
+    };
     x * cos + turned * sin
 }
 
-/// Radians per position, `[d_head / 2]`, float32.
-fn frequencies(base: f64, width: i64, scaling: &RotaryScaling) -> Tensor {
+/// Radians per position, `[width / 2]`, float32.
+fn frequencies(rotary: &Rotary, d_head: usize) -> Tensor {
+    let width = rotary.width.unwrap_or(d_head) as i64;
     let exponents =
         Tensor::arange_start_step(0, width, 2, (Kind::Int64, Device::Cpu)).to_kind(Kind::Float) / width as f64;
-    let plain = Tensor::pow_scalar(base, &exponents).reciprocal();
-    match *scaling {
+    let plain = Tensor::pow_scalar(rotary.base, &exponents).reciprocal();
+    match rotary.scaling {
         RotaryScaling::None => plain,
         RotaryScaling::Linear { factor } => plain / factor,
         RotaryScaling::Llama3 { factor, low, high, original_positions } => {
@@ -50,4 +86,45 @@ fn frequencies(base: f64, width: i64, scaling: &RotaryScaling) -> Tensor {
             stretched.where_self(&slow.logical_or(&fast), &between)
         }
     }
+}
+
+/// What is added to the scores by relative position: `[head, query, key]`, or, where each row asks from a position of its own,
+/// `[row, head, 1, key]`. `queries` are `[query]` or `[row, 1]`.
+pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys: i64) -> Option<Tensor> {
+    let distance = |queries: &Tensor| Tensor::arange(keys, (Kind::Int64, queries.device())) - queries.unsqueeze(-1);
+    match bias {
+        ScoreBias::None => None,
+        ScoreBias::Alibi => {
+            let distance = distance(queries).abs().neg().to_kind(model.kind());
+            Some(slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3))
+        }
+        ScoreBias::Buckets { n, max_distance } => {
+            let buckets = buckets(&distance(queries), n as i64, max_distance as f64, !model.config().causal);
+            let w_rel = model.weights().w_rel.as_ref()?;
+            let numbers = Tensor::embedding(w_rel, &buckets, -1, false, false);
+            Some(numbers.movedim_int(-1, -3))
+        }
+    }
+}
+
+/// The slopes of the heads: a geometric series for the largest power of two among them, and for the others every second
+/// number of the series for twice as many (Press et al. 2022).
+fn slopes(model: &Model) -> Tensor {
+    let heads = model.config().n_heads;
+    let series = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64));
+    let power = 1 << heads.ilog2();
+    let all: Vec<f64> = series(power).chain(series(2 * power).step_by(2)).take(heads).collect();
+    Tensor::from_slice(&all).to_kind(model.kind()).to_device(model.device())
+}
+
+/// The bucket of each relative position (key - query), as in T5: half of them for exact distances, half spaced
+/// logarithmically; with `both` ways half of all for keys after the query.
+fn buckets(distance: &Tensor, n: i64, most: f64, both: bool) -> Tensor {
+    let n = if both { n / 2 } else { n };
+    let after = if both { distance.gt(0).to_kind(Kind::Int64) * n } else { distance.zeros_like() };
+    let far = if both { distance.abs() } else { distance.neg().clamp_min(0) };
+    let exact = n / 2;
+    let log = (far.to_kind(Kind::Float).clamp_min(1.0) / exact as f64).log() / (most / exact as f64).ln();
+    let large = ((log * (n - exact) as f64).to_kind(Kind::Int64) + exact).clamp_max(n - 1);
+    far.where_self(&far.lt(exact), &large) + after
 }

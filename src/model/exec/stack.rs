@@ -3,65 +3,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::weights::{Attention, Block, Head, Linear, Mlp, Norm, Weights};
-use super::{Model, Origin};
 use crate::error::{Error, Result};
-
-impl Weights {
-    /// The same parameters, each replaced by what `each` makes of it; the order is that of [`Weights::named`]. A tied
-    /// unembedding stays tied.
-    pub(crate) fn rebuilt(&self, mut each: impl FnMut(&Tensor) -> Tensor) -> Self {
-        let tied = self.is_tied();
-        let each: &mut dyn FnMut(&Tensor) -> Tensor = &mut each;
-        let w_e = each(&self.w_e);
-        let w_pos = self.w_pos.as_ref().map(&mut *each);
-        let w_type = self.w_type.as_ref().map(&mut *each);
-        let ln_embed = self.ln_embed.as_ref().map(|norm| norm.rebuilt(each));
-        let blocks = self.blocks.iter().map(|block| block.rebuilt(each)).collect();
-        let ln_final = self.ln_final.as_ref().map(|norm| norm.rebuilt(each));
-        let head = self.head.as_ref().map(|head| {
-            let transform = head.transform.as_ref().map(|(dense, norm)| (dense.rebuilt(each), norm.rebuilt(each)));
-            let mut unembed = head.unembed.rebuilt(each);
-            if tied {
-                unembed.w = w_e.transpose(-2, -1);
-            }
-            Head { transform, unembed }
-        });
-        Self { w_e, w_pos, w_type, ln_embed, blocks, ln_final, head }
-    }
-}
-
-impl Block {
-    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
-        let ln1 = self.ln1.as_ref().map(|norm| norm.rebuilt(each));
-        let attn = &self.attn;
-        let attn = Attention {
-            q: attn.q.rebuilt(each),
-            k: attn.k.rebuilt(each),
-            v: attn.v.rebuilt(each),
-            o: attn.o.rebuilt(each),
-        };
-        let ln2 = self.ln2.as_ref().map(|norm| norm.rebuilt(each));
-        let mlp = self.mlp.as_ref().map(|mlp| Mlp {
-            gate: mlp.gate.rebuilt(each),
-            up: mlp.up.as_ref().map(|up| up.rebuilt(each)),
-            out: mlp.out.rebuilt(each),
-        });
-        Self { ln1, attn, ln2, mlp }
-    }
-}
-
-impl Linear {
-    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
-        Self { w: each(&self.w), b: self.b.as_ref().map(each) }
-    }
-}
-
-impl Norm {
-    fn rebuilt(&self, each: &mut dyn FnMut(&Tensor) -> Tensor) -> Self {
-        Self { w: each(&self.w), b: self.b.as_ref().map(each) }
-    }
-}
+use crate::model::{Model, Origin};
 
 impl Model {
     /// Several models of one architecture as one, with the parameters of each along a leading `run` axis; one model stays as it
@@ -112,9 +55,9 @@ impl Model {
 
     /// The same model with other parameters: what `each` makes of those there are, in the order of
     /// [`Model::parameters`].
-    pub(crate) fn with_parameters(&self, each: impl FnMut(&Tensor) -> Tensor) -> Self {
+    pub(crate) fn with_parameters(&self, mut each: impl FnMut(&Tensor) -> Tensor) -> Self {
         let origin = Origin { name: self.origin.name.clone(), ..Origin::default() };
-        Self::new(self.config.clone(), self.weights.rebuilt(each), origin, self.tokenizer.clone())
+        Self::new(self.config.clone(), self.weights.rebuilt(&mut |_, old| each(old)), origin, self.tokenizer.clone())
     }
 }
 

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Kind, Tensor};
 
-use super::config::ModelConfig;
-use super::plan::{Action, Edit, Plan, Stored, once};
-use super::sent;
-use super::site::{Axis, Site};
-use super::tokens::Tokens;
+use super::bank::{Stored, once};
+use super::plan::{Action, Edit, Plan};
 use crate::error::{Error, Result};
+use crate::model::arch::{BlockWiring, ModelConfig, Wire};
+use crate::model::exec::is_of_positions;
+use crate::model::{Model, sent};
+use crate::site::{Axis, Site};
+use crate::text::Tokens;
 
 /// The checked form of a plan: what to record and what to change at each site.
 #[derive(Debug)]
@@ -48,66 +50,6 @@ pub(crate) struct Window<'a> {
     pub heads: Option<&'a [usize]>,
 }
 
-/// A place in the order of the forward pass: (layer, step); the embeddings have layer 0, the logits the last layer + 1.
-type Moment = (usize, usize);
-
-/// Where a site stands in the forward pass. Post-norm models take the norms after the sub-layers' outputs.
-fn moment(site: Site, config: &ModelConfig) -> Moment {
-    let post = config.norm_place == super::config::NormPlace::Post;
-    let step = match site {
-        Site::Embed => 0,
-        Site::PosEmbed => 1,
-        Site::TypeEmbed => 2,
-        Site::LnEmbedScale => 3,
-        Site::ResidPre(_) => 4,
-        Site::Ln1Scale(_) => {
-            if post {
-                13
-            } else {
-                5
-            }
-        }
-        Site::Q(_) => 6,
-        Site::K(_) => 7,
-        Site::V(_) => 8,
-        Site::Scores(_) => 9,
-        Site::Pattern(_) => 10,
-        Site::Z(_) => 11,
-        Site::Result(_) | Site::AttnOut(_) => 12,
-        Site::ResidMid(_) => 14,
-        Site::Ln2Scale(_) => {
-            if post {
-                19
-            } else {
-                15
-            }
-        }
-        Site::MlpPre(_) => 16,
-        Site::MlpPost(_) => 17,
-        Site::MlpOut(_) => 18,
-        Site::ResidPost(_) => 20,
-        Site::LnFinalScale => 0,
-        Site::Logits => 1,
-    };
-    let layer = match site {
-        Site::LnFinalScale | Site::Logits => config.n_layers,
-        _ => site.layer().unwrap_or(0),
-    };
-    (layer, step)
-}
-
-/// Whether a change at `site` can be seen at `tap`.
-fn reaches(site: Site, tap: Site, config: &ModelConfig) -> bool {
-    // Of one layer, q, k and v do not depend on each other, nor patterns on v, nor the heads' results on their sum.
-    let apart = match (site, tap) {
-        (Site::Q(a), Site::K(b) | Site::V(b)) | (Site::K(a), Site::V(b)) => a == b,
-        (Site::V(a), Site::Scores(b) | Site::Pattern(b)) | (Site::AttnOut(a), Site::Result(b)) => a == b,
-        (Site::Embed, Site::PosEmbed | Site::TypeEmbed) | (Site::PosEmbed, Site::TypeEmbed) => true,
-        _ => false,
-    };
-    !apart && moment(site, config) <= moment(tap, config)
-}
-
 impl Program {
     /// A program that records `taps` and changes nothing.
     pub(crate) fn taps(taps: impl IntoIterator<Item = Site>) -> Self {
@@ -134,7 +76,8 @@ impl Program {
     }
 
     /// Checks `plan` against a model and a batch.
-    pub(crate) fn new(plan: &Plan, config: &ModelConfig, tokens: &Tokens) -> Result<Self> {
+    pub(crate) fn new(plan: &Plan, model: &Model, tokens: &Tokens) -> Result<Self> {
+        let config = model.config();
         let mut program = Self::taps(plan.tapped().iter().copied());
         program.differentiable = plan.is_differentiable();
         program.explicit = plan.is_explicit();
@@ -147,7 +90,7 @@ impl Program {
             let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
             program.push(edit.clone(), entry, &Window::default(), config, tokens)?;
         }
-        program.check(config)?;
+        program.check(model)?;
         Ok(program)
     }
 
@@ -192,10 +135,10 @@ impl Program {
         Ok(())
     }
 
-    /// Fails where a tap does not exist, or an edit fires after the last tap.
-    pub(crate) fn check(&self, config: &ModelConfig) -> Result<()> {
-        self.taps.iter().try_for_each(|site| site.check(config))?;
-        let seen = |site: &Site| self.taps.iter().any(|tap| reaches(*site, *tap, config));
+    /// Fails where a tap does not exist, or no tap can see an edit.
+    pub(crate) fn check(&self, model: &Model) -> Result<()> {
+        self.taps.iter().try_for_each(|site| site.check(model.config()))?;
+        let seen = |site: &Site| self.taps.iter().any(|tap| model.wiring().reaches(*site, *tap));
         match self.ops.keys().find(|site| !seen(site)) {
             Some(&site) => Err(Error::Edit {
                 site,
@@ -225,20 +168,21 @@ impl Program {
         self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.edit.action == Action::KnockOut))
     }
 
-    /// Whether something within block `layer` is changed at or behind `from`; if `but_heads`, what changes z of some heads
-    /// alike at all positions does not count.
-    pub(crate) fn edits_within(&self, layer: usize, config: &ModelConfig, from: Site, but_heads: bool) -> bool {
-        let behind = |site: &Site| site.layer() == Some(layer) && moment(*site, config) >= moment(from, config);
-        let alike = |op: &Op| op.rows.is_none() && op.value.is_none() && op.edit.at.positions.is_none();
-        let counts = |(site, ops): (&Site, &Vec<Op>)| {
-            behind(site) && !(but_heads && *site == Site::Z(layer) && ops.iter().all(alike))
-        };
-        self.ops.iter().any(counts)
+    /// The last step of a layer in which an edit fires that tells positions apart, if there is one: after it, positions can be
+    /// left out.
+    pub(crate) fn last_edited_by_position(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
+        let alike = |op: &Op| op.value.is_none() && op.edit.at.positions.is_none();
+        let here = self.ops.iter().filter(|(site, ops)| {
+            let by_position = site.axes().contains(&Axis::Position) && ops.iter().all(alike);
+            site.layer() == Some(layer) && !by_position
+        });
+        here.filter_map(|(site, _)| wiring.made_in(Wire::of(*site)?)).max()
     }
 
-    /// Whether anything is recorded after block `layer`'s last site.
-    pub(crate) fn goes_past(&self, layer: usize, config: &ModelConfig) -> bool {
-        self.taps.iter().any(|site| moment(*site, config) > moment(Site::ResidPost(layer), config))
+    /// Whether anything is recorded after block `layer`.
+    pub(crate) fn goes_past(&self, layer: usize, model: &Model) -> bool {
+        let end = model.wiring().point(Site::ResidPost(layer));
+        self.taps.iter().any(|site| model.wiring().point(*site) > end)
     }
 
     /// Whether one of the first `n` rows is changed at `site`.
@@ -371,7 +315,7 @@ fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> 
     let mut value = value.shallow_clone();
     for (i, axis) in axes.iter().enumerate().skip(missing) {
         let here = (i - missing) as i64;
-        if matches!(axis, Axis::Position | Axis::Query) && value.size()[i - missing] == positions as i64 {
+        if is_of_positions(*axis) && value.size()[i - missing] == positions as i64 {
             value = value.narrow(here, first as i64, (positions - first) as i64);
         }
     }
@@ -394,68 +338,6 @@ fn of_heads(site: Site, value: &Tensor, heads: &[usize]) -> Tensor {
             value.index_select(axis as i64, &sent(&Tensor::from_slice(&heads), value.device()))
         }
         None => value.shallow_clone(),
-    }
-}
-
-/// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
-pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
-    let mut means = Means::default();
-    means.add(site, x, valid);
-    means.finish(usize::MAX)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
-}
-
-/// Means over prompts of runs that come one after another.
-#[derive(Default)]
-pub(crate) struct Means {
-    /// Sums over the prompts so far, `[1, ..]`, and how many they were at each position.
-    sums: BTreeMap<Site, (Tensor, Tensor)>,
-}
-
-impl Means {
-    /// More prompts: what `site` holds, and where their real tokens stand, if some are padded.
-    pub(crate) fn add(&mut self, site: Site, x: &Tensor, valid: Option<&Tensor>) {
-        let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
-        let mut shape = vec![1i64; x.dim()];
-        shape[0] = x.size()[0];
-        let axis = site.axes().iter().position(|axis| matches!(axis, Axis::Position | Axis::Query)).unwrap_or(1);
-        shape[axis] = x.size()[axis];
-        let (total, count) = match valid {
-            Some(valid) => {
-                let real = valid.view(shape.as_slice());
-                (sum(&x.where_self(&real, &x.zeros_like())), sum(&real.to_kind(x.kind())))
-            }
-            None => (sum(x), sum(&Tensor::ones(shape, (x.kind(), x.device())))),
-        };
-        let so_far = match self.sums.remove(&site) {
-            Some((t, c)) => (t + total, c + count),
-            None => (total, count),
-        };
-        self.sums.insert(site, so_far);
-    }
-
-    /// The means at the first `positions` positions.
-    ///
-    /// # Errors
-    /// Where a position is padding in every prompt.
-    pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
-        let cut = |site: Site, x: Tensor| {
-            let axes = site.axes().into_iter().enumerate();
-            let axes = axes.filter(|(_, axis)| matches!(axis, Axis::Position | Axis::Query | Axis::Key));
-            axes.fold(x, |x, (i, _)| {
-                let n = x.size()[i].min(i64::try_from(positions).unwrap_or(i64::MAX));
-                x.narrow(i as i64, 0, n)
-            })
-        };
-        let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
-            let (sum, count) = (cut(site, sum), cut(site, count));
-            let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
-            if uncovered != 0 {
-                let expected = "a reference with a prompt at every position".to_owned();
-                return Err(Error::Edit { site, expected, found: "only padding at some position".into() });
-            }
-            Ok((site, sum / count))
-        };
-        self.sums.into_iter().map(mean).collect()
     }
 }
 

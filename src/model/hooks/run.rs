@@ -5,10 +5,10 @@ use std::path::Path;
 
 use tch::Tensor;
 
-use super::site::Site;
-use super::tokens::Tokens;
-use crate::checkpoint::write_tensors;
 use crate::error::{Error, Result};
+use crate::site::Site;
+use crate::tensors::write_tensors;
+use crate::text::Tokens;
 
 /// The activations that a [`Plan`](super::Plan) tapped, by site.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use super::save::Stored;
+use crate::tensors::Stored;
 use crate::error::{Error, Result};
 use crate::file;
 

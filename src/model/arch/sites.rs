@@ -1,0 +1,87 @@
+//! Which sites does a model have, and how large are they?
+
+use super::config::{ModelConfig, NormKind, Position, Unembed};
+use super::wiring::{BlockWiring, Wire, Wiring};
+use crate::error::{Error, Result};
+use crate::site::{Axis, Site};
+
+impl Site {
+    /// The shape of the site's tensor for `batch` prompts of `positions` tokens.
+    pub fn shape(self, config: &ModelConfig, batch: usize, positions: usize) -> Vec<i64> {
+        let length = |axis: Axis| match axis {
+            Axis::Batch => batch,
+            Axis::Position | Axis::Query | Axis::Key => positions,
+            Axis::Head => config.n_heads,
+            Axis::KvHead => config.n_kv_heads,
+            Axis::DModel => config.d_model,
+            Axis::DEmbed => config.d_sum(),
+            Axis::DHead => config.d_head,
+            Axis::DMlp => config.d_mlp,
+            Axis::Expert => config.experts.map_or(0, |experts| experts.n),
+            Axis::Vocab => config.vocab,
+            Axis::One => 1,
+        };
+        self.axes().into_iter().map(|axis| length(axis) as i64).collect()
+    }
+
+    /// Whether the site has the heads apart, each computed without the others.
+    pub(crate) fn is_by_head(self) -> bool {
+        matches!(self, Self::K(_) | Self::V(_) | Self::Q(_) | Self::Scores(_) | Self::Pattern(_) | Self::Z(_))
+    }
+
+    /// Fails where a model of this config has no such site.
+    ///
+    /// # Errors
+    /// [`Error::SiteAbsent`] with the reason.
+    pub fn check(self, config: &ModelConfig) -> Result<()> {
+        match self.absence(config) {
+            Some(reason) => Err(Error::SiteAbsent { site: self, reason }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why a model of this config has no such site, if it has none.
+    fn absence(self, config: &ModelConfig) -> Option<String> {
+        let no = |reason: &str, absent: bool| absent.then(|| reason.to_owned());
+        if let Some((layer, wire)) = self.layer().zip(Wire::of(self)) {
+            if layer >= config.n_layers {
+                return Some(format!("it has layers 0 to {}", config.n_layers - 1));
+            }
+            let there = BlockWiring::new(config, layer).wires().any(|own| own == wire);
+            return no(self.missing_part(config), !there);
+        }
+        match self {
+            Self::PosEmbed => no("its positions are not learned vectors", config.position != Position::Learned),
+            Self::TypeEmbed => no("it has no token types", config.n_token_types == 0),
+            Self::LnEmbedScale => {
+                let none = !config.embed_norm || config.norm == NormKind::None;
+                no("its embeddings are not normalised", none)
+            }
+            Self::LnFinalScale => no("it has no norm before the unembedding", !config.has_final_norm()),
+            Self::Logits => no("it ends in the residual stream", config.unembed == Unembed::None),
+            _ => None,
+        }
+    }
+
+    fn missing_part(self, config: &ModelConfig) -> &'static str {
+        match self {
+            Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::Ln1PostScale(_) | Self::Ln2PostScale(_) => {
+                "its blocks have no norm there"
+            }
+            Self::ResidMid(_) => "its attention and MLP stand side by side",
+            Self::Router(_) => "it has no experts",
+            _ if config.experts.is_some() => "its MLPs are experts",
+            _ => "it has no MLP",
+        }
+    }
+
+    /// Every site that a model of this config has, in the order of the forward pass.
+    pub fn all(config: &ModelConfig) -> Vec<Self> {
+        let wiring = Wiring::new(config);
+        let before = [Self::Embed, Self::PosEmbed, Self::TypeEmbed, Self::LnEmbedScale];
+        let of_layer = |layer| wiring.block(layer).wires().filter_map(move |wire: Wire| wire.site(layer));
+        let layered = (0..config.n_layers).flat_map(of_layer).collect::<Vec<_>>();
+        let all = before.into_iter().chain(layered).chain([Self::LnFinalScale, Self::Logits]);
+        all.filter(|site| site.layer().is_some() || site.check(config).is_ok()).collect()
+    }
+}

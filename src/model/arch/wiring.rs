@@ -1,0 +1,689 @@
+//! What does a block compute, in which order, and what reads what?
+//!
+//! A block is a small graph of named values ([`Wire`]); each is computed by one [`Step`] from the values that the step
+//! reads. Everything that needs to know a block asks here: the pass that evaluates it, what a change can reach, where a
+//! changed run departs from the unchanged one and with which values, what stays when heads are frozen, what the residual
+//! stream is a sum of, and what a step costs. Architectures differ by their graphs, never by code that knows them.
+
+use std::fmt;
+
+use super::config::{ModelConfig, NormKind, NormPlace, Parallel, Position, QkNorm, Rotary};
+use crate::site::Site;
+
+/// A value inside a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Wire {
+    ResidPre,
+    Ln1Scale,
+    /// What the projections read: the stream, normalised.
+    AttnIn,
+    K,
+    V,
+    Q,
+    Scores,
+    Pattern,
+    Z,
+    Result,
+    /// What the heads write together, before a norm on it.
+    AttnSum,
+    Ln1PostScale,
+    AttnOut,
+    /// The stream with what attention adds, before a norm on it.
+    MidSum,
+    ResidMid,
+    Ln2Scale,
+    /// What the MLP reads: the stream, normalised.
+    MlpIn,
+    Router,
+    MlpPre,
+    MlpPost,
+    /// What the MLP writes, before a norm on it.
+    MlpSum,
+    Ln2PostScale,
+    MlpOut,
+    /// The stream with what the MLP adds, before a norm on it.
+    PostSum,
+    ResidPost,
+}
+
+const WIRES: usize = Wire::ResidPost as usize + 1;
+
+impl Wire {
+    const ALL: [Self; WIRES] = {
+        use Wire::*;
+        [
+            ResidPre, Ln1Scale, AttnIn, K, V, Q, Scores, Pattern, Z, Result, AttnSum, Ln1PostScale, AttnOut, MidSum,
+            ResidMid, Ln2Scale, MlpIn, Router, MlpPre, MlpPost, MlpSum, Ln2PostScale, MlpOut, PostSum, ResidPost,
+        ]
+    };
+
+    /// The site at which a layer's value can be read and changed; none for values between two sites.
+    pub(crate) fn site(self, layer: usize) -> Option<Site> {
+        Some(match self {
+            Self::ResidPre => Site::ResidPre(layer),
+            Self::Ln1Scale => Site::Ln1Scale(layer),
+            Self::K => Site::K(layer),
+            Self::V => Site::V(layer),
+            Self::Q => Site::Q(layer),
+            Self::Scores => Site::Scores(layer),
+            Self::Pattern => Site::Pattern(layer),
+            Self::Z => Site::Z(layer),
+            Self::Result => Site::Result(layer),
+            Self::Ln1PostScale => Site::Ln1PostScale(layer),
+            Self::AttnOut => Site::AttnOut(layer),
+            Self::ResidMid => Site::ResidMid(layer),
+            Self::Ln2Scale => Site::Ln2Scale(layer),
+            Self::Router => Site::Router(layer),
+            Self::MlpPre => Site::MlpPre(layer),
+            Self::MlpPost => Site::MlpPost(layer),
+            Self::Ln2PostScale => Site::Ln2PostScale(layer),
+            Self::MlpOut => Site::MlpOut(layer),
+            Self::ResidPost => Site::ResidPost(layer),
+            Self::AttnIn | Self::AttnSum | Self::MidSum | Self::MlpIn | Self::MlpSum | Self::PostSum => return None,
+        })
+    }
+
+    /// The value that stands at a site of a block.
+    pub(crate) fn of(site: Site) -> Option<Self> {
+        let layer = site.layer()?;
+        Self::ALL.into_iter().find(|wire| wire.site(layer) == Some(site))
+    }
+
+    /// Numbers at each position: the length of all axes after the position.
+    pub(crate) fn width(self, config: &ModelConfig) -> usize {
+        match self {
+            Self::Q | Self::Z => config.n_heads * config.d_head,
+            Self::K | Self::V => config.n_kv_heads * config.d_head,
+            Self::Scores | Self::Pattern => config.n_heads * config.n_positions,
+            Self::Result => config.n_heads * config.d_model,
+            Self::Ln1Scale | Self::Ln1PostScale | Self::Ln2Scale | Self::Ln2PostScale => 1,
+            Self::MlpPre | Self::MlpPost => config.d_mlp,
+            Self::Router => config.experts.map_or(0, |experts| experts.n),
+            _ => config.d_model,
+        }
+    }
+
+    /// Whether every query of a row reads the value at all positions.
+    pub(crate) fn is_read_everywhere(self) -> bool {
+        matches!(self, Self::K | Self::V)
+    }
+}
+
+/// A set of a block's values.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Wires(u32);
+
+impl Wires {
+    pub(crate) const NONE: Self = Self(0);
+
+    pub(crate) fn has(self, wire: Wire) -> bool {
+        self.0 & 1 << wire as u32 != 0
+    }
+
+    pub(crate) fn with(self, wire: Wire) -> Self {
+        Self(self.0 | 1 << wire as u32)
+    }
+
+    pub(crate) fn without(self, wire: Wire) -> Self {
+        Self(self.0 & !(1 << wire as u32))
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(crate) fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `other` are among these.
+    pub(crate) fn covers(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = Wire> {
+        Wire::ALL.into_iter().filter(move |wire| self.has(*wire))
+    }
+}
+
+impl FromIterator<Wire> for Wires {
+    fn from_iter<I: IntoIterator<Item = Wire>>(wires: I) -> Self {
+        wires.into_iter().fold(Self::NONE, Self::with)
+    }
+}
+
+impl fmt::Debug for Wires {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Which norm of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NormAt {
+    /// `ln1`: of what attention reads, or of the stream after it.
+    Attn,
+    /// `ln1_post`: of what the heads write together.
+    AttnOut,
+    /// `ln2`: of what the MLP reads, or of the stream after it.
+    Mlp,
+    /// `ln2_post`: of what the MLP writes.
+    MlpOut,
+}
+
+/// What a step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// The residual stream, as the block before left it.
+    Stream,
+    /// The divisor of a norm.
+    Scale,
+    /// A norm of the first value that it reads.
+    Norm(NormAt),
+    /// Queries, keys or values.
+    Project,
+    /// Queries times keys, scaled, biased, capped and masked.
+    Score,
+    /// The softmax of the scores.
+    Softmax,
+    /// What each head gathers.
+    Attend,
+    /// What each head writes.
+    Write,
+    /// What all heads write, with the bias.
+    Output,
+    /// The sum of the stream and what sub-layers add to it.
+    Add,
+    /// The weights of the experts.
+    Route,
+    /// The argument of the MLP's activation.
+    Expand,
+    /// The activation, in a gated MLP times the second projection.
+    Activate,
+    /// The MLP's output projection.
+    Contract,
+    /// The weighted sum of what the experts write.
+    Mix,
+}
+
+impl Op {
+    /// Whether the value is made inside the step that reads it, and kept only where somebody asks for it: that step may
+    /// have a shorter way that never makes it.
+    fn is_inner(self) -> bool {
+        matches!(self, Self::Scale | Self::Score | Self::Softmax | Self::Write)
+    }
+}
+
+/// How one value of a block is computed.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub wire: Wire,
+    pub op: Op,
+    /// The values that it reads.
+    pub reads: Vec<Wire>,
+    /// The same, where an inner value stands for those that it is made of.
+    pub needs: Wires,
+    /// The inner values that are made in it.
+    inner: Wires,
+}
+
+impl Step {
+    /// Whether one of these is made inside the step.
+    pub(crate) fn makes_any(&self, wires: Wires) -> bool {
+        self.inner.meets(wires)
+    }
+}
+
+/// What a layer's attention does with queries and keys.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Attend {
+    pub causal: bool,
+    pub scale: f64,
+    pub norm: QkNorm,
+    pub rotary: Option<Rotary>,
+    pub bias: ScoreBias,
+    pub cap: Option<f64>,
+    pub window: Option<usize>,
+    pub sinks: bool,
+    /// How many query heads share a key/value head.
+    pub group: usize,
+}
+
+/// What is added to scores, by relative position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum ScoreBias {
+    None,
+    Alibi,
+    Buckets { n: usize, max_distance: usize },
+}
+
+impl Attend {
+    /// Attention with nothing but queries, keys, a scale and, in a causal model, the causal mask.
+    pub(crate) fn plain(causal: bool, scale: f64) -> Self {
+        Self {
+            causal,
+            scale,
+            norm: QkNorm::None,
+            rotary: None,
+            bias: ScoreBias::None,
+            cap: None,
+            window: None,
+            sinks: false,
+            group: 1,
+        }
+    }
+
+    /// Whether a head's pattern depends on its own queries and keys only.
+    pub(crate) fn has_heads_apart(&self) -> bool {
+        // Without a rest: a new field has to say on which side it stands.
+        let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, group: _ } = self;
+        *norm != QkNorm::All
+    }
+
+    fn new(config: &ModelConfig, layer: usize) -> Self {
+        let scale = config.attention_scale.unwrap_or_else(|| (config.d_head as f64).powf(-0.5));
+        Self {
+            causal: config.causal,
+            scale: if config.scale_by_layer { scale / (layer + 1) as f64 } else { scale },
+            norm: config.qk_norm,
+            rotary: config.rotary(layer),
+            bias: match config.position {
+                Position::Alibi => ScoreBias::Alibi,
+                Position::Buckets { n, max_distance } => ScoreBias::Buckets { n, max_distance },
+                Position::None | Position::Learned | Position::Rotary(_) => ScoreBias::None,
+            },
+            cap: config.score_cap,
+            window: config.layer(layer).window,
+            sinks: config.sinks,
+            group: config.n_heads / config.n_kv_heads,
+        }
+    }
+}
+
+/// A place between two steps of a block, where rows that depart from the unchanged run join those that did so earlier:
+/// after the step with this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Cut {
+    /// Before the embeddings: rows join with their token ids.
+    Start,
+    /// In a layer, after one of its steps.
+    After { layer: usize, step: usize },
+}
+
+/// The graph of one block.
+#[derive(Debug, Clone)]
+pub(crate) struct BlockWiring {
+    /// Every step, inner ones among them, in order.
+    all: Vec<Step>,
+    /// The steps that the pass takes one after another.
+    steps: Vec<Step>,
+    /// After each of `steps`, the values that a later one reads.
+    live: Vec<Wires>,
+    pub attend: Attend,
+}
+
+/// The graphs of a model's blocks, and what lies before and after them.
+#[derive(Debug, Clone)]
+pub(crate) struct Wiring {
+    blocks: Vec<BlockWiring>,
+    /// Whether what follows the blocks is a norm.
+    has_final_norm: bool,
+}
+
+/// Collects the steps of a block.
+struct Draft(Vec<(Wire, Op, Vec<Wire>)>);
+
+impl Draft {
+    fn step(&mut self, wire: Wire, op: Op, reads: &[Wire]) -> Wire {
+        self.0.push((wire, op, reads.to_vec()));
+        wire
+    }
+
+    /// `x` normalised, with the divisor as a value of its own.
+    fn norm(&mut self, wire: Wire, at: NormAt, scale: Wire, x: Wire) -> Wire {
+        self.step(scale, Op::Scale, &[x]);
+        self.step(wire, Op::Norm(at), &[x, scale])
+    }
+
+    fn attention(&mut self, x: Wire) -> Wire {
+        use Wire::{K, Pattern, Q, Scores, V, Z};
+        // Keys and values first: what is asked for at one position of each row needs them at all positions, and queries at
+        // that one.
+        for wire in [K, V, Q] {
+            self.step(wire, Op::Project, &[x]);
+        }
+        self.step(Scores, Op::Score, &[Q, K]);
+        self.step(Pattern, Op::Softmax, &[Scores]);
+        self.step(Z, Op::Attend, &[Pattern, V]);
+        self.step(Wire::Result, Op::Write, &[Z])
+    }
+
+    fn mlp(&mut self, config: &ModelConfig, x: Wire, out: Wire) -> Wire {
+        if config.experts.is_some() {
+            self.step(Wire::Router, Op::Route, &[x]);
+            return self.step(out, Op::Mix, &[x, Wire::Router]);
+        }
+        let pre = self.step(Wire::MlpPre, Op::Expand, &[x]);
+        let post = match config.gated_mlp {
+            true => self.step(Wire::MlpPost, Op::Activate, &[pre, x]),
+            false => self.step(Wire::MlpPost, Op::Activate, &[pre]),
+        };
+        self.step(out, Op::Contract, &[post])
+    }
+}
+
+impl BlockWiring {
+    /// The graph of a layer's block.
+    pub(crate) fn new(config: &ModelConfig, layer: usize) -> Self {
+        use NormPlace::{Output, Post, Pre, Sandwich};
+        use Wire::*;
+        let place = if config.norm == NormKind::None { None } else { Some(config.norm_place) };
+        let (before, on_output, after) =
+            (matches!(place, Some(Pre | Sandwich)), matches!(place, Some(Sandwich | Output)), place == Some(Post));
+        let mut draft = Draft(vec![]);
+        let stream = draft.step(ResidPre, Op::Stream, &[]);
+        let read = if before { draft.norm(AttnIn, NormAt::Attn, Ln1Scale, stream) } else { stream };
+        draft.attention(read);
+        // The dense product reads z; what each head writes by itself is made only where somebody asks.
+        let written = draft.step(if on_output { AttnSum } else { AttnOut }, Op::Output, &[Z, Result]);
+        let attn = if on_output { draft.norm(AttnOut, NormAt::AttnOut, Ln1PostScale, written) } else { written };
+        let serial = config.parallel == Parallel::No;
+        let mid = match (serial, after) {
+            (false, _) => stream,
+            (true, false) => draft.step(ResidMid, Op::Add, &[stream, attn]),
+            (true, true) => {
+                let sum = draft.step(MidSum, Op::Add, &[stream, attn]);
+                draft.norm(ResidMid, NormAt::Attn, Ln1Scale, sum)
+            }
+        };
+        if !config.has_mlp() {
+            draft.step(ResidPost, Op::Add, &[mid]);
+            return Self::finish(draft, Attend::new(config, layer));
+        }
+        let read = match config.parallel {
+            Parallel::OneNorm => read,
+            _ if before => draft.norm(MlpIn, NormAt::Mlp, Ln2Scale, mid),
+            _ => mid,
+        };
+        let written = draft.mlp(config, read, if on_output { MlpSum } else { MlpOut });
+        let mlp = if on_output { draft.norm(MlpOut, NormAt::MlpOut, Ln2PostScale, written) } else { written };
+        let terms: &[Wire] = if serial { &[mid, mlp] } else { &[stream, attn, mlp] };
+        if after {
+            let sum = draft.step(PostSum, Op::Add, terms);
+            draft.norm(ResidPost, NormAt::Mlp, Ln2Scale, sum);
+        } else {
+            draft.step(ResidPost, Op::Add, terms);
+        }
+        Self::finish(draft, Attend::new(config, layer))
+    }
+
+    fn finish(draft: Draft, attend: Attend) -> Self {
+        let mut all: Vec<Step> = vec![];
+        for (wire, op, reads) in draft.0 {
+            let (mut needs, mut inner) = (Wires::NONE, Wires::NONE);
+            for &read in &reads {
+                match all.iter().find(|step| step.wire == read && step.op.is_inner()) {
+                    Some(made) => (needs, inner) = (needs.and(made.needs), inner.and(made.inner).with(read)),
+                    None => needs = needs.with(read),
+                }
+            }
+            all.push(Step { wire, op, reads, needs, inner });
+        }
+        let steps: Vec<Step> = all.iter().filter(|step| !step.op.is_inner()).cloned().collect();
+        let mut live = vec![Wires::NONE.with(Wire::ResidPost)];
+        for step in steps.iter().rev() {
+            let after = live[live.len() - 1];
+            live.push(after.without(step.wire).and(step.needs));
+        }
+        live.pop(); // before the first step nothing is there
+        live.reverse();
+        Self { all, steps, live, attend }
+    }
+
+    /// The steps that the pass takes, in order.
+    pub(crate) fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// The values that steps after `step` read.
+    pub(crate) fn live(&self, step: usize) -> Wires {
+        self.live[step]
+    }
+
+    /// All values, in order.
+    pub(crate) fn wires(&self) -> impl Iterator<Item = Wire> {
+        self.all.iter().map(|step| step.wire)
+    }
+
+    /// How a value is computed, where the block has it.
+    pub(crate) fn step(&self, wire: Wire) -> Option<&Step> {
+        self.all.iter().find(|step| step.wire == wire)
+    }
+
+    /// The number of the step in which a value is made: its own, or the one that reads an inner value.
+    pub(crate) fn made_in(&self, wire: Wire) -> Option<usize> {
+        self.steps.iter().position(|step| step.wire == wire || step.inner.has(wire))
+    }
+
+    /// The number of the step in which an edit at a site of the block fires.
+    pub(crate) fn fires_in(&self, site: Site) -> Option<usize> {
+        self.made_in(Wire::of(site)?)
+    }
+
+    /// The number of the first step that an operation belongs to.
+    fn first(&self, op: Op) -> Option<usize> {
+        self.steps.iter().position(|step| step.op == op)
+    }
+
+    /// The step that sums over heads.
+    pub(crate) fn output(&self) -> usize {
+        self.first(Op::Output).unwrap_or(0)
+    }
+
+    /// The step in which positions look at each other.
+    pub(crate) fn attend_step(&self) -> usize {
+        self.first(Op::Attend).unwrap_or(0)
+    }
+
+    /// The step after which keys and values are there.
+    pub(crate) fn keys_done(&self) -> usize {
+        self.made_in(Wire::V).unwrap_or(0)
+    }
+
+    /// Whether the block has this norm.
+    pub(crate) fn has_norm(&self, at: NormAt) -> bool {
+        self.first(Op::Norm(at)).is_some()
+    }
+
+    /// The values that a change of `wire` changes, itself among them.
+    pub(crate) fn reached(&self, wire: Wire) -> Wires {
+        self.all.iter().fold(Wires::NONE.with(wire), |reached, step| {
+            let reads: Wires = step.reads.iter().copied().collect();
+            if reads.meets(reached) { reached.with(step.wire) } else { reached }
+        })
+    }
+
+    /// The steps that lead from one value to another, in order.
+    pub(crate) fn between(&self, from: Wire, to: Wire) -> Vec<&Step> {
+        let (after, mut before) = (self.reached(from), Wires::NONE.with(to));
+        let mut steps = vec![];
+        for step in self.steps.iter().rev().filter(|step| after.has(step.wire) && step.wire != from) {
+            if before.has(step.wire) {
+                before = before.and(step.needs);
+                steps.push(step);
+            }
+        }
+        steps.reverse();
+        steps
+    }
+
+    /// The last step after which a run that is changed at these values can join with the unchanged run's: none of the
+    /// steps up to there reads one of them.
+    pub(crate) fn departs(&self, edited: Wires) -> usize {
+        let reads = |step: &Step| step.needs.meets(edited) || step.inner.meets(edited);
+        self.steps.iter().position(reads).unwrap_or(self.steps.len()).saturating_sub(1)
+    }
+
+    /// How far a change of what the heads write is carried by sums alone: the number of the last of them, or that of the
+    /// output projection itself.
+    pub(crate) fn lands(&self) -> usize {
+        let output = self.output();
+        let mut carried = Wires::NONE.with(self.steps[output].wire);
+        let mut last = output;
+        for (number, step) in self.steps.iter().enumerate().skip(output + 1) {
+            if step.needs.meets(carried) {
+                if step.op != Op::Add {
+                    break;
+                }
+                (carried, last) = (carried.with(step.wire), number);
+            }
+        }
+        // A later step must not read what was carried on the way.
+        let passed = carried.without(self.steps[last].wire);
+        let others = self.steps.iter().filter(|step| step.op != Op::Add && step.needs.meets(passed)).count();
+        if others == 0 { last } else { output }
+    }
+
+    /// The values of which the unchanged run's stand in for a pass in which heads (and with `mlps` MLPs) keep writing what
+    /// they write there, where `edited` are changed all the same: what is taken from it, and what follows from that alone.
+    pub(crate) fn frozen(&self, mlps: bool, edited: Wires) -> Frozen {
+        let sources: Wires = [Wire::Z].into_iter().chain(mlps.then_some(Wire::MlpOut)).collect();
+        let held = self.steps.iter().fold(sources, |held, step| {
+            let follows = !step.needs.is_empty() && held.covers(step.needs) && !edited.meets(step.needs);
+            if follows { held.with(step.wire) } else { held }
+        });
+        let read = |wire: &Wire| self.steps.iter().any(|step| step.needs.has(*wire) && !held.has(step.wire));
+        Frozen { held, taken: held.iter().filter(read).collect() }
+    }
+
+    /// What a sub-layer reads of the residual stream: the value before its norm.
+    pub(crate) fn stream_read_by(&self, wire: Wire) -> Option<Wire> {
+        let mut wire = wire;
+        loop {
+            let step = self.step(wire)?;
+            match step.op {
+                Op::Stream | Op::Add => return Some(wire),
+                Op::Norm(NormAt::Attn | NormAt::Mlp) if step.wire == Wire::ResidMid || step.wire == Wire::ResidPost => {
+                    return Some(wire);
+                }
+                _ => wire = *step.reads.first()?,
+            }
+        }
+    }
+
+    /// Whether each value of the residual stream is the one before it plus what sub-layers add.
+    fn adds_up(&self) -> bool {
+        let stream = [Wire::ResidMid, Wire::ResidPost];
+        self.steps.iter().filter(|step| stream.contains(&step.wire)).all(|step| step.op == Op::Add)
+    }
+
+    /// Multiplications of a step's matrix products.
+    pub(crate) fn products(&self, step: &Step, config: &ModelConfig, size: &Size) -> f64 {
+        let ModelConfig { d_model, d_head, n_heads, d_mlp, .. } = *config;
+        let heads = size.heads.unwrap_or(n_heads);
+        let n = match step.op {
+            Op::Project => size.rows * d_model * step.wire.width(config),
+            Op::Attend => 2 * size.rows * size.keys * heads * d_head,
+            Op::Output => size.rows * heads * d_head * d_model,
+            Op::Expand | Op::Contract => size.rows * d_model * d_mlp,
+            Op::Activate if step.reads.len() > 1 => size.rows * d_model * d_mlp,
+            Op::Route => size.rows * d_model * step.wire.width(config),
+            Op::Mix => {
+                let matrices = if config.gated_mlp { 3 } else { 2 };
+                size.rows * config.experts.map_or(0, |experts| experts.top_k) * matrices * d_model * d_mlp
+            }
+            _ => 0,
+        };
+        n as f64
+    }
+}
+
+/// How much a step works on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// Positions of all prompts for which it is computed.
+    pub rows: usize,
+    /// Positions that each of them attends to.
+    pub keys: usize,
+    /// The heads that take part; all by default.
+    pub heads: Option<usize>,
+}
+
+/// What stays as in the unchanged run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Frozen {
+    /// The values that are not computed.
+    pub held: Wires,
+    /// Those of them that other steps read.
+    pub taken: Wires,
+}
+
+/// A place in the order of the forward pass: the embeddings, a block, or what follows; and the number within it.
+type Point = (usize, usize);
+
+impl Wiring {
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        let blocks = (0..config.n_layers).map(|layer| BlockWiring::new(config, layer)).collect();
+        Self { blocks, has_final_norm: config.has_final_norm() }
+    }
+
+    /// The graph of a layer's block.
+    pub(crate) fn block(&self, layer: usize) -> &BlockWiring {
+        &self.blocks[layer]
+    }
+
+    pub(crate) fn n_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Where a site stands in the forward pass.
+    pub(crate) fn point(&self, site: Site) -> Point {
+        let after = self.blocks.len() + 1;
+        match (site, site.layer().zip(Wire::of(site))) {
+            (_, Some((layer, wire))) => {
+                let block = self.blocks.get(layer);
+                (layer + 1, block.and_then(|block| block.wires().position(|own| own == wire)).unwrap_or(WIRES))
+            }
+            (Site::Embed, _) => (0, 0),
+            (Site::PosEmbed, _) => (0, 1),
+            (Site::TypeEmbed, _) => (0, 2),
+            (Site::LnFinalScale, _) => (after, 0),
+            (Site::Logits, _) => (after, 1),
+            _ => (0, 3),
+        }
+    }
+
+    /// Whether a change at `site` can be seen at `tap`.
+    pub(crate) fn reaches(&self, site: Site, tap: Site) -> bool {
+        let (from, to) = (self.point(site), self.point(tap));
+        match (site.layer().zip(Wire::of(site)), Wire::of(tap)) {
+            (Some((layer, wire)), Some(tap)) if from.0 == to.0 => self.blocks[layer].reached(wire).has(tap),
+            // Embeddings of tokens, positions and types do not depend on each other.
+            _ if from.0 == 0 && to.0 == 0 => from == to || to.1 == 3,
+            _ if from.0 == to.0 => from.1 <= to.1,
+            _ => from.0 < to.0,
+        }
+    }
+
+    /// Whether a change at `site` can be seen by what the receiver at `input` reads.
+    pub(crate) fn reaches_input(&self, site: Site, input: Site) -> bool {
+        let Some((layer, wire)) = input.layer().zip(Wire::of(input)) else { return true };
+        match self.blocks[layer].stream_read_by(wire).and_then(|stream| stream.site(layer)) {
+            Some(stream) => self.reaches(site, stream),
+            None => self.reaches(site, input) && site != input,
+        }
+    }
+
+    /// Whether the last residual stream is the sum of the embeddings and all that sub-layers add.
+    pub(crate) fn adds_up(&self) -> bool {
+        self.blocks.iter().all(BlockWiring::adds_up)
+    }
+
+    pub(crate) fn has_final_norm(&self) -> bool {
+        self.has_final_norm
+    }
+}

@@ -1,0 +1,63 @@
+//! From token ids to the first residual stream.
+
+use tch::Tensor;
+
+use super::pass::Pass;
+use super::{norm, stack};
+use crate::error::Result;
+use crate::model::arch::EmbedProjection;
+use crate::site::Site;
+
+impl Pass<'_> {
+    /// Token, position and type embeddings, summed and, in some models, normalised or projected.
+    pub(super) fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
+        let (weights, config) = (self.model.weights(), self.model.config());
+        self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
+        let mut x = stack::look_up(&weights.w_e, ids)?;
+        if config.embed_scale != 1.0 {
+            x = x * config.embed_scale;
+        }
+        if let (EmbedProjection::Tokens(_), Some(projection)) = (config.embed_projection, &weights.projection) {
+            x = self.through(projection, &x)?;
+        }
+        x = self.at(Site::Embed, x)?;
+        if self.program.differentiable && !x.requires_grad() {
+            x = x.set_requires_grad(true);
+        }
+        if let Some(w_type) = &weights.w_type {
+            let types = self.types_of(w_type, ids, &x);
+            x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
+        }
+        if let Some(w_pos) = &weights.w_pos {
+            let own = w_pos.narrow(-2, self.past.positions(), ids.size()[1]);
+            x = match self.program.touches(Site::PosEmbed) {
+                true => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
+                false => stack::add_to_each_row(&x, &own),
+            };
+        }
+        if let Some(norm) = &weights.ln_embed {
+            x = self.norm(norm, Site::LnEmbedScale, &x)?;
+        }
+        match (config.embed_projection, &weights.projection) {
+            (EmbedProjection::Sum(_), Some(projection)) => self.through(projection, &x),
+            _ => Ok(x),
+        }
+    }
+
+    fn types_of(&self, w_type: &Tensor, ids: &Tensor, x: &Tensor) -> Tensor {
+        match &self.types {
+            // Rows are copies of the batch.
+            Some(types) => {
+                let types = types.narrow(1, self.past.positions(), ids.size()[1]);
+                let types = types.repeat([ids.size()[0] / types.size()[0], 1]);
+                Tensor::embedding(w_type, &types, -1, false, false)
+            }
+            None => w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(x),
+        }
+    }
+
+    /// `x` normalised, but without the norm's weights.
+    pub(super) fn bare_norm(&self, x: &Tensor) -> Tensor {
+        norm::bare(self.model.config().norm, x, self.model.config().norm_eps)
+    }
+}

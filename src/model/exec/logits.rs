@@ -1,0 +1,130 @@
+//! From the last residual stream to logits.
+
+use tch::Tensor;
+
+use super::pass::Pass;
+use super::{mlp, norm};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::arch::NormKind;
+use crate::site::Site;
+use crate::text::Tokens;
+
+impl Pass<'_> {
+    /// The logits of the residual stream after the last block.
+    pub(crate) fn logits(&mut self, x: &Tensor) -> Result<Tensor> {
+        let x = self.last_norm(x)?;
+        let Some(unembedding) = &self.model.weights().unembedding else { return Ok(x) };
+        let logits = self.through(&unembedding.linear, &self.model.before_unembed(&x)?)?;
+        self.at(Site::Logits, self.model.finished(logits))
+    }
+
+    /// The logits of some tokens, the first and how many; they are no site.
+    pub(crate) fn some_logits(&mut self, x: &Tensor, columns: (i64, i64)) -> Result<Tensor> {
+        let x = self.last_norm(x)?;
+        match &self.model.weights().unembedding {
+            Some(unembedding) => {
+                let logits = unembedding.linear.columns(columns).forward(&self.model.before_unembed(&x)?)?;
+                Ok(self.model.finished(logits))
+            }
+            None => Err(Error::argument("model", "one with logits", &self.model.config().family)),
+        }
+    }
+
+    fn last_norm(&mut self, x: &Tensor) -> Result<Tensor> {
+        match &self.model.weights().ln_final {
+            Some(norm) => self.norm(norm, Site::LnFinalScale, x),
+            None => Ok(x.shallow_clone()),
+        }
+    }
+}
+
+impl Model {
+    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
+    /// the model is causal: its real tokens never see the padding on their right.
+    pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
+        (tokens.is_padded() && !self.config().causal).then(|| tokens.valid(self.device()))
+    }
+
+    /// The logits of rows of the last residual stream, `[.., d_model]` to `[.., vocab]`.
+    pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.weights().unembedding {
+            Some(unembedding) => {
+                Ok(self.finished(unembedding.linear.fast(&self.before_unembed(&self.final_norm(x))?)?))
+            }
+            None => Ok(x.shallow_clone()),
+        }
+    }
+
+    /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
+    pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (columns, b) = self.columns(ids);
+        let read = self.before_unembed(&self.final_norm(x))?;
+        Ok(self.finished((read * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b))
+    }
+
+    /// The directions of the normalised residual stream that raise the logits of ids `[n]`, `[n, d_model]`, and what is
+    /// added to them, `[n]`; before logits are capped. Nothing where the two are not linear in each other.
+    pub(crate) fn logit_directions(&self, ids: &Tensor) -> Option<(Tensor, Tensor)> {
+        let (columns, b) = self.columns(ids);
+        let transform = self.weights().unembedding.as_ref().and_then(|unembedding| unembedding.transform.as_ref());
+        let columns = match transform {
+            Some(transform) if transform.norm.is_some() => return None,
+            Some(transform) => columns.matmul(&transform.dense.w.tr()),
+            None => columns,
+        };
+        let scale = self.config().logit_scale;
+        Some((columns * scale, b * scale))
+    }
+
+    /// The unembedding's columns for ids `[n]`, `[n, d_embed]`, and their biases, `[n]`.
+    fn columns(&self, ids: &Tensor) -> (Tensor, Tensor) {
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (self.kind(), self.device()));
+        let n = ids.size()[0];
+        let Some(head) = &self.weights().unembedding else {
+            return (zeros(&[n, self.config().d_model as i64]), zeros(&[n]));
+        };
+        let b = head.linear.b.as_ref().map_or_else(|| zeros(&[n]), |b| b.index_select(0, ids));
+        // By rows: chosen by columns, libtorch first copies the whole matrix.
+        (head.linear.w.tr().index_select(0, ids), b)
+    }
+
+    /// Weight and bias of the norm after the last block, where there is one.
+    pub(crate) fn final_norm_weights(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        self.weights().ln_final.as_ref().map(|ln| (&ln.w, ln.b.as_ref()))
+    }
+
+    /// What the unembedding reads: the normalised residual stream itself, or what a transform makes of it.
+    fn before_unembed(&self, x: &Tensor) -> Result<Tensor> {
+        let transform = self.weights().unembedding.as_ref().and_then(|unembedding| unembedding.transform.as_ref());
+        let Some(transform) = transform else { return Ok(x.shallow_clone()) };
+        let hidden = transform.dense.forward(x)?;
+        Ok(match &transform.norm {
+            Some(ln) => {
+                let hidden = mlp::activate(&hidden, self.config().activation);
+                norm::fused(NormKind::Layer, ln, &hidden, self.config().norm_eps)
+            }
+            None => hidden,
+        })
+    }
+
+    /// The norm after the last block, where there is one.
+    fn final_norm(&self, x: &Tensor) -> Tensor {
+        match &self.weights().ln_final {
+            Some(ln) => norm::fused(self.config().norm, ln, x, self.config().norm_eps),
+            None => x.shallow_clone(),
+        }
+    }
+
+    /// Logits from the unembedding's products: scaled and capped, where the model does so.
+    fn finished(&self, mut logits: Tensor) -> Tensor {
+        let config = self.config();
+        if config.logit_scale != 1.0 {
+            logits = logits * config.logit_scale;
+        }
+        match config.logit_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Which keys does a query see?
+
+use tch::{Device, Kind, Tensor};
+
+use super::pass::Pass;
+use crate::model::arch::Attend;
+
+/// Which queries ask, and how many keys there are.
+pub(super) struct Asked {
+    /// The queries' own positions, counted from the first computed one, where there is one a row.
+    pub wanted: Option<Tensor>,
+    pub queries: i64,
+    pub keys: i64,
+    pub rows: i64,
+}
+
+impl Asked {
+    /// The positions of the queries, `[query]`, or `[row, 1]` where each row has its own.
+    pub(super) fn places(&self, pass: &Pass<'_>) -> Tensor {
+        match &self.wanted {
+            Some(wanted) => (wanted + pass.past.positions()).unsqueeze(1),
+            None => Tensor::arange_start(self.keys - self.queries, self.keys, (Kind::Int64, pass.model.device())),
+        }
+    }
+
+    /// True where a query sees a key, broadcast against `[row, head, query, key]`; nothing where every query sees all.
+    pub(super) fn mask(&self, pass: &Pass<'_>, attend: &Attend) -> Option<Tensor> {
+        let near = match (&self.wanted, attend.window) {
+            (None, None) => (attend.causal && self.queries > 1)
+                .then(|| causal_mask(self.queries, self.keys, pass.model.device())),
+            (wanted, window) if attend.causal || window.is_some() => {
+                let distance = self.places(pass).unsqueeze(-1)
+                    - Tensor::arange(self.keys, (Kind::Int64, pass.model.device()));
+                let near = seen(&distance, attend.causal, window);
+                Some(if wanted.is_some() { near.unsqueeze(1) } else { near })
+            }
+            _ => None,
+        };
+        // Rows are copies of the batch, one below the other.
+        let copies = |valid: &Tensor| valid.repeat([self.rows / valid.size()[0], 1]).unsqueeze(1).unsqueeze(1);
+        match (near, pass.valid.as_ref().map(copies)) {
+            (Some(near), Some(valid)) => Some(near.logical_and(&valid)),
+            (near, valid) => near.or(valid),
+        }
+    }
+}
+
+/// Whether keys so far before their query are seen.
+fn seen(distance: &Tensor, causal: bool, window: Option<usize>) -> Tensor {
+    match (causal, window.map(|window| i64::try_from(window).unwrap_or(i64::MAX))) {
+        (true, None) => distance.ge(0),
+        (true, Some(window)) => distance.ge(0).logical_and(&distance.lt(window)),
+        (false, window) => distance.abs().le(window.unwrap_or(i64::MAX) / 2),
+    }
+}
+
+/// A boolean lower triangle for the last `query` of `key` positions, `[query, key]`: true where a query sees a key.
+fn causal_mask(query: i64, key: i64, device: Device) -> Tensor {
+    Tensor::ones([query, key], (Kind::Bool, device)).tril(key - query)
+}

@@ -1,0 +1,76 @@
+//! MLPs, and experts that share their work.
+
+use tch::{Kind, Tensor};
+
+use super::join::State;
+use super::pass::Pass;
+use crate::error::{Error, Result};
+use crate::model::arch::{Activation, Block, Mlp, Op, Step};
+
+/// A step of a block's MLP.
+pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
+    let mlp = block.mlp.as_ref().ok_or_else(|| Error::argument("block", "an MLP", "none"))?;
+    let x = state.get(step.reads[0])?;
+    match step.op {
+        Op::Expand => pass.through(&mlp.gate, x),
+        Op::Contract => pass.through(&mlp.out, x),
+        _ => {
+            let active = activate(x, pass.model.config().activation);
+            match (&mlp.up, step.reads.get(1)) {
+                (Some(up), Some(&read)) => Ok(active * pass.through(up, state.get(read)?)?),
+                _ => Ok(active),
+            }
+        }
+    }
+}
+
+/// The weight of each expert at each position, `[.., d_model]` to `[.., expert]`: the softmax of the router's scores, 0 but
+/// for the largest few.
+pub(super) fn route(pass: &Pass<'_>, block: &Block, x: &Tensor) -> Result<Tensor> {
+    let (Some(experts), Some(config)) = (&block.experts, pass.model.config().experts) else {
+        return Err(Error::argument("block", "experts", "none"));
+    };
+    let all = experts.router.forward(x)?.softmax(-1, None::<Kind>);
+    let (top, chosen) = all.topk(config.top_k as i64, -1, true, true);
+    let top = if config.normalised { &top / top.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) } else { top };
+    Ok(all.zeros_like().scatter(-1, &chosen, &top))
+}
+
+/// What the experts write, each weighted; `x` and `weights` are `[row, position, ..]`. An expert is computed at the positions
+/// that it has a weight at.
+pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+    let experts = block.experts.as_ref().ok_or_else(|| Error::argument("block", "experts", "none"))?;
+    let (flat, of_experts) = (x.flatten(0, -2), weights.flatten(0, -2));
+    let mut sum = flat.zeros_like();
+    for (number, mlp) in experts.each.iter().enumerate() {
+        let weight = of_experts.select(1, number as i64);
+        let chosen = weight.ne(0.0).nonzero().squeeze_dim(1);
+        if chosen.numel() > 0 {
+            let own = whole(pass, mlp, &flat.index_select(0, &chosen))? * weight.index_select(0, &chosen).unsqueeze(1);
+            sum = sum.index_add(0, &chosen, &own);
+        }
+    }
+    Ok(sum.view_as(x))
+}
+
+/// What an MLP writes.
+fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
+    let mut post = activate(&pass.through(&mlp.gate, x)?, pass.model.config().activation);
+    if let Some(up) = &mlp.up {
+        post = post * pass.through(up, x)?;
+    }
+    pass.through(&mlp.out, &post)
+}
+
+pub(super) fn activate(x: &Tensor, activation: Activation) -> Tensor {
+    match activation {
+        Activation::Gelu => x.gelu("none"),
+        Activation::GeluTanh => x.gelu("tanh"),
+        Activation::GeluQuick => x * (x * 1.702).sigmoid(),
+        Activation::Relu => x.relu(),
+        Activation::ReluSquared => x.relu().square(),
+        Activation::Silu => x.silu(),
+        Activation::Tanh => x.tanh(),
+        Activation::Solu => x * x.softmax(-1, None::<Kind>),
+    }
+}

@@ -1,0 +1,71 @@
+//! What is an activation on average, over the prompts of a reference?
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use crate::error::{Error, Result};
+use crate::model::exec::is_of_positions;
+use crate::site::{Axis, Site};
+
+/// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
+pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
+    let mut means = Means::default();
+    means.add(site, x, valid);
+    means.finish(usize::MAX)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
+}
+
+/// Means over prompts of runs that come one after another.
+#[derive(Default)]
+pub(crate) struct Means {
+    /// Sums over the prompts so far, `[1, ..]`, and how many they were at each position.
+    sums: BTreeMap<Site, (Tensor, Tensor)>,
+}
+
+impl Means {
+    /// More prompts: what `site` holds, and where their real tokens stand, if some are padded.
+    pub(crate) fn add(&mut self, site: Site, x: &Tensor, valid: Option<&Tensor>) {
+        let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
+        let mut shape = vec![1i64; x.dim()];
+        shape[0] = x.size()[0];
+        let axis = site.axes().iter().position(|axis| is_of_positions(*axis)).unwrap_or(1);
+        shape[axis] = x.size()[axis];
+        let (total, count) = match valid {
+            Some(valid) => {
+                let real = valid.view(shape.as_slice());
+                (sum(&x.where_self(&real, &x.zeros_like())), sum(&real.to_kind(x.kind())))
+            }
+            None => (sum(x), sum(&Tensor::ones(shape, (x.kind(), x.device())))),
+        };
+        let so_far = match self.sums.remove(&site) {
+            Some((t, c)) => (t + total, c + count),
+            None => (total, count),
+        };
+        self.sums.insert(site, so_far);
+    }
+
+    /// The means at the first `positions` positions.
+    ///
+    /// # Errors
+    /// Where a position is padding in every prompt.
+    pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
+        let cut = |site: Site, x: Tensor| {
+            let axes = site.axes().into_iter().enumerate();
+            let axes = axes.filter(|(_, axis)| matches!(axis, Axis::Position | Axis::Query | Axis::Key));
+            axes.fold(x, |x, (i, _)| {
+                let n = x.size()[i].min(i64::try_from(positions).unwrap_or(i64::MAX));
+                x.narrow(i as i64, 0, n)
+            })
+        };
+        let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
+            let (sum, count) = (cut(site, sum), cut(site, count));
+            let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
+            if uncovered != 0 {
+                let expected = "a reference with a prompt at every position".to_owned();
+                return Err(Error::Edit { site, expected, found: "only padding at some position".into() });
+            }
+            Ok((site, sum / count))
+        };
+        self.sums.into_iter().map(mean).collect()
+    }
+}

@@ -1,0 +1,13 @@
+//! What does a run read and change? Plans, as data and as they fire; the activations that edits refer to; what was recorded.
+
+mod bank;
+mod compiled;
+mod means;
+mod plan;
+mod run;
+
+pub(crate) use bank::Bank;
+pub(crate) use compiled::{Program, Window};
+pub(crate) use means::Means;
+pub use plan::{Action, Edit, Plan, Selector};
+pub use run::Run;
