@@ -1,6 +1,8 @@
 //! What the tests share: tolerances and comparison with the worst index, fixtures and small random models.
 #![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod architectures;
+pub mod reference;
 pub mod samples;
 mod tolerance;
 

@@ -169,12 +169,17 @@ impl<'a> Pass<'a> {
             if let Some(value) = value {
                 state.set(step.wire, value);
             }
+            let before = rows;
             for (entry, n) in joins.after(layer, number) {
                 self.join(layer, wiring, entry, n, rows, &mut state, joins)?;
                 rows += n * joins.batch();
             }
-            if let Some(value) = state.take(step.wire) {
-                state.set(step.wire, self.record(layer, step.wire, value, todo.held));
+            // The first rows bring values of earlier steps with them.
+            let new = if before == 0 { state.wires() } else { vec![step.wire] };
+            for wire in new {
+                if let Some(value) = state.take(wire) {
+                    state.set(wire, self.record(layer, wire, value, todo.held));
+                }
             }
             state.keep_live(wiring, number);
             if self.trim == Some(number) {

@@ -1,0 +1,115 @@
+//! Random architectures, from all that a configuration can say.
+
+use headscope::model::{
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel, Position,
+    QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+};
+use rand::{Rng, seq::IndexedRandom};
+use rand_chacha::ChaCha8Rng;
+
+fn one<T: Clone>(rng: &mut ChaCha8Rng, all: &[T]) -> T {
+    all.choose(rng).unwrap().clone()
+}
+
+/// Something in one of `n` cases.
+fn maybe<T>(rng: &mut ChaCha8Rng, n: u32, make: impl FnOnce(&mut ChaCha8Rng) -> T) -> Option<T> {
+    rng.random_ratio(1, n).then(|| make(rng))
+}
+
+fn any_rotary(rng: &mut ChaCha8Rng, d_head: usize) -> Rotary {
+    let width = maybe(rng, 2, |rng| 2 * rng.random_range(1..=d_head / 2));
+    let scaling = maybe(rng, 3, |_| RotaryScaling::Linear { factor: 3.0 }).unwrap_or(RotaryScaling::None);
+    Rotary { base: one(rng, &[100.0, 10_000.0]), scaling, width, interleaved: rng.random() }
+}
+
+/// A small architecture, drawn from the whole space of valid configurations.
+pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
+    let n_kv_heads = rng.random_range(1..4);
+    let n_heads = n_kv_heads * rng.random_range(1..4);
+    let d_head = 2 * rng.random_range(1..5);
+    let n_layers = rng.random_range(1..4);
+    let norm = one(rng, &[NormKind::Layer, NormKind::Layer, NormKind::Rms, NormKind::Rms, NormKind::None]);
+    let norm_place = one(rng, &[NormPlace::Pre, NormPlace::Pre, NormPlace::Post, NormPlace::Sandwich, NormPlace::Output]);
+    let d_mlp = if rng.random_ratio(1, 6) { 0 } else { rng.random_range(1..24) };
+    let parallel = match norm_place != NormPlace::Post && d_mlp > 0 {
+        true => one(rng, &[Parallel::No, Parallel::No, Parallel::OneNorm, Parallel::TwoNorms]),
+        false => Parallel::No,
+    };
+    let position = match rng.random_range(0..6) {
+        0 => Position::None,
+        1 => Position::Learned,
+        2 => Position::Alibi,
+        3 => Position::Buckets { n: 2 * rng.random_range(2..6), max_distance: rng.random_range(6..12) },
+        _ => Position::Rotary(any_rotary(rng, d_head)),
+    };
+    let layers = maybe(rng, 2, |rng| {
+        let layer = |rng: &mut ChaCha8Rng| LayerConfig {
+            window: maybe(rng, 2, |rng| rng.random_range(1..6)),
+            rotary: match rng.random_range(0..4) {
+                0 => LayerRotary::None,
+                1 => LayerRotary::Own(any_rotary(rng, d_head)),
+                _ => LayerRotary::Model,
+            },
+        };
+        (0..rng.random_range(1..4)).map(|_| layer(rng)).collect()
+    });
+    let activations = [
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::GeluQuick,
+        Activation::Relu,
+        Activation::ReluSquared,
+        Activation::Silu,
+        Activation::Tanh,
+        Activation::Solu,
+    ];
+    let experts = maybe(rng, 4, |rng| {
+        let n = rng.random_range(1..5);
+        Experts { n, top_k: rng.random_range(1..=n), normalised: rng.random() }
+    });
+    let width = rng.random_range(2..20);
+    let unembed = one(rng, &[Unembed::Linear { bias: false }, Unembed::Linear { bias: true }, Unembed::MaskedLm]);
+    ModelConfig {
+        family: "any".to_owned(),
+        n_layers,
+        n_blocks: maybe(rng, 4, |rng| rng.random_range(1..=n_layers)).unwrap_or(0),
+        d_model: rng.random_range(4..24),
+        n_heads,
+        n_kv_heads,
+        d_head,
+        d_mlp,
+        vocab: 37,
+        n_positions: 16,
+        n_token_types: one(rng, &[0, 0, 2]),
+        causal: rng.random_ratio(3, 4),
+        norm,
+        norm_bias: rng.random(),
+        norm_place,
+        parallel,
+        embed_norm: rng.random_ratio(1, 4),
+        embed_projection: one(
+            rng,
+            &[EmbedProjection::None, EmbedProjection::None, EmbedProjection::Tokens(width), EmbedProjection::Sum(width)],
+        ),
+        embed_scale: one(rng, &[1.0, 1.0, 2.5]),
+        residual_scale: one(rng, &[1.0, 1.0, 0.4]),
+        logit_scale: one(rng, &[1.0, 1.0, 0.3]),
+        logit_cap: maybe(rng, 4, |_| 3.0),
+        position,
+        attention_scale: maybe(rng, 3, |_| 0.7),
+        scale_by_layer: rng.random_ratio(1, 4),
+        score_cap: maybe(rng, 4, |_| 2.0),
+        sinks: rng.random_ratio(1, 4),
+        qk_norm: one(rng, &[QkNorm::None, QkNorm::None, QkNorm::Head, QkNorm::All]),
+        layers: layers.unwrap_or_default(),
+        activation: one(rng, &activations),
+        gated_mlp: rng.random(),
+        experts: experts.filter(|_| d_mlp > 0),
+        qkv_bias: QkvBias { q: rng.random(), k: rng.random(), v: rng.random() },
+        attn_out_bias: rng.random(),
+        mlp_bias: rng.random(),
+        unembed,
+        tied_unembed: rng.random(),
+        ..ModelConfig::default()
+    }
+}

@@ -1,0 +1,345 @@
+//! A forward pass written out step by step, head by head, for the tests to compare with: no batching tricks, no fast paths,
+//! nothing of the library but the names of parameters and sites.
+
+use std::collections::{BTreeMap, HashMap};
+
+use headscope::model::{
+    Activation, EmbedProjection, Model, ModelConfig, NormKind, NormPlace, Parallel, Position, QkNorm, Rotary,
+    RotaryScaling, Site, Tokens, Unembed,
+};
+use tch::{Kind, Tensor};
+
+/// What every site of `model` holds for `tokens`, all of one length.
+pub fn forward(model: &Model, tokens: &Tokens) -> BTreeMap<Site, Tensor> {
+    let w: HashMap<String, Tensor> = model.parameters().into_iter().map(|(name, t)| (name, t.shallow_clone())).collect();
+    let mut pass = Reference { config: model.config(), w, taps: BTreeMap::new() };
+    pass.run(tokens);
+    pass.taps
+}
+
+struct Reference<'a> {
+    config: &'a ModelConfig,
+    w: HashMap<String, Tensor>,
+    taps: BTreeMap<Site, Tensor>,
+}
+
+impl Reference<'_> {
+    fn run(&mut self, tokens: &Tokens) {
+        let config = self.config;
+        let rows: Vec<i64> = tokens.rows().concat();
+        let (batch, positions) = (tokens.batch() as i64, tokens.positions() as i64);
+        let ids = Tensor::from_slice(&rows).view([batch, positions]);
+        let mut x = self.w["w_e"].index_select(0, &ids.flatten(0, 1)).view([batch, positions, -1]) * config.embed_scale;
+        if matches!(config.embed_projection, EmbedProjection::Tokens(_)) {
+            x = self.linear("", "embed", &x);
+        }
+        self.keep(Site::Embed, &x);
+        if config.n_token_types > 0 {
+            let types = self.w["w_type"].get(0).expand_as(&x);
+            self.keep(Site::TypeEmbed, &types);
+            x = x + types;
+        }
+        if config.position == Position::Learned {
+            let own = self.w["w_pos"].narrow(0, 0, positions).unsqueeze(0).expand_as(&x);
+            self.keep(Site::PosEmbed, &own);
+            x = x + own;
+        }
+        if config.embed_norm {
+            x = self.norm("ln_embed", Some(Site::LnEmbedScale), &x);
+        }
+        if matches!(config.embed_projection, EmbedProjection::Sum(_)) {
+            x = self.linear("", "embed", &x);
+        }
+        for layer in 0..config.n_layers {
+            x = self.block(layer, x);
+        }
+        if config.norm_place != NormPlace::Post {
+            x = self.norm("ln_final", Some(Site::LnFinalScale), &x);
+        }
+        self.logits(x);
+    }
+
+    fn logits(&mut self, mut x: Tensor) {
+        let config = self.config;
+        if config.unembed == Unembed::None {
+            return;
+        }
+        if self.w.contains_key("w_transform") {
+            x = self.linear("", "transform", &x);
+        }
+        if config.unembed == Unembed::MaskedLm {
+            x = activate(&x, config.activation);
+            let (mean, scale) = moments(NormKind::Layer, &x, config.norm_eps);
+            x = (x - mean) / scale * &self.w["ln_transform.w"] + &self.w["ln_transform.b"];
+        }
+        let mut logits = self.linear("", "u", &x) * config.logit_scale;
+        if let Some(cap) = config.logit_cap {
+            logits = (logits / cap).tanh() * cap;
+        }
+        self.keep(Site::Logits, &logits);
+    }
+
+    fn block(&mut self, layer: usize, x: Tensor) -> Tensor {
+        let config = self.config;
+        let at = format!("blocks.{}.", layer * config.blocks() / config.n_layers);
+        let scale = config.residual_scale;
+        let (before, on_output) = match config.norm_place {
+            NormPlace::Pre => (true, false),
+            NormPlace::Post => (false, false),
+            NormPlace::Sandwich => (true, true),
+            NormPlace::Output => (false, true),
+        };
+        let after = config.norm_place == NormPlace::Post;
+        self.keep(Site::ResidPre(layer), &x);
+        let read = if before { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
+        let mut attn = self.attention(layer, &at, &read);
+        if on_output {
+            attn = self.norm(&format!("{at}ln1_post"), Some(Site::Ln1PostScale(layer)), &attn);
+        }
+        self.keep(Site::AttnOut(layer), &attn);
+        let mut mid = &x + &attn * scale;
+        if after {
+            mid = self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &mid);
+        }
+        let serial = config.parallel == Parallel::No;
+        if serial {
+            self.keep(Site::ResidMid(layer), &mid);
+        }
+        if config.d_mlp == 0 {
+            self.keep(Site::ResidPost(layer), &mid);
+            return mid;
+        }
+        let source = if serial { &mid } else { &x };
+        let mlp_in = match config.parallel {
+            Parallel::OneNorm => read,
+            _ if before => self.norm(&format!("{at}ln2"), Some(Site::Ln2Scale(layer)), source),
+            _ => source.shallow_clone(),
+        };
+        let mut mlp = self.mlp(layer, &at, &mlp_in);
+        if on_output {
+            mlp = self.norm(&format!("{at}ln2_post"), Some(Site::Ln2PostScale(layer)), &mlp);
+        }
+        self.keep(Site::MlpOut(layer), &mlp);
+        let mut out = mid + mlp * scale;
+        if after {
+            out = self.norm(&format!("{at}ln2"), Some(Site::Ln2Scale(layer)), &out);
+        }
+        self.keep(Site::ResidPost(layer), &out);
+        out
+    }
+
+    /// What the heads of a layer write together, one head and one query after another.
+    fn attention(&mut self, layer: usize, at: &str, x: &Tensor) -> Tensor {
+        let config = self.config;
+        let (heads, kv_heads, d_head) = (config.n_heads, config.n_kv_heads, config.d_head as i64);
+        let split = |t: Tensor, n: usize| t.unflatten(-1, [n as i64, d_head]);
+        let q = split(self.linear(at, "q", x), heads);
+        let k = split(self.linear(at, "k", x), kv_heads);
+        let v = split(self.linear(at, "v", x), kv_heads);
+        self.keep(Site::Q(layer), &q);
+        self.keep(Site::K(layer), &k);
+        self.keep(Site::V(layer), &v);
+        let (q, k) = (self.qk_norm(at, "q_norm", q), self.qk_norm(at, "k_norm", k));
+        let (q, k) = match config.rotary(layer) {
+            Some(rotary) => (rotate(&q, &rotary), rotate(&k, &rotary)),
+            None => (q, k),
+        };
+        let positions = x.size()[1];
+        let mut factor = config.attention_scale.unwrap_or((config.d_head as f64).powf(-0.5));
+        if config.scale_by_layer {
+            factor /= (layer + 1) as f64;
+        }
+        let w_o = self.w[&format!("{at}w_o")].view([heads as i64, d_head, -1]);
+        let (mut scores_of, mut patterns, mut zs, mut results) = (vec![], vec![], vec![], vec![]);
+        for head in 0..heads {
+            let kv = (head / (heads / kv_heads)) as i64;
+            let (q, k, v) = (q.select(2, head as i64), k.select(2, kv), v.select(2, kv)); // [batch, position, d_head]
+            let mut scores = q.matmul(&k.transpose(1, 2)) * factor;
+            scores = scores + self.bias(head, positions);
+            if let Some(cap) = config.score_cap {
+                scores = (scores / cap).tanh() * cap;
+            }
+            let scores = scores.masked_fill(&self.hidden(layer, positions), f64::NEG_INFINITY);
+            let weights = scores.exp();
+            let mut sum = weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
+            if config.sinks {
+                sum = sum + self.w[&format!("{at}sinks")].get(head as i64).exp();
+            }
+            let pattern = weights / sum;
+            let z = pattern.matmul(&v);
+            results.push(z.matmul(&w_o.get(head as i64)));
+            (scores_of.push(scores), patterns.push(pattern), zs.push(z));
+        }
+        self.keep(Site::Scores(layer), &Tensor::stack(&scores_of, 1));
+        self.keep(Site::Pattern(layer), &Tensor::stack(&patterns, 1));
+        self.keep(Site::Z(layer), &Tensor::stack(&zs, 2));
+        self.keep(Site::Result(layer), &Tensor::stack(&results, 2));
+        let sum = results.into_iter().reduce(|a, b| a + b).unwrap();
+        match self.w.get(&format!("{at}b_o")) {
+            Some(b) => sum + b,
+            None => sum,
+        }
+    }
+
+    fn mlp(&mut self, layer: usize, at: &str, x: &Tensor) -> Tensor {
+        let config = self.config;
+        let Some(experts) = config.experts else {
+            let pre = self.linear(at, if config.gated_mlp { "gate" } else { "in" }, x);
+            self.keep(Site::MlpPre(layer), &pre);
+            let mut post = activate(&pre, config.activation);
+            if config.gated_mlp {
+                post = post * self.linear(at, "in", x);
+            }
+            self.keep(Site::MlpPost(layer), &post);
+            return self.linear(at, "out", &post);
+        };
+        let all = x.matmul(&self.w[&format!("{at}w_router")]).softmax(-1, Kind::Double);
+        let smallest = all.topk(experts.top_k as i64, -1, true, true).0.narrow(-1, experts.top_k as i64 - 1, 1);
+        let mut weights = all.masked_fill(&all.lt_tensor(&smallest), 0.0);
+        if experts.normalised {
+            weights = &weights / weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
+        }
+        self.keep(Site::Router(layer), &weights);
+        let mut sum = x.zeros_like();
+        for number in 0..experts.n {
+            let own = format!("{at}experts.{number}.");
+            let mut post = activate(&self.linear(&own, if config.gated_mlp { "gate" } else { "in" }, x), config.activation);
+            if config.gated_mlp {
+                post = post * self.linear(&own, "in", x);
+            }
+            sum = sum + self.linear(&own, "out", &post) * weights.narrow(-1, number as i64, 1);
+        }
+        sum
+    }
+
+    fn keep(&mut self, site: Site, x: &Tensor) {
+        self.taps.insert(site, x.copy());
+    }
+
+    fn linear(&self, at: &str, name: &str, x: &Tensor) -> Tensor {
+        let y = x.matmul(&self.w[&format!("{at}w_{name}")]);
+        match self.w.get(&format!("{at}b_{name}")) {
+            Some(b) => y + b,
+            None => y,
+        }
+    }
+
+    fn norm(&mut self, name: &str, site: Option<Site>, x: &Tensor) -> Tensor {
+        if self.config.norm == NormKind::None {
+            return x.shallow_clone();
+        }
+        let (mean, scale) = moments(self.config.norm, x, self.config.norm_eps);
+        if let Some(site) = site {
+            self.keep(site, &scale);
+        }
+        let y = (x - mean) / scale * &self.w[&format!("{name}.w")];
+        match self.w.get(&format!("{name}.b")) {
+            Some(b) => y + b,
+            None => y,
+        }
+    }
+
+    fn qk_norm(&mut self, at: &str, name: &str, x: Tensor) -> Tensor {
+        match self.config.qk_norm {
+            QkNorm::None => x,
+            QkNorm::Head => self.norm(&format!("{at}{name}"), None, &x),
+            QkNorm::All => self.norm(&format!("{at}{name}"), None, &x.flatten(2, 3)).view_as(&x),
+        }
+    }
+
+    /// What relative positions add to the scores of a head, `[query, key]`.
+    fn bias(&self, head: usize, positions: i64) -> Tensor {
+        let config = self.config;
+        let number = |query: i64, key: i64| match config.position {
+            Position::Alibi => -slope(head, config.n_heads) * (query - key).abs() as f64,
+            Position::Buckets { n, max_distance } => {
+                let bucket = bucket(key - query, n as i64, max_distance as f64, !config.causal);
+                self.w["w_rel"].double_value(&[bucket, head as i64])
+            }
+            _ => 0.0,
+        };
+        let all: Vec<f64> = (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| number(q, k)).collect();
+        Tensor::from_slice(&all).view([positions, positions])
+    }
+
+    /// True where a query does not see a key.
+    fn hidden(&self, layer: usize, positions: i64) -> Tensor {
+        let window = self.config.layer(layer).window.map(|window| window as i64);
+        let hides = |query: i64, key: i64| {
+            let far = |most: i64| (query - key).abs() > most;
+            match self.config.causal {
+                true => key > query || window.is_some_and(|window| query - key >= window),
+                false => window.is_some_and(|window| far(window / 2)),
+            }
+        };
+        let all: Vec<bool> = (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| hides(q, k)).collect();
+        Tensor::from_slice(&all).view([positions, positions])
+    }
+}
+
+/// The mean (0 where the norm takes none off) and the divisor of a norm.
+fn moments(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
+    let average = |x: &Tensor| x.mean_dim([-1i64].as_slice(), true, Kind::Double);
+    let mean = if kind == NormKind::Layer { average(x) } else { average(x).zeros_like() };
+    let scale = (average(&(x - &mean).square()) + eps).sqrt();
+    (mean, scale)
+}
+
+fn activate(x: &Tensor, activation: Activation) -> Tensor {
+    let half = |inner: Tensor| (inner + 1.0) * x * 0.5;
+    match activation {
+        Activation::Gelu => half((x / 2f64.sqrt()).erf()),
+        Activation::GeluTanh => half(((x + x.pow_tensor_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt()).tanh()),
+        Activation::GeluQuick => x / ((x * -1.702).exp() + 1.0),
+        Activation::Relu => x.clamp_min(0.0),
+        Activation::ReluSquared => x.clamp_min(0.0).square(),
+        Activation::Silu => x / (x.neg().exp() + 1.0),
+        Activation::Tanh => x.tanh(),
+        Activation::Solu => {
+            let weights = x.exp();
+            x * &weights / weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>)
+        }
+    }
+}
+
+/// `x` `[batch, position, head, d_head]`, pair by pair turned by angles of its position; the tables are float32.
+fn rotate(x: &Tensor, rotary: &Rotary) -> Tensor {
+    let d_head = x.size()[3];
+    let width = rotary.width.map_or(d_head, |width| width as i64);
+    let mut columns: Vec<Tensor> = x.unbind(3);
+    for pair in 0..width / 2 {
+        let exponent = Tensor::from_slice(&[2 * pair]).to_kind(Kind::Float) / width as f64;
+        let mut frequency = Tensor::pow_scalar(rotary.base, &exponent).reciprocal();
+        if let RotaryScaling::Linear { factor } = rotary.scaling {
+            frequency = frequency / factor;
+        }
+        let positions = Tensor::arange(x.size()[1], (Kind::Float, tch::Device::Cpu));
+        let angle = positions * frequency;
+        let (cos, sin) = (angle.cos().to_kind(Kind::Double), angle.sin().to_kind(Kind::Double));
+        let (cos, sin) = (cos.view([1, -1, 1]), sin.view([1, -1, 1]));
+        let [a, b] = if rotary.interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + width / 2] }.map(|i| i as usize);
+        let (x, y) = (columns[a].shallow_clone(), columns[b].shallow_clone());
+        columns[a] = &x * &cos - &y * &sin;
+        columns[b] = y * cos + x * sin;
+    }
+    Tensor::stack(&columns, 3)
+}
+
+/// The slope of a head, as in the authors' code: a power of two of heads has a geometric series.
+fn slope(head: usize, heads: usize) -> f64 {
+    let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    let of = |n: usize, i: usize| 2f64.powf(-8.0 / n as f64).powi(i as i32 + 1);
+    if head < power { of(power, head) } else { of(2 * power, 2 * (head - power)) }
+}
+
+/// The bucket of a relative position, as in T5.
+fn bucket(relative: i64, buckets: i64, most: f64, both: bool) -> i64 {
+    let n = if both { buckets / 2 } else { buckets };
+    let (first, distance) = if both { (if relative > 0 { n } else { 0 }, relative.abs()) } else { (0, (-relative).max(0)) };
+    let exact = n / 2;
+    if distance < exact {
+        return first + distance;
+    }
+    let log = (distance as f32 / exact as f32).ln() / ((most / exact as f64).ln() as f32);
+    first + (exact + (log * (n - exact) as f32) as i64).min(n - 1)
+}
