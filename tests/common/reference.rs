@@ -160,10 +160,11 @@ impl Reference<'_> {
                 scores = (scores / cap).tanh() * cap;
             }
             let scores = scores.masked_fill(&self.hidden(layer, positions), f64::NEG_INFINITY);
-            let weights = scores.exp();
+            let largest = scores.amax([-1i64].as_slice(), true);
+            let weights = (&scores - &largest).exp();
             let mut sum = weights.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>);
             if config.sinks {
-                sum = sum + self.w[&format!("{at}sinks")].get(head as i64).exp();
+                sum = sum + (self.w[&format!("{at}sinks")].get(head as i64) - largest).exp();
             }
             let pattern = weights / sum;
             let z = pattern.matmul(&v);

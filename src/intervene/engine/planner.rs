@@ -187,7 +187,10 @@ fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usiz
 /// landed in the residual stream.
 fn some_heads(here: &[&Edit], wiring: &BlockWiring, config: &ModelConfig) -> Option<(How, Vec<usize>)> {
     let lands = wiring.lands();
-    let before = |edit: &&&Edit| wiring.fires_in(edit.site).is_some_and(|step| step < lands || edit.site.is_by_head());
+    let landed = wiring.steps()[lands].wire;
+    let before = |edit: &&&Edit| {
+        Wire::of(edit.site) != Some(landed) && wiring.fires_in(edit.site).is_some_and(|step| step <= lands)
+    };
     let (mut heads, mut attend) = (BTreeSet::new(), false);
     for edit in here.iter().filter(before) {
         let asked = edit.at.heads.as_ref().filter(|_| edit.site.is_by_head())?;

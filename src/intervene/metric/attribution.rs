@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::{Metric, Output, Reader};
 use crate::error::{Error, Result};
-use crate::model::{Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
+use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
 use crate::table::{Keys, Observation, Provenance, Table};
 
 /// Which parts of the model write the answer? Direct logit attribution of a logit, or a logit difference, at each prompt's
@@ -59,7 +59,7 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
 
 /// What the first residual stream is a sum of: its parts, or itself where a norm or a projection follows their sum.
 fn embeddings(config: &ModelConfig) -> Vec<Site> {
-    match config.embed_norm || config.d_sum() != config.d_model {
+    match config.embed_norm || matches!(config.embed_projection, EmbedProjection::Sum(_)) {
         true => vec![Site::ResidPre(0)],
         false => [Site::Embed, Site::PosEmbed, Site::TypeEmbed].into_iter().filter(|site| site.check(config).is_ok()).collect(),
     }

@@ -37,7 +37,13 @@ impl Asked {
             _ => None,
         };
         // Rows are copies of the batch, one below the other.
-        let copies = |valid: &Tensor| valid.repeat([self.rows / valid.size()[0], 1]).unsqueeze(1).unsqueeze(1);
+        let copies = |valid: &Tensor| {
+            let valid = valid.repeat([self.rows / valid.size()[0], 1]).unsqueeze(1);
+            // Near padding there may be nothing else to see: what padding sees is nobody's concern, but it must be a number.
+            let padding = attend.window.filter(|_| self.wanted.is_none()).map(|_| valid.logical_not().unsqueeze(3));
+            let valid = valid.unsqueeze(2);
+            padding.map_or_else(|| valid.shallow_clone(), |padding| valid.logical_or(&padding))
+        };
         match (near, pass.valid.as_ref().map(copies)) {
             (Some(near), Some(valid)) => Some(near.logical_and(&valid)),
             (near, valid) => near.or(valid),
