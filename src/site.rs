@@ -178,7 +178,9 @@ impl Site {
             Self::Pattern(l) | Self::Z(l) | Self::Result(l) | Self::AttnOut(l) | Self::ResidMid(l) => Some(l),
             Self::Ln2Scale(l) | Self::MlpPre(l) | Self::MlpPost(l) | Self::MlpOut(l) | Self::ResidPost(l) => Some(l),
             Self::Ln1PostScale(l) | Self::Ln2PostScale(l) | Self::Router(l) => Some(l),
-            Self::Embed | Self::PosEmbed | Self::TypeEmbed | Self::LnEmbedScale | Self::LnFinalScale | Self::Logits => None,
+            Self::Embed | Self::PosEmbed | Self::TypeEmbed | Self::LnEmbedScale | Self::LnFinalScale | Self::Logits => {
+                None
+            }
         }
     }
 
@@ -197,7 +199,9 @@ impl Site {
             Self::Scores(_) | Self::Pattern(_) => vec![Batch, Head, Query, Key],
             Self::Result(_) => vec![Batch, Position, Head, DModel],
             Self::MlpPre(_) | Self::MlpPost(_) => vec![Batch, Position, DMlp],
-            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => vec![Batch, Position, One],
+            Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => {
+                vec![Batch, Position, One]
+            }
             Self::Ln1PostScale(_) | Self::Ln2PostScale(_) => vec![Batch, Position, One],
             Self::Router(_) => vec![Batch, Position, Expert],
             Self::Logits => vec![Batch, Position, Vocab],

@@ -8,7 +8,7 @@ use headscope::heads::{
     Measured, PatternOptions, PatternScore, Prompt, Repeats, Similarity, Targets, canonical_correlations, head_scores,
     induction_scores, jensen_shannon, linear_cka, pattern_scores, similarity, similarity_matrix,
 };
-use headscope::model::{QkvBias, Model, ModelConfig, Plan, Site, Tokens};
+use headscope::model::{Model, ModelConfig, Plan, QkvBias, Site, Tokens};
 use headscope::prelude::Table;
 use headscope::stats::{BootstrapMethod, BootstrapOptions, bootstrap_mean};
 use ndarray::{Array1, Array2, Axis, s};

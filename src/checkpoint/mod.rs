@@ -6,6 +6,8 @@
 
 mod config_json;
 mod families;
+#[cfg(feature = "hub")]
+mod hub;
 mod locate;
 mod save;
 mod source;

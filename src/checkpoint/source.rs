@@ -15,9 +15,9 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::model::Stamp;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::model::Stamp;
 use crate::model::room_for;
 
 /// The tensors of a checkpoint folder, by name.

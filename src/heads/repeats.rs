@@ -189,7 +189,8 @@ fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternO
 /// What in the residual stream raises the logit of each token of a prompt's block, `[batch, d_model, token]`.
 fn directions(model: &Model, tokens: &Tokens, start: usize, length: usize) -> Result<Tensor> {
     let ids: Vec<i64> = tokens.rows().iter().flat_map(|row| row[start..start + length].to_vec()).collect();
-    let linear = || Error::argument("model", "one whose logits are linear in the residual stream", &model.config().family);
+    let linear =
+        || Error::argument("model", "one whose logits are linear in the residual stream", &model.config().family);
     let ids = Tensor::from_slice(&ids).to_device(model.device());
     let (columns, _) = model.logit_directions(&ids).ok_or_else(linear)?;
     let columns = match model.final_norm_weights() {

@@ -122,8 +122,7 @@ impl Prepared {
     /// The logits that predictions read, `[run * place, 1, column]` (or rows by positions in place of places, where all are
     /// read).
     pub(in crate::lab) fn logits(&self, model: &Model, program: &Program) -> Result<Tensor> {
-        let mut pass =
-            Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted());
+        let mut pass = Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted());
         let x = pass.residual(&Joins::whole(self.ids.shallow_clone()), model.config().n_layers)?;
         let x = match &self.places {
             Places::Some(_) => self.pick(&x),

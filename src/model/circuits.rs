@@ -242,7 +242,12 @@ impl Model {
     }
 
     /// A projection to queries or keys with the weights of their norm folded in; its division is left, as with other norms.
-    fn through_qk_norm(&self, (w, b): (Tensor, Tensor), norm: &Option<Norm>, options: &CircuitOptions) -> (Tensor, Tensor) {
+    fn through_qk_norm(
+        &self,
+        (w, b): (Tensor, Tensor),
+        norm: &Option<Norm>,
+        options: &CircuitOptions,
+    ) -> (Tensor, Tensor) {
         let Some(norm) = norm.as_ref().filter(|_| options.fold_norms) else { return (w, b) };
         let gamma = plain(&norm.w);
         let gamma = match self.config.qk_norm {
@@ -266,7 +271,8 @@ impl Model {
 /// The columns of a head in an order in which column i turns with column i + d_head / 2.
 fn in_halves(t: &Tensor, pairs: Option<&Vec<([usize; 2], f64)>>) -> Tensor {
     let Some(pairs) = pairs else { return t.shallow_clone() };
-    let order: Vec<i64> = [0, 1].into_iter().flat_map(|half| pairs.iter().map(move |(pair, _)| pair[half] as i64)).collect();
+    let order: Vec<i64> =
+        [0, 1].into_iter().flat_map(|half| pairs.iter().map(move |(pair, _)| pair[half] as i64)).collect();
     t.index_select(-1, &Tensor::from_slice(&order))
 }
 

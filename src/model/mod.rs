@@ -22,11 +22,12 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 pub use arch::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel, Position,
-    QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
 };
 pub(crate) use arch::{
-    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights, Wire, Wires, Wiring,
+    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights,
+    Wire, Wires, Wiring,
 };
 pub use circuits::{CircuitOptions, Vocabulary};
 pub(crate) use exec::{
@@ -39,8 +40,8 @@ pub(crate) use identity::{Identity, Stamp};
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
-pub use crate::text::Tokens;
 use crate::text::Tokenizer;
+pub use crate::text::Tokens;
 use crate::workers::readable;
 
 /// A transformer with its weights.

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use super::Tokens;
 use crate::error::{Error, Result};
 use crate::file;
-use super::Tokens;
 
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]

@@ -1,8 +1,8 @@
 //! Random architectures, from all that a configuration can say.
 
 use headscope::model::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel, Position,
-    QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
 };
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
@@ -29,7 +29,8 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
     let d_head = 2 * rng.random_range(1..5);
     let n_layers = rng.random_range(1..4);
     let norm = one(rng, &[NormKind::Layer, NormKind::Layer, NormKind::Rms, NormKind::Rms, NormKind::None]);
-    let norm_place = one(rng, &[NormPlace::Pre, NormPlace::Pre, NormPlace::Post, NormPlace::Sandwich, NormPlace::Output]);
+    let norm_place =
+        one(rng, &[NormPlace::Pre, NormPlace::Pre, NormPlace::Post, NormPlace::Sandwich, NormPlace::Output]);
     let d_mlp = if rng.random_ratio(1, 6) { 0 } else { rng.random_range(1..24) };
     let parallel = match norm_place != NormPlace::Post && d_mlp > 0 {
         true => one(rng, &[Parallel::No, Parallel::No, Parallel::OneNorm, Parallel::TwoNorms]),
@@ -89,7 +90,12 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         embed_norm: rng.random_ratio(1, 4),
         embed_projection: one(
             rng,
-            &[EmbedProjection::None, EmbedProjection::None, EmbedProjection::Tokens(width), EmbedProjection::Sum(width)],
+            &[
+                EmbedProjection::None,
+                EmbedProjection::None,
+                EmbedProjection::Tokens(width),
+                EmbedProjection::Sum(width),
+            ],
         ),
         embed_scale: one(rng, &[1.0, 1.0, 2.5]),
         residual_scale: one(rng, &[1.0, 1.0, 0.4]),

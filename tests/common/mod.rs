@@ -10,7 +10,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use headscope::checkpoint::LoadOptions;
-use headscope::model::{Activation, Model, ModelConfig, NormKind, NormPlace, Position, QkvBias, Rotary, Tokens, Unembed};
+use headscope::model::{
+    Activation, Model, ModelConfig, NormKind, NormPlace, Position, QkvBias, Rotary, Tokens, Unembed,
+};
 use tch::{Device, Kind, Tensor};
 
 pub use tolerance::{

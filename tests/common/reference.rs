@@ -11,7 +11,8 @@ use tch::{Kind, Tensor};
 
 /// What every site of `model` holds for `tokens`, all of one length.
 pub fn forward(model: &Model, tokens: &Tokens) -> BTreeMap<Site, Tensor> {
-    let w: HashMap<String, Tensor> = model.parameters().into_iter().map(|(name, t)| (name, t.shallow_clone())).collect();
+    let w: HashMap<String, Tensor> =
+        model.parameters().into_iter().map(|(name, t)| (name, t.shallow_clone())).collect();
     let mut pass = Reference { config: model.config(), w, taps: BTreeMap::new() };
     pass.run(tokens);
     pass.taps
@@ -91,7 +92,8 @@ impl Reference<'_> {
         };
         let after = config.norm_place == NormPlace::Post;
         self.keep(Site::ResidPre(layer), &x);
-        let read = if before { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
+        let read =
+            if before { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
         let mut attn = self.attention(layer, &at, &read);
         if on_output {
             attn = self.norm(&format!("{at}ln1_post"), Some(Site::Ln1PostScale(layer)), &attn);
@@ -204,7 +206,8 @@ impl Reference<'_> {
         let mut sum = x.zeros_like();
         for number in 0..experts.n {
             let own = format!("{at}experts.{number}.");
-            let mut post = activate(&self.linear(&own, if config.gated_mlp { "gate" } else { "in" }, x), config.activation);
+            let mut post =
+                activate(&self.linear(&own, if config.gated_mlp { "gate" } else { "in" }, x), config.activation);
             if config.gated_mlp {
                 post = post * self.linear(&own, "in", x);
             }
@@ -259,7 +262,8 @@ impl Reference<'_> {
             }
             _ => 0.0,
         };
-        let all: Vec<f64> = (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| number(q, k)).collect();
+        let all: Vec<f64> =
+            (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| number(q, k)).collect();
         Tensor::from_slice(&all).view([positions, positions])
     }
 
@@ -273,7 +277,8 @@ impl Reference<'_> {
                 false => window.is_some_and(|window| far(window / 2)),
             }
         };
-        let all: Vec<bool> = (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| hides(q, k)).collect();
+        let all: Vec<bool> =
+            (0..positions).flat_map(|q| (0..positions).map(move |k| (q, k))).map(|(q, k)| hides(q, k)).collect();
         Tensor::from_slice(&all).view([positions, positions])
     }
 }
@@ -290,7 +295,9 @@ fn activate(x: &Tensor, activation: Activation) -> Tensor {
     let half = |inner: Tensor| (inner + 1.0) * x * 0.5;
     match activation {
         Activation::Gelu => half((x / 2f64.sqrt()).erf()),
-        Activation::GeluTanh => half(((x + x.pow_tensor_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt()).tanh()),
+        Activation::GeluTanh => {
+            half(((x + x.pow_tensor_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt()).tanh())
+        }
         Activation::GeluQuick => x / ((x * -1.702).exp() + 1.0),
         Activation::Relu => x.clamp_min(0.0),
         Activation::ReluSquared => x.clamp_min(0.0).square(),
@@ -318,7 +325,8 @@ fn rotate(x: &Tensor, rotary: &Rotary) -> Tensor {
         let angle = positions * frequency;
         let (cos, sin) = (angle.cos().to_kind(Kind::Double), angle.sin().to_kind(Kind::Double));
         let (cos, sin) = (cos.view([1, -1, 1]), sin.view([1, -1, 1]));
-        let [a, b] = if rotary.interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + width / 2] }.map(|i| i as usize);
+        let [a, b] =
+            if rotary.interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + width / 2] }.map(|i| i as usize);
         let (x, y) = (columns[a].shallow_clone(), columns[b].shallow_clone());
         columns[a] = &x * &cos - &y * &sin;
         columns[b] = y * cos + x * sin;
@@ -336,7 +344,8 @@ fn slope(head: usize, heads: usize) -> f64 {
 /// The bucket of a relative position, as in T5.
 fn bucket(relative: i64, buckets: i64, most: f64, both: bool) -> i64 {
     let n = if both { buckets / 2 } else { buckets };
-    let (first, distance) = if both { (if relative > 0 { n } else { 0 }, relative.abs()) } else { (0, (-relative).max(0)) };
+    let (first, distance) =
+        if both { (if relative > 0 { n } else { 0 }, relative.abs()) } else { (0, (-relative).max(0)) };
     let exact = n / 2;
     if distance < exact {
         return first + distance;

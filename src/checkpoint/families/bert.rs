@@ -7,7 +7,9 @@ use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
-use crate::model::{Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Transform, Unembed, Unembedding, Weights};
+use crate::model::{
+    Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Transform, Unembed, Unembedding, Weights,
+};
 
 pub(super) const FAMILY: Family = Family { name: "bert", config, weights, superfluous };
 

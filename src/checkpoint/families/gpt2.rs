@@ -6,7 +6,9 @@ use super::{Family, Reader, activation, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
-use crate::model::{Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Unembedding, Weights};
+use crate::model::{
+    Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Unembed, Unembedding, Weights,
+};
 
 pub(super) const FAMILY: Family = Family { name: "gpt2", config, weights, superfluous };
 

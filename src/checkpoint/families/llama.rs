@@ -7,8 +7,8 @@ use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
 use crate::model::{
-    Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Rotary, RotaryScaling, Unembed, Unembedding,
-    Weights,
+    Attention, Block, Linear, Mlp, ModelConfig, NormKind, NormPlace, Position, Rotary, RotaryScaling, Unembed,
+    Unembedding, Weights,
 };
 
 pub(super) const FAMILY: Family = Family { name: "llama", config, weights, superfluous };

@@ -24,7 +24,12 @@ pub(in crate::intervene) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     /// Of no prompt yet.
-    pub(in crate::intervene) fn new(metric: &'a Metric, denoises: bool, per_prompt: bool, interval: Option<u64>) -> Self {
+    pub(in crate::intervene) fn new(
+        metric: &'a Metric,
+        denoises: bool,
+        per_prompt: bool,
+        interval: Option<u64>,
+    ) -> Self {
         Self { metric, cells: vec![], baseline: vec![], other: None, denoises, per_prompt, interval }
     }
 

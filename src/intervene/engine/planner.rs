@@ -8,9 +8,7 @@ use serde::Serialize;
 use super::{Engine, Setup, Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
-use crate::model::{
-    Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays,
-};
+use crate::model::{Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays};
 
 /// What variants must have in common to go through the layers together; the order is that of computing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,8 +66,11 @@ impl Setup<'_> {
         let last = wiring.n_layers() - 1;
         let block = wiring.block(last);
         // By the number of the step in which they fire, the edits of the last block.
-        let steps: Vec<usize> =
-            edits.iter().filter(|edit| edit.site.layer() == Some(last)).filter_map(|edit| block.fires_in(edit.site)).collect();
+        let steps: Vec<usize> = edits
+            .iter()
+            .filter(|edit| edit.site.layer() == Some(last))
+            .filter_map(|edit| block.fires_in(edit.site))
+            .collect();
         let late = steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
         let first = edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
         let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
@@ -210,7 +211,9 @@ fn one_position(here: &[&Edit], wiring: &BlockWiring, from: usize, first: usize)
             edit.at.positions.as_ref().is_some_and(|positions| positions.iter().all(|&position| position == first))
         }
         // A value between two steps is edited when it is whole; what is made inside a step is not.
-        Some(step) if step < wiring.attend_step() => wiring.steps()[step].wire.site(0).is_some_and(|site| site.at_layer(0) == edit.site.at_layer(0)),
+        Some(step) if step < wiring.attend_step() => {
+            wiring.steps()[step].wire.site(0).is_some_and(|site| site.at_layer(0) == edit.site.at_layer(0))
+        }
         _ => true,
     })
 }
@@ -426,7 +429,8 @@ impl Work<'_> {
             How::Whole => 0.0,
             How::FirstPosition { from } => (from + 1..=step).map(|number| self.step(layer, number, 1, None)).sum(),
             How::Heads { attend, n } => {
-                let attends = if attend { self.step(layer, wiring.attend_step(), self.positions, Some(n)) } else { 0.0 };
+                let attends =
+                    if attend { self.step(layer, wiring.attend_step(), self.positions, Some(n)) } else { 0.0 };
                 attends + self.step(layer, wiring.output(), self.positions, Some(n))
             }
         };

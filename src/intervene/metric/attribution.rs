@@ -61,7 +61,10 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
 fn embeddings(config: &ModelConfig) -> Vec<Site> {
     match config.embed_norm || matches!(config.embed_projection, EmbedProjection::Sum(_)) {
         true => vec![Site::ResidPre(0)],
-        false => [Site::Embed, Site::PosEmbed, Site::TypeEmbed].into_iter().filter(|site| site.check(config).is_ok()).collect(),
+        false => [Site::Embed, Site::PosEmbed, Site::TypeEmbed]
+            .into_iter()
+            .filter(|site| site.check(config).is_ok())
+            .collect(),
     }
 }
 

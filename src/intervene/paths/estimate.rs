@@ -24,7 +24,9 @@ impl Share<'_> {
         let paths = self.paths;
         let edges = Edges::new(self, engine, estimate)?;
         let mut effects = Array2::zeros((pairs.len(), self.tokens.batch()));
-        let part = |input: Input| (input.site().map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), input.site());
+        let part = |input: Input| {
+            (input.site().map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), input.site())
+        };
         let mut inputs: Vec<Input> = paths.receivers.iter().flatten().copied().collect();
         inputs.sort_by_key(|input| (part(*input), *input));
         inputs.dedup();
@@ -116,8 +118,9 @@ impl<'a> Edges<'a> {
         program.differentiable = true;
         let Estimate::IntegratedGradients { steps } = estimate else { return Ok(program) };
         let (model, tokens) = (self.share.model(), &self.share.tokens);
-        let embed =
-            |tokens: &Tokens| Ok::<_, Error>(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone());
+        let embed = |tokens: &Tokens| {
+            Ok::<_, Error>(model.run(tokens, &Plan::new().tap(Site::Embed))?.get(Site::Embed)?.shallow_clone())
+        };
         let (ours, other): (Tensor, Tensor) = (embed(tokens)?, embed(&self.share.other)?);
         let mut bank = Bank::default();
         for step in 0..steps {

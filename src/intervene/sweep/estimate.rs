@@ -98,7 +98,12 @@ pub(in crate::intervene) struct Estimator<'a> {
 }
 
 impl<'a> Estimator<'a> {
-    pub(in crate::intervene) fn new(setup: Setup<'a>, engine: &'a Engine<'a>, bank: &'a Bank, variants: &[Variant]) -> Result<Self> {
+    pub(in crate::intervene) fn new(
+        setup: Setup<'a>,
+        engine: &'a Engine<'a>,
+        bank: &'a Bank,
+        variants: &[Variant],
+    ) -> Result<Self> {
         let edits = variants.iter().flat_map(|variant| &variant.edits);
         let mut sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
         sites.iter().try_for_each(|site| site.check(setup.model.config()))?;
@@ -156,8 +161,10 @@ impl<'a> Estimator<'a> {
                 let place = match known {
                     Some(place) => place,
                     None => {
-                        let product =
-                            gradients.get(&edit.site).map(|gradient| Ok::<_, Error>(self.change(edit)? * gradient)).transpose()?;
+                        let product = gradients
+                            .get(&edit.site)
+                            .map(|gradient| Ok::<_, Error>(self.change(edit)? * gradient))
+                            .transpose()?;
                         products.push((edit.site, edit.action.clone(), product));
                         products.len() - 1
                     }

@@ -16,11 +16,11 @@ use tch::Tensor;
 
 pub use self::ablation::Ablation;
 pub(in crate::intervene) use self::ablation::REFERENCE;
-pub(in crate::intervene) use self::estimate::{Gradients, agreement, back, backward, largest};
-pub(in crate::intervene) use self::sets::name_of;
 pub use self::axes::Every;
 use self::change::{Change, Direction};
 pub use self::estimate::Estimate;
+pub(in crate::intervene) use self::estimate::{Gradients, agreement, back, backward, largest};
+pub(in crate::intervene) use self::sets::name_of;
 pub use self::sets::{Subsets, subsets};
 pub(crate) use self::shapley::MOST;
 pub use self::shapley::{Sampling, ShapleyOptions, shapley, shapley_values};

@@ -9,13 +9,13 @@ use super::ablation::{self, Ablation, REFERENCE};
 use super::change::{Change, Direction};
 use super::estimate::{self, Estimate, Estimator};
 use super::{Sweep, same_lengths};
+use crate::error::{Error, Result};
+use crate::file::sha256;
 use crate::intervene::engine::{
     Engine, Explanation, Journal, Kept, Machine, Outcome, Part, Place, Setup, Strategy, Variant, check_prompts,
     side_by_side,
 };
 use crate::intervene::metric::Metric;
-use crate::error::{Error, Result};
-use crate::file::sha256;
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};

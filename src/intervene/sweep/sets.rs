@@ -6,8 +6,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::intervene::engine::Variant;
 use crate::error::{Error, Result};
+use crate::intervene::engine::Variant;
 use crate::model::Edit;
 use crate::table::Keys;
 

@@ -7,11 +7,11 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::ablation::Ablation;
 use super::Sweep;
+use super::ablation::Ablation;
+use crate::error::{Error, Result};
 use crate::intervene::engine::Variant;
 use crate::intervene::metric::Metric;
-use crate::error::{Error, Result};
 use crate::model::{Edit, Model, Site, Tokens};
 use crate::table::{Keys, Observation, Table};
 

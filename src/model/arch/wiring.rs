@@ -52,8 +52,31 @@ impl Wire {
     const ALL: [Self; WIRES] = {
         use Wire::*;
         [
-            ResidPre, Ln1Scale, AttnIn, K, V, Q, Scores, Pattern, Z, Result, AttnSum, Ln1PostScale, AttnOut, MidSum,
-            ResidMid, Ln2Scale, MlpIn, Router, MlpPre, MlpPost, MlpSum, Ln2PostScale, MlpOut, PostSum, ResidPost,
+            ResidPre,
+            Ln1Scale,
+            AttnIn,
+            K,
+            V,
+            Q,
+            Scores,
+            Pattern,
+            Z,
+            Result,
+            AttnSum,
+            Ln1PostScale,
+            AttnOut,
+            MidSum,
+            ResidMid,
+            Ln2Scale,
+            MlpIn,
+            Router,
+            MlpPre,
+            MlpPost,
+            MlpSum,
+            Ln2PostScale,
+            MlpOut,
+            PostSum,
+            ResidPost,
         ]
     };
 

@@ -320,7 +320,8 @@ fn gather(
     }
     let mut pattern = match &extra.sinks {
         Some(sinks) => {
-            let all = Tensor::f_cat(&[&scores, sinks], 3).and_then(|all| all.f_softmax(-1, None)).map_err(failed(q, k))?;
+            let all =
+                Tensor::f_cat(&[&scores, sinks], 3).and_then(|all| all.f_softmax(-1, None)).map_err(failed(q, k))?;
             all.narrow(3, 0, scores.size()[3])
         }
         None => scores.f_softmax(-1, None).map_err(failed(q, k))?,

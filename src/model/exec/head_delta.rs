@@ -93,7 +93,11 @@ impl Pass<'_> {
             true => {
                 let q = some.of(&there(self, Wire::Q)?, 2);
                 let [k, v] = [Wire::K, Wire::V].map(|wire| Ok::<_, Error>(some.of_kv(&there(self, wire)?, 2)));
-                let qkv = [self.edited(layer, Wire::Q, q)?, self.edited(layer, Wire::K, k?)?, self.edited(layer, Wire::V, v?)?];
+                let qkv = [
+                    self.edited(layer, Wire::Q, q)?,
+                    self.edited(layer, Wire::K, k?)?,
+                    self.edited(layer, Wire::V, v?)?,
+                ];
                 attention::heads(self, layer, qkv, Some(some))?
             }
             false => before.shallow_clone(),

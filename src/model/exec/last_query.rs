@@ -18,7 +18,9 @@ use crate::site::Site;
 pub(crate) fn pays(model: &Model, positions: usize) -> bool {
     let wiring = model.wiring().block(model.wiring().n_layers() - 1);
     let alone = Wires::NONE.with(Wire::ResidPre).with(Wire::Z);
-    wiring.attend == Attend::plain(true, wiring.attend.scale) && wiring.live(wiring.attend_step()) == alone && positions > 1
+    wiring.attend == Attend::plain(true, wiring.attend.scale)
+        && wiring.live(wiring.attend_step()) == alone
+        && positions > 1
 }
 
 /// Whether the heads of `layer` are computed so: only the wanted positions ask, and nobody looks at what is left out.

@@ -26,11 +26,12 @@ impl Asked {
     /// True where a query sees a key, broadcast against `[row, head, query, key]`; nothing where every query sees all.
     pub(super) fn mask(&self, pass: &Pass<'_>, attend: &Attend) -> Option<Tensor> {
         let near = match (&self.wanted, attend.window) {
-            (None, None) => (attend.causal && self.queries > 1)
-                .then(|| causal_mask(self.queries, self.keys, pass.model.device())),
+            (None, None) => {
+                (attend.causal && self.queries > 1).then(|| causal_mask(self.queries, self.keys, pass.model.device()))
+            }
             (wanted, window) if attend.causal || window.is_some() => {
-                let distance = self.places(pass).unsqueeze(-1)
-                    - Tensor::arange(self.keys, (Kind::Int64, pass.model.device()));
+                let distance =
+                    self.places(pass).unsqueeze(-1) - Tensor::arange(self.keys, (Kind::Int64, pass.model.device()));
                 let near = seen(&distance, attend.causal, window);
                 Some(if wanted.is_some() { near.unsqueeze(1) } else { near })
             }

@@ -224,13 +224,14 @@ impl<'a> Pass<'a> {
     /// Which values of a block are computed, and which are the unchanged run's.
     fn todo(&self, layer: usize, wiring: &BlockWiring, rows: i64, joins: &Joins<'_>) -> Todo {
         let tapped = wiring.wires().filter(|&wire| self.records_wire(layer, wire));
-        let tapped: Wires = tapped.chain(self.keep.iter().filter(|(at, _)| *at == layer).map(|(_, wire)| *wire)).collect();
+        let tapped: Wires =
+            tapped.chain(self.keep.iter().filter(|(at, _)| *at == layer).map(|(_, wire)| *wire)).collect();
         let (held, taken) = match self.freeze {
             Some(freeze) => {
                 let rows = rows + joins.before(layer, wiring.output()) * joins.batch();
-                let edited = [Wire::Z, Wire::MlpOut].into_iter().filter(|wire| {
-                    wire.site(layer).is_some_and(|site| self.program.edits_rows(site, rows))
-                });
+                let edited = [Wire::Z, Wire::MlpOut]
+                    .into_iter()
+                    .filter(|wire| wire.site(layer).is_some_and(|site| self.program.edits_rows(site, rows)));
                 let frozen = wiring.frozen(freeze.mlps, edited.collect());
                 (frozen.held, frozen.taken)
             }
@@ -251,7 +252,9 @@ impl<'a> Pass<'a> {
     fn trims(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
         let last = layer + 1 == self.model.wiring().n_layers() && self.wanted.is_some();
         let edited = self.program.last_edited_by_position(layer, wiring);
-        [wiring.keys_done(), wiring.attend_step()].into_iter().find(|&step| last && edited.is_none_or(|edit| edit <= step))
+        [wiring.keys_done(), wiring.attend_step()]
+            .into_iter()
+            .find(|&step| last && edited.is_none_or(|edit| edit <= step))
     }
 
     /// Whether queries are asked at the wanted positions only.
