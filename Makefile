@@ -28,7 +28,7 @@ VENV := .venv/bin
 NAMES ?=
 WRITE ?=
 
-.PHONY: help setup $(PIECES) evcxr kernel test notebooks lab bench lint clean
+.PHONY: help setup $(PIECES) evcxr kernel test outside notebooks lab bench lint clean
 
 help: ## this list
 	@echo "headscope: takes trained transformers apart, head by head"
@@ -59,9 +59,16 @@ test: setup ## tests, doctests, and notebook 00-tour
 	@# One thread for each test, as many tests as cores: else their threads wait for each other.
 	@export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; \
 	if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --no-fail-fast && cargo test --doc; else cargo test --no-fail-fast; fi
+	@$(MAKE) outside
 	@$(MAKE) kernel
 	@$(SETUP) keep
 	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
+
+outside: setup ## builds and runs examples/outside as a program outside the clone, over the clone's compiled dependencies
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	cp -r examples/outside/. Cargo.lock "$$folder"; \
+	sed -i 's|path = "../.."|path = "$(CURDIR)"|' "$$folder/Cargo.toml"; \
+	cd "$$folder"; CARGO_TARGET_DIR="$(CURDIR)/target" cargo run -q --config "$(CURDIR)/.cargo/local.toml"
 
 notebooks: kernel ## executes every notebook, leaves pages and executed copies in notebooks/html
 	@$(VENV)/python notebooks/run.py $(if $(filter-out 0,$(WRITE)),--write) $(NAMES)

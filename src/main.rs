@@ -37,6 +37,7 @@ fn code(reason: &anyhow::Error) -> u8 {
     let own = reason.chain().len() == 1 && (reason.is::<String>() || reason.is::<&str>());
     let misuse = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<serde_json::Error>()
+            || cause.is::<headscope::site::UnknownSite>()
             || cause.downcast_ref::<headscope::Error>().is_some_and(headscope::Error::is_misuse)
     };
     if own || reason.chain().any(misuse) { 2 } else { 1 }

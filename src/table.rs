@@ -66,6 +66,12 @@ columns! {
         pub token: String,
         /// A task or feature.
         pub task: String,
+        /// Number of a variant, where nothing else tells it from the others.
+        pub variant: u32,
+        /// Parts that change together, by their names.
+        pub set: String,
+        /// How many parts change together: heads that are gone, members of a set.
+        pub parts: u32,
         /// Training step.
         pub step: u32,
         /// Seed.

@@ -129,7 +129,7 @@ fn subsets_are_plans() {
     assert_eq!(all.len(), 7);
     let table = sweep().sets(all.clone()).run().unwrap();
     let names: Vec<String> =
-        table.frame().column("site").unwrap().str().unwrap().iter().map(|name| name.unwrap().to_owned()).collect();
+        table.frame().column("set").unwrap().str().unwrap().iter().map(|name| name.unwrap().to_owned()).collect();
     for (name, value) in names.iter().zip(table.f64("value").unwrap()) {
         let set = all.iter().find(|set| {
             let written = |at: usize| ["z.0.3", "resid_pre.1@2", "mlp_post.2:1.4"][at];

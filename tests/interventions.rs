@@ -409,7 +409,7 @@ fn heads_may_go_one_after_another() {
     let order = single.heads_by_effect().unwrap();
     assert_eq!(order.len(), 12);
     let curve = Sweep::ablate(&model, &tokens, Ablation::Zero).one_after_another(&order).run().unwrap();
-    assert_eq!(curve.columns(), ["step", "metric", "value", "baseline"]);
+    assert_eq!(curve.columns(), ["parts", "metric", "value", "baseline"]);
     assert_near("first", curve.f64("value").unwrap()[0], row(&single, order[0].0, order[0].1), MODEL);
     let all = (0..3).fold(Plan::new(), |plan, layer| plan.edit(Edit::new(Site::Z(layer), Action::Zero)));
     let logits = run(&model, &tokens, all, Site::Logits);

@@ -154,7 +154,7 @@ impl Places {
                 edit
             };
             let edits = self.at.iter().enumerate().map(edit).collect();
-            Variant { keys: Keys { step: number(step), ..Keys::default() }, edits }
+            Variant { keys: Keys { variant: number(step), ..Keys::default() }, edits }
         };
         let variants: Vec<Variant> = heads.iter().enumerate().map(variant).collect();
         let logits = model.config().has_logits();
@@ -163,7 +163,7 @@ impl Places {
             true => sweep.metric(Metric::Loss).per_token().run()?,
             false => sweep.metric(Metric::EmbeddingDistance).per_prompt().run()?,
         };
-        let (steps, prompts, effects) = (table.f64("step")?, table.f64("prompt")?, table.effect()?);
+        let (steps, prompts, effects) = (table.f64("variant")?, table.f64("prompt")?, table.effect()?);
         let targets = if logits { table.f64("target")? } else { vec![] };
         // Where a causal model predicts the next token, a bidirectional one is scored on the token itself.
         let ahead = usize::from(model.config().causal);

@@ -167,7 +167,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// One variant for each of these sets of parts, which change together, whatever they are: heads, positions, neurons.
-    /// Column `site` names the parts of a set, `step` is their number. Replaces the variants there were.
+    /// Column `set` names the parts, `parts` is their number. Replaces the variants there were.
     ///
     /// ```
     /// use headscope::prelude::*;
@@ -176,7 +176,7 @@ impl<'a> Sweep<'a> {
     /// let sweep = Sweep::patch(&model, &clean, &corrupt);
     /// let set = vec![sweep.edit(Site::Z(0)).heads([1, 2]), sweep.edit(Site::ResidPre(2)).position(3)];
     /// let table = sweep.sets([set]).run()?;
-    /// assert_eq!(table.columns()[0], "site"); // z.0.1.2+resid_pre.2@3
+    /// assert_eq!(table.columns()[0], "set"); // z.0.1.2+resid_pre.2@3
     /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn sets(mut self, sets: impl IntoIterator<Item = Vec<Edit>>) -> Self {
@@ -190,14 +190,14 @@ impl<'a> Sweep<'a> {
     }
 
     /// One variant for each length of `order`: the first head of it ablated, the first two, and so on to all of them.
-    /// Heads are (layer, head); the column `step` says how many are gone. Replaces the variants there were.
+    /// Heads are (layer, head); the column `parts` says how many are gone. Replaces the variants there were.
     pub fn one_after_another(mut self, order: &[(usize, usize)]) -> Self {
         let variant = |n: usize| {
             let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
             order[..n].iter().for_each(|&(layer, head)| layers.entry(layer).or_default().push(head));
             let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.change.action()).heads(heads);
             let edits = layers.into_iter().map(edit).collect();
-            Variant { keys: Keys { step: u32::try_from(n).ok(), ..Keys::default() }, edits }
+            Variant { keys: Keys { parts: u32::try_from(n).ok(), ..Keys::default() }, edits }
         };
         self.variants = (1..=order.len()).map(variant).collect();
         self

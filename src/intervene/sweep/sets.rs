@@ -86,10 +86,10 @@ fn drawn(parts: usize, n: usize, seed: u64) -> Result<Vec<Vec<bool>>> {
     Ok(masks)
 }
 
-/// The variant in which all of `edits` apply; `site` names them, `step` is their number.
+/// The variant in which all of `edits` apply; `set` names them, `parts` is their number.
 pub(super) fn together(edits: Vec<Edit>) -> Variant {
     let names: Vec<String> = edits.iter().map(name_of).collect();
-    let keys = Keys { site: Some(names.join("+")), step: u32::try_from(edits.len()).ok(), ..Keys::default() };
+    let keys = Keys { set: Some(names.join("+")), parts: u32::try_from(edits.len()).ok(), ..Keys::default() };
     Variant { keys, edits }
 }
 

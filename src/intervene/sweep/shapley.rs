@@ -163,7 +163,7 @@ fn variant(number: usize, absent: &[usize], heads: &[(usize, usize)], ablation: 
     let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     absent.iter().for_each(|&place| layers.entry(heads[place].0).or_default().push(heads[place].1));
     let edits = layers.into_iter().map(|(layer, heads)| Edit::new(Site::Z(layer), ablation.action()).heads(heads));
-    Variant { keys: Keys { step: u32::try_from(number).ok(), ..Keys::default() }, edits: edits.collect() }
+    Variant { keys: Keys { variant: u32::try_from(number).ok(), ..Keys::default() }, edits: edits.collect() }
 }
 
 /// Shapley values from the metric of every subset: `values[mask]` is m without the heads whose bits are set in `mask`.

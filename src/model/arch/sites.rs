@@ -1,7 +1,8 @@
 //! Which sites does a model have, and how large are they?
 
 use super::config::{ModelConfig, NormKind, Position, Unembed};
-use super::wiring::{BlockWiring, Wire, Wiring};
+use super::wire::Wire;
+use super::wiring::{BlockWiring, Wiring};
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
 

@@ -1,0 +1,69 @@
+//! What does a layer's attention do with queries and keys, beside multiplying them?
+
+use super::config::{ModelConfig, Position, QkNorm, Rotary};
+
+/// What a layer's attention does with queries and keys.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Attend {
+    pub causal: bool,
+    pub scale: f64,
+    pub norm: QkNorm,
+    pub rotary: Option<Rotary>,
+    pub bias: ScoreBias,
+    pub cap: Option<f64>,
+    pub window: Option<usize>,
+    pub sinks: bool,
+    /// How many query heads share a key/value head.
+    pub group: usize,
+}
+
+/// What is added to scores, by relative position.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum ScoreBias {
+    None,
+    Alibi,
+    Buckets { n: usize, max_distance: usize },
+}
+
+impl Attend {
+    /// Attention with nothing but queries, keys, a scale and, in a causal model, the causal mask.
+    pub(crate) fn plain(causal: bool, scale: f64) -> Self {
+        Self {
+            causal,
+            scale,
+            norm: QkNorm::None,
+            rotary: None,
+            bias: ScoreBias::None,
+            cap: None,
+            window: None,
+            sinks: false,
+            group: 1,
+        }
+    }
+
+    /// Whether a head's pattern depends on its own queries and keys only.
+    pub(crate) fn has_heads_apart(&self) -> bool {
+        // Without a rest: a new field has to say on which side it stands.
+        let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, group: _ } = self;
+        *norm != QkNorm::All
+    }
+
+    pub(super) fn new(config: &ModelConfig, layer: usize) -> Self {
+        let scale = config.attention_scale.unwrap_or_else(|| (config.d_head as f64).powf(-0.5));
+        Self {
+            causal: config.causal,
+            scale: if config.scale_by_layer { scale / (layer + 1) as f64 } else { scale },
+            norm: config.qk_norm,
+            rotary: config.rotary(layer),
+            bias: match config.position {
+                Position::Alibi => ScoreBias::Alibi,
+                Position::Buckets { n, max_distance } => ScoreBias::Buckets { n, max_distance },
+                Position::None | Position::Learned | Position::Rotary(_) => ScoreBias::None,
+            },
+            cap: config.score_cap,
+            window: config.layer(layer).window,
+            sinks: config.sinks,
+            group: config.n_heads / config.n_kv_heads,
+        }
+    }
+}
