@@ -5,9 +5,12 @@ mod common;
 
 use std::collections::HashMap;
 
+use common::architectures::any_config;
 use common::{Tol, assert_close, assert_near, configs, fixture, load, random, some_tokens};
-use headscope::model::NormKind;
+use headscope::model::{ModelConfig, NormKind};
 use headscope::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
 const MODEL: Tol = Tol::Model(Kind::Double);
@@ -228,21 +231,24 @@ fn by_plans(model: &Model, clean: &Tokens, corrupt: &Tokens, (layer, head): (usi
 
 #[test]
 fn paths_are_plans_in_every_architecture() {
-    for (number, config) in configs().into_iter().enumerate() {
+    let rng = &mut ChaCha8Rng::seed_from_u64(4);
+    let drawn = (0..60).map(|_| ModelConfig { n_layers: 3, ..any_config(rng) }).collect::<Vec<_>>();
+    for (number, config) in configs().into_iter().chain(drawn).enumerate() {
         let model = random(&config, number as u64);
         let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+        let (head, kv_head) = (config.n_heads - 1, config.n_kv_heads - 1);
         let mut receivers = vec![
-            Input::Query { layer: 2, head: 1 },
-            Input::Key { layer: 1, kv_head: 1 },
+            Input::Query { layer: 2, head },
+            Input::Key { layer: 1, kv_head },
             Input::Value { layer: 2, kv_head: 0 },
             Input::Logits,
         ];
         if config.d_mlp > 0 {
             receivers.push(Input::Mlp { layer: 1 });
         }
-        let from = (0, 1);
+        let from = (0, head);
         let table = Paths::noise(&model, &clean, &corrupt)
-            .senders([Node::Head { layer: 0, head: 1 }])
+            .senders([Node::Head { layer: 0, head }])
             .receivers(receivers.clone())
             .metric(Metric::logit_difference(3, 5))
             .per_prompt()
@@ -251,8 +257,8 @@ fn paths_are_plans_in_every_architecture() {
         let found = by_keys(&table, "value");
         for to in receivers {
             for (prompt, expected) in by_plans(&model, &clean, &corrupt, from, to).into_iter().enumerate() {
-                let key = key(prompt, Node::Head { layer: 0, head: 1 }, to);
-                assert_near(&format!("{} {key}", config.family), found[&key], expected, MODEL);
+                let key = key(prompt, Node::Head { layer: 0, head }, to);
+                assert_near(&format!("{key} of {config:?}"), found[&key], expected, MODEL);
             }
         }
     }

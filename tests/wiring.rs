@@ -6,8 +6,8 @@ mod common;
 use common::architectures::any_config;
 use common::reference::forward;
 use common::{Tol, assert_close, assert_near, random, some_tokens};
-use headscope::model::{Model, NormPlace, Plan, Site};
-use headscope::prelude::{Generation, Metric, Tokens, direct_attribution};
+use headscope::model::{Model, ModelConfig, NormKind, NormPlace, Plan, Site, Unembed};
+use headscope::prelude::{Generation, Metric, Node, Paths, Tokens, direct_attribution};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -70,8 +70,8 @@ proptest! {
         let (model, tokens) = any_model(seed);
         let (config, tokens) = (model.config(), tokens.select(&[0]).unwrap());
         let found = direct_attribution(&model, &tokens, &Metric::logit(3));
-        let readable = config.unembed != headscope::model::Unembed::MaskedLm;
-        let adds_up = config.norm_place != NormPlace::Post || config.norm == headscope::model::NormKind::None;
+        let readable = config.unembed != Unembed::MaskedLm;
+        let adds_up = config.norm_place != NormPlace::Post || config.norm == NormKind::None;
         prop_assert_eq!(found.is_ok(), readable && adds_up, "{:?}", config);
         if let Ok(terms) = found {
             let last = model.run(&tokens, &Plan::new()).unwrap().logits().unwrap().select(1, tokens.positions() as i64 - 1);
@@ -79,6 +79,27 @@ proptest! {
             let logit = config.logit_cap.map_or(sum, |cap| (sum / cap).tanh() * cap);
             assert_near(&format!("{config:?}"), logit, last.double_value(&[0, 3]), MODEL);
         }
+    }
+
+    /// Where logits are linear in the residual stream, the direct paths of all senders sum to the whole change.
+    #[test]
+    fn direct_paths_sum_to_the_change(seed in any::<u64>()) {
+        let config = ModelConfig {
+            norm: NormKind::None,
+            logit_cap: None,
+            unembed: Unembed::Linear { bias: true },
+            ..any_config(&mut ChaCha8Rng::seed_from_u64(seed))
+        };
+        let model = random(&config, seed % 997);
+        let (clean, corrupt) = (some_tokens(1, 5, config.vocab, 1), some_tokens(1, 5, config.vocab, 2));
+        let paths = Paths::noise(&model, &clean, &corrupt).senders(Node::all(&model)).metric(Metric::logit(3));
+        let found = paths.frozen_mlps().run().unwrap();
+        let logit = |tokens: &Tokens| model.run(tokens, &Plan::new()).unwrap().logits().unwrap().double_value(&[0, 4, 3]);
+        let (change, baseline) = (logit(&corrupt) - logit(&clean), found.f64("baseline").unwrap()[0]);
+        // Beside the largest number that the sum passes through.
+        let largest = found.f64("value").unwrap().into_iter().fold(baseline.abs().max(1.0), |most, v| most.max(v.abs()));
+        let sum: f64 = found.effect().unwrap().iter().sum();
+        assert_near(&format!("{config:?}"), sum / largest, change / largest, MODEL);
     }
 
     /// A model is written and read back to the same bits, whatever its architecture.

@@ -86,7 +86,7 @@ impl Model {
         Ok(new)
     }
 
-    /// Logits behind the last of the ids `next`, `[vocab]`, which join the cache.
+    /// The logits after the last of the ids `next`, `[vocab]`; the ids are added to the cache.
     fn step(&self, program: &Program, cache: &mut KvCache, next: &Tensor) -> Result<Tensor> {
         let mut pass = Pass::over(self, program, next.size()[1] as usize, None, Past::Growing(cache));
         let x = pass.residual(&Joins::whole(next.shallow_clone()), self.config().n_layers)?;
@@ -110,7 +110,7 @@ impl Generation {
             left -= weight;
             left < 0.0
         });
-        // Rounding may leave a crumb of probability behind the last weight.
+        // Rounding may leave a little probability after the last weight.
         Ok(ids.int64_value(&[chosen.unwrap_or(weights.len() - 1) as i64]))
     }
 }

@@ -304,8 +304,8 @@ impl Model {
         Ok(Run::new(tokens.clone(), taps))
     }
 
-    /// Runs `tokens` once and hands `read` what each layer holds at `sites`, one layer after another: what one layer holds is
-    /// dropped before the next is computed, so that patterns of long prompts or deep models need not all fit in memory.
+    /// Runs `tokens` once and calls `read` with the activations at `sites` of one layer after another. Those of one layer are
+    /// dropped before the next is computed, so that the patterns of long prompts or deep models need not all fit in memory.
     ///
     /// ```
     /// use headscope::model::{Model, ModelConfig, Site, Tokens};

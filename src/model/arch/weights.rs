@@ -46,7 +46,7 @@ pub(crate) struct Linear {
     pub b: Option<Tensor>,
 }
 
-/// Query heads stand side by side in the columns of q and the rows of o, key/value heads in those of k and v.
+/// The columns of q and the rows of o are grouped by query head, the columns of k and v by key/value head.
 #[derive(Debug)]
 pub(crate) struct Attention {
     /// `[d_model, n_heads * d_head]`

@@ -469,3 +469,6 @@ impl Wiring {
         self.has_final_norm
     }
 }
+
+#[cfg(test)]
+mod tests;

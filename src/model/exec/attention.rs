@@ -127,8 +127,8 @@ impl Seen {
     }
 }
 
-/// Products of `x` `[row, head, query, a]`, whose rows are copies of fewer, with what those share, `[shared, head, a, b]`:
-/// the copies' queries stand below each other in one product a head, and what is shared is not copied.
+/// Products of `x`, `[row, head, query, a]`, whose rows are copies of a smaller batch, with what the copies share, `[shared,
+/// head, a, b]`. The queries of all copies are stacked into one product per head, so that what is shared is not copied.
 pub(super) fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchError> {
     let (size, b) = (x.size(), shared.size()[3]);
     let [rows, heads, queries, a] = [size[0], size[1], size[2], size[3]];

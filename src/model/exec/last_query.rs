@@ -23,7 +23,8 @@ pub(crate) fn pays(model: &Model, positions: usize) -> bool {
         && positions > 1
 }
 
-/// Whether the heads of `layer` are computed so: only the wanted positions ask, and nobody looks at what is left out.
+/// Whether the heads of `layer` are computed this way: only the wanted positions are queried, and nothing records or edits what
+/// is left out.
 pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_>) -> bool {
     let left_out = [Site::Q(layer), Site::K(layer), Site::V(layer), Site::Scores(layer), Site::Pattern(layer)];
     pass.asks_where_wanted(layer)

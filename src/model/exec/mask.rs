@@ -40,7 +40,7 @@ impl Asked {
         // Rows are copies of the batch, one below the other.
         let copies = |valid: &Tensor| {
             let valid = valid.repeat([self.rows / valid.size()[0], 1]).unsqueeze(1);
-            // Near padding there may be nothing else to see: what padding sees is nobody's concern, but it must be a number.
+            // With a window, a padding query may have no valid key at all. Nothing reads its output, but it must not be NaN.
             let padding = attend.window.filter(|_| self.wanted.is_none()).map(|_| valid.logical_not().unsqueeze(3));
             let valid = valid.unsqueeze(2);
             padding.map_or_else(|| valid.shallow_clone(), |padding| valid.logical_or(&padding))

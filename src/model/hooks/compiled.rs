@@ -196,7 +196,7 @@ impl Program {
         if ops.iter().all(|op| op.rows.is_none()) {
             return ops.iter().try_fold(x, |x, op| op.apply(&x));
         }
-        // Variants of a sweep stand below each other in the batch; each sees its own edits only.
+        // The variants of a sweep are stacked on the batch axis; each is changed by its own edits only.
         let here = |op: &Op| op.rows.is_none_or(|(first, _)| (start..start + x.size()[0]).contains(&first));
         if !ops.iter().any(here) {
             return Ok(x);

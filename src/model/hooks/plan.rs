@@ -1,4 +1,4 @@
-//! What to read and what to change in a run: data, not closures.
+//! What does a run read, and what does it change? Plans: data, not closures.
 
 use std::collections::BTreeSet;
 
@@ -33,50 +33,123 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan that reads and changes nothing; run as it is, it records the logits (where there are none, the last
-    /// `resid_post`).
+    /// A plan that records and changes nothing. A run with it records the logits, or the last `resid_post` of a model without
+    /// logits.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Records `site`.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// let run = model.run(&tokens, &Plan::new().tap(Site::Z(0)))?;
+    /// assert_eq!(run.get(Site::Z(0))?.size(), [1, 4, 4, 8]); // [batch, position, head, d_head]
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn tap(mut self, site: Site) -> Self {
         self.taps.insert(site);
         self
     }
 
-    /// Records every one of `sites`.
+    /// Records all of `sites`.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// let run = model.run(&tokens, &Plan::new().taps(Site::all(model.config())))?;
+    /// assert!(run.taps().count() > 10);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn taps(mut self, sites: impl IntoIterator<Item = Site>) -> Self {
         self.taps.extend(sites);
         self
     }
 
-    /// Applies `edit`; several edits at one site apply in the order given.
+    /// Applies `edit`. Several edits at one site apply in the order given.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// let plan = Plan::new().edit(Edit::new(Site::Z(0), Action::Zero).head(3)).tap(Site::Z(0));
+    /// let z = model.run(&tokens, &plan)?.get(Site::Z(0))?.select(2, 3);
+    /// assert_eq!(z.abs().max().double_value(&[]), 0.0);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn edit(mut self, edit: Edit) -> Self {
         self.edits.push(edit);
         self
     }
 
-    /// Makes the activations of `run` known to edits as `key`.
+    /// Makes the activations of `run` available to edits under the name `key`.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// // Activation patching by hand: what does head 3 do with the other prompt's output?
+    /// let other = model.run(&Tokens::new(&[vec![1, 9, 3, 4]])?, &Plan::new().tap(Site::Z(0)))?;
+    /// let edit = Edit::new(Site::Z(0), Action::replace("other")).head(3);
+    /// let patched = model.run(&tokens, &Plan::new().with("other", &other).edit(edit))?;
+    /// assert_eq!(patched.logits()?.size(), [1, 4, 50]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn with(mut self, key: &str, run: &Run) -> Self {
         self.bank.insert_run(key, run);
         self
     }
 
-    /// Makes `tensor` known to edits at `site` as `key`.
+    /// Makes `tensor` available to edits at `site` under the name `key`.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// // Steering: twice a direction is added to the residual stream at every position.
+    /// let direction = model.parameters()[0].1.get(7); // the embedding of token 7, [d_model]
+    /// let edit = Edit::new(Site::ResidPre(0), Action::Add { key: "direction".into(), alpha: 2.0 });
+    /// let steered = model.run(&tokens, &Plan::new().with_tensor("direction", Site::ResidPre(0), &direction).edit(edit))?;
+    /// assert_eq!(steered.logits()?.size(), [1, 4, 50]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn with_tensor(mut self, key: &str, site: Site, tensor: &Tensor) -> Self {
         self.bank.insert(key, site, tensor.shallow_clone());
         self
     }
 
-    /// Keeps the graph: taps stay attached, so that gradients of one with respect to another can be taken.
+    /// Keeps the graph: taps stay attached to it, so that gradients of one with respect to another can be taken.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// use tch::{Kind, Tensor};
+    /// let run = model.run(&tokens, &Plan::new().taps([Site::Z(0), Site::Logits]).differentiable())?;
+    /// let logit = run.logits()?.select(1, 3).select(1, 7).sum(Kind::Float);
+    /// let gradient = Tensor::run_backward(&[logit], &[run.get(Site::Z(0))?], false, false);
+    /// assert_eq!(gradient[0].size(), [1, 4, 4, 8]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn differentiable(mut self) -> Self {
         self.differentiable = true;
         self
     }
 
-    /// Computes attention step by step in every layer, as where a pattern is asked for, and products by libtorch's first choice:
-    /// the last bits then don't depend on what is tapped, and are those of transformers' `eager` attention.
+    /// Computes attention step by step in every layer and products with libtorch's default library. The last bits then do not
+    /// depend on what is tapped, and agree with transformers' `eager` attention.
+    ///
+    /// ```
+    /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// # let model = Model::random(&ModelConfig::default(), 0)?;
+    /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// let run = model.run(&tokens, &Plan::new().explicit())?;
+    /// assert_eq!(run.logits()?.size(), [1, 4, 50]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn explicit(mut self) -> Self {
         self.explicit = true;
         self
@@ -96,7 +169,7 @@ impl Plan {
         &self.bank
     }
 
-    /// Has wide products computed without a copy of the matrix, which may be slower.
+    /// Computes wide products without a copy of the matrix, which may be slower.
     pub(crate) fn plain(mut self, plain: bool) -> Self {
         self.plain = plain;
         self
@@ -115,7 +188,7 @@ impl Plan {
     }
 }
 
-/// One change of one site: which part of the tensor, and what becomes of it.
+/// One change at one site: which part of the tensor changes, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Edit {
     /// The site that changes.
@@ -126,16 +199,16 @@ pub struct Edit {
     pub action: Action,
 }
 
-/// The part of a site's tensor that an edit addresses: on each axis everything, or the indices listed.
+/// The part of a site's tensor that an edit addresses: on each axis everything, or the listed indices.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selector {
     /// Prompts of the batch.
     pub prompts: Option<Vec<usize>>,
-    /// Positions; at `scores` and `pattern` the querying positions.
+    /// Positions; at `scores` and `pattern`, query positions.
     pub positions: Option<Vec<usize>>,
-    /// Heads; at `k` and `v` key/value heads.
+    /// Heads; at `k` and `v`, key/value heads.
     pub heads: Option<Vec<usize>>,
-    /// Positions attended to, at `scores` and `pattern`.
+    /// Key positions, at `scores` and `pattern`.
     pub keys: Option<Vec<usize>>,
     /// Coordinates of the last axis: neurons, residual dimensions, vocabulary entries.
     pub features: Option<Vec<usize>>,
@@ -147,17 +220,17 @@ pub struct Selector {
 pub enum Action {
     /// It becomes zero.
     Zero,
-    /// It becomes its mean over the prompts of a reference run, position by position; padding does not count.
+    /// It becomes its mean over the prompts of a reference run, position by position, leaving out padding.
     Mean {
         /// The reference run.
         key: String,
     },
-    /// It becomes what another run has there; prompt by prompt, or one prompt for all.
+    /// It becomes the activation of another run, prompt by prompt, or that of one prompt for all.
     Replace {
         /// The other run or tensor.
         key: String,
     },
-    /// `alpha` times a tensor is added, broadcast.
+    /// `alpha` times a tensor is added, with broadcasting.
     Add {
         /// The tensor.
         key: String,
@@ -171,9 +244,9 @@ pub enum Action {
     },
     /// It is divided by its root mean square along the last axis.
     Normalise,
-    /// Only its part inside (`keep`) or outside a subspace of the last axis remains.
+    /// It is projected onto (`keep`) or out of a subspace of the last axis.
     Project {
-        /// The subspace: rows that span it, `[k, d]`; they need not be orthonormal.
+        /// The subspace: rows that span it, `[k, d]`, which need not be orthonormal.
         key: String,
         /// Whether the part inside remains, or the part outside.
         keep: bool,
@@ -183,18 +256,28 @@ pub enum Action {
         /// The matrix, `[d, d]`.
         key: String,
     },
-    /// The attention edge is cut: its score becomes minus infinity, the other weights are renormalised. A query that
-    /// loses its last key attends to nothing, and its pattern is zero. Only at `scores`.
+    /// The attention edge is cut: its score becomes minus infinity, and the softmax renormalises the other weights. A query
+    /// without any key left has a pattern of zeros. Only at `scores`.
     KnockOut,
 }
 
 impl Edit {
-    /// An edit of the whole site; narrow it with the methods below.
+    /// An edit of the whole site. The methods below restrict it to a part.
+    ///
+    /// ```
+    /// use headscope::model::{Action, Edit, Site};
+    /// let head = Edit::new(Site::Z(2), Action::Zero).head(5); // one head
+    /// let heads = Edit::new(Site::Z(2), Action::Zero).heads([1, 5]).positions([3, 4]); // two heads at two positions
+    /// let edge = Edit::new(Site::Scores(2), Action::KnockOut).head(5).position(7).keys([0]); // from query 7 to key 0
+    /// let neuron = Edit::new(Site::MlpPost(2), Action::Scale { factor: 2.0 }).features([17]).prompts([0]);
+    /// assert_eq!(heads.at.heads, Some(vec![1, 5]));
+    /// # let _ = (head, edge, neuron);
+    /// ```
     pub fn new(site: Site, action: Action) -> Self {
         Self { site, at: Selector::default(), action }
     }
 
-    /// Only this head (key/value head at `k` and `v`).
+    /// Only this head; at `k` and `v`, this key/value head.
     pub fn head(self, head: usize) -> Self {
         self.heads([head])
     }
@@ -205,7 +288,7 @@ impl Edit {
         self
     }
 
-    /// Only this position (querying position at `scores` and `pattern`).
+    /// Only this position; at `scores` and `pattern`, this query position.
     pub fn position(self, position: usize) -> Self {
         self.positions([position])
     }
@@ -216,7 +299,7 @@ impl Edit {
         self
     }
 
-    /// Only these attended positions, at `scores` and `pattern`.
+    /// Only these key positions, at `scores` and `pattern`.
     pub fn keys(mut self, keys: impl IntoIterator<Item = usize>) -> Self {
         self.at.keys = Some(keys.into_iter().collect());
         self

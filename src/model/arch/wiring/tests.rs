@@ -1,0 +1,104 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::model::arch::{Experts, LayerConfig, Position, QkNorm, Rotary};
+
+fn block(change: impl FnOnce(&mut ModelConfig)) -> BlockWiring {
+    let mut config = ModelConfig::default();
+    change(&mut config);
+    BlockWiring::new(&config, 0)
+}
+
+fn wires(block: &BlockWiring, all: &[Wire]) -> Wires {
+    assert!(all.iter().all(|wire| block.wires().any(|own| own == *wire)));
+    all.iter().copied().collect()
+}
+
+/// The value after whose step a run that is changed at `edited` joins, and the values that it joins with.
+fn joins(block: &BlockWiring, edited: Wire) -> (Wire, Wires) {
+    let step = block.departs(Wires::NONE.with(edited));
+    (block.steps()[step].wire, block.live(step))
+}
+
+#[test]
+fn runs_depart_as_late_as_they_can() {
+    use Wire::{AttnOut, K, MidSum, MlpOut, MlpPost, Pattern, Q, ResidMid, ResidPost, ResidPre, V, Z};
+    let serial = block(|_| {});
+    let heads = wires(&serial, &[ResidPre, K, V, Q]);
+    for edited in [K, V, Q, Pattern, Wire::Scores] {
+        assert_eq!(joins(&serial, edited), (Q, heads), "{edited:?}");
+    }
+    assert_eq!(joins(&serial, ResidPre), (ResidPre, wires(&serial, &[ResidPre])));
+    assert_eq!(joins(&serial, Wire::Ln1Scale), (ResidPre, wires(&serial, &[ResidPre])));
+    assert_eq!(joins(&serial, Z), (Z, wires(&serial, &[ResidPre, Z])));
+    assert_eq!(joins(&serial, Wire::Result), (Z, wires(&serial, &[ResidPre, Z])));
+    assert_eq!(joins(&serial, MlpPost), (MlpPost, wires(&serial, &[ResidMid, MlpPost])));
+    assert_eq!(joins(&serial, MlpOut), (MlpOut, wires(&serial, &[ResidMid, MlpOut])));
+    assert_eq!(joins(&serial, ResidPost), (ResidPost, wires(&serial, &[ResidPost])));
+    // Side by side, nothing but the sum reads what attention adds.
+    let parallel = block(|config| config.parallel = Parallel::TwoNorms);
+    assert_eq!(joins(&parallel, AttnOut), (MlpOut, wires(&parallel, &[ResidPre, AttnOut, MlpOut])));
+    // After the sum, the norm's divisor is made of the sum alone.
+    let post = block(|config| config.norm_place = NormPlace::Post);
+    assert_eq!(joins(&post, Wire::Ln1Scale), (MidSum, wires(&post, &[MidSum])));
+}
+
+#[test]
+fn changes_reach_what_is_computed_from_them() {
+    use Wire::{AttnOut, K, MlpOut, MlpPre, Pattern, Q, ResidPost, Scores, V, Z};
+    let serial = block(|_| {});
+    assert!(!serial.reached(V).has(Pattern) && serial.reached(V).has(Z));
+    assert!(!serial.reached(Q).has(K) && serial.reached(Q).has(Scores));
+    assert!(!serial.reached(AttnOut).has(Wire::Result) && serial.reached(AttnOut).has(MlpPre));
+    let parallel = block(|config| config.parallel = Parallel::OneNorm);
+    assert!(!parallel.reached(Z).has(MlpOut) && parallel.reached(Z).has(ResidPost));
+    let experts = block(|config| config.experts = Some(Experts { n: 4, top_k: 2, normalised: true }));
+    assert!(experts.reached(Wire::Router).has(MlpOut) && experts.step(MlpPre).is_none());
+}
+
+#[test]
+fn what_heads_write_lands_after_sums_alone() {
+    let lands = |block: &BlockWiring| block.steps()[block.lands()].wire;
+    assert_eq!(lands(&block(|_| {})), Wire::ResidMid);
+    assert_eq!(lands(&block(|config| config.d_mlp = 0)), Wire::ResidPost);
+    assert_eq!(lands(&block(|config| config.parallel = Parallel::OneNorm)), Wire::ResidPost);
+    assert_eq!(lands(&block(|config| config.norm_place = NormPlace::Post)), Wire::MidSum);
+    assert_eq!(lands(&block(|config| config.norm_place = NormPlace::Sandwich)), Wire::AttnSum);
+}
+
+#[test]
+fn frozen_parts_keep_what_follows_from_them_alone() {
+    let taken = |block: &BlockWiring, mlps, edited: &[Wire]| {
+        block.frozen(mlps, edited.iter().copied().collect()).taken.iter().collect::<Vec<_>>()
+    };
+    let serial = block(|_| {});
+    assert_eq!(taken(&serial, false, &[]), [Wire::AttnOut]);
+    assert_eq!(taken(&serial, false, &[Wire::Z]), [Wire::Z]);
+    assert_eq!(taken(&serial, true, &[]), [Wire::AttnOut, Wire::MlpOut]);
+    let sandwich = block(|config| config.norm_place = NormPlace::Sandwich);
+    assert_eq!(taken(&sandwich, false, &[]), [Wire::AttnOut]);
+    assert_eq!(taken(&sandwich, false, &[Wire::Z]), [Wire::Z]);
+}
+
+/// The fast paths name what they serve: whatever else attention does, they do not.
+#[test]
+fn fast_paths_serve_plain_attention_only() {
+    let plain = |block: &BlockWiring| block.attend == Attend::plain(true, block.attend.scale);
+    assert!(plain(&block(|_| {})) && plain(&block(|config| config.attention_scale = Some(0.3))));
+    let others: [fn(&mut ModelConfig); 8] = [
+        |config| config.causal = false,
+        |config| config.position = Position::Rotary(Rotary::default()),
+        |config| config.position = Position::Alibi,
+        |config| config.position = Position::Buckets { n: 8, max_distance: 16 },
+        |config| config.layers = vec![LayerConfig { window: Some(4), ..LayerConfig::default() }],
+        |config| config.score_cap = Some(5.0),
+        |config| config.sinks = true,
+        |config| (config.n_kv_heads, config.qk_norm) = (2, QkNorm::Head),
+    ];
+    for change in others {
+        let block = block(change);
+        assert!(!plain(&block), "{:?}", block.attend);
+    }
+    assert!(block(|config| config.qk_norm = QkNorm::Head).attend.has_heads_apart());
+    assert!(!block(|config| config.qk_norm = QkNorm::All).attend.has_heads_apart());
+}
