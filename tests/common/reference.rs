@@ -38,7 +38,7 @@ impl Reference<'_> {
         if config.n_token_types > 0 {
             let types = self.w["w_type"].get(0).expand_as(&x);
             self.keep(Site::TypeEmbed, &types);
-            x = x + types;
+            x = &x + types;
         }
         if config.position == Position::Learned {
             let own = self.w["w_pos"].narrow(0, 0, positions).unsqueeze(0).expand_as(&x);

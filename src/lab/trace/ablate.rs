@@ -12,6 +12,9 @@ use crate::model::{Entry, Joins, Pass, Past, Program, Unchanged, Wire};
 /// Bytes that the variants of one stack may take.
 const BUDGET: i64 = 1 << 26;
 
+/// Values of the residual stream in a block, by name.
+type Stream = Vec<(Wire, Tensor)>;
+
 impl Probe {
     /// The loss of every task without some of one layer's heads, for several sets of absent heads at once.
     ///
@@ -82,7 +85,7 @@ impl Probe {
     /// The values that follow a layer's heads beside their z, each `[run, 1, row, position, d_model]`; z, `[run, 1, row, position,
     /// head, d_head]`; and what it becomes where a head is absent, broadcast against it. In the last layer only the places that
     /// are read, as rows of one position.
-    fn base(&self, layer: usize, ablation: Ablation) -> Result<(Vec<(Wire, Tensor)>, [Tensor; 2])> {
+    fn base(&self, layer: usize, ablation: Ablation) -> Result<(Stream, [Tensor; 2])> {
         let wiring = self.model.wiring().block(layer);
         let live = wiring.live(wiring.attend_step());
         let mut values = self.values(layer, live)?;
@@ -115,7 +118,7 @@ impl Probe {
     }
 
     /// The losses `[run, variant, task]` from a layer's z on, `[run, variant, row, position, head, d_head]`.
-    fn onwards(&self, layer: usize, stream: &[(Wire, Tensor)], z: &Tensor) -> Result<Tensor> {
+    fn onwards(&self, layer: usize, stream: &Stream, z: &Tensor) -> Result<Tensor> {
         let config = self.model.config();
         let (variants, positions) = (z.size()[1], z.size()[3]);
         let each = |x: &Tensor| {

@@ -79,7 +79,7 @@ impl ModelConfig {
     fn validate_attention(&self) -> Result<()> {
         if let Position::Buckets { n, max_distance } = self.position {
             let exact = if self.causal { n / 2 } else { n / 4 };
-            if n < 4 || n > 1 << 16 || max_distance <= exact {
+            if !(4..=1 << 16).contains(&n) || max_distance <= exact {
                 let expected = "4 to 65536 buckets, and a largest distance beyond those with a bucket of their own";
                 return Err(Error::argument("position", expected, format!("{n} buckets up to {max_distance}")));
             }

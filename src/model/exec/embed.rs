@@ -13,10 +13,8 @@ impl Pass<'_> {
     pub(super) fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (weights, config) = (self.model.weights(), self.model.config());
         self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
-        let mut x = stack::look_up(&weights.w_e, ids)?;
-        if config.embed_scale != 1.0 {
-            x = x * config.embed_scale;
-        }
+        let x = stack::look_up(&weights.w_e, ids)?;
+        let mut x = if config.embed_scale == 1.0 { x } else { &x * config.embed_scale };
         if let (EmbedProjection::Tokens(_), Some(projection)) = (config.embed_projection, &weights.projection) {
             x = self.through(projection, &x)?;
         }

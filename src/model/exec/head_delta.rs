@@ -65,10 +65,8 @@ impl Pass<'_> {
         self.start = None;
         let (written, wiring) = (written?, self.model.wiring().block(layer));
         for wire in wiring.live(step).iter() {
-            let mut new = self.unchanged_rows(layer, wire, step, heads.len() as i64, joins)?;
-            if wire == wiring.steps()[step].wire {
-                new = new + &written;
-            }
+            let unchanged = self.unchanged_rows(layer, wire, step, heads.len() as i64, joins)?;
+            let new = if wire == wiring.steps()[step].wire { unchanged + &written } else { unchanged };
             state.append(wire, self.edited_from(layer, wire, new, rows)?);
         }
         Ok(())

@@ -117,11 +117,9 @@ impl Model {
     }
 
     /// Logits from the unembedding's products: scaled and capped, where the model does so.
-    fn finished(&self, mut logits: Tensor) -> Tensor {
+    fn finished(&self, logits: Tensor) -> Tensor {
         let config = self.config();
-        if config.logit_scale != 1.0 {
-            logits = logits * config.logit_scale;
-        }
+        let logits = if config.logit_scale == 1.0 { logits } else { &logits * config.logit_scale };
         match config.logit_cap {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,

@@ -57,7 +57,7 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
     let mut post = activate(&pass.through(&mlp.gate, x)?, pass.model.config().activation);
     if let Some(up) = &mlp.up {
-        post = post * pass.through(up, x)?;
+        post = &post * pass.through(up, x)?; // not `*=`, which works in place
     }
     pass.through(&mlp.out, &post)
 }
