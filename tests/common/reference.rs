@@ -1,5 +1,6 @@
 //! A forward pass written out step by step, head by head, for the tests to compare with: no batching tricks, no fast paths,
 //! nothing of the library but the names of parameters and sites.
+#![allow(clippy::assign_op_pattern)] // the operators that assign work in place
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -171,7 +172,9 @@ impl Reference<'_> {
             let pattern = weights / sum;
             let z = pattern.matmul(&v);
             results.push(z.matmul(&w_o.get(head as i64)));
-            (scores_of.push(scores), patterns.push(pattern), zs.push(z));
+            scores_of.push(scores);
+            patterns.push(pattern);
+            zs.push(z);
         }
         self.keep(Site::Scores(layer), &Tensor::stack(&scores_of, 1));
         self.keep(Site::Pattern(layer), &Tensor::stack(&patterns, 1));
