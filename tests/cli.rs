@@ -137,8 +137,8 @@ fn sweeps_go_along_any_axes() {
     let last = ["--kind", "knock-out", "--each", "head,edge", "--positions", "4", "--layers", "0,2"];
     assert_eq!(sweep("ablate", &last), is("layer,head,query,key", 8 * 5));
     assert_eq!(sweep("ablate", &["--site", "mlp_post", "--each", "neuron", "--layers", "1"]).0, "layer,neuron");
-    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3"]), is("site,step", 7));
-    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3", "--drawn", "3"]), is("site,step", 3));
+    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3"]), is("set,parts", 7));
+    assert_eq!(sweep("ablate", &["--subsets", "0.1,1.2,2.3", "--drawn", "3"]), is("set,parts", 3));
     assert_eq!(sweep("patch", &["--site", "pattern", "--each", "head,edge"]), is("layer,head,query,key", 12 * 15));
     assert_eq!(sweep("patch", &["--each", "kv-head,position"]), is("layer,kv_head,position", 3 * 2 * 5));
     assert_eq!(sweep("patch", &["--site", "resid_mid", "--each", "position"]), is("layer,position", 3 * 5));

@@ -116,6 +116,14 @@ impl<'a> Joins<'a> {
         self.copies.iter().filter(|(entry, _)| here(entry)).map(|(_, n)| n).sum()
     }
 
+    /// The steps of a layer after which rows join that differ in some heads.
+    pub(super) fn landings(&self, layer: usize) -> impl Iterator<Item = usize> {
+        self.heads.keys().filter_map(move |entry| match entry.cut {
+            Cut::After { layer: at, step } if at == layer => Some(step),
+            _ => None,
+        })
+    }
+
     /// Whether rows join in a layer after its first step.
     pub(super) fn within(&self, layer: usize) -> bool {
         let here = |entry: &Entry| matches!(entry.cut, Cut::After { layer: at, step } if at == layer && step > 0);

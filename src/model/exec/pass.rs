@@ -232,7 +232,9 @@ impl<'a> Pass<'a> {
                 let edited = [Wire::Z, Wire::MlpOut]
                     .into_iter()
                     .filter(|wire| wire.site(layer).is_some_and(|site| self.program.edits_rows(site, rows)));
-                let frozen = wiring.frozen(freeze.mlps, edited.collect());
+                // What rows bring with them that differ in some heads changes what follows from it, too.
+                let brought = joins.landings(layer).map(|step| wiring.steps()[step].wire);
+                let frozen = wiring.frozen(freeze.mlps, edited.chain(brought).collect());
                 (frozen.held, frozen.taken)
             }
             None => (Wires::NONE, Wires::NONE),
