@@ -1,4 +1,4 @@
-//! Devices: one build serves CPU and GPU.
+//! Which devices can this process compute on? One build serves CPU and GPU.
 
 use std::path::{Path, PathBuf};
 
@@ -9,27 +9,31 @@ use tch::{Cuda, Device};
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// Makes libtorch's CUDA half known, where it lies beside the CPU half.
+/// Loads libtorch's CUDA library if it lies next to the CPU library.
 ///
-/// Called before anything asks for a device; later calls do nothing.
+/// Called before any question about devices; later calls do nothing.
 fn ready() {
     static READY: Once = Once::new();
     READY.call_once(load_cuda);
 }
 
-/// Sets what makes sweeps and circuits fast and is the whole process's, so that the library leaves it alone: the `headscope`
-/// command and the notebooks' kernel call this as they start, and so may a program of yours whose process it is. Without it
-/// results are the same (of LAPACK's up to rounding), a sweep takes about an eighth longer, and more memory than its budget.
+/// Tunes this process for fast sweeps and circuits.
 ///
-/// - glibc's allocator keeps memory that is freed, up to 1 GiB, instead of returning it to the system (`mallopt`:
-///   `M_TOP_PAD`, `M_MMAP_MAX`, `M_TRIM_THRESHOLD`). Activations come and go by the hundred megabytes, and what the system
-///   gives out again it clears first.
-/// - MKL, where libtorch has it, does not keep the memory into which it packs matrices, a block for each shape, outside
-///   every budget (`mkl_disable_fast_mm`).
-/// - OpenBLAS, of which headscope uses LAPACK, computes on the calling thread (`openblas_set_num_threads(1)`; it has no
-///   setting for a thread alone). headscope works on several matrices at once instead, and threads of threads fight.
+/// These settings are global to the process, so the library leaves them alone. The `headscope` command and the notebook
+/// kernel call this function when they start; call it from your own program if it owns its process. Without it, results
+/// are the same (those of LAPACK up to rounding), but a sweep takes about an eighth longer and uses more memory than
+/// its budget.
 ///
-/// The number of libtorch's threads stays as it is: where headscope needs another it sets that of its own threads.
+/// - glibc's allocator keeps up to 1 GiB of freed memory instead of returning it to the system (`mallopt`: `M_TOP_PAD`,
+///   `M_MMAP_MAX`, `M_TRIM_THRESHOLD`). Activations are allocated and freed by the hundred megabytes, and the system
+///   clears every page that it hands out again.
+/// - MKL, if libtorch uses it, does not keep the buffers into which it packs matrices, one per shape, outside every
+///   budget (`mkl_disable_fast_mm`).
+/// - OpenBLAS, which provides headscope's LAPACK, computes on the calling thread (`openblas_set_num_threads(1)`; it has
+///   no setting per thread). headscope works on several matrices at once instead, and nested threads would compete.
+///
+/// The number of libtorch's threads is unchanged: if headscope needs another number, it sets it for its own threads
+/// only.
 ///
 /// ```
 /// headscope::device::tune_process();
@@ -39,7 +43,7 @@ pub fn tune_process() {
     TUNED.call_once(|| {
         keep_memory();
         disable_fast_mm();
-        // SAFETY: OpenBLAS declares this function so; it waits for its threads and sets an integer.
+        // SAFETY: this is OpenBLAS's declaration of the function, which waits for its threads and sets an integer.
         unsafe { openblas_set_num_threads(1) };
     });
 }
@@ -56,9 +60,9 @@ fn keep_memory() {
     unsafe extern "C" {
         fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
     }
-    // SAFETY: glibc declares mallopt so, and it takes the allocator's lock to set a number; these three are its own
-    // `M_TOP_PAD`, `M_MMAP_MAX` and `M_TRIM_THRESHOLD` of malloc.h. What glibc sets aside for each thread, 64 MiB at a time,
-    // it keeps where more than the pad is to be left over.
+    // SAFETY: this is glibc's declaration of `mallopt`, which takes the allocator's lock to set a number. The three
+    // parameters are `M_TOP_PAD`, `M_MMAP_MAX` and `M_TRIM_THRESHOLD` of malloc.h. The pad also makes glibc keep the 64
+    // MiB that it reserves for each thread: it returns a reserve only if more than the pad would remain.
     unsafe {
         mallopt(TOP_PAD, 1 << 27);
         mallopt(MMAP_MAX, 0);
@@ -71,7 +75,7 @@ fn keep_memory() {}
 
 fn disable_fast_mm() {
     type Disable = unsafe extern "C" fn() -> std::ffi::c_int;
-    // SAFETY: where libtorch carries MKL, its function of this name has this type; it sets an integer.
+    // SAFETY: in a libtorch with MKL, the function of this name has this type; it sets an integer.
     unsafe {
         if let Ok(disable) = Library::this().get::<Disable>(b"mkl_serv_disable_fast_mm\0") {
             disable();
@@ -79,13 +83,13 @@ fn disable_fast_mm() {
     }
 }
 
-/// The CUDA half registers itself when it is loaded; without it libtorch knows the CPU only.
+/// Loads the CUDA library, which registers itself. Without it, libtorch only knows the CPU.
 fn load_cuda() {
     let Some(folder) = libtorch_folder() else { return };
     let library = folder.join("libtorch_cuda.so");
     if library.exists() {
-        // SAFETY: loading runs libtorch's own initialisers, of the version that lies beside the half already loaded; it is
-        // never unloaded.
+        // SAFETY: loading runs libtorch's own initialisers, of the same version as the library already loaded next to
+        // it. It is never unloaded.
         if let Ok(loaded) = unsafe { Library::open(Some(&library), RTLD_LAZY | RTLD_GLOBAL) } {
             std::mem::forget(loaded);
         }
@@ -97,8 +101,8 @@ fn libtorch_folder() -> Option<PathBuf> {
     folder_of("libtorch_cpu.so", &std::fs::read_to_string("/proc/self/maps").ok()?)
 }
 
-/// The folder of a library in the format of `/proc/PID/maps`: a line ends in a path, which alone holds slashes, and may hold
-/// spaces.
+/// The folder of a library, given text in the format of `/proc/PID/maps`. Each line ends in a path, the only field with
+/// slashes; paths may contain spaces.
 fn folder_of(library: &str, maps: &str) -> Option<PathBuf> {
     let paths = maps.lines().filter_map(|line| line.find('/').map(|start| Path::new(&line[start..])));
     paths.into_iter().find(|path| path.file_name().is_some_and(|name| name == library))?.parent().map(Path::to_owned)
@@ -115,10 +119,10 @@ pub fn available() -> Vec<Device> {
     std::iter::once(Device::Cpu).chain((0..usize::try_from(gpus).unwrap_or(0)).map(Device::Cuda)).collect()
 }
 
-/// A device by name: `cpu`, `cuda`, `cuda:1`.
+/// Parses the name of a device: `cpu`, `cuda` or `cuda:1`.
 ///
 /// # Errors
-/// [`Error::Argument`] where the name is another one, or the device is not there.
+/// If the name is unknown or the device is not available ([`Error::Argument`]).
 pub fn parse(name: &str) -> Result<Device> {
     let found = match name.split_once(':') {
         None if name == "cpu" => Some(Device::Cpu),
@@ -131,7 +135,7 @@ pub fn parse(name: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// A device's name, as [`parse`] reads it.
+/// The name of a device, as [`parse`] reads it.
 ///
 /// ```
 /// use headscope::device;
@@ -147,7 +151,7 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// Fails where the device is not there.
+/// Returns an error if the device is not available.
 pub(crate) fn check(device: Device) -> Result<()> {
     let there = available();
     if there.contains(&device) {
@@ -157,8 +161,8 @@ pub(crate) fn check(device: Device) -> Result<()> {
     Err(Error::argument("device", format!("one that is there: {}", there.join(", ")), name(device)))
 }
 
-/// Bytes of memory that are free on a device: of the CPU what the system says that it can give, within the limits of this
-/// process' control groups; of a GPU what its driver says. 1 GiB where neither is known.
+/// Free memory of a device, in bytes. For the CPU: what the system reports as available, within the limits of this
+/// process's control groups. For a GPU: what its driver reports. 1 GiB if neither is known.
 pub(crate) fn free_memory(device: Device) -> usize {
     let free = match device {
         Device::Cpu => Some(memory::free()),
@@ -168,15 +172,15 @@ pub(crate) fn free_memory(device: Device) -> usize {
     free.unwrap_or(memory::UNKNOWN)
 }
 
-/// Of the CUDA runtime that libtorch has loaded. Memory that libtorch keeps for later counts as taken.
+/// Free memory according to the CUDA runtime that libtorch has loaded. Memory that libtorch caches counts as used.
 fn free_of_gpu(number: usize) -> Option<usize> {
     use std::ffi::c_int;
     type Device = unsafe extern "C" fn(c_int) -> c_int;
     type Current = unsafe extern "C" fn(*mut c_int) -> c_int;
     type Free = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
     let loaded = Library::this();
-    // SAFETY: the CUDA runtime declares these functions so, and the pointers are to live variables of the types that it fills.
-    // The device that was chosen, which is a thread's own, is chosen again.
+    // SAFETY: these are the CUDA runtime's declarations, and the pointers are to live variables of the types that it
+    // fills. The current device, which is per thread, is restored.
     unsafe {
         let set = loaded.get::<Device>(b"cudaSetDevice\0").ok()?;
         let current = loaded.get::<Current>(b"cudaGetDevice\0").ok()?;
@@ -208,19 +212,19 @@ mod tests {
         assert_eq!(folder_of("libtorch_cuda.so", maps), None);
     }
 
-    /// The process in which the test runs has loaded libtorch.
+    /// The process that runs the test has loaded libtorch.
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_knows_its_libtorch() {
         assert!(Device::Cpu == available()[0] && libtorch_folder().is_some_and(|folder| folder.is_absolute()));
     }
 
-    /// Called by many threads at once, while others allocate and compute, it changes no result.
+    /// Tuning changes no result, even when many threads call it at once while others allocate and compute.
     #[test]
     fn tuning_is_done_once_and_changes_nothing() {
         let product = || {
             let x = tch::Tensor::arange(10_000, (tch::Kind::Double, Device::Cpu)).view([100, 100]);
-            // Whole numbers: the order of summation does not matter.
+            // Integers, so that the order of summation does not matter.
             x.matmul(&x).sum(tch::Kind::Double).double_value(&[])
         };
         let before = product();
@@ -235,7 +239,7 @@ mod tests {
         assert_eq!(product(), before);
     }
 
-    /// A GPU says what it has free, up to what it has; where there is none, a GiB is assumed.
+    /// A GPU reports its free memory, at most what it has; without a GPU, 1 GiB is assumed.
     #[test]
     fn free_memory_of_gpus() {
         for number in 0..2 {

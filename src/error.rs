@@ -1,75 +1,75 @@
-//! One error type: every variant says what was expected, what was found, and where.
+//! What went wrong? One error type, whose variants say what was expected, what was found, and where.
 
 use std::path::{Path, PathBuf};
 
 use crate::site::{Site, UnknownSite};
 
-/// What every fallible function of headscope returns.
+/// The result of every fallible function of headscope.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong, in terms of what the caller gave.
+/// Everything that can go wrong, in terms of the caller's input.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused a file.
+    /// The operating system refused access to a file.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was being done, as a verb: `read`, `write`, `map`.
+        /// The operation, as a verb: `read`, `write`, `map`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
-    /// Another process is at work on a file or folder.
+    /// Another process is using a file or folder.
     #[error("{}: {} is at work on it; wait for its end, or choose another place", path.display(), holder.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
     Held {
         /// The file or folder.
         path: PathBuf,
-        /// The number of the process that holds it, where it is known.
+        /// The id of the process that holds it, if known.
         holder: Option<u32>,
     },
-    /// A file's content is not what its format promises.
+    /// A file's contents do not match its format.
     #[error("{}: {at}: expected {expected}, found {found}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// The tensor, key or byte range within the file.
         at: String,
-        /// What the format asks for.
+        /// What the format requires.
         expected: String,
-        /// What stands there.
+        /// What was found.
         found: String,
     },
-    /// A file is not as it was written: its checksum does not match.
+    /// A file has changed since it was written: its checksum does not match.
     #[error("{}: damaged or changed since it was written: expected SHA-256 {expected}, found {found}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// The checksum that was kept when it was written.
+        /// The checksum recorded when the file was written.
         expected: String,
-        /// The checksum of what stands there now.
+        /// The checksum of the file as it is now.
         found: String,
     },
-    /// The config's numbers do not fit together.
+    /// The values in a config do not fit together.
     #[error("{}: {reason}", path.display())]
     Config {
         /// The config file.
         path: PathBuf,
-        /// Which one, what was expected and what was found.
+        /// Which value, what was expected and what was found.
         reason: Box<Error>,
     },
-    /// A tensor that the architecture needs is not in the checkpoint.
+    /// A tensor that the architecture needs is missing from the checkpoint.
     #[error("{}: tensor `{tensor}` is missing (expected shape {expected:?})", path.display())]
     MissingTensor {
         /// The checkpoint's file or folder.
         path: PathBuf,
-        /// The name that was looked for.
+        /// The name of the tensor.
         tensor: String,
-        /// Its shape by the config.
+        /// Its shape according to the config.
         expected: Vec<i64>,
     },
-    /// The checkpoint holds tensors that the architecture has no place for.
+    /// The checkpoint contains tensors that the architecture does not use.
     #[error("{}: {} tensor(s) that `{family}` has no place for, the first is `{}`", path.display(), tensors.len(), tensors.first().map_or("", String::as_str))]
     SurplusTensors {
         /// The checkpoint's file or folder.
@@ -89,25 +89,25 @@ pub enum Error {
         /// The value.
         found: f64,
     },
-    /// The config names an architecture that no family reads.
+    /// The config names an unknown architecture.
     #[error("{}: unknown model_type `{found}`, expected one of {}", path.display(), known.join(", "))]
     UnknownFamily {
         /// The config file.
         path: PathBuf,
-        /// The `model_type` found.
+        /// The `model_type` that was found.
         found: String,
-        /// The families that load.
+        /// The families that can be loaded.
         known: Vec<&'static str>,
     },
-    /// A model's name is neither a folder, nor bundled, nor on the hub.
+    /// A model's name is neither a folder, a bundled name, nor a model on the hub.
     #[error(
         "cannot find model `{name}`: {reason}; expected a folder with config.json, a bundled name ({}), or a hub id such as `openai-community/gpt2`",
         bundled.join(", ")
     )]
     ModelNotFound {
-        /// What was asked for.
+        /// The name that was requested.
         name: String,
-        /// What was tried and how it ended.
+        /// What was tried, and why it failed.
         reason: String,
         /// The bundled names.
         bundled: Vec<&'static str>,
@@ -115,7 +115,7 @@ pub enum Error {
     /// The tokenizer cannot be read, or cannot encode or decode.
     #[error("{at}: tokenizer: {reason}")]
     Tokenizer {
-        /// The file, or the text's number.
+        /// The file, or the number of the text.
         at: String,
         /// The tokenizer's own message.
         reason: String,
@@ -123,55 +123,55 @@ pub enum Error {
     /// No site has this name.
     #[error(transparent)]
     UnknownSite(#[from] UnknownSite),
-    /// The model has no such site, so a tap or an edit there could never fire.
+    /// The model has no such site, so a tap or edit there would never fire.
     #[error("site `{site}` does not exist in this model: {reason}")]
     SiteAbsent {
         /// The site.
         site: Site,
-        /// Why the model has none.
+        /// Why the model does not have it.
         reason: String,
     },
     /// The run did not record this site.
     #[error("site `{site}` was not tapped in this run; tapped: {}", if tapped.is_empty() { "nothing".to_owned() } else { tapped.join(", ") })]
     NotTapped {
-        /// The site asked for.
+        /// The requested site.
         site: Site,
-        /// What the run holds.
+        /// The sites that the run recorded.
         tapped: Vec<String>,
     },
-    /// An edit cannot apply at its site.
+    /// An edit cannot be applied at its site.
     #[error("edit at `{site}`: expected {expected}, found {found}")]
     Edit {
         /// The site.
         site: Site,
-        /// What the action or selector needs.
+        /// What the action or selector requires.
         expected: String,
-        /// What it has.
+        /// What was found.
         found: String,
     },
-    /// An index lies outside its axis.
+    /// An index is out of range for its axis.
     #[error("{at}: {axis} {found} is out of range, expected less than {limit}")]
     OutOfRange {
         /// Where the index was given.
         at: String,
-        /// The axis, by its name in the docs.
+        /// The name of the axis, as in the docs.
         axis: &'static str,
         /// The index.
         found: i64,
-        /// The axis' length.
+        /// The length of the axis.
         limit: i64,
     },
-    /// An array does not have the shape that a function needs.
+    /// An array does not have the required shape.
     #[error("{at}: expected shape {expected}, found {found:?}")]
     Shape {
         /// The argument or tensor.
         at: String,
-        /// The shape in axis names and numbers.
+        /// The expected shape, in axis names and numbers.
         expected: String,
         /// The shape found.
         found: Vec<i64>,
     },
-    /// An argument or option has a value that makes no sense.
+    /// An argument or option has an invalid value.
     #[error("{name}: expected {expected}, found {found}")]
     Argument {
         /// The argument.
@@ -181,19 +181,19 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// A count asks for more than there is.
+    /// A count asks for more than is available.
     #[error("{name}: {found} would take {takes}; the limit is {limit}")]
     TooMuch {
         /// The argument.
         name: &'static str,
         /// What was given.
         found: String,
-        /// The memory or time that this needs.
+        /// The memory or time that it would take.
         takes: String,
-        /// How much of it there may be.
+        /// How much is available.
         limit: String,
     },
-    /// Long work was stopped from outside.
+    /// A long computation was stopped from outside.
     #[error("stopped after {done} of {total} {what}")]
     Stopped {
         /// What was being counted.
@@ -227,43 +227,43 @@ pub enum Error {
         /// ndarray-linalg's own message.
         source: ndarray_linalg::error::LinalgError,
     },
-    /// A part of the model is not in its checkpoint.
+    /// Part of the model is missing from its checkpoint.
     #[error("{at}: {needs} needs `{part}`, which the checkpoint does not have")]
     PartAbsent {
         /// The model.
         at: String,
-        /// What was asked for.
+        /// What was requested.
         needs: String,
-        /// The parameters that it takes.
+        /// The parameters that it needs.
         part: String,
     },
-    /// polars refused a table.
+    /// polars rejected a table.
     #[error("{action}: {source}")]
     Table {
-        /// What was being done with the table.
+        /// The operation on the table.
         action: String,
         /// polars' own message.
         source: polars::error::PolarsError,
     },
-    /// A picture cannot be drawn.
+    /// A figure cannot be drawn.
     #[error("cannot draw {what}: {reason}")]
     Draw {
-        /// The picture.
+        /// The figure.
         what: &'static str,
-        /// Why not.
+        /// Why.
         reason: String,
     },
 }
 
-/// libtorch's message without its stack.
+/// libtorch's message without the backtrace.
 fn first_line(source: &tch::TchError) -> String {
     source.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 impl Error {
-    /// Whether the call is at fault: it asks for what does not exist, does not fit the model, or is too much, and would fail
-    /// again wherever it is tried. Else the work failed: a file, the network, memory, or it was stopped. The command's exit code
-    /// is 2 for the former and 1 for the latter.
+    /// Returns `true` if the call is wrong: it asks for something that does not exist, does not fit the model or is too
+    /// much, and would fail anywhere. Otherwise the work failed, because of a file, the network or memory, or because
+    /// it was stopped. The command exits with 2 in the first case and with 1 in the second.
     ///
     /// ```
     /// use headscope::model::{Model, Site};

@@ -1,4 +1,5 @@
-//! Files are written whole or not at all, by one process at a time, and can be told apart by their hash.
+//! How do files stay intact? They are written whole or not at all, by one process at a time, and identified by their
+//! hash.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufWriter, Read, Seek, Write};
@@ -14,7 +15,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-/// SHA-256 over the contents of `files`, one after another, in hexadecimal.
+/// SHA-256 of the concatenated contents of `files`, in hexadecimal.
 pub(crate) fn sha256_of(files: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for path in files {
@@ -24,17 +25,18 @@ pub(crate) fn sha256_of(files: &[PathBuf]) -> Result<String> {
     Ok(format!("{:x}", hash.finalize()))
 }
 
-/// `path` with `ending` after its whole name: `table.csv` and `.partial` give `table.csv.partial`.
+/// `path` with `ending` appended to the whole name: `table.csv` and `.partial` give `table.csv.partial`.
 pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()
 }
 
-/// Keeps other processes from working on the same file or folder for as long as it lives.
+/// Keeps other processes from working on the same file or folder for as long as the lock lives.
 ///
-/// The lock is the operating system's, on the file `PATH.lock`, and ends with the process that holds it, however that ends: a
-/// lock file that a killed process left is taken over. The file holds the process' number, for the message to the others.
+/// The operating system holds the lock, on the file `PATH.lock`, and releases it when the process ends for whatever
+/// reason: a lock file left by a killed process is taken over. The file contains the id of the holding process, for
+/// error messages.
 #[derive(Debug)]
 pub(crate) struct Lock {
     path: PathBuf,
@@ -42,10 +44,10 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of `path`, which itself need not exist. Where the file system knows no locks, nobody is kept out.
+    /// Locks `path`, which itself need not exist. On a file system without locks, this keeps nobody out.
     ///
     /// # Errors
-    /// [`Error::Held`] at once where another process, or another part of this one, has it.
+    /// If another process, or another part of this one, holds the lock: [`Error::Held`], without waiting.
     pub(crate) fn hold(path: &Path) -> Result<Self> {
         let lock = beside(path, ".lock");
         let io = || Error::io("lock", &lock);
@@ -55,7 +57,7 @@ impl Lock {
             match file.try_lock() {
                 Err(TryLockError::WouldBlock) => {
                     let mut holder = String::new();
-                    // Just taken, the file may still be empty: then the message has no number.
+                    // A lock just taken may not have its process id written yet; the message then goes without it.
                     let _ = file.take(20).read_to_string(&mut holder);
                     return Err(Error::Held { path: path.to_owned(), holder: holder.trim().parse().ok() });
                 }
@@ -64,8 +66,8 @@ impl Lock {
                 }
                 _ => {}
             }
-            // The holder before may have removed the file between our opening and our locking it: then the lock is on a file
-            // that nobody else will find.
+            // The previous holder may have removed the file after we opened it and before we locked it. Our lock would
+            // then be on a file that nobody else can find.
             let (own, found) = (file.metadata().map_err(io())?, std::fs::metadata(&lock));
             if !found.is_ok_and(|found| (found.dev(), found.ino()) == (own.dev(), own.ino())) {
                 continue;
@@ -80,20 +82,20 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while it is still locked, so that it is our own file; one that stays does no harm.
+        // Remove the file while it is still locked, so that it is certainly ours. A file left behind does no harm.
         let _ = std::fs::remove_file(&self.path);
         let _ = self.file.unlock();
     }
 }
 
-/// Writes `path` through a temporary file beside it, which takes its name only when `write` has succeeded.
+/// Writes `path` through a temporary file in the same folder, which is renamed only once `write` has succeeded.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let folder = folder(path);
     let temporary = tempfile::Builder::new()
         .prefix(".headscope-")
         .permissions(usual_permissions())
         .tempfile_in(folder)
-        // The message would name the temporary file, which is nobody's concern.
+        // Leave the name of the temporary file out of the message: it means nothing to the caller.
         .map_err(|reason| Error::io("write", path)(reason.kind().into()))?;
     let (file, temporary) = temporary.into_parts();
     let mut writer = BufWriter::new(file);
@@ -103,7 +105,7 @@ pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) 
     temporary.persist(path).map_err(|reason| Error::io("write", path)(reason.error))
 }
 
-/// Fails where the folder of `path` is not there.
+/// Returns an error if the folder of `path` does not exist.
 pub(crate) fn check_folder(path: &Path) -> Result<()> {
     let folder = folder(path);
     std::fs::read_dir(folder).map(drop).map_err(Error::io("write in", folder))
@@ -113,16 +115,17 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Temporary files are private to their owner; the user's umask decides what others may do with a finished one.
+/// Temporary files are private to their owner. The finished file gets the usual permissions, subject to the user's
+/// umask.
 fn usual_permissions() -> std::fs::Permissions {
     use std::os::unix::fs::PermissionsExt;
     std::fs::Permissions::from_mode(0o666)
 }
 
-/// Most bytes of a file that is read whole: far more than any config, index or tokenizer has.
+/// The most bytes of a file that is read whole: far more than any config, index or tokenizer has.
 const MOST: u64 = 1 << 28;
 
-/// The bytes of a file that is read whole. Devices, pipes and files too large to be what they should are refused.
+/// Reads a whole file. Devices, pipes and implausibly large files are rejected.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     let metadata = std::fs::metadata(path).map_err(Error::io("read", path))?;
     if !metadata.is_file() || metadata.len() > MOST {
@@ -133,7 +136,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io("read", path))
 }
 
-/// [`write_whole`] for bytes at hand.
+/// [`write_whole`] for bytes already in memory.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, |file| file.write_all(bytes).map_err(Error::io("write", path)))
 }

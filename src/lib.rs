@@ -1,4 +1,4 @@
-//! headscope takes trained transformers apart, head by head, to find out why attention heads specialise.
+//! Why do attention heads specialise? headscope takes trained transformers apart, head by head, to find out.
 //!
 //! ```
 //! use headscope::prelude::*;
@@ -17,22 +17,27 @@
 //!
 //! # What is where
 //!
-//! Imports point down only; a test holds them to it.
+//! Imports only point down, from a higher floor to a lower one; a test enforces it.
 //!
 //! | floor | module | what |
 //! |---|---|---|
-//! | 4 | [`lab`] | small transformers trained on languages whose structure is known; experiments and verdicts |
-//! | 4 | [`view`] | tables and activations to heat maps, line plots, the attention view; what a notebook shows |
-//! | 3 | [`heads`] | what a head does: pattern scores, similarity, roles against annotation |
-//! | 3 | [`intervene`] | causal questions: sweeps of ablations, metrics |
-//! | 2 | [`model`] | configuration, sites, plans, the one forward pass, generation |
-//! | 2 | [`checkpoint`] | a folder, a bundled name or a hub id to a [`Model`](model::Model) and its tokenizer |
-//! | 2 | [`neural`] | lower bounds on mutual information from trained critics |
-//! | 1 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
-//! | 1 | [`information`] | mutual information and its kin, decompositions, what a probe can use |
-//! | 1 | [`stats`] | ranks, random orders |
-//! | 1 | [`device`] | CPU and GPU from one build |
-//! | 0 | [`table`], [`Error`] | one tidy table, one error |
+//! | 9 | [`lab`] | small transformers trained on languages of known structure; experiments and verdicts |
+//! | 8 | [`view`] | heat maps, line plots and the attention view, from tables and activations |
+//! | 7 | [`heads`] | what a head does: pattern scores, similarity, roles, information |
+//! | 6 | [`intervene`] | causal questions: ablation, patching, paths, attribution, metrics |
+//! | 6 | [`checkpoint`] | a [`Model`](model::Model) and its tokenizer from a folder, a bundled name or a hub id |
+//! | 6 | [`neural`] | lower bounds on mutual information from trained critics |
+//! | 5 | [`model`] | configuration, plans, the forward pass, generation |
+//! | 5 | [`information`] | mutual information, its decompositions, what a probe can use |
+//! | 4 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
+//! | 4 | [`stats`] | ranks, bootstrap intervals, permutation tests |
+//! | 3 | [`table`] | tidy tables with provenance |
+//! | 3 | [`text`] | prompts as token ids, the tokenizer |
+//! | 3 | [`device`] | CPU and GPU from one build |
+//! | 3 | `tensors` | named tensors on disk |
+//! | 2 | `file`, `progress`, `take`, `workers` | files written whole, progress bars, limits, threads |
+//! | 1 | [`Error`] | the one error type |
+//! | 0 | [`site`], `memory` | the names of the places in a model; how much memory is free |
 //!
 //! Axes are always called `batch position query key head kv_head d_model d_head d_mlp vocab`; information is in nats.
 

@@ -1,4 +1,6 @@
-//! `headscope`: the library from a terminal. Exit codes: 0 done; 1 the work failed; 2 the call is at fault.
+//! The `headscope` command: the library from a terminal.
+//!
+//! Exit codes: 0 on success, 1 if the work failed, 2 if the call is wrong.
 
 mod command;
 
@@ -18,21 +20,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends quietly when a reader such as `head` has had enough, as other commands do; Rust ignores that signal.
+/// Ends quietly when a reader such as `head` closes the pipe, as other commands do. Rust ignores the signal by default.
 fn end_with_closed_pipes() {
     const SIGPIPE: i32 = 13;
     const DEFAULT: usize = 0;
     unsafe extern "C" {
         fn signal(signal: i32, handler: usize) -> usize;
     }
-    // SAFETY: the C library declares `signal` so, with a pointer-sized handler of which 0 is the default action; no other
-    // thread has been started, and no handler of ours is replaced.
+    // SAFETY: this is the C library's declaration of `signal`, with a pointer-sized handler of which 0 is the default
+    // action. No other thread has been started, and no handler of ours is replaced.
     unsafe { signal(SIGPIPE, DEFAULT) };
 }
 
-/// 2 where the call is at fault, as it is for what clap refuses: it would fail again wherever it is tried. 1 where the work
-/// failed. The library says it of its own errors; the command refuses nothing but calls (`bail!`, a message without a cause),
-/// and JSON it reads from arguments alone.
+/// The exit code: 2 if the call is wrong and would fail anywhere, as for what clap rejects; 1 if the work failed. The
+/// library classifies its own errors. The command itself only ever rejects calls (`bail!`, a message without a cause),
+/// and it reads JSON from arguments alone.
 fn code(reason: &anyhow::Error) -> u8 {
     let own = reason.chain().len() == 1 && (reason.is::<String>() || reason.is::<&str>());
     let misuse = |cause: &(dyn std::error::Error + 'static)| {
@@ -43,7 +45,7 @@ fn code(reason: &anyhow::Error) -> u8 {
     if own || reason.chain().any(misuse) { 2 } else { 1 }
 }
 
-/// An error and its causes, each once and in a line.
+/// An error and its causes on one line, each once.
 fn told(reason: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in reason.chain() {

@@ -1,17 +1,18 @@
-//! How much memory is free.
+//! How much memory is free?
 
 use std::path::Path;
 
-/// What counts as free where nothing says how much is.
+/// What is assumed to be free if the system does not say.
 pub(crate) const UNKNOWN: usize = 1 << 30;
 
-/// Of a budget, what activations may take: a quarter is left for what products take for a moment, and for gaps in the heap.
+/// The part of a budget that activations may use. A quarter is left for temporaries of matrix products and for heap
+/// fragmentation.
 pub(crate) fn usable(memory: usize) -> usize {
     memory - memory / 4
 }
 
-/// Bytes of the system's memory that are free: what the system says that it can give, within the limits of this process'
-/// control groups.
+/// Free system memory in bytes: what the system reports as available, within the limits of this process's control
+/// groups.
 pub(crate) fn free() -> usize {
     [free_of_system(), free_of_control_group()].into_iter().flatten().min().unwrap_or(UNKNOWN)
 }
@@ -22,7 +23,7 @@ fn free_of_system() -> Option<usize> {
     line.trim().strip_suffix(" kB")?.parse().ok().map(|kib: usize| kib * 1024)
 }
 
-/// What is left below the limit of the group in which a container or a job of a cluster runs (version 2).
+/// What is left below the limits of the control group (version 2) that a container or a cluster job runs in.
 fn free_of_control_group() -> Option<usize> {
     let group = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = group.lines().find_map(|line| line.strip_prefix("0::"))?;

@@ -1,4 +1,4 @@
-//! What a notebook or a program usually needs: `use headscope::prelude::*;`.
+//! What does a notebook or a program usually need? `use headscope::prelude::*;` imports it.
 
 pub use crate::checkpoint::{LoadOptions, Tokenizer};
 pub use crate::circuits::{

@@ -1,4 +1,4 @@
-//! Progress of long work: a bar on a terminal, a line every few seconds in a notebook, nothing in a pipe.
+//! How far is a long computation? A bar on a terminal, a line every few seconds in a notebook, nothing in a pipe.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Error;
 
-/// Counts towards a known total.
+/// Progress towards a known total.
 pub(crate) struct Progress {
     what: &'static str,
     total: u64,
@@ -24,7 +24,7 @@ enum Shown {
 const BETWEEN_LINES: Duration = Duration::from_secs(3);
 
 impl Progress {
-    /// A count of `total` steps of `what`.
+    /// A counter for `total` steps of `what`.
     pub(crate) fn new(what: &'static str, total: usize) -> Self {
         let shown = if std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
             Shown::Lines { started: Instant::now(), last: Instant::now() }
@@ -36,12 +36,12 @@ impl Progress {
         Self { what, total: total as u64, done: 0, shown }
     }
 
-    /// An error for work that was stopped from outside.
+    /// The error of a computation that was stopped from outside.
     pub(crate) fn stopped(&self) -> Error {
         Error::Stopped { what: self.what, done: self.done, total: self.total }
     }
 
-    /// `n` more steps are done.
+    /// Records `n` more finished steps.
     pub(crate) fn add(&mut self, n: usize) {
         self.done += n as u64;
         match &mut self.shown {

@@ -1,14 +1,14 @@
-//! What a count that a user gives would take, said before it is taken.
+//! Is there room for what a user asks for? Checks counts before the memory or time is spent.
 
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// Fails where `n` things of `each` bytes do not fit in three quarters of the memory that is free.
+/// Returns an error if `n` items of `each` bytes do not fit in three quarters of the free memory.
 pub(crate) fn fits(name: &'static str, n: usize, each: usize) -> Result<()> {
     within(name, n, each, memory::usable(memory::free()))
 }
 
-/// Fails where `n` things of `each` bytes do not fit in `limit` bytes.
+/// Returns an error if `n` items of `each` bytes do not fit in `limit` bytes.
 pub(crate) fn within(name: &'static str, n: usize, each: usize, limit: usize) -> Result<()> {
     let bytes = n as u128 * each as u128;
     if bytes <= limit as u128 {
@@ -22,7 +22,7 @@ pub(crate) fn within(name: &'static str, n: usize, each: usize, limit: usize) ->
     })
 }
 
-/// Fails where `n` repetitions are more than `most`: each takes the time of `what`.
+/// Returns an error if there are more than `most` repetitions, each of which takes as long as `what`.
 pub(crate) fn at_most(name: &'static str, n: usize, most: usize, what: &'static str) -> Result<()> {
     if n <= most {
         return Ok(());
@@ -31,7 +31,7 @@ pub(crate) fn at_most(name: &'static str, n: usize, most: usize, what: &'static 
     Err(Error::TooMuch { name, found: n.to_string(), takes, limit: most.to_string() })
 }
 
-/// Bytes as a person reads them.
+/// Formats a number of bytes for humans.
 fn size(bytes: u128) -> String {
     const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let unit = (0..UNITS.len() - 1).take_while(|&unit| bytes >> (10 * (unit + 1)) > 0).count();

@@ -1,4 +1,4 @@
-//! Named tensors on disk, as safetensors.
+//! How are named tensors stored on disk? As safetensors.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Writes tensors as safetensors, whole or not at all; float64 stays float64, the rest becomes float32.
+/// Writes tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
 pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(&str, String)]) -> Result<()> {
     let stored = tensors.iter().map(|(name, tensor)| Ok((name, Stored::of(name, tensor)?)));
     let stored = stored.collect::<Result<Vec<_>>>()?;
@@ -28,7 +28,7 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata
     file::write_bytes(path, &bytes)
 }
 
-/// A tensor's bytes as safetensors wants them.
+/// A tensor's bytes in the form that safetensors expects.
 pub(crate) struct Stored {
     pub dtype: Dtype,
     pub shape: Vec<usize>,

@@ -1,7 +1,7 @@
-//! Work spread over threads of this process.
+//! How is work spread over the threads of this process?
 //!
-//! Where there is much of it, several pieces at once, each on a thread of its own, use a processor better than one after
-//! another on all threads: nobody waits at the end of every product.
+//! With many independent jobs, it is faster to run several at once, each on a thread of its own, than to run one after
+//! another on all threads: no thread has to wait at the end of every product.
 
 mod shared;
 mod threads;
@@ -14,15 +14,15 @@ use threads::OwnThreads;
 
 use crate::error::{Error, Result};
 
-/// Does `work` with one of libtorch's threads: what it finds then does not depend on how many there are.
+/// Runs `work` with libtorch limited to one thread, so that the result does not depend on the number of threads.
 pub(crate) fn on_one_thread<R>(work: impl FnOnce() -> R) -> R {
     let _own = OwnThreads::set(1);
     work()
 }
 
-/// Does `each` of `n` jobs on up to `threads` threads, which share libtorch's own, and hands what it gives to `done` on this
-/// thread, in the order in which jobs are finished. Nobody begins another after `stop` is set or a job has failed; those in
-/// hand are finished. Returns how many are done.
+/// Runs `n` jobs on up to `threads` threads, which share libtorch's own, and passes each result to `done` on the
+/// calling thread, in the order in which jobs finish. After `stop` is set or a job fails, no new job starts, and the
+/// running ones are finished. Returns the number of jobs done.
 pub(crate) fn spread<R: Send>(
     n: usize,
     threads: usize,
@@ -43,7 +43,7 @@ pub(crate) fn spread<R: Send>(
     }
     let own = (tch::get_num_threads() / threads as i32).max(1);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let (send, receive) = mpsc::sync_channel(threads); // nobody runs far ahead of `done`
+    let (send, receive) = mpsc::sync_channel(threads); // so that no worker runs far ahead of `done`
     let worker = |send: mpsc::SyncSender<(usize, Result<R>)>| {
         let _own = OwnThreads::set(own);
         while goes_on() && !failed.load(Ordering::Relaxed) {
@@ -73,7 +73,7 @@ pub(crate) fn spread<R: Send>(
             };
             failed.fetch_or(result.is_err(), Ordering::Relaxed);
         }
-        // A panic ends a thread without a word.
+        // A panic ends a thread silently, so look for it here.
         let whole = workers.into_iter().map(|worker| worker.join().is_ok()).fold(true, |all, one| all & one);
         if whole { result } else { result.and(Err(Error::argument("work", "jobs that can be done", "a panic"))) }
     })
@@ -84,7 +84,7 @@ pub(crate) fn spread<R: Send>(
 mod tests {
     use super::*;
 
-    /// Every job is done once and handed over, on any number of threads, and libtorch's number of threads is left as it was.
+    /// Every job runs once and is handed over, for any number of threads, and libtorch's number of threads is restored.
     #[test]
     fn every_job_is_done_once() {
         for threads in [0, 1, 3, 100] {
@@ -100,7 +100,7 @@ mod tests {
         }
     }
 
-    /// What fails, here or there, ends the work with its error; what was in hand is handed over.
+    /// A failure in a job or in `done` stops the work and returns its error; jobs already running are handed over.
     #[test]
     fn a_failure_ends_the_work() {
         let fail = || Error::argument("job", "another", 5);
@@ -118,7 +118,7 @@ mod tests {
         assert!(spread(4, 2, None, panics, |_, ()| Ok(())).is_err());
     }
 
-    /// Nobody begins anything after the work was stopped.
+    /// No job starts after the work was stopped.
     #[test]
     fn stopped_work_says_how_far_it_came() {
         for threads in [1, 3] {

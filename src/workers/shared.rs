@@ -1,28 +1,28 @@
-//! Values that several threads read at once although they hold tensors.
+//! How can several threads read tensors at once, although tensors are not `Sync`?
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use tch::Tensor;
 
-/// A type whose values are made of tensors and of what is [`Sync`], and of nothing else.
+/// A type whose values consist only of tensors and of [`Sync`] data.
 ///
-/// [`readable!`](super::readable) implements it for a struct and has the compiler look at each of its fields.
+/// [`readable!`](super::readable) implements it for a struct and lets the compiler check every field.
 ///
 /// # Safety
-/// Several threads may hold a `&Self` at once, as long as none of them writes to the tensors in it. In particular there is
-/// no `Cell`, `RefCell` or `OnceCell` in it.
+/// Several threads may hold a `&Self` at once, as long as none of them writes to the tensors in it. In particular, it
+/// contains no `Cell`, `RefCell` or `OnceCell`.
 pub(crate) unsafe trait Readable {}
 
-// SAFETY: a `Tensor` is a pointer to a reference-counted `at::TensorImpl`. The count is atomic, and so is the storage's.
-// libtorch's operators that are not in place only read their arguments, and libtorch documents that for threads: concurrent
-// reads are safe, and a write needs a lock of one's own. tch's error state and libtorch's modes (`no_grad`) are thread-local.
-// tch withholds `Sync` because the same `&Tensor` also allows writes (`set_requires_grad`, the `out` arguments, in-place
-// operations on a shallow clone); these are what `Shared::new` excludes.
+// SAFETY: a `Tensor` is a pointer to a reference-counted `at::TensorImpl`. Its reference count is atomic, and so is
+// that of its storage. libtorch's out-of-place operators only read their arguments, and libtorch documents that
+// concurrent reads are safe while writes need locking. tch's error state and libtorch's modes (`no_grad`) are
+// thread-local. tch withholds `Sync` because the same `&Tensor` also allows writes (`set_requires_grad`, `out`
+// arguments, in-place operations on a shallow clone); the contract of `Shared::new` excludes these.
 unsafe impl Readable for Tensor {}
 
-// SAFETY: a reference, a container and a lock give out `&T`, and their own state is plain data or atomic. A `OnceLock` that
-// is filled by one thread is seen whole or not at all by the others, and `T` is `Send`, since another thread may drop it.
+// SAFETY: references, containers and locks hand out `&T`, and their own state is plain or atomic data. Other threads
+// see a `OnceLock` that one thread fills either empty or complete; `T` is `Send` because another thread may drop it.
 unsafe impl<T: Readable + ?Sized> Readable for &T {}
 unsafe impl<T: Readable> Readable for Option<T> {}
 unsafe impl<T: Readable> Readable for Vec<T> {}
@@ -30,11 +30,11 @@ unsafe impl<T: Readable + Send> Readable for OnceLock<T> {}
 unsafe impl<K: Sync, T: Readable> Readable for BTreeMap<K, T> {}
 unsafe impl<A: Readable, B: Readable> Readable for (A, B) {}
 
-/// Implements [`Readable`] for a struct, given the names of all its fields: those that hold tensors, and after the semicolon
-/// those that are [`Sync`]. A field that is neither, or that is left out, does not compile.
+/// Implements [`Readable`] for a struct, given the names of all its fields: those with tensors first and, after the
+/// semicolon, those that are [`Sync`]. A field that is neither, or that is left out, does not compile.
 macro_rules! readable {
     ($name:ident $(<$life:lifetime>)? { $($held:ident),*; $($plain:ident),* }) => {
-        // SAFETY: each field is `Readable` or `Sync`, as the function below makes the compiler check.
+        // SAFETY: each field is `Readable` or `Sync`, which the compiler checks in the function below.
         unsafe impl $(<$life>)? $crate::workers::Readable for $name $(<$life>)? {}
         const _: () = {
             #[allow(dead_code)]
@@ -49,18 +49,18 @@ macro_rules! readable {
 }
 pub(crate) use readable;
 
-/// What several threads read at once.
+/// A value that several threads read at once.
 pub(crate) struct Shared<T>(T);
 
-// SAFETY: `T` may be read by several threads at once, and whoever made this has promised that they only read.
+// SAFETY: `T` may be read by several threads at once, and the caller of `new` has promised that they only read.
 unsafe impl<T: Readable> Sync for Shared<T> {}
 
 impl<T: Readable> Shared<T> {
     /// Shares `of`.
     ///
     /// # Safety
-    /// While it is shared, no thread writes to a tensor in it or to one that shares memory with it: no operation in place,
-    /// no `out` argument, no change of `requires_grad`, no gradients.
+    /// While the value is shared, no thread may write to a tensor in it or to one that shares its memory: no in-place
+    /// operation, no `out` argument, no change of `requires_grad`, no gradients.
     pub(crate) unsafe fn new(of: T) -> Self {
         Self(of)
     }

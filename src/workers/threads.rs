@@ -1,4 +1,4 @@
-//! How many threads libtorch uses for what one thread of ours computes.
+//! How many threads does libtorch use for one of our threads?
 
 use std::ffi::c_int;
 use std::marker::PhantomData;
@@ -6,18 +6,19 @@ use std::sync::LazyLock;
 
 use libloading::os::unix::Library;
 
-/// Until it is dropped, also by a panic, libtorch computes with so many threads whatever this thread asks for. Other threads
-/// keep their number, and so do those that are started meanwhile.
+/// Until this is dropped (by a panic, too), libtorch uses the given number of threads for all that the current thread
+/// computes. Other threads keep their number, including those started in the meantime.
 pub(crate) struct OwnThreads {
     openmp: c_int,
     mkl: c_int,
-    /// It belongs to the thread that made it.
+    /// Makes the type `!Send`: it belongs to the thread that created it.
     here: PhantomData<*const ()>,
 }
 
 impl OwnThreads {
     pub(crate) fn set(n: i32) -> Self {
-        // A thread's first question makes libtorch give it the number of the process, which would undo what is set here.
+        // The first query from a thread makes libtorch apply the process-wide number, which would undo what is set
+        // here.
         let openmp = tch::get_num_threads();
         Self { openmp, mkl: set(n, n), here: PhantomData }
     }
@@ -29,22 +30,22 @@ impl Drop for OwnThreads {
     }
 }
 
-/// The setters of OpenMP and of MKL that concern the calling thread alone.
+/// The setters of OpenMP and MKL that affect only the calling thread.
 struct Setters {
     openmp: unsafe extern "C" fn(c_int),
-    /// Returns what was set before; 0 is the number of the process.
+    /// Returns the previous value; 0 stands for the process-wide number.
     mkl: Option<unsafe extern "C" fn(c_int) -> c_int>,
 }
 
-/// Sets both, and returns what MKL had. `tch::set_num_threads` would also set the number of the process, of which threads
-/// take theirs when they first ask libtorch for something.
+/// Sets both and returns MKL's previous value. `tch::set_num_threads` would also change the process-wide number, which
+/// threads adopt on their first query to libtorch.
 fn set(openmp: c_int, mkl: c_int) -> c_int {
     static SETTERS: LazyLock<Option<Setters>> = LazyLock::new(Setters::find);
     let Some(setters) = &*SETTERS else {
         tch::set_num_threads(openmp);
         return mkl;
     };
-    // SAFETY: both are of the types that OpenMP and MKL declare, and set an integer of this thread.
+    // SAFETY: both have the types that OpenMP and MKL declare, and set an integer of this thread.
     unsafe {
         (setters.openmp)(openmp);
         setters.mkl.map_or(mkl, |set| set(mkl))
@@ -52,11 +53,12 @@ fn set(openmp: c_int, mkl: c_int) -> c_int {
 }
 
 impl Setters {
-    /// Those of the libraries that libtorch uses. Nothing where it has no OpenMP, or where the one that is found is not its.
+    /// Finds the setters in the libraries that libtorch uses. Returns `None` if libtorch has no OpenMP, or if the
+    /// OpenMP found is not the one that it uses.
     fn find() -> Option<Self> {
         let this = Library::this();
-        // SAFETY: functions of the OpenMP and MKL interfaces, with the types that these declare; the libraries that hold them
-        // are never unloaded, since libtorch needs them.
+        // SAFETY: these functions of the OpenMP and MKL interfaces have the declared types, and their libraries are
+        // never unloaded because libtorch needs them.
         let (openmp, mkl) = unsafe {
             let openmp = this.get::<unsafe extern "C" fn(c_int)>(b"omp_set_num_threads\0").ok()?;
             let mkl = this.get::<unsafe extern "C" fn(c_int) -> c_int>(b"MKL_Set_Num_Threads_Local\0");
@@ -81,7 +83,7 @@ mod tests {
         std::thread::spawn(tch::get_num_threads).join().unwrap()
     }
 
-    /// The number is this thread's alone, also for threads that are started meanwhile, and is given back, innermost first.
+    /// The number applies to one thread only, not to threads started in the meantime, and is restored, innermost first.
     #[test]
     fn the_number_is_of_one_thread_and_given_back() {
         assert!(Setters::find().is_some(), "libtorch's OpenMP was not found");
