@@ -1,4 +1,5 @@
-//! Every result is a tidy table: one observation a row, fixed column names and types, sorted, with its provenance.
+//! What does a result look like? A tidy table: one observation per row, fixed column names and types, sorted, with its
+//! provenance.
 
 use std::fmt;
 use std::path::Path;
@@ -20,7 +21,7 @@ use beside::Beside;
 use columns::columns;
 
 columns! {
-    /// What one observation is about; a field that does not apply stays `None` and its column is left out.
+    /// What an observation is about. A field that does not apply is `None`, and its column is left out.
     ///
     /// The derived order is the order of rows in a table.
     #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,19 +29,19 @@ columns! {
         columns
         /// The model.
         pub model: String,
-        /// Cell of an experiment's grid.
+        /// The cell of an experiment's grid.
         pub cell: String,
-        /// Number of the prompt in the batch.
+        /// Index of the prompt in the batch.
         pub prompt: u32,
-        /// How the value was found, where there are several ways: `exact`, `attribution`, ...
+        /// How the value was obtained, if there are several ways: `exact`, `attribution`, ...
         pub method: String,
-        /// Layer of the sender, where rows are about two parts of the model.
+        /// The sender's layer, if the row has a sender.
         pub from_layer: u32,
         /// The sender's site, without its layer.
         pub from_site: String,
         /// The sender's head.
         pub from_head: u32,
-        /// Layer; that of the receiver where rows are about two parts of the model.
+        /// The layer; the receiver's if the row has a sender.
         pub layer: u32,
         /// A site without its layer, or another part of the model.
         pub site: String,
@@ -48,29 +49,29 @@ columns! {
         pub head: u32,
         /// Key/value head.
         pub kv_head: u32,
-        /// Component of a decomposition, the strongest first.
+        /// Component of a decomposition, strongest first.
         pub component: u32,
         /// Position in the sequence.
         pub position: u32,
-        /// Attending position.
+        /// The position that attends (the query).
         pub query: u32,
-        /// Position attended to.
+        /// The position attended to (the key).
         pub key: u32,
         /// Number of dimensions of a site that were used.
         pub dimension: u32,
-        /// Coordinate of a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
+        /// Coordinate along a site's last axis; a neuron at `mlp_pre` and `mlp_post`.
         pub neuron: u32,
-        /// Position of the token that is predicted.
+        /// Position of the predicted token.
         pub target: u32,
         /// A token's text.
         pub token: String,
         /// A task or feature.
         pub task: String,
-        /// Number of a variant, where nothing else tells it from the others.
+        /// Number of a variant that nothing else tells apart from the others.
         pub variant: u32,
-        /// Parts that change together, by their names.
+        /// The names of the parts that change together.
         pub set: String,
-        /// How many parts change together: heads that are gone, members of a set.
+        /// How many parts change together: heads that are ablated, members of a set.
         pub parts: u32,
         /// Training step.
         pub step: u32,
@@ -80,44 +81,44 @@ columns! {
 }
 
 columns! {
-    /// One observation; fields that do not apply stay `None` and their columns are left out.
+    /// One observation. A field that does not apply is `None`, and its column is left out.
     #[derive(Debug, Clone, Default, PartialEq)]
     pub struct Observation {
-        /// What it is about.
+        /// What the observation is about.
         pub keys: Keys,
         /// What was measured.
         pub metric: String,
         /// The measurement.
         pub value: f64,
         columns
-        /// The same measurement without the intervention, where there was one.
+        /// The same measurement without the intervention, if there was one.
         pub baseline: f64,
         /// Lower end of the value's interval.
         pub low: f64,
         /// Upper end of the value's interval.
         pub high: f64,
-        /// The value in standard deviations from its null distribution's mean.
+        /// The distance of the value from the mean of its null distribution, in standard deviations.
         pub z_score: f64,
         /// Number of samples.
         pub samples: u32,
-        /// What speaks against the value.
+        /// Reasons to doubt the value.
         pub warnings: String,
     }
 }
 
-/// Where a table's numbers come from.
+/// Where the numbers of a table come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// headscope's version.
     pub headscope: String,
-    /// The model as it was asked for.
+    /// The model, by the name it was loaded with.
     pub model: String,
-    /// SHA-256 of the model's files of weights; of its parameters where it was made or changed in memory
-    /// ([`Model::sha256`](crate::model::Model::sha256)). Empty where there is no model.
+    /// SHA-256 of the model's weight files, or of its parameters if it was created or changed in memory
+    /// ([`Model::sha256`](crate::model::Model::sha256)). Empty if there is no model.
     pub sha256: String,
     /// What was computed, with all options.
     pub options: serde_json::Value,
-    /// The seed, where chance took part.
+    /// The seed, if the computation was random.
     pub seed: Option<u64>,
 }
 
@@ -138,24 +139,24 @@ pub struct Table {
     provenance: Provenance,
 }
 
-/// The right to compute the table at a path, from [`Table::reserve`].
+/// The exclusive right to compute the table at a path, from [`Table::reserve`].
 #[derive(Debug)]
 pub struct Reserved(#[expect(dead_code, reason = "held until it is dropped")] file::Lock);
 
-/// A column as an axis: numbers are places themselves, texts stand as they first appear.
+/// A column as an axis: numbers are used as indices, and texts are numbered in order of first appearance.
 pub(crate) struct Places {
     /// The texts.
     pub names: Option<Vec<String>>,
-    /// Each row's place; nothing where the value is missing.
+    /// The index of each row; `None` if the value is missing.
     pub rows: Vec<Option<usize>>,
 }
 
 impl Table {
-    /// A table of `rows`, sorted by their keys and metric. A value that is not finite is missing (`null`): the rest of a long
-    /// computation is not lost for one of them.
+    /// Creates a table from `rows`, sorted by their keys and metric. A value that is not finite becomes a missing value
+    /// (`null`), so that one of them does not cost a whole long computation.
     ///
     /// # Errors
-    /// Where polars refuses the columns.
+    /// If polars rejects the columns.
     pub fn new(mut rows: Vec<Observation>, provenance: Provenance) -> Result<Self> {
         rows.sort_by(|a, b| (&a.keys, &a.metric).cmp(&(&b.keys, &b.metric)));
         let metrics = Series::new("metric".into(), rows.iter().map(|row| row.metric.as_str()).collect::<Vec<_>>());
@@ -164,13 +165,13 @@ impl Table {
         let used = |series: &Series| series.null_count() < series.len() || series.is_empty();
         let keys = Keys::to_columns(rows.iter().map(|row| &row.keys)).into_iter().filter(used);
         let rest = Observation::to_columns(rows.iter()).into_iter().filter(used);
-        // The values are there even if every one of them is missing.
+        // Keep the column even if every value is missing.
         let columns = keys.chain([metrics, values]).chain(rest).map(Column::from).collect();
         let frame = DataFrame::new_infer_height(columns).map_err(Error::table("building a table"))?;
         Ok(Self { frame, provenance })
     }
 
-    /// The table as polars has it.
+    /// The table as a polars data frame.
     pub fn frame(&self) -> &DataFrame {
         &self.frame
     }
@@ -180,17 +181,17 @@ impl Table {
         &self.provenance
     }
 
-    /// Number of rows.
+    /// The number of rows.
     pub fn len(&self) -> usize {
         self.frame.height()
     }
 
-    /// Whether there is no row.
+    /// Whether the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The names of the columns.
+    /// The column names.
     pub fn columns(&self) -> Vec<String> {
         self.frame.get_column_names().into_iter().map(ToString::to_string).collect()
     }
@@ -198,7 +199,7 @@ impl Table {
     /// A column as numbers; a missing value is NaN.
     ///
     /// # Errors
-    /// Where there is no such column, or it holds texts.
+    /// If there is no such column, or it contains texts.
     pub fn f64(&self, column: &str) -> Result<Vec<f64>> {
         let doing = || Error::table(format!("reading column `{column}` as numbers"));
         let series = self.frame.column(column).map_err(doing())?;
@@ -209,7 +210,7 @@ impl Table {
         Ok(series.f64().map_err(doing())?.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
     }
 
-    /// Where each row stands along an axis that a column names.
+    /// The index of each row along the axis that a column forms.
     pub(crate) fn places(&self, column: &str) -> Result<Places> {
         let doing = || Error::table(format!("reading column `{column}`"));
         let series = self.frame.column(column).map_err(doing())?;
@@ -228,10 +229,10 @@ impl Table {
         Ok(Places { names: Some(names), rows })
     }
 
-    /// What the intervention changed: `value - baseline`, row by row.
+    /// The effect of the intervention, `value - baseline`, for each row.
     ///
     /// # Errors
-    /// Where the table has no baseline.
+    /// If the table has no baseline.
     pub fn effect(&self) -> Result<Vec<f64>> {
         Ok(self
             .f64("value")?
@@ -241,24 +242,24 @@ impl Table {
             .collect())
     }
 
-    /// The same table with the `n` rows whose effect is largest in magnitude, the largest first, missing ones last.
+    /// The `n` rows with the largest effects in magnitude, largest first, missing ones last.
     ///
     /// # Errors
-    /// Where the table has no baseline.
+    /// If the table has no baseline.
     pub fn top(&self, n: usize) -> Result<Self> {
         let sizes: Vec<f64> = self.effect()?.into_iter().map(f64::abs).collect();
         self.first(&sizes, n)
     }
 
-    /// The same table with the `n` rows whose value in `column` is largest, the largest first, missing ones last.
+    /// The `n` rows with the largest values in `column`, largest first, missing ones last.
     ///
     /// # Errors
-    /// Where there is no such column of numbers.
+    /// If there is no such column, or it contains texts.
     pub fn largest(&self, column: &str, n: usize) -> Result<Self> {
         self.first(&self.f64(column)?, n)
     }
 
-    /// The `n` rows of largest `sizes`, the largest first, missing ones last.
+    /// The `n` rows with the largest `sizes`, largest first, missing ones last.
     fn first(&self, sizes: &[f64], n: usize) -> Result<Self> {
         let mut order: Vec<usize> = (0..sizes.len()).collect();
         let size = |row: usize| if sizes[row].is_nan() { f64::NEG_INFINITY } else { sizes[row] };
@@ -266,10 +267,10 @@ impl Table {
         self.take(order.into_iter().take(n))
     }
 
-    /// The same table with, for each metric (and task, where there are some), the `n` rows of largest value, the largest first.
+    /// The `n` rows with the largest values for each metric (and task, if there are tasks), largest first.
     ///
     /// # Errors
-    /// Where polars refuses to take rows.
+    /// If the table has no column `value`, or polars fails to select the rows.
     pub fn leading(&self, n: usize) -> Result<Self> {
         let values = self.f64("value")?;
         let text = |column: &str| -> Vec<String> {
@@ -284,7 +285,7 @@ impl Table {
         self.take(first.copied())
     }
 
-    /// Some of the rows, in the order given.
+    /// The given rows, in the given order.
     fn take(&self, rows: impl Iterator<Item = usize>) -> Result<Self> {
         let rows: Vec<u32> = rows.filter_map(|row| u32::try_from(row).ok()).collect();
         let rows = polars::prelude::IdxCa::new("row".into(), rows);
@@ -292,10 +293,10 @@ impl Table {
         Ok(Self { frame, provenance: self.provenance.clone() })
     }
 
-    /// The heads (layer, head) of a table with one row a head, those of largest effect in magnitude first.
+    /// The heads, as (layer, head), of a table with one row per head, largest effect in magnitude first.
     ///
     /// # Errors
-    /// Where the table has no baseline, or no columns `layer` and `head`.
+    /// If the table has no baseline, or no columns `layer` and `head`.
     pub fn heads_by_effect(&self) -> Result<Vec<(usize, usize)>> {
         let sorted = self.top(self.len())?;
         let (layers, heads) = (sorted.f64("layer")?, sorted.f64("head")?);
@@ -305,25 +306,26 @@ impl Table {
     /// The points (x, effect) of the table, sorted by column `x`, for a line plot.
     ///
     /// # Errors
-    /// Where the table has no baseline, or no such column.
+    /// If the table has no baseline, or no such column.
     pub fn curve(&self, x: &str) -> Result<Vec<(f64, f64)>> {
         let mut points: Vec<(f64, f64)> = self.f64(x)?.into_iter().zip(self.effect()?).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Ok(points)
     }
 
-    /// How the effects, in magnitude, are shared out among the values of column `by`: (value, its share of the sum over all
-    /// rows), sorted.
+    /// How the effects, in magnitude, are distributed over the values of column `by`: pairs of a value and its share of
+    /// the sum over all rows, sorted.
     ///
     /// # Errors
-    /// Where the table has no baseline, no such column, or no effect at all.
+    /// If the table has no baseline or no such column, or all effects for a value are zero.
     pub fn share(&self, by: &str) -> Result<Vec<(f64, f64)>> {
         let groups = self.effects_by(by)?;
         let all: f64 = groups.iter().flat_map(|(_, effects)| effects).sum();
         Ok(groups.iter().map(|(value, effects)| (*value, effects.iter().sum::<f64>() / all)).collect())
     }
 
-    /// How much of the effects, in magnitude, of each value of column `by` is its strongest row's: (value, share), sorted.
+    /// For each value of column `by`, the share of its strongest row in its effects, in magnitude: pairs of a value and
+    /// a share, sorted.
     ///
     /// # Errors
     /// As [`Table::share`].
@@ -332,7 +334,7 @@ impl Table {
         Ok(self.effects_by(by)?.iter().map(|(value, effects)| (*value, strongest(effects))).collect())
     }
 
-    /// The magnitudes of the effects, grouped by a column of numbers, sorted.
+    /// The magnitudes of the effects, grouped by a numeric column, sorted.
     fn effects_by(&self, by: &str) -> Result<Vec<(f64, Vec<f64>)>> {
         let mut rows: Vec<(f64, f64)> =
             self.curve(by)?.into_iter().map(|(value, effect)| (value, effect.abs())).collect();
@@ -349,11 +351,12 @@ impl Table {
         }
     }
 
-    /// Writes the table by the ending of `path`: `.parquet`, `.csv` or `.json` (a list of objects). Beside Parquet goes
-    /// the provenance, as `<name>.provenance.json`, with the checksums that [`Table::read`] compares.
+    /// Writes the table in the format given by the extension of `path`: `.parquet`, `.csv` or `.json` (a list of
+    /// objects). A Parquet file is accompanied by its provenance in `<name>.provenance.json`, with the checksums that
+    /// [`Table::read`] verifies.
     ///
     /// # Errors
-    /// Where the ending is another one, or the file cannot be written; nothing is left half-written.
+    /// If the extension is a different one, or the file cannot be written. A file is never left half-written.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let mut frame = self.frame.clone();
@@ -373,10 +376,10 @@ impl Table {
         }
     }
 
-    /// Fails where a table could not be written to `path`: to be asked before long work.
+    /// Checks that a table can be written to `path`. Call it before a long computation.
     ///
     /// # Errors
-    /// Where the ending is none of a table's, or the folder is not there.
+    /// If the extension is not that of a table, or the folder does not exist.
     pub fn check_path(path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if !path
@@ -389,8 +392,8 @@ impl Table {
         file::check_folder(path)
     }
 
-    /// Keeps other processes from computing the table at `path` at the same time, until what is returned is dropped or this
-    /// process ends. The file `PATH.lock` has this process' number; one that a killed process left is taken over.
+    /// Keeps other processes from computing the table at `path` until the returned value is dropped or this process
+    /// ends. The file `PATH.lock` contains the id of this process; a lock file left by a killed process is taken over.
     ///
     /// ```
     /// use headscope::Error;
@@ -405,7 +408,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Held`] at once where another process has it; also where the folder cannot be written.
+    /// If another process holds the lock ([`Error::Held`], without waiting), or the folder is not writable.
     pub fn reserve(path: impl AsRef<Path>) -> Result<Reserved> {
         file::Lock::hold(path.as_ref()).map(Reserved)
     }
@@ -413,7 +416,7 @@ impl Table {
     /// Reads a table that [`Table::write`] wrote as Parquet.
     ///
     /// # Errors
-    /// Where the file or its provenance is not there or is none; [`Error::Damaged`] where either is not as it was written.
+    /// If the file or its provenance is missing or malformed, or has changed since it was written ([`Error::Damaged`]).
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (table, _) = Self::read_beside(path, Some(Beside::read(path)?))?;

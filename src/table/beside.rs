@@ -1,4 +1,4 @@
-//! What stands beside a Parquet file: the table's provenance, and checksums of both.
+//! What is stored next to a Parquet file? The table's provenance, and checksums of both.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -11,43 +11,43 @@ use super::{Provenance, Table};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// The content of `TABLE.parquet.provenance.json`.
+/// The contents of `TABLE.parquet.provenance.json`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Beside {
     #[serde(flatten)]
     provenance: Provenance,
-    /// Absent where an older headscope wrote the table.
+    /// Absent if an older version of headscope wrote the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     checksums: Option<Checksums>,
 }
 
-/// SHA-256 of what belongs together, in hexadecimal.
+/// SHA-256 checksums, in hexadecimal.
 #[derive(Serialize, Deserialize)]
 struct Checksums {
-    /// Of the bytes of the Parquet file, as `sha256sum` prints it.
+    /// Of the bytes of the Parquet file, as printed by `sha256sum`.
     table: String,
-    /// Of the provenance as JSON without white space.
+    /// Of the provenance as JSON without whitespace.
     provenance: String,
 }
 
 impl Beside {
-    /// What belongs beside a Parquet file of these bytes.
+    /// The provenance file for a Parquet file with these bytes.
     pub(super) fn new(provenance: &Provenance, parquet: &[u8]) -> Result<Self> {
         let checksums = Checksums { table: file::sha256(parquet), provenance: checksum(provenance)? };
         Ok(Self { provenance: provenance.clone(), checksums: Some(checksums) })
     }
 
-    /// Writes it beside the table at `path`.
+    /// Writes it next to the table at `path`.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
         let own = place(path);
         let json = serde_json::to_vec_pretty(self).map_err(|reason| Error::io("write", &own)(reason.into()))?;
         file::write_bytes(&own, &json)
     }
 
-    /// Reads what stands beside the table at `path`.
+    /// Reads the provenance next to the table at `path`.
     ///
     /// # Errors
-    /// Where nothing does, or it is no provenance; [`Error::Damaged`] where it is not as it was written.
+    /// If it is missing or malformed, or has changed since it was written ([`Error::Damaged`]).
     pub(super) fn read(path: &Path) -> Result<Self> {
         let own = place(path);
         let wrong = |found: String| Error::Format {
@@ -58,7 +58,7 @@ impl Beside {
         };
         let json: Value = serde_json::from_slice(&file::read(&own)?).map_err(|reason| wrong(reason.to_string()))?;
         let read = Self::deserialize(&json).map_err(|reason| wrong(reason.to_string()))?;
-        // A name that is damaged would pass for one that is absent.
+        // Reject unknown names: a damaged name would otherwise pass for an absent one.
         let known = serde_json::to_value(&read).map_err(|reason| wrong(reason.to_string()))?;
         let mut names = json.as_object().into_iter().flat_map(|json| json.keys());
         if let Some(strange) = names.find(|name| known.get(name.as_str()).is_none()) {
@@ -72,24 +72,24 @@ impl Beside {
 }
 
 impl Table {
-    /// Reads a Parquet file that has a table's columns, whoever wrote it, with the provenance that stands beside it, if any.
+    /// Reads a Parquet file with the columns of a table, whoever wrote it, and the provenance next to it, if any.
     ///
     /// # Errors
-    /// Where the file is not there or is none; [`Error::Damaged`] where it has a checksum that does not match.
+    /// If the file is missing or is not Parquet, or has a checksum that does not match ([`Error::Damaged`]).
     pub fn read_foreign(path: impl AsRef<Path>) -> Result<Self> {
         Ok(Self::read_checked(path.as_ref())?.0)
     }
 
-    /// [`Table::read_foreign`], and whether there were checksums to compare: tables of other programs, and those of
-    /// headscope before it kept any, have none.
+    /// [`Table::read_foreign`], and whether there were checksums to verify. Tables written by other programs, or by
+    /// early versions of headscope, have none.
     pub(crate) fn read_checked(path: &Path) -> Result<(Self, bool)> {
         let there = place(path).exists();
         Self::read_beside(path, there.then(|| Beside::read(path)).transpose()?)
     }
 
-    /// Reads a Parquet file, held against the checksum that stands beside it.
+    /// Reads a Parquet file and verifies it against its checksum, if there is one.
     pub(super) fn read_beside(path: &Path, beside: Option<Beside>) -> Result<(Self, bool)> {
-        // What is checked is what is read: the file is not opened twice.
+        // Read the file once, so that the bytes verified are the bytes parsed.
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let checksums = beside.as_ref().and_then(|beside| beside.checksums.as_ref());
         if let Some(Checksums { table: expected, .. }) = checksums {
@@ -102,7 +102,7 @@ impl Table {
     }
 }
 
-/// Fails where a checksum is not the expected one.
+/// Returns an error if a checksum is not the expected one.
 fn check(path: PathBuf, expected: &str, found: String) -> Result<()> {
     if found == expected { Ok(()) } else { Err(Error::Damaged { path, expected: expected.to_owned(), found }) }
 }
@@ -113,7 +113,7 @@ fn checksum(provenance: &Provenance) -> Result<String> {
     Ok(file::sha256(&serde_json::to_vec(provenance).map_err(wrong)?))
 }
 
-/// Where the provenance of the table at `path` stands.
+/// The path of the provenance of the table at `path`.
 fn place(path: &Path) -> PathBuf {
     file::beside(path, ".provenance.json")
 }

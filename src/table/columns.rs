@@ -1,11 +1,13 @@
-//! Rows to the columns of a frame and back: each column is listed once, where its struct declares it.
+//! How do structs become the columns of a data frame, and back? Each column is listed once, in the declaration of its
+//! struct.
 
 use polars::prelude::{DataFrame, DataType, NamedFrom, PolarsError, Series};
 
 use crate::error::{Error, Result};
 
-/// A struct with fields of its own, and fields that are columns: `Option<kind>`, empty where it does not apply. Columns stand
-/// in a table in the order in which they are declared, and all that a table does with them follows from the declaration.
+/// Declares a struct with ordinary fields and with fields that are columns: `Option<kind>`, `None` if the column does
+/// not apply. Columns appear in a table in the order of their declaration, and everything that a table does with them
+/// derives from it.
 macro_rules! columns {
     (
         $(#[$about:meta])*
@@ -22,13 +24,13 @@ macro_rules! columns {
         }
 
         impl $type {
-            /// Every column of `rows`, empty ones too.
+            /// All columns of `rows`, including empty ones.
             fn to_columns<'a>(rows: impl Iterator<Item = &'a Self> + Clone) -> Vec<polars::prelude::Series> {
                 use $crate::table::columns::Cell;
                 vec![$(<$kind>::to_column(stringify!($name), rows.clone().map(|row| row.$name.as_ref()))),*]
             }
 
-            /// Fills `rows`, as many as the frame has, from the columns that the frame has.
+            /// Fills in `rows`, one for each row of the frame, from the columns that the frame has.
             fn read_columns(frame: &polars::prelude::DataFrame, rows: &mut [&mut Self]) -> $crate::error::Result<()> {
                 use $crate::table::columns::Cell;
                 $(
@@ -42,11 +44,11 @@ macro_rules! columns {
 }
 pub(super) use columns;
 
-/// What can stand in a column.
+/// A type that a column can hold.
 pub(super) trait Cell: Sized + 'static {
     fn to_column<'a>(name: &str, values: impl Iterator<Item = Option<&'a Self>>) -> Series;
 
-    /// A column of these; nothing where the frame has none of this name.
+    /// A column of this type; `None` if the frame has no column of this name.
     fn read_column(frame: &DataFrame, name: &str) -> Result<Option<Vec<Option<Self>>>>;
 }
 
@@ -91,7 +93,7 @@ impl Cell for u32 {
     }
 }
 
-/// NaN is a missing value.
+/// NaN is written as a missing value.
 impl Cell for f64 {
     fn to_column<'a>(name: &str, values: impl Iterator<Item = Option<&'a Self>>) -> Series {
         Series::new(name.into(), values.map(|value| value.copied().filter(|n| !n.is_nan())).collect::<Vec<_>>())

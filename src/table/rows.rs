@@ -1,4 +1,4 @@
-//! Tables back to rows, and several tables as one.
+//! How do tables become rows again, and several tables one?
 
 use polars::prelude::PolarsError;
 
@@ -7,10 +7,10 @@ use super::{Keys, Observation, Provenance, Table};
 use crate::error::{Error, Result};
 
 impl Table {
-    /// The table's rows. Columns that a table does not have are ignored, as those of other programs' files may be.
+    /// The rows of the table. Unknown columns, as in files of other programs, are ignored.
     ///
     /// # Errors
-    /// Where `metric` or `value` is absent, or a column is of another type.
+    /// If `metric` or `value` is missing, or a column has a different type.
     pub fn rows(&self) -> Result<Vec<Observation>> {
         let mut rows = vec![Observation::default(); self.len()];
         Keys::read_columns(&self.frame, &mut rows.iter_mut().map(|row| &mut row.keys).collect::<Vec<_>>())?;
@@ -30,7 +30,7 @@ impl Table {
         Ok(rows)
     }
 
-    /// The rows of all tables as one, sorted: the same bytes in whatever order they come.
+    /// The rows of all tables in one, sorted: the same bytes for any order of the tables.
     ///
     /// # Errors
     /// As [`Table::rows`].
@@ -39,7 +39,7 @@ impl Table {
         Self::new(rows?.into_iter().flatten().collect(), provenance)
     }
 
-    /// The rows that `keep` keeps.
+    /// The rows for which `keep` returns `true`.
     ///
     /// # Errors
     /// As [`Table::rows`].

@@ -1,4 +1,4 @@
-//! Texts to token ids and back, through `tokenizer.json`.
+//! How do texts become token ids, and back? Through `tokenizer.json`.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,14 +15,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Truncation and padding that the file asks for are switched off.
+    /// Reads a `tokenizer.json`. Any truncation and padding that it configures are disabled.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] where the file is none.
+    /// If the file cannot be read, or is not a tokenizer ([`Error::Tokenizer`]).
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = file::read(path)?;
         let at = || path.display().to_string();
-        // The crate panics on some files that are no JSON, and on some that are no tokenizer.
+        // The tokenizers crate panics on some files that are not JSON, and on some that are not tokenizers.
         let _: serde_json::Value = serde_json::from_slice(&bytes).map_err(|reason| failed(at(), reason))?;
         let read = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes));
         let mut inner = read.map_err(|reason| failed(at(), reason))?;
@@ -31,7 +31,8 @@ impl Tokenizer {
         Ok(Self { inner })
     }
 
-    /// A tokenizer of whole words, split at spaces: the id of a word is its place in `words`. Another word is an error.
+    /// A tokenizer that splits texts at whitespace into whole words, whose ids are their indices in `words`. Unknown
+    /// words are errors.
     pub(crate) fn of_words(words: &[String]) -> Result<Self> {
         let vocabulary: serde_json::Map<String, serde_json::Value> =
             words.iter().enumerate().map(|(id, word)| (word.clone(), id.into())).collect();
@@ -57,10 +58,10 @@ impl Tokenizer {
         file::write_bytes(path, text.as_bytes())
     }
 
-    /// The tokens of `texts`, special tokens included, padded on the right.
+    /// Encodes `texts`, including special tokens, padded on the right.
     ///
     /// # Errors
-    /// Where a text gives no token.
+    /// If a text gives no token.
     pub fn encode(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
         let mut rows = vec![];
         for (i, text) in texts.iter().enumerate() {
@@ -71,11 +72,11 @@ impl Tokenizer {
         Ok(Tokens::new(&rows)?.with_pieces(pieces)?.with_pad(pad.map_or(0, i64::from)))
     }
 
-    /// Where each token of [`Tokenizer::encode`] stands in its text, in bytes; an empty span for a token that stands for
-    /// nothing there, such as `[CLS]`.
+    /// The byte range of the text that each token of [`Tokenizer::encode`] comes from; empty for a token without text,
+    /// such as `[CLS]`.
     ///
     /// # Errors
-    /// Where the tokenizer refuses the text.
+    /// If the tokenizer fails on the text.
     pub fn spans(&self, text: &str) -> Result<Vec<Range<usize>>> {
         let at = || format!("{text:?}");
         let encoded = guarded(|| self.inner.encode(text, true)).map_err(|reason| failed(at(), reason))?;
@@ -85,16 +86,16 @@ impl Tokenizer {
         Ok(spans.map(|((&(a, b), &id), special)| if special || blank(id) { a..a } else { a..b }).collect())
     }
 
-    /// Whether a token stands for no text: the start, the end, padding, a mask.
+    /// Whether a token stands for no text: a start or end token, padding, a mask.
     pub fn is_special(&self, id: i64) -> bool {
         let added = |id| self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id);
         u32::try_from(id).ok().and_then(added).is_some_and(|token| token.special)
     }
 
-    /// The special tokens that the tokenizer puts before a text and behind it.
+    /// The special tokens that the tokenizer adds before and after a text.
     ///
     /// # Errors
-    /// Where the tokenizer refuses a text.
+    /// If the tokenizer fails on a text.
     pub fn frame(&self) -> Result<(Vec<i64>, Vec<i64>)> {
         let (with, without) = (self.ids("a", true, "a text")?, self.ids("a", false, "a text")?);
         let before = with.iter().position(|id| without.first() == Some(id)).unwrap_or(0);
@@ -105,7 +106,7 @@ impl Tokenizer {
     /// The id of a text that is a single token.
     ///
     /// # Errors
-    /// Where it is several, or none.
+    /// If the text is several tokens, or none.
     pub fn single(&self, text: &str) -> Result<i64> {
         let ids = self.ids(text, false, &format!("{text:?}"))?;
         match ids.as_slice() {
@@ -118,10 +119,10 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `ids`, without special tokens.
+    /// Decodes `ids` to text, without special tokens.
     ///
     /// # Errors
-    /// Where an id is negative or too large.
+    /// If an id is negative or too large.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let ids: Vec<u32> = ids
             .iter()
@@ -131,7 +132,7 @@ impl Tokenizer {
         guarded(|| self.inner.decode(&ids, true)).map_err(|reason| failed("decoding".to_owned(), reason))
     }
 
-    /// One token as a person would read it.
+    /// One token as readable text.
     pub fn piece(&self, id: i64) -> String {
         let Ok(id) = u32::try_from(id) else { return id.to_string() };
         match guarded(|| self.inner.decode(&[id], false)) {
@@ -146,7 +147,7 @@ impl Tokenizer {
     }
 }
 
-/// What `work` gives, a panic inside the tokenizers crate turned into its message.
+/// Runs `work`, turning a panic inside the tokenizers crate into an error message.
 fn guarded<T, E: ToString>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done.map_err(|reason| reason.to_string()),

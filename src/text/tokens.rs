@@ -1,12 +1,12 @@
-//! A batch of prompts as token ids.
+//! What is a batch of prompts? Token ids, padded to one length.
 
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// A batch of prompts: token ids, padded on the right to one length, and how long each prompt really is.
+/// A batch of prompts: token ids, padded on the right to a common length, and the actual length of each prompt.
 ///
-/// Made by [`Model::tokens`](crate::model::Model::tokens) from texts, or by [`Tokens::new`] from ids.
+/// Created from texts by [`Model::tokens`](crate::model::Model::tokens), or from ids by [`Tokens::new`].
 ///
 /// ```
 /// use headscope::model::Tokens;
@@ -17,26 +17,26 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
-    /// Without padding.
+    /// The ids, without padding.
     rows: Vec<Vec<i64>>,
     positions: usize,
     pad: i64,
-    /// The tokens as text, where a tokenizer made them.
+    /// The text of each token, if a tokenizer produced them.
     pieces: Option<Vec<Vec<String>>>,
-    /// The type of each token; 0 where absent.
+    /// The type of each token; 0 if absent.
     types: Option<Vec<Vec<i64>>>,
 }
 
 impl Tokens {
-    /// A batch from rows of token ids, which may differ in length.
+    /// Creates a batch from rows of token ids, which may differ in length.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there is no row, or an empty one.
+    /// If there are no rows, or one is empty ([`Error::Argument`]).
     pub fn new(rows: &[Vec<i64>]) -> Result<Self> {
         Self::owning(rows.to_vec())
     }
 
-    /// [`Tokens::new`] of rows that nobody else needs.
+    /// [`Tokens::new`] without a copy of the rows.
     pub(crate) fn owning(rows: Vec<Vec<i64>>) -> Result<Self> {
         let positions = rows.iter().map(Vec::len).max().unwrap_or(0);
         if let Some(row) = rows.iter().position(Vec::is_empty) {
@@ -48,33 +48,33 @@ impl Tokens {
         Ok(Self { rows, positions, pad: 0, pieces: None, types: None })
     }
 
-    /// The same batch with each token's text, for pictures and tables.
+    /// Sets the text of each token, for figures and tables.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there are not as many texts as tokens.
+    /// If the texts do not match the tokens in number ([`Error::Argument`]).
     pub fn with_pieces(mut self, pieces: Vec<Vec<String>>) -> Result<Self> {
         self.same_lengths("pieces", &pieces)?;
         self.pieces = Some(pieces);
         Ok(self)
     }
 
-    /// The same batch with the type of each token (BERT's segments: 0 for the first text, 1 for the second).
+    /// Sets the type of each token (BERT's segments: 0 for the first text, 1 for the second).
     ///
     /// # Errors
-    /// [`Error::Argument`] where there are not as many types as tokens.
+    /// If the types do not match the tokens in number ([`Error::Argument`]).
     pub fn with_types(mut self, types: Vec<Vec<i64>>) -> Result<Self> {
         self.same_lengths("types", &types)?;
         self.types = Some(types);
         Ok(self)
     }
 
-    /// The same batch with another id in the padding.
+    /// Sets the id used for padding.
     pub fn with_pad(mut self, pad: i64) -> Self {
         self.pad = pad;
         self
     }
 
-    /// The id in the padding.
+    /// The id used for padding.
     pub(crate) fn pad(&self) -> i64 {
         self.pad
     }
@@ -88,17 +88,17 @@ impl Tokens {
         }
     }
 
-    /// Number of prompts.
+    /// The number of prompts.
     pub fn batch(&self) -> usize {
         self.rows.len()
     }
 
-    /// Length of the longest prompt.
+    /// The length of the longest prompt.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// Length of each prompt.
+    /// The length of each prompt.
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(Vec::len).collect()
     }
@@ -108,7 +108,7 @@ impl Tokens {
         self.rows.iter().any(|row| row.len() < self.positions)
     }
 
-    /// The ids of one prompt, without padding; empty where there is no such prompt.
+    /// The ids of one prompt, without padding; empty if there is no such prompt.
     pub fn row(&self, prompt: usize) -> &[i64] {
         self.rows.get(prompt).map_or(&[], Vec::as_slice)
     }
@@ -118,7 +118,7 @@ impl Tokens {
         &self.rows
     }
 
-    /// The tokens of one prompt as text; ids in decimal where no tokenizer made them.
+    /// The text of each token of one prompt; the ids in decimal if no tokenizer produced them.
     pub fn pieces(&self, prompt: usize) -> Vec<String> {
         match self.pieces.as_ref().and_then(|pieces| pieces.get(prompt)) {
             Some(pieces) => pieces.clone(),
@@ -126,10 +126,10 @@ impl Tokens {
         }
     }
 
-    /// Some of the prompts, in the order given, padded to the same length as the whole batch.
+    /// The given prompts, in the given order, padded to the length of the whole batch.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a prompt that is not there.
+    /// If a prompt does not exist ([`Error::OutOfRange`]).
     pub fn select(&self, prompts: &[usize]) -> Result<Self> {
         let limit = self.batch() as i64;
         if let Some(&bad) = prompts.iter().find(|&&prompt| prompt >= self.batch()) {
@@ -141,12 +141,12 @@ impl Tokens {
         Ok(Self { rows, positions: self.positions, pad: self.pad, pieces, types })
     }
 
-    /// Whether the tokens' texts are known.
+    /// Whether the text of each token is known.
     pub(crate) fn has_pieces(&self) -> bool {
         self.pieces.is_some()
     }
 
-    /// The same prompts, padded to the longest of them and no further.
+    /// The same prompts, padded only to the longest of them.
     pub(crate) fn trimmed(mut self) -> Self {
         self.positions = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         self
@@ -157,7 +157,7 @@ impl Tokens {
         self.padded(&self.rows, self.pad, device)
     }
 
-    /// The types, `[batch, position]`, where any were given.
+    /// The types, `[batch, position]`, if there are any.
     pub(crate) fn types(&self, device: Device) -> Option<Tensor> {
         self.types.as_ref().map(|types| self.padded(types, 0, device))
     }
@@ -171,16 +171,17 @@ impl Tokens {
         Tensor::from_slice(&flat).view([self.batch() as i64, self.positions as i64]).to_device(device)
     }
 
-    /// True where a real token stands, `[batch, position]`.
+    /// True at real tokens and false at padding, `[batch, position]`.
     pub(crate) fn valid(&self, device: Device) -> Tensor {
         let lengths: Vec<i64> = self.rows.iter().map(|row| row.len() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1);
         Tensor::arange(self.positions as i64, (Kind::Int64, device)).unsqueeze(0).lt_tensor(&lengths)
     }
 
-    /// What tells the batch from others: a hash of all ids and types, how many there are, and where they are few, the ids.
+    /// Identifies the batch: a hash of all ids and types, the number of prompts and ids, and the ids themselves if
+    /// there are few.
     pub(crate) fn provenance(&self) -> serde_json::Value {
-        /// Most ids that are written out.
+        /// The most ids that are written out.
         const FEW: usize = 4096;
         let ids = self.rows.iter().map(Vec::len).sum::<usize>();
         let mut all = serde_json::json!({
@@ -195,7 +196,7 @@ impl Tokens {
         all
     }
 
-    /// Fails where an id, a type or the length does not fit a model of these sizes.
+    /// Returns an error if an id, a type or the length does not fit a model of these sizes.
     pub(crate) fn check(&self, vocab: usize, types: usize, positions: usize) -> Result<()> {
         if self.positions > positions {
             let expected = format!("at most {positions} positions, the model's context");
