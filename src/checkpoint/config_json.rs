@@ -1,4 +1,4 @@
-//! `config.json`, read key by key with errors that name the key.
+//! What does `config.json` say? Values read key by key, with errors that name the key.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,14 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// A parsed `config.json`, or an object within it.
+/// A parsed `config.json`, or an object in it.
 pub(crate) struct ConfigJson {
     path: PathBuf,
     values: Map<String, Value>,
 }
 
 impl ConfigJson {
-    /// Reads a file of a checkpoint's folder that holds a JSON object.
+    /// Reads a file with a JSON object from a checkpoint's folder.
     pub(crate) fn read(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(name);
         let text = file::read(&path)?;
@@ -35,12 +35,12 @@ impl ConfigJson {
         &self.path
     }
 
-    /// The value of `key`; `null` counts as absent.
+    /// The value of `key`, if present; `null` counts as absent.
     fn value(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    /// What `read` makes of the value of `key`, if there is one.
+    /// The value of `key` converted by `read`, if present.
     fn read_as<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         let wrong = |value: &Value| self.wrong(key, expected, value.to_string());
         self.value(key).map(|value| read(value).ok_or_else(|| wrong(value))).transpose()
@@ -50,7 +50,7 @@ impl ConfigJson {
         found.ok_or_else(|| self.wrong(key, expected, "nothing".to_owned()))
     }
 
-    /// An error at `key`.
+    /// An error about `key`.
     pub(crate) fn wrong(&self, key: &str, expected: &str, found: String) -> Error {
         Error::Format { path: self.path.clone(), at: format!("key `{key}`"), expected: expected.to_owned(), found }
     }
@@ -89,13 +89,14 @@ impl ConfigJson {
         self.read_as(key, "an object", object)
     }
 
-    /// The value of `key` as a type of ours.
+    /// The value of `key`, deserialised.
     pub(crate) fn parsed<T: serde::de::DeserializeOwned>(&self, key: &str, expected: &str) -> Result<T> {
         let value = self.required(key, expected, self.value(key))?;
         serde_json::from_value(value.clone()).map_err(|reason| self.wrong(key, expected, reason.to_string()))
     }
 
-    /// Fails where `key` is there with another value than `only`: a feature that headscope would compute wrongly.
+    /// Returns an error if `key` is present with a value other than `only`, which headscope would silently compute
+    /// wrongly.
     pub(crate) fn only(&self, key: &str, only: &Value) -> Result<()> {
         match self.value(key) {
             Some(value) if value != only => {
@@ -105,7 +106,7 @@ impl ConfigJson {
         }
     }
 
-    /// A token id, or a list of them; none where the key is not there.
+    /// A token id or a list of them; empty if the key is absent.
     pub(crate) fn ids(&self, key: &str) -> Result<Vec<i64>> {
         let ids = |value: &Value| match value {
             Value::Array(ids) => ids.iter().map(Value::as_i64).collect(),

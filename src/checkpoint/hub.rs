@@ -1,4 +1,4 @@
-//! What does the hub have of a model? Its files, fetched into the hub's own cache.
+//! How does a model get here from the hub? Its files are downloaded into the hub's own cache.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,24 +10,24 @@ use super::locate::not_found;
 use super::source::read_index;
 use crate::error::Result;
 
-/// The folder of a model on the hub, after fetching what is not in the cache.
+/// The folder of a model on the hub. Downloads the files that are not cached.
 pub(super) fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
     Hub::new(name, revision)?.fetch(name)
 }
 
-/// The hub's cache folder where `HF_HUB_CACHE` names one; else `HF_HOME` decides.
+/// The hub's cache folder if `HF_HUB_CACHE` is set; otherwise `HF_HOME` decides.
 fn hub_cache() -> Option<PathBuf> {
     std::env::var_os("HF_HUB_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// Whether the user asked for no network, by the hub's own variables.
+/// Whether the user disabled network access with the hub's own variables.
 fn offline() -> bool {
     let yes =
         |name: &str| std::env::var(name).is_ok_and(|v| ["1", "on", "true", "yes"].contains(&v.to_lowercase().as_str()));
     yes("HF_HUB_OFFLINE") || yes("TRANSFORMERS_OFFLINE")
 }
 
-/// A repository on the hub, or what the cache has of it.
+/// A repository on the hub, or the cached part of it.
 enum Hub {
     Online(Box<ApiRepo>),
     Cached(CacheRepo),
@@ -65,7 +65,7 @@ impl Hub {
         }
     }
 
-    /// A file that a checkpoint may do without; nothing where there is none.
+    /// An optional file of a checkpoint; `None` if it does not exist.
     fn optional(&self, name: &str, file: &str) -> Result<Option<PathBuf>> {
         match self.file(file) {
             Ok(path) => Ok(Some(path)),
@@ -74,7 +74,7 @@ impl Hub {
         }
     }
 
-    /// Fetches what a checkpoint consists of and returns its folder.
+    /// Downloads the files of a checkpoint and returns their folder.
     fn fetch(&self, name: &str) -> Result<PathBuf> {
         let need = |file: &str| self.file(file).map_err(|missing| not_found(name, missing.reason));
         let config = need("config.json")?;
@@ -90,14 +90,14 @@ impl Hub {
     }
 }
 
-/// Why a file could not be had.
+/// Why a file is not available.
 struct Missing {
-    /// There is no such file, as far as is known.
+    /// Whether the file does not exist, as far as is known.
     is_absent: bool,
     reason: String,
 }
 
-/// Whether the hub answered, and what it answered is that there is no such file.
+/// Whether the hub answered that there is no such file.
 fn says_not_found(error: &ApiError) -> bool {
     match error {
         ApiError::RequestError(error) => matches!(**error, ureq::Error::Status(404, _)),

@@ -1,17 +1,17 @@
-//! Where is the model of this name? A folder itself, a bundled name, or a hub id.
+//! Where is the model of a given name? The name may be a folder, a bundled name or a hub id.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Models that have a name: one that `make setup` installs, and those in [`EMBEDDED`].
+/// The bundled names: one that `make setup` installs, and those in [`EMBEDDED`].
 pub(crate) const BUNDLED: [&str; 3] = ["minilm", "induction", "english"];
 
 /// The names and bytes of a bundled checkpoint's files.
 type Files = [(&'static str, &'static [u8]); 3];
 
-/// The files of a small model that is part of the library: `headscope lab train NAME` made them.
+/// The files of a small model that is compiled into the library, made by `headscope lab train NAME`.
 macro_rules! embedded {
     ($($name:literal),*) => {[$(
         ($name, [
@@ -23,7 +23,7 @@ macro_rules! embedded {
 }
 const EMBEDDED: [(&str, Files); 2] = embedded!["induction", "english"];
 
-/// Headscope's cache folder: `HEADSCOPE_CACHE`, or `headscope` in the user's cache.
+/// headscope's cache folder: `HEADSCOPE_CACHE` or, by default, `headscope` in the user's cache folder.
 pub fn cache_folder() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     set("HEADSCOPE_CACHE").unwrap_or_else(|| {
@@ -32,7 +32,7 @@ pub fn cache_folder() -> PathBuf {
     })
 }
 
-/// The folder that holds the model called `name`.
+/// The folder of the model called `name`.
 pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
     let folder = Path::new(name);
     if folder.is_dir() {
@@ -60,13 +60,14 @@ fn fetch(name: &str, _: &str) -> Result<PathBuf> {
     Err(not_found(name, "this build of headscope has no access to the hub (its feature `hub` is off)".to_owned()))
 }
 
-/// The folder with an embedded model's files: in the cache, or where that cannot be written, among temporary files.
+/// Writes an embedded model's files to the cache, or to the temporary folder if the cache is not writable, and returns
+/// their folder.
 fn unpack(name: &str, files: &[(&str, &[u8])]) -> Result<PathBuf> {
     let write = |folder: PathBuf| {
         std::fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
         for (file, bytes) in files {
             let path = folder.join(file);
-            // Another version of the library may have left another one there.
+            // Another version of the library may have written a different file.
             if std::fs::read(&path).ok().as_deref() != Some(*bytes) {
                 file::write_bytes(&path, bytes)?;
             }

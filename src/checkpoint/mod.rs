@@ -1,8 +1,8 @@
-//! Bytes on disk or on a hub to a [`Model`] and its [`Tokenizer`].
+//! How does a name become a model? From a folder, a bundled name or a hub id to a [`Model`] and its [`Tokenizer`].
 //!
-//! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards behind
-//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. Families: GPT-2, Llama, BERT, and headscope's own for
-//! what the lab trains; each is one file in `families/` that maps names and config keys.
+//! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards listed in
+//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. The families are GPT-2, Llama, BERT, and
+//! headscope's own for models trained in the lab; each is a file in `families/` that maps config keys and tensor names.
 
 mod config_json;
 mod families;
@@ -29,14 +29,14 @@ use crate::model::{Model, Origin};
 use crate::table::Provenance;
 use crate::workers::on_one_thread;
 
-/// How to load a checkpoint.
+/// Options for loading a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
-    /// Type of weights and activations: `Float` or `Double`; checkpoints in half precision are widened.
+    /// Type of weights and activations: `Float` or `Double`. Checkpoints in half precision are widened.
     pub kind: Kind,
-    /// Where the model computes.
+    /// The device to compute on.
     pub device: Device,
-    /// Revision on the hub; its main branch where absent.
+    /// Revision on the hub; by default its main branch.
     pub revision: Option<String>,
 }
 
@@ -47,7 +47,7 @@ impl Default for LoadOptions {
 }
 
 impl Model {
-    /// Loads a model: a folder, a bundled name (`minilm`), or a hub id such as `openai-community/gpt2`.
+    /// Loads a model from a folder, a bundled name (`minilm`), or a hub id such as `openai-community/gpt2`.
     ///
     /// ```
     /// use headscope::model::Model;
@@ -57,15 +57,16 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// Names the file and the tensor or key where anything is missing, surplus, not finite, or not as the config says.
+    /// If a file, tensor or key is missing, superfluous, not finite, or inconsistent with the config. The error names
+    /// the file and the tensor or key.
     pub fn load(name: &str) -> Result<Self> {
         Self::load_with(name, &LoadOptions::default())
     }
 
-    /// [`Model::load`] with a type, a device or a revision.
+    /// [`Model::load`] with a given type, device or revision.
     ///
     /// # Errors
-    /// As [`Model::load`]; also where the device is not there.
+    /// As [`Model::load`]; also if the device is not available.
     pub fn load_with(name: &str, options: &LoadOptions) -> Result<Self> {
         if !matches!(options.kind, Kind::Float | Kind::Double) {
             return Err(Error::argument("kind", "Float or Double", format!("{:?}", options.kind)));
@@ -77,7 +78,7 @@ impl Model {
         let source = Source::open(&folder, options.kind, options.device)?;
         let mut config = (family.config)(&json, &source)?;
         config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
-        // Weights are read in short pieces, which are not worth sharing out.
+        // Weights are read in short blocks, for which several threads do not pay off.
         let weights = on_one_thread(|| (family.weights)(&config, &source))?;
         config.tied_unembed = weights.is_tied();
         source.finish(family.name, family.superfluous)?;
@@ -88,9 +89,11 @@ impl Model {
         Self::new(config, weights, origin, tokenizer).read_from(source.stamps())
     }
 
-    /// SHA-256 that tells the weights from others, in hexadecimal: over the files of weights, where the model was loaded and
-    /// has them as they are; else (trained, random, truncated, changed in place, or the files have changed since) over names,
-    /// types, shapes and numbers of the parameters. Computed once, and again only where something changed.
+    /// SHA-256 that identifies the weights, in hexadecimal.
+    ///
+    /// The hash is over the weight files if the model was loaded and neither the weights nor the files have changed
+    /// since. Otherwise (trained, random, truncated, or changed in place) it is over the names, types, shapes and
+    /// values of the parameters. It is cached until something changes.
     ///
     /// ```
     /// use headscope::model::{Model, ModelConfig};
@@ -101,15 +104,16 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// Where a file or a parameter cannot be read.
+    /// If a file or a parameter cannot be read.
     pub fn sha256(&self) -> Result<String> {
         Ok(self.identity().hash(&self.parameters())?.hex().to_owned())
     }
 
-    /// Where a result computed with this model comes from: the model, its weights' hash and what was hashed, its architecture's
-    /// hash, and what was computed.
+    /// The provenance of a result computed with this model: the model, the hash of its weights and what was hashed, the
+    /// hash of its architecture, and the computation.
     ///
     /// # Errors
+    /// As [`Model::sha256`].
     /// As [`Model::sha256`].
     pub fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Result<Provenance> {
         let hashed = self.identity().hash(&self.parameters())?;
@@ -131,7 +135,8 @@ impl Model {
     }
 }
 
-/// The tokens that end a generation: of generation_config.json, where there is one that names some, else of config.json.
+/// The tokens that end a generation: those in `generation_config.json` if it names any, otherwise those in
+/// `config.json`.
 fn end_tokens(folder: &Path, json: &ConfigJson) -> Result<Vec<i64>> {
     const GENERATION: &str = "generation_config.json";
     let generation = folder.join(GENERATION).exists().then(|| ConfigJson::read(folder, GENERATION)).transpose()?;

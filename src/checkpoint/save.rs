@@ -1,4 +1,4 @@
-//! A model to a folder that [`Model::load`] reads.
+//! How is a model saved? To a folder that [`Model::load`] reads.
 
 use std::path::Path;
 
@@ -11,15 +11,15 @@ use crate::model::Model;
 use crate::tensors::write_tensors;
 
 impl Model {
-    /// Writes `config.json` and `model.safetensors` into `folder`, which is made where it is not there, and
-    /// `tokenizer.json` where the model has a tokenizer.
+    /// Writes `config.json` and `model.safetensors` into `folder`, which is created if it does not exist, and
+    /// `tokenizer.json` if the model has a tokenizer.
     ///
-    /// The layout is headscope's own family, which expresses any architecture: config.json has `"model_type":
-    /// "headscope"` and the [`ModelConfig`](crate::model::ModelConfig) under `model`; the tensors have the names of
-    /// [`Model::parameters`]. [`Model::load`] reads it back to the same bits.
+    /// The format is headscope's own family, which can express any architecture: `config.json` has `"model_type":
+    /// "headscope"` and the [`ModelConfig`](crate::model::ModelConfig) under `model`, and the tensors are named as in
+    /// [`Model::parameters`]. [`Model::load`] restores the model bit for bit.
     ///
     /// # Errors
-    /// Where the folder or a file cannot be written; each file is written whole or not at all.
+    /// If the folder or a file cannot be written. Each file is written whole or not at all.
     ///
     /// ```
     /// use headscope::model::{Model, ModelConfig};

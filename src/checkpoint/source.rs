@@ -1,7 +1,8 @@
-//! Tensors on disk: one safetensors file, or several listed by an index.
+//! How are a checkpoint's tensors read? From one safetensors file, or from several listed in an index.
 //!
-//! A tensor is read block by block into its own memory and converted on the way, so that loading a model takes little more
-//! memory than the model. Files are not mapped: one that shrinks while it is read is an error, not the end of the process.
+//! Each tensor is read block by block into its own memory and converted on the way, so loading a model takes little
+//! more memory than the model. Files are not memory-mapped: if one shrinks while it is read, the result is an error
+//! instead of a crash.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ use crate::model::room_for;
 pub(crate) struct Source {
     folder: PathBuf,
     files: Vec<(PathBuf, File)>,
-    /// What the files were when they were opened.
+    /// The state of the files when they were opened.
     stamps: Vec<Stamp>,
     tensors: BTreeMap<String, Place>,
     used: RefCell<BTreeSet<String>>,
@@ -32,7 +33,7 @@ pub(crate) struct Source {
     device: Device,
 }
 
-/// Where one tensor lies.
+/// The location of a tensor.
 struct Place {
     file: usize,
     dtype: Dtype,
@@ -40,20 +41,20 @@ struct Place {
     bytes: Range<u64>,
 }
 
-/// A tensor in its file, checked and not yet read.
+/// A tensor in its file, checked but not yet read.
 struct Stored<'a> {
     name: &'a str,
     path: &'a Path,
     file: &'a File,
     kind: Kind,
-    /// How long a row is; 1 where the tensor is no matrix.
+    /// The length of a row; 1 if the tensor is not a matrix.
     width: i64,
     bytes: Range<u64>,
 }
 
 impl Stored<'_> {
-    /// Hands `each` the values as `kind`, some rows at a time, `[row, width]`, with the number of the first of them, until it
-    /// says false. Returns whether it never did.
+    /// Passes the values to `each`, converted to `kind`, some rows at a time as `[row, width]`, with the index of their
+    /// first row, until `each` returns `false`. Returns whether it never did.
     fn blocks(&self, kind: Kind, mut each: impl FnMut(i64, &Tensor) -> Result<bool>) -> Result<bool> {
         let Range { start, end } = self.bytes;
         let row = self.width as usize * self.kind.elt_size_in_bytes();
@@ -81,16 +82,16 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Bytes of a file that are read and converted at a time: they stay in a core's cache.
+/// Bytes that are read and converted at a time: they fit in a core's cache.
 const BLOCK: usize = 1 << 19;
-/// The longest header of a safetensors file, as the format has it.
+/// The longest header that the safetensors format allows.
 const LONGEST_HEADER: u64 = 100_000_000;
 
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 impl Source {
-    /// Opens a folder's weights; tensors are converted to `kind` on `device` as they are taken.
+    /// Opens the weights in a folder. Tensors are converted to `kind` on `device` when they are taken.
     pub(crate) fn open(folder: &Path, kind: Kind, device: Device) -> Result<Self> {
         let mut source = Self {
             folder: folder.to_owned(),
@@ -108,7 +109,7 @@ impl Source {
             source.add_shards(&index)?;
         }
         for (name, place) in std::mem::take(&mut source.tensors) {
-            // Old checkpoints write gamma and beta for a norm's weight and bias.
+            // Old checkpoints call the weight and bias of a norm gamma and beta.
             let new = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
             let path = source.files[place.file].0.clone();
             if source.tensors.insert(new.clone(), place).is_some() {
@@ -165,12 +166,12 @@ impl Source {
         Ok(())
     }
 
-    /// The checkpoint's folder.
+    /// The folder of the checkpoint.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The files of weights.
+    /// The weight files.
     pub(crate) fn stamps(&self) -> &[Stamp] {
         &self.stamps
     }
@@ -180,12 +181,12 @@ impl Source {
         self.tensors.contains_key(name)
     }
 
-    /// Whether a tensor's name holds `part`.
+    /// Whether the name of some tensor contains `part`.
     pub(crate) fn has_part(&self, part: &str) -> bool {
         self.tensors.keys().any(|name| name.contains(part))
     }
 
-    /// `[0, width]`, in place of a matrix that the checkpoint does not have.
+    /// `[0, width]`, a stand-in for a matrix that the checkpoint does not have.
     pub(crate) fn empty(&self, width: usize) -> Tensor {
         Tensor::zeros([0, width as i64], (self.kind, self.device))
     }
@@ -196,12 +197,12 @@ impl Source {
         self.read(name, shape, || Tensor::f_empty(&size, (self.kind, self.device)))
     }
 
-    /// The matrix `name`, stored `[in, out]`, laid out in memory as products read it best.
+    /// The matrix `name`, stored `[in, out]`, in the memory layout that is fastest for products.
     pub(crate) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
         self.read(name, &[rows, columns], || room_for([rows as i64, columns as i64], self.kind, self.device))
     }
 
-    /// Reads the tensor `name` into `room`, which is asked for once it is known that the tensor has this shape.
+    /// Reads the tensor `name` into `room`, which is allocated only after the shape is checked.
     fn read(&self, name: &str, shape: &[usize], room: impl FnOnce() -> Result<Tensor, TchError>) -> Result<Tensor> {
         let stored = self.stored(name, shape)?;
         let tensor = room().map_err(Error::torch(format!("making room for tensor `{name}`")))?;
@@ -215,7 +216,7 @@ impl Source {
         Ok(tensor)
     }
 
-    /// Whether the tensor `name` holds the same values as the matrix `other`, whose shape it must have.
+    /// Whether the tensor `name`, which must have the shape of the matrix `other`, has the same values.
     pub(crate) fn repeats(&self, name: &str, other: &Tensor) -> Result<bool> {
         let shape: Vec<usize> = other.size().iter().map(|&n| n as usize).collect();
         let same = self.stored(name, &shape)?.blocks(self.kind, |first, block| {
@@ -225,7 +226,7 @@ impl Source {
         Ok(same)
     }
 
-    /// The tensor `name` as it is stored, which must have this shape and a type of weights.
+    /// The tensor `name` in its file. It must have this shape and a floating-point type.
     fn stored<'a>(&'a self, name: &'a str, shape: &[usize]) -> Result<Stored<'a>> {
         let Some(place) = self.tensors.get(name) else {
             let expected = shape.iter().map(|&n| n as i64).collect();
@@ -249,7 +250,7 @@ impl Source {
         Ok(Stored { name, path, file, kind, width, bytes: place.bytes.clone() })
     }
 
-    /// Fails where tensors are left that the family neither took nor knows to be superfluous.
+    /// Returns an error if there are tensors that the family neither used nor may ignore.
     pub(crate) fn finish(&self, family: &'static str, superfluous: impl Fn(&str) -> bool) -> Result<()> {
         let used = self.used.borrow();
         let left = self.tensors.keys().filter(|name| !used.contains(*name) && !superfluous(name));
@@ -261,7 +262,8 @@ impl Source {
     }
 }
 
-/// The tensors that an index lists, and the file of each. The index is not trusted to name files elsewhere.
+/// The tensors listed in an index, and the file of each. The index comes from outside, so names of files in other
+/// folders are rejected.
 pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     let text = file::read(index)?;
     let wrong = |at: &str, expected: &str, found: String| Error::Format {
@@ -279,8 +281,8 @@ pub(crate) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     }
 }
 
-/// Every tensor of a safetensors file of `length` bytes. The crate checks that the offsets neither overlap nor leave a gap and
-/// that they agree with shapes and types.
+/// Locates every tensor of a safetensors file of `length` bytes. The safetensors crate checks that the offsets neither
+/// overlap nor leave gaps, and that they agree with shapes and types.
 fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(String, Place)>> {
     let wrong = |found: String| Error::Format {
         path: path.to_owned(),
@@ -312,16 +314,17 @@ fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(S
     Ok(metadata.tensors().into_iter().map(|(name, info)| place(name, info)).collect())
 }
 
-/// Fails at the first value that is not finite, of rows that are those from number `first` on.
+/// Returns an error at the first value that is not finite. `first` is the index of the first of these rows in the
+/// tensor.
 fn finite(rows: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
-    // One pass where all is well: a sum with a value that is not finite is not finite.
+    // One pass if all is well: a sum over values that are not all finite is not finite.
     if rows.sum(rows.kind()).double_value(&[]).is_finite() {
         return Ok(());
     }
     let (flat, before) = (rows.flatten(0, -1), first * rows.size()[1]);
     let holes = flat.isfinite().logical_not();
     if holes.any().int64_value(&[]) == 0 {
-        return Ok(()); // large values, whose sum has no number
+        return Ok(()); // the values are finite, but their sum overflows
     }
     let index = holes.to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
     Err(Error::NotFinite { at: at(), index: (before + index) as usize, found: flat.double_value(&[index]) })
@@ -332,8 +335,8 @@ fn finite(rows: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
 mod tests {
     use super::*;
 
-    /// Tensors of more than one block, of every type, come back to the same values in any type that holds them; the first value
-    /// that is not finite is named; and a file that has shrunk since it was opened is an error.
+    /// Tensors of several blocks and of every type come back with the same values in any type that can hold them; the
+    /// first value that is not finite is reported; and a file that has shrunk since it was opened gives an error.
     #[test]
     fn tensors_are_read_in_blocks() {
         let folder = tempfile::tempdir().unwrap();
@@ -349,7 +352,7 @@ mod tests {
         let _ = holed.get(rows - 1).narrow(0, n - 1, 1).fill_(f64::INFINITY);
         tensors.push(("holed".to_owned(), holed));
         tensors.push(("none".to_owned(), values.narrow(0, 0, 0)));
-        tensors.push(("large".to_owned(), values.ones_like() * 3e38)); // their sum is larger than any number
+        tensors.push(("large".to_owned(), values.ones_like() * 3e38)); // their sum overflows
         tensors.push(("flat".to_owned(), values.flatten(0, -1)));
         Tensor::write_safetensors(&tensors, &path).unwrap();
         let shape = [rows as usize, n as usize];

@@ -1,4 +1,4 @@
-//! From tokens to words: what each word looks at most.
+//! Which word does a head attend to most? From attention between tokens to attention between words.
 
 use std::ops::Range;
 
@@ -11,52 +11,52 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
 
-/// Which of a word's tokens speak for it when it looks.
+/// Which tokens of a word count as the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Looking {
-    /// The mean of all of them (Clark et al. 2019).
+    /// The mean over all of its tokens (Clark et al. 2019).
     Mean,
-    /// The last: in a causal model the only one that has read the word.
+    /// The last token: in a causal model, only this one has seen the whole word.
     Last,
 }
 
-/// A link that can be judged, and what every head makes of it. Places are counted among the words to choose from: -1 is the
-/// nearest before the query, 1 the nearest behind it.
+/// A link that can be judged, and the choice of every head. Places are counted among the candidate words: -1 is the
+/// nearest before the query, 1 the nearest after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Item {
     pub role: String,
-    /// Number of the text.
+    /// Index of the text.
     pub text: usize,
-    /// The tokens of the word that looks.
+    /// The tokens of the query word.
     pub tokens: Vec<usize>,
-    /// The places that are right.
+    /// The correct places.
     pub right: Vec<i32>,
-    /// How many words to choose from stand before and behind.
+    /// The number of candidate words before and after the query.
     pub before: i32,
     pub behind: i32,
-    /// The place that each head looks at most, heads numbered layer * heads + head.
+    /// The place that each head attends to most; heads are numbered layer * heads + head.
     pub found: Vec<i32>,
 }
 
 impl Item {
-    /// Whether a place is one that can be chosen.
+    /// Whether a place is one of the candidates.
     pub fn has(&self, place: i32) -> bool {
         (-self.before..0).contains(&place) || (1..=self.behind).contains(&place)
     }
 }
 
-/// Texts that fit the model, as tokens, and their words in tokens.
+/// Texts that fit the model, as tokens, and the tokens of each of their words.
 pub(super) struct Aligned {
     pub tokens: Tokens,
-    /// Which of the texts given each prompt is.
+    /// For each prompt, the index of its text.
     pub texts: Vec<usize>,
     /// The tokens of each word of each prompt.
     words: Vec<Vec<Vec<usize>>>,
 }
 
 impl Aligned {
-    /// Splits texts into tokens and finds the tokens of each word. Texts longer than the model's context are left out.
+    /// Tokenizes texts and finds the tokens of each word. Texts longer than the model's context are left out.
     pub fn new(model: &Model, annotated: &[Annotated]) -> Result<Self> {
         let none = || Error::argument("model", "one with a tokenizer", "none");
         let tokenizer = model.tokenizer().ok_or_else(none)?;
@@ -84,8 +84,8 @@ impl Aligned {
         Ok(Self { tokens: model.tokens(&chosen)?, texts, words })
     }
 
-    /// For each token of each prompt the relation by which its word hangs on its head (the role `..._to_head`, without that
-    /// ending), at the word's last token.
+    /// For each token of each prompt, the dependency relation of its word (the role `..._to_head` without that suffix),
+    /// at the last token of the word.
     pub fn roles(&self, annotated: &[Annotated]) -> Vec<Vec<Option<String>>> {
         let of_prompt = |(number, text): (usize, &usize)| {
             let mut roles = vec![None; self.tokens.row(number).len()];
@@ -101,7 +101,7 @@ impl Aligned {
         self.texts.iter().enumerate().map(of_prompt).collect()
     }
 
-    /// Every link that can be judged, with the place that each head looks at most.
+    /// Every link that can be judged, with the place that each head attends to most.
     pub fn items(
         &self,
         model: &Model,
@@ -139,8 +139,8 @@ impl Aligned {
         Ok(items)
     }
 
-    /// A link as a question to the heads; nothing where it cannot be judged: a word without tokens of its own, a key that a
-    /// causal query cannot see, or fewer than two words to choose from.
+    /// A link as a question to the heads. `None` if it cannot be judged: a word has no token of its own, a causal query
+    /// cannot see the key, or there are fewer than two candidates.
     fn ask(&self, number: usize, row: usize, link: &Link, causal: bool) -> Result<Option<Asked>> {
         let words = &self.words[number];
         let named = || link.keys.iter().chain([&link.query]).chain(link.among.iter().flatten());
@@ -174,7 +174,7 @@ impl Aligned {
     }
 }
 
-/// A link of a batch.
+/// A link in a batch.
 struct Asked {
     row: usize,
     query: usize,
@@ -183,7 +183,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// The place of a word among those to choose from.
+    /// The place of a word among the candidates.
     fn place(&self, word: usize) -> i32 {
         let number = self.among.partition_point(|&other| other < word) as i32;
         let place = number - self.item.before;
@@ -191,15 +191,15 @@ impl Asked {
     }
 }
 
-/// The tensors that take a batch's patterns from tokens to the words asked for.
+/// The tensors that map a batch's patterns from tokens to words.
 struct Reader {
-    /// `[batch, word, query]`, rows of mean or last token.
+    /// `[batch, word, query]`; each row averages over the tokens of a word, or selects the last one.
     from: Tensor,
-    /// `[batch, key, word]`, 1 where a token belongs to a word.
+    /// `[batch, key, word]`, 1 if a token belongs to a word.
     to: Tensor,
-    /// Flat numbers of the words that look, `[link]`.
+    /// Flat indices of the query words, `[link]`.
     queries: Tensor,
-    /// True at words that may not be chosen, `[link, 1, word]`.
+    /// True at words that are not candidates, `[link, 1, word]`.
     closed: Tensor,
 }
 
@@ -233,7 +233,7 @@ impl Reader {
         }
     }
 
-    /// The word that each link's query looks at most, link by link and head by head.
+    /// The candidate that the query of each link attends to most, link by link and head by head.
     fn favourites(&self, pattern: &Tensor) -> Result<Vec<i64>> {
         let torch = || Error::torch("attention between words");
         let words = self.from.unsqueeze(1).f_matmul(pattern).and_then(|x| x.f_matmul(&self.to.unsqueeze(1)));
@@ -243,12 +243,12 @@ impl Reader {
     }
 }
 
-/// The tokens of each word: a token belongs to the word with which it shares most of its place.
+/// The tokens of each word. A token belongs to the word with which it overlaps most.
 fn tokens_of_words(spans: &[Range<usize>], words: &[Range<usize>]) -> Vec<Vec<usize>> {
     let mut tokens = vec![vec![]; words.len()];
     for (token, span) in spans.iter().enumerate() {
         let shared = |word: &Range<usize>| word.end.min(span.end).saturating_sub(word.start.max(span.start));
-        // The first of those that share most.
+        // The first of the words with the largest overlap.
         let best = words.iter().enumerate().rev().max_by_key(|(_, word)| shared(word));
         if let Some((word, place)) = best
             && shared(place) > 0

@@ -1,4 +1,4 @@
-//! Texts with known structure: which word should look at which.
+//! Which word should attend to which? Texts with known structure.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -8,38 +8,39 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::file;
 
-/// A text, its words (or longer mentions), and the links between them that a head may know.
+/// A text, its words (or longer mentions), and links between them that a head may know.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotated {
     /// The text.
     pub text: String,
-    /// Where its words stand, in bytes, in the order of the text.
+    /// The byte ranges of its words, in order.
     pub words: Vec<Range<usize>>,
     /// The links.
     pub links: Vec<Link>,
 }
 
-/// One link: from a word to those that are right for it.
+/// A link from a word to the words that are correct for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    /// The role that a head plays that knows such links, such as `nsubj_to_head`.
+    /// The role of a head that knows such links, such as `nsubj_to_head`.
     pub role: String,
-    /// Number of the word that looks.
+    /// Index of the query word.
     pub query: usize,
-    /// Numbers of the words that it should look at; any of them will do.
+    /// Indices of the words that it should attend to; any of them is correct.
     pub keys: Vec<usize>,
-    /// Numbers of the words among which it chooses; all other words where absent.
+    /// Indices of the candidate words; by default all other words.
     pub among: Option<Vec<usize>>,
 }
 
-/// Reads Universal Dependencies in CoNLL-U, plain or packed by gzip.
+/// Reads Universal Dependencies in CoNLL-U format, optionally compressed with gzip.
 ///
-/// Every relation becomes two roles: `nsubj_to_head`, from each dependent to its head, and `nsubj_to_dependent`, from each head
-/// to its dependents of that relation. The words of a name (neighbours tagged `PROPN`) look at each other in the role `entity`.
-/// Words of a contraction share its place in the text where their forms do not make it up; empty nodes are left out.
+/// Every relation becomes two roles: `nsubj_to_head`, from each dependent to its head, and `nsubj_to_dependent`, from
+/// each head to its dependents with that relation. The words of a name (adjacent words tagged `PROPN`) attend to each
+/// other in the role `entity`. The words of a contraction share its place in the text unless their forms spell it out.
+/// Empty nodes are skipped.
 ///
 /// # Errors
-/// Where the file is not there or is no CoNLL-U; the message names the line.
+/// If the file cannot be read or is not CoNLL-U. The error names the line.
 pub fn read_conllu(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     let path = path.as_ref();
     let text = read_text(path)?;
@@ -67,19 +68,19 @@ pub fn read_conllu(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     Ok(all)
 }
 
-/// A sentence of CoNLL-U as far as it has been read.
+/// The part of a CoNLL-U sentence read so far.
 #[derive(Default)]
 struct Sentence {
     text: String,
     words: Vec<Range<usize>>,
     /// Head, relation and part of speech of each word.
     trees: Vec<(usize, String, String)>,
-    /// The last number within a contraction and where in the text it ends, and whether a space follows it.
+    /// The open contraction: the number of its last word, its range in the text, and whether a space follows.
     contraction: Option<(usize, Range<usize>, bool)>,
 }
 
 impl Sentence {
-    /// Takes in one line; what was expected where it is wrong.
+    /// Adds one line. The error says what was expected.
     fn push(&mut self, line: &str) -> Result<(), &'static str> {
         let columns: Vec<&str> = line.split('\t').collect();
         let [id, form, _, tag, _, _, head, relation, _, misc] = columns.as_slice() else {
@@ -106,7 +107,7 @@ impl Sentence {
         self.trees.push((head, (*relation).to_owned(), (*tag).to_owned()));
         let done = match &self.contraction {
             Some((last, place, space)) => {
-                // The word's own part of the contraction, where its form stands there.
+                // The word's own part of the contraction, if the form of the word is spelt out there.
                 let from = self.words.last().map_or(place.start, |before| before.end.max(place.start));
                 let here = self.text.get(from..from + form.len()).is_some_and(|part| part == *form);
                 self.words.push(if here && from + form.len() <= place.end {
@@ -131,7 +132,7 @@ impl Sentence {
         Ok(())
     }
 
-    /// The sentence with its links; nothing where there was none.
+    /// The sentence with its links; `None` if it is empty.
     fn finish(self) -> Result<Option<Annotated>, &'static str> {
         if self.words.is_empty() {
             return Ok(None);
@@ -166,11 +167,13 @@ impl Link {
     }
 }
 
-/// Reads GAP (Webster et al. 2018), plain or packed by gzip: ambiguous pronouns, each with two names. In the role `coreference` the pronoun looks at the
-/// name that it stands for, and chooses between the two; pronouns that stand for neither are left out.
+/// Reads GAP (Webster et al. 2018), optionally compressed with gzip: ambiguous pronouns, each with two names.
+///
+/// In the role `coreference`, the pronoun attends to the name that it refers to, with the two names as candidates.
+/// Pronouns that refer to neither are left out.
 ///
 /// # Errors
-/// Where the file is not there or is not GAP's; the message names the line.
+/// If the file cannot be read or is not GAP. The error names the line.
 pub fn read_gap(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     let path = path.as_ref();
     let text = read_text(path)?;
@@ -208,10 +211,10 @@ pub fn read_gap(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     Ok(all)
 }
 
-/// Most bytes of a packed file that are unpacked.
+/// The most bytes that a compressed file may unpack to.
 const MOST: u64 = 1 << 31;
 
-/// A text file, or one packed by gzip.
+/// Reads a text file, unpacking it if it is compressed with gzip.
 fn read_text(path: &Path) -> Result<String> {
     let mut bytes = file::read(path)?;
     let wrong = |at: String, found: String| Error::Format {

@@ -1,4 +1,4 @@
-//! Prompts in batches whose patterns fit in memory.
+//! How many prompts fit through the model at once? Batches whose attention patterns fit in memory.
 
 use crate::checkpoint::Tokenizer;
 use crate::error::Result;
@@ -6,12 +6,12 @@ use crate::model::{Model, Tokens};
 
 use super::score::Prompt;
 
-/// Most bytes of one layer's pattern: as many prompts as fit go through the model together.
+/// The most bytes of one layer's pattern: this limits how many prompts are run together.
 const MOST_BYTES: usize = 1 << 25;
-/// More tokens at once gain nothing: the matrix products are long enough.
+/// The most tokens at once: beyond this, the matrix products are large enough.
 const MOST_TOKENS: usize = 4096;
 
-/// Numbers of the prompts that go together, those of like length together; every prompt is in one batch.
+/// Indices of the prompts to run together, grouped by length. Every prompt is in exactly one batch.
 pub(super) fn batches(model: &Model, tokens: &Tokens) -> Vec<Vec<usize>> {
     let lengths = tokens.lengths();
     let mut order: Vec<usize> = (0..lengths.len()).collect();
@@ -30,12 +30,12 @@ pub(super) fn batches(model: &Model, tokens: &Tokens) -> Vec<Vec<usize>> {
     batches
 }
 
-/// Some of the prompts, padded to the longest of them.
+/// The given prompts, padded to the longest of them.
 pub(super) fn select(tokens: &Tokens, prompts: &[usize]) -> Result<Tokens> {
     Ok(tokens.select(prompts)?.trimmed())
 }
 
-/// What the scores need to know of each prompt: ids, and through the tokenizer texts.
+/// What the scores need to know about each prompt: its ids and, if known, the texts of its tokens.
 pub(super) fn prompts(model: &Model, tokens: &Tokens) -> Result<Vec<Prompt>> {
     let causal = model.config().causal;
     let prompt = |number: usize| {

@@ -1,4 +1,5 @@
-//! Does the model need the head for its role? The best head taken away, beside other heads taken away as far.
+//! Does the model need the head that plays a role? The head is ablated, and compared with control heads ablated by the
+//! same amount.
 
 use ndarray::{Array3, ArrayView1, ArrayView2, Axis};
 use rand::SeedableRng;
@@ -15,7 +16,7 @@ use crate::intervene::{Ablation, Metric, Sweep, Variant};
 use crate::model::{Action, Edit, Model, Site, Tokens};
 use crate::table::{Keys, Observation, Table};
 
-/// A role that a head may play: the name of a kind of link, such as `nsubj_to_head`, `entity`, `coreference`.
+/// A role that a head may play, named after a kind of link: `nsubj_to_head`, `entity`, `coreference`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Role {
     /// The name.
@@ -28,25 +29,25 @@ impl Role {
         Self { name: name.into() }
     }
 
-    /// Which head plays this role, and does the model need it for that? Finds the head on one half of the texts, judges it on the
-    /// other ([`Roles::best`]), and takes it away there.
+    /// Which head plays this role, and does the model need it there? Finds the head on one half of the texts, judges it
+    /// on the other half ([`Roles::best`]), and ablates it there.
     ///
-    /// The head's output is set to zero at the tokens of the words that look, and nowhere else. Beside it other heads are taken
-    /// away at the same tokens, each scaled so that what is removed is as long (root mean square of z W_O); they are drawn from
-    /// the heads that are nearest to it in length. What is measured is the model's own task at those tokens: the loss of what it
-    /// predicts there, in nats a token; or for a model without logits how far the embedding moves (cosine distance). Three
-    /// more rows:
+    /// The head's output is set to zero at the tokens of the query words and nowhere else. Control heads, drawn from
+    /// the heads with outputs of the most similar size, are ablated at the same tokens, each scaled so that the removed
+    /// output has the same size (root mean square of z W_O). The effect is measured on the model's own task at those
+    /// tokens: the loss of its predictions there, in nats per token, or, for a model without logits, how far the
+    /// embedding moves (cosine distance). The table has three more rows:
     ///
-    /// - `effect`: how much larger the measurement becomes without the head, with a bootstrap interval over texts; `baseline`: the
-    ///   mean over the other heads; `z_score`: the difference in standard deviations of those.
-    /// - `effect_rank`: the share of the other heads whose removal does less, from 0 to 1.
-    /// - `effect_p_value`: the share of the heads, itself included, whose removal does as much. A role counts as causal where it is
-    ///   small, and that takes some twenty other heads.
+    /// - `effect`: how much the measurement increases without the head, with a bootstrap interval over texts;
+    ///   `baseline`: the mean over the controls; `z_score`: the difference in standard deviations of the controls.
+    /// - `effect_rank`: the share of controls with a smaller effect, from 0 to 1.
+    /// - `effect_p_value`: the share of the heads, this one included, whose effect is at least as large. A role counts
+    ///   as causal if this is small, which takes about twenty controls.
     ///
-    /// A role need not matter for the next word, and a head whose work others can do as well has no effect.
+    /// A role need not matter for predicting the next word, and a head that others can replace has no effect.
     ///
     /// # Errors
-    /// Where the role has too few links, or as [`Roles::measure`].
+    /// If the role has too few links, or as [`Roles::measure`].
     pub fn test(&self, model: &Model, texts: &[Annotated], options: &RoleOptions) -> Result<Table> {
         let roles = Roles::of(model, texts, options, Some(&self.name))?;
         let mut rows = roles.best_rows()?;
@@ -60,7 +61,7 @@ impl Role {
             return Err(Error::argument("model", "another head that writes something", "none"));
         }
         let effects = places.effects(model, &[&[head], controls.as_slice()].concat(), lengths[head], &lengths)?;
-        // A text in which nothing is predicted at these tokens has no effect.
+        // A text with no prediction at these tokens has no effect.
         let mean = |effects: &[f64]| {
             let there: Vec<f64> = effects.iter().copied().filter(|effect| effect.is_finite()).collect();
             there.iter().sum::<f64>() / there.len() as f64
@@ -94,7 +95,7 @@ impl Role {
     }
 }
 
-/// Texts, and in each the tokens at which a role is at work.
+/// Texts, and the tokens in each at which a role applies.
 struct Places {
     tokens: Tokens,
     at: Vec<Vec<usize>>,
@@ -123,7 +124,7 @@ impl Places {
         Ok(Self { tokens: model.tokens(&texts)?, at })
     }
 
-    /// How long what each head writes at these tokens is: root mean square, heads numbered layer * heads + head.
+    /// The size of each head's output at these tokens: root mean square, heads numbered layer * heads + head.
     fn lengths(&self, model: &Model) -> Result<Vec<f64>> {
         let n = self.tokens.positions();
         let flat: Vec<i64> =
@@ -141,7 +142,7 @@ impl Places {
         Ok(lengths)
     }
 
-    /// What taking each of some heads away does to each text, as far as `length`: `[head][text]`.
+    /// The effect on each text of ablating some heads, each by the amount `length`: `[head][text]`.
     fn effects(&self, model: &Model, heads: &[usize], length: f64, lengths: &[f64]) -> Result<Vec<Vec<f64>>> {
         let number = |n: usize| u32::try_from(n).ok();
         let n_heads = model.config().n_heads;
@@ -165,7 +166,7 @@ impl Places {
         };
         let (steps, prompts, effects) = (table.f64("variant")?, table.f64("prompt")?, table.effect()?);
         let targets = if logits { table.f64("target")? } else { vec![] };
-        // Where a causal model predicts the next token, a bidirectional one is scored on the token itself.
+        // A causal model predicts the next token; a bidirectional one is scored on the token itself.
         let ahead = usize::from(model.config().causal);
         let mut sums = Array3::<f64>::zeros((heads.len(), self.at.len(), 2));
         for (row, effect) in effects.into_iter().enumerate() {
@@ -181,7 +182,7 @@ impl Places {
     }
 }
 
-/// Other heads to compare with: of the twice as many that are nearest in length, some.
+/// The control heads: a random half of the `2 * controls` heads with outputs of the most similar size.
 fn controls(head: usize, lengths: &[f64], options: &RoleOptions) -> Vec<usize> {
     let far = |other: usize| (lengths[other] / lengths[head]).ln().abs();
     let mut others: Vec<usize> = (0..lengths.len()).filter(|&other| other != head && far(other).is_finite()).collect();

@@ -1,4 +1,4 @@
-//! Similarity of every pair of heads of a model on prompts.
+//! Which heads of a model do the same on given prompts? The similarity of every pair of heads.
 
 use ndarray::{Array2, Axis, Ix2};
 use rayon::prelude::*;
@@ -13,22 +13,23 @@ use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
 use crate::table::{Keys, Observation, Table};
 
-/// In what two heads may be alike.
+/// A measure of how alike two heads are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Similarity {
-    /// `jensen_shannon`: how far apart their patterns are, from 0 (the same) to 1 (never the same key): the mean over queries
-    /// and prompts of the Jensen-Shannon divergence, over ln 2. Queries that see one key only don't count.
+    /// `jensen_shannon`: the distance between their patterns, from 0 (the same) to 1 (never the same key). The mean
+    /// over queries and prompts of the Jensen-Shannon divergence, divided by ln 2. Queries that see only one key do not
+    /// count.
     JensenShannon,
-    /// `cka`: linear CKA of what they write into the residual stream, z W_O, from 0 to 1 (the same up to rotation, scale and
-    /// shift). z alone depends on the basis that training happened to give it; what is written does not.
+    /// `cka`: linear CKA of the head outputs z W_O, from 0 to 1 (the same up to rotation, scale and shift). z depends
+    /// on an arbitrary choice of basis; the head output does not.
     Cka,
-    /// `cca`: the mean canonical correlation of what they gather, z, from 0 to 1 (the same up to a linear map).
+    /// `cca`: the mean canonical correlation of z, from 0 to 1 (the same up to a linear map).
     Cca,
 }
 
 impl Similarity {
-    /// The measure's name in tables.
+    /// The name of the measure in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::JensenShannon => "jensen_shannon",
@@ -38,9 +39,10 @@ impl Similarity {
     }
 }
 
-/// Which heads do the same? One row for each pair of heads: `from_layer`, `from_head` (the earlier one), `layer`, `head`.
+/// Which heads do the same? One row per pair of heads: `from_layer`, `from_head` (the earlier one), `layer`, `head`.
 ///
-/// A head that is dead on these prompts (it writes the same at every position) has no CKA or CCA: its rows are missing values.
+/// A head that is dead on these prompts (its output is the same at every position) has no CKA or CCA; the values are
+/// missing.
 ///
 /// ```
 /// use headscope::heads::{Similarity, similarity};
@@ -68,13 +70,14 @@ pub fn similarity(model: &Model, tokens: &Tokens, measure: Similarity) -> Result
     Table::new(pairs.map(row).collect(), model.provenance(what, None)?)
 }
 
-/// [`similarity`] as a symmetric matrix over heads, numbered layer * heads + head; NaN for dead heads.
+/// [`similarity`] as a symmetric matrix over heads, numbered layer * heads + head. NaN for dead heads.
 ///
 /// # Shapes
 /// `[head, head]`.
 ///
 /// # Errors
-/// Where a token does not fit the model, no query has a choice, or, for CCA, there are not more positions than twice `d_head`.
+/// If a token does not fit the model, no query sees more than one key or, for CCA, there are at most `2 d_head`
+/// positions.
 pub fn similarity_matrix(model: &Model, tokens: &Tokens, measure: Similarity) -> Result<Array2<f64>> {
     match measure {
         Similarity::JensenShannon => divergences(model, tokens),
@@ -83,7 +86,7 @@ pub fn similarity_matrix(model: &Model, tokens: &Tokens, measure: Similarity) ->
     }
 }
 
-/// Jensen-Shannon divergences of the patterns, over ln 2.
+/// Jensen-Shannon divergences of the patterns, divided by ln 2.
 fn divergences(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     let torch = || Error::torch("comparing patterns");
     let config = model.config();
@@ -101,7 +104,7 @@ fn divergences(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
         if length < 2 {
             continue;
         }
-        // Only edges that can carry attention, each over the number of queries with a choice.
+        // Only edges that can carry attention, of the queries that see more than one key.
         let forced = usize::from(prompt.seen(0) < 2);
         let edges =
             (forced..length).flat_map(|query| (0..prompt.seen(query)).map(move |key| (query * length + key) as i64));
@@ -127,7 +130,7 @@ fn divergences(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     Ok(symmetric(sums))
 }
 
-/// z of every head at every real position, `[position, head, d_head]` for each layer, in double precision.
+/// z of every head at every real position, `[position, head, d_head]` per layer, in double precision.
 fn gathered(model: &Model, tokens: &Tokens) -> Result<Vec<Tensor>> {
     let mut layers: Vec<Vec<Tensor>> = (0..model.config().n_layers).map(|_| vec![]).collect();
     for numbers in batches(model, tokens) {
@@ -142,7 +145,7 @@ fn gathered(model: &Model, tokens: &Tokens) -> Result<Vec<Tensor>> {
     Ok(layers.iter().map(|pieces| Tensor::cat(pieces, 0)).collect())
 }
 
-/// Linear CKA of z W_O, from the heads' own dimensions: with C the cross-covariance of two heads' z and G = W_O W_O^T,
+/// Linear CKA of z W_O, computed in d_head dimensions: with C the cross-covariance of two heads' z, and G = W_O W_O^T,
 /// |(z W_O)^T (z' W_O')|_F^2 = <C, G C G'>.
 fn alignments(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     let torch = || Error::torch("comparing what heads write");
@@ -182,13 +185,13 @@ fn alignments(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     Ok(symmetric(Array2::from_shape_fn((n as usize, n as usize), value)))
 }
 
-/// Output matrices of all heads, `[head, d_head, d_model]`, in double precision.
+/// The output matrices of all heads, `[head, d_head, d_model]`, in double precision.
 fn outputs(model: &Model) -> Result<Tensor> {
     let all: Result<Vec<Tensor>> = (0..model.config().n_layers).map(|layer| model.w_o(layer)).collect();
     Ok(Tensor::cat(&all?, 0).to_kind(Kind::Double))
 }
 
-/// Mean canonical correlations of z.
+/// The mean canonical correlations of z.
 fn mean_correlations(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     let config = model.config();
     let positions: usize = tokens.lengths().iter().sum();
@@ -226,7 +229,7 @@ fn mean_correlations(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
     Ok(symmetric(matrix))
 }
 
-/// The upper triangle on both sides of the diagonal.
+/// Mirrors the upper triangle.
 fn symmetric(matrix: Array2<f64>) -> Array2<f64> {
     Array2::from_shape_fn(matrix.dim(), |(a, b)| matrix[[a.min(b), a.max(b)]])
 }

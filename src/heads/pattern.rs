@@ -1,4 +1,5 @@
-//! Scores of patterns that are there: dense tensor operations, one contraction for all scores that are weights on edges.
+//! How does a given attention pattern score? Dense tensor operations, with one contraction for all scores that are edge
+//! weights.
 
 use ndarray::{Array2, Array3};
 use tch::{Device, Kind, Tensor};
@@ -6,10 +7,10 @@ use tch::{Device, Kind, Tensor};
 use super::score::{PatternScore, Prompt};
 use crate::error::{Error, Result};
 
-/// The offsets up to which a favourite one is looked for.
+/// The largest offset considered for a head's favourite.
 pub(super) const REACH: usize = 16;
 
-/// What the scores look for in a batch of prompts: made once, then held against the pattern of every layer.
+/// The scores' weights on a batch of prompts: computed once, then applied to the pattern of every layer.
 ///
 /// ```
 /// use headscope::heads::{PatternScore, Prompt, Targets};
@@ -26,34 +27,36 @@ pub(super) const REACH: usize = 16;
 #[derive(Debug)]
 pub struct Targets {
     scores: Vec<PatternScore>,
-    /// Weights of edges, over the number of queries that count: `[batch, score, query * key]`.
+    /// The weights of the edges, divided by the number of queries that count: `[batch, score, query * key]`.
     weights: Tensor,
-    /// What a query's shuffled attention adds to a score's variance, for each unit of its own spread: `[batch, score, query]`.
+    /// The variance that shuffling a query's attention adds to a score, per unit of the attention's own spread:
+    /// `[batch, score, query]`.
     spread: Tensor,
-    /// Over the number of keys that a query sees, `[batch, 1, query]`.
+    /// One over the number of keys that a query sees, `[batch, 1, query]`.
     share: Tensor,
-    /// Over the number of queries with a choice, at those queries, `[batch, 1, query]`.
+    /// At queries that see more than one key, one over the number of such queries; 0 elsewhere, `[batch, 1, query]`.
     choice: Tensor,
-    /// Each score of a head that looks at all keys alike, `[batch, score]`; NaN where no query of the prompt counts.
+    /// The scores of uniform attention, `[batch, score]`; NaN if no query of the prompt counts.
     uniform: Array2<f64>,
-    /// How often such a head looks at each offset, `[batch, offset]`.
+    /// How often uniform attention falls on each offset, `[batch, offset]`.
     uniform_offsets: Array2<f64>,
 }
 
-/// Scores of the heads of one layer, prompt by prompt.
+/// The scores of the heads of one layer, prompt by prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
-    /// The scores, `[batch, head, score]`; NaN where no query of the prompt counts.
+    /// The scores, `[batch, head, score]`; NaN if no query of the prompt counts.
     pub value: Array3<f64>,
-    /// Their variances where every query's attention is shuffled over the keys that it sees, `[batch, head, score]`.
+    /// Their variances when the attention of every query is shuffled over the keys that it sees, `[batch, head,
+    /// score]`.
     pub shuffled: Array3<f64>,
-    /// The scores of attention that is spread alike over all keys seen, `[batch, score]`: also their means over shuffles.
+    /// The scores of uniform attention over the keys seen, `[batch, score]`; also the means over shuffles.
     pub uniform: Array2<f64>,
-    /// How often the key of largest weight stands at each offset from its query, -16 to 16: `[batch, head, offset]`.
+    /// How often the key of largest weight is at each offset from its query, -16 to 16: `[batch, head, offset]`.
     pub offsets: Array3<f64>,
 }
 
-/// The sums that weights need, gathered in one walk over the edges of a prompt.
+/// The sums behind the weights, from one pass over the edges of a prompt.
 struct Walk {
     weights: Vec<f64>,
     spread: Vec<f64>,
@@ -61,11 +64,11 @@ struct Walk {
 }
 
 impl Targets {
-    /// What `scores` look for in `prompts`, to be held against patterns of this type on this device. Prompts are padded on the
+    /// Prepares `scores` on `prompts`, for patterns of the given type on the given device. Prompts are padded on the
     /// right to the longest.
     ///
     /// # Errors
-    /// Where there is no score or no prompt, or a score's offset is 0.
+    /// If there are no scores or no prompts, or the offset of a score is 0.
     pub fn new(scores: &[PatternScore], prompts: &[Prompt], kind: Kind, device: Device) -> Result<Self> {
         scores.iter().try_for_each(|score| score.validate())?;
         let longest = prompts.iter().map(Prompt::len).max().unwrap_or(0);
@@ -101,13 +104,13 @@ impl Targets {
         })
     }
 
-    /// The scores of a layer's pattern.
+    /// Scores the pattern of a layer.
     ///
     /// # Shapes
-    /// `pattern` `[batch, head, query, key]`, of the prompts that the targets were made for.
+    /// `pattern` is `[batch, head, query, key]`, for the prompts that the targets were made for.
     ///
     /// # Errors
-    /// Where the shape is another one.
+    /// If the shape is a different one.
     pub fn measure(&self, pattern: &Tensor) -> Result<Measured> {
         let (batch, n_scores) = self.uniform.dim();
         let n = self.choice.size()[2];
@@ -121,7 +124,7 @@ impl Targets {
         let torch = || Error::torch("scoring a pattern");
         let last = [-1i64].as_slice();
         let value = pattern.flatten(2, 3).f_matmul(&self.weights.transpose(1, 2)).map_err(torch())?;
-        // A query's own spread: the sum of squares about the mean of its weights, which sum to 1.
+        // The spread of a query's attention: the sum of squares about the mean of its weights, which sum to 1.
         let own = pattern.square().sum_dim_intlist(last, false, None) - &self.share;
         let shuffled = own.clamp_min(0.0).f_matmul(&self.spread.transpose(1, 2)).map_err(torch())?;
         let shape = (batch, heads as usize, n_scores);
@@ -147,32 +150,33 @@ impl Targets {
         Ok(Measured { value, shuffled, uniform: self.uniform.clone(), offsets })
     }
 
-    /// How often the key of largest weight stands at each offset, `[batch, head, offset]`.
+    /// How often the key of largest weight is at each offset, `[batch, head, offset]`.
     fn favourites(&self, pattern: &Tensor, heads: i64) -> Tensor {
         let (batch, _, n) = self.choice.size3().unwrap_or_default();
         let query = Tensor::arange(n, (Kind::Int64, pattern.device()));
         let (_, key) = pattern.max_dim(-1, false);
         let reach = REACH as i64;
-        // Offsets out of reach fall into a last bin of their own.
+        // Offsets out of range fall into a last bin of their own.
         let bin = key - query + reach;
         let bin = bin.where_scalarother(&bin.ge(0).logical_and(&bin.le(2 * reach)), 2 * reach + 1);
         let counts = Tensor::zeros([batch, heads, 2 * reach + 2], (pattern.kind(), pattern.device()));
         counts.scatter_add(2, &bin, &self.choice.expand([batch, heads, n], false)).narrow(2, 0, 2 * reach + 1)
     }
 
-    /// How often a head that looks anywhere alike looks at each offset, `[batch, offset]`.
+    /// How often uniform attention falls on each offset, `[batch, offset]`.
     pub(super) fn uniform_offsets(&self) -> &Array2<f64> {
         &self.uniform_offsets
     }
 }
 
-/// One over the number of queries that see more than one key, at those queries.
+/// At a query that sees more than one key, one over the number of such queries; 0 elsewhere.
 fn choice(prompt: &Prompt, query: usize) -> f64 {
     let forced = usize::from(prompt.seen(0) < 2);
     if prompt.seen(query) < 2 { 0.0 } else { 1.0 / (prompt.len() - forced) as f64 }
 }
 
-/// The weights of a score on the edges of one prompt, `[query, key]` of the padded size, and what goes with them.
+/// The weights of a score on the edges of one prompt, `[query, key]` of the padded size, and the sums that go with
+/// them.
 fn walk(score: PatternScore, prompt: &Prompt, padded: usize) -> Walk {
     let mut walk = Walk { weights: vec![0.0; padded * padded], spread: vec![0.0; padded], uniform: 0.0 };
     let mut counted = 0usize;
@@ -194,7 +198,7 @@ fn walk(score: PatternScore, prompt: &Prompt, padded: usize) -> Walk {
             walk.uniform += (seen as f64).ln();
         }
     }
-    let over = counted as f64; // 0 / 0 is the missing value
+    let over = counted as f64; // 0 / 0 = NaN is the missing value
     walk.uniform /= over;
     if counted > 0 {
         walk.weights.iter_mut().for_each(|weight| *weight /= over);
@@ -203,7 +207,7 @@ fn walk(score: PatternScore, prompt: &Prompt, padded: usize) -> Walk {
     walk
 }
 
-/// How often a head that looks anywhere alike looks at each offset, `[batch, offset]`.
+/// How often uniform attention falls on each offset, `[batch, offset]`.
 fn uniform_offsets(prompts: &[Prompt]) -> Array2<f64> {
     let mut offsets = Array2::zeros((prompts.len(), 2 * REACH + 1));
     for (b, prompt) in prompts.iter().enumerate() {
@@ -216,7 +220,7 @@ fn uniform_offsets(prompts: &[Prompt]) -> Array2<f64> {
     offsets
 }
 
-/// A tensor of three axes as ndarray, in double precision.
+/// A tensor of three axes as an ndarray, in double precision.
 pub(super) fn to_array(tensor: &Tensor, shape: (usize, usize, usize)) -> Result<Array3<f64>> {
     let flat = Vec::<f64>::try_from(tensor.to_kind(Kind::Double).to_device(Device::Cpu).contiguous().flatten(0, -1));
     let flat = flat.map_err(Error::torch("reading scores"))?;

@@ -1,4 +1,5 @@
-//! Pattern scores of every head of a model on prompts, with their baselines, nulls and intervals.
+//! What does every head of a model attend to? Pattern scores on prompts, with baselines, null distributions and
+//! intervals.
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, Axis, s};
 use serde::{Deserialize, Serialize};
@@ -13,17 +14,17 @@ use crate::progress::Progress;
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
 
-/// Which scores, and how sure.
+/// Which scores to compute, and with which intervals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PatternOptions {
     /// The scores.
     pub scores: Vec<PatternScore>,
-    /// Bootstrap resamples of the prompts for the intervals: 100 or more, or 0 for no intervals.
+    /// Bootstrap resamples of the prompts for the intervals: at least 100, or 0 for no intervals.
     pub resamples: usize,
     /// Confidence level of the intervals.
     pub confidence: f64,
-    /// Seed of the drawing.
+    /// Seed of the resampling.
     pub seed: u64,
 }
 
@@ -37,8 +38,8 @@ impl PatternOptions {
     /// Checks the options.
     ///
     /// # Errors
-    /// If there is no score, one has an offset of 0, the confidence is not between 0 and 1, or there are 1 to 99 resamples, too
-    /// few for an interval.
+    /// If there are no scores, one has an offset of 0, the confidence is not between 0 and 1, or there are 1 to 99
+    /// resamples, too few for an interval.
     pub fn validate(&self) -> Result<()> {
         if self.scores.is_empty() {
             return Err(Error::argument("scores", "at least one", "none"));
@@ -55,18 +56,19 @@ impl PatternOptions {
     }
 }
 
-/// What does each head attend to? Every score of every head on `tokens`, one row a head and score.
+/// What does each head attend to? All scores of all heads on `tokens`, one row per head and score.
 ///
-/// - `value`: the mean over prompts of the score ([`PatternScore`]).
-/// - `baseline`: the same for attention that is spread alike over all keys that a query sees. It is also the mean over all ways
-///   to shuffle each query's attention over those keys.
-/// - `z_score`: value minus baseline, in standard deviations of such shuffles. These are exact and not drawn: with a query's
-///   weights a and the score's w over its n keys, the variance is `sum (a - mean)^2 sum (w - mean)^2 / (n - 1)`. It says whether a
-///   head as sharp as this one would score so by chance; entropy does not change under shuffling and has none.
+/// - `value`: the mean of the score over prompts ([`PatternScore`]).
+/// - `baseline`: the same for attention spread uniformly over all keys that a query sees, which is also the mean over
+///   all ways to shuffle each query's attention over these keys.
+/// - `z_score`: value minus baseline, in standard deviations over such shuffles. These are exact, not sampled: for a
+///   query with weights a, and the score's w, over its n keys, the variance is `sum (a - mean)^2 sum (w - mean)^2 / (n
+///   - 1)`. The z-score says whether a head with equally sharp attention would score this high by chance. Entropy is
+///   invariant under shuffling and has none.
 /// - `low`, `high`: bootstrap interval over prompts.
 ///
-/// A score that no prompt has (no repeated token, no punctuation, no tokenizer) is missing. One pass through the model; the
-/// patterns of one layer are in memory at a time.
+/// The value is missing if the score applies to no prompt (no repeated token, no punctuation, no tokenizer). The model
+/// runs once, and the patterns of only one layer are in memory at a time.
 ///
 /// ```
 /// use headscope::heads::{PatternOptions, pattern_scores};
@@ -79,7 +81,7 @@ impl PatternOptions {
 /// ```
 ///
 /// # Errors
-/// Where a token does not fit the model, or an option makes no sense.
+/// If a token does not fit the model, or an option is invalid.
 pub fn pattern_scores(model: &Model, tokens: &Tokens, options: &PatternOptions) -> Result<Table> {
     let rows = Profile::measure(model, tokens, options)?.rows(options)?;
     let what = serde_json::json!({"what": "pattern scores", "options": options, "tokens": tokens.provenance()});
@@ -143,7 +145,7 @@ impl Profile {
         Ok(profile)
     }
 
-    /// Keeps the scores of a layer on some of the prompts.
+    /// Stores the scores of a layer on some of the prompts.
     fn keep(&mut self, layer: usize, numbers: &[usize], measured: &Measured) {
         let heads = layer * self.n_heads..(layer + 1) * self.n_heads;
         for (row, &number) in numbers.iter().enumerate() {
@@ -155,7 +157,7 @@ impl Profile {
         }
     }
 
-    /// One observation a head and score.
+    /// One observation per head and score.
     pub(super) fn rows(&self, options: &PatternOptions) -> Result<Vec<Observation>> {
         let (prompts, heads, scores) = self.value.dim();
         let places = || (0..scores).flat_map(|score| (0..heads).map(move |head| (score, head)));
@@ -180,13 +182,13 @@ impl Profile {
         Ok(places().zip(columns.iter().zip(intervals)).map(row).collect())
     }
 
-    /// How often a head looks at its favourite offset: the one that is most frequent over all prompts.
+    /// How often a head attends to its favourite offset: the one that is most frequent over all prompts.
     fn positional(&self, head: usize) -> Column {
         let counts = self.offsets.slice(s![.., head, ..]);
         let sums = counts.sum_axis(Axis(0));
         let favourite = (0..sums.len()).max_by(|&a, &b| sums[a].total_cmp(&sums[b])).unwrap_or(0);
         let uniform = self.uniform_offsets.column(favourite).to_owned();
-        // A prompt of which no query has a choice has no offset at all.
+        // A prompt in which no query sees more than one key has no offset at all.
         let missing = self.uniform_offsets.sum_axis(Axis(1)).mapv(|sum| sum == 0.0);
         let hide = |column: ArrayView1<f64>| -> Array1<f64> {
             column.iter().zip(&missing).map(|(&value, &gone)| if gone { f64::NAN } else { value }).collect()
@@ -199,7 +201,7 @@ impl Profile {
     }
 }
 
-/// One head's score on every prompt.
+/// The score of one head on every prompt.
 struct Column {
     value: Array1<f64>,
     uniform: Array1<f64>,

@@ -1,4 +1,4 @@
-//! Induction: prefix matching and copying on repeated random tokens.
+//! Which heads do induction? Prefix matching and copying on repeated random tokens.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -15,17 +15,17 @@ use crate::model::{Model, NormKind, Run, Site, Tokens, Unembed};
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
 
-/// Prompts of random tokens, each a block that comes twice: nothing but the first copy tells what the second will be.
+/// Prompts of random tokens, each a block that occurs twice: only the first copy predicts the second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Repeats {
-    /// Number of prompts.
+    /// The number of prompts.
     pub prompts: usize,
-    /// Tokens in a block, all different.
+    /// The number of tokens in a block, all different.
     pub length: usize,
-    /// Tokens before the first block; what the tokenizer puts before a text, unless said otherwise.
+    /// Tokens before the first block; by default those that the tokenizer adds before a text.
     pub start: Option<Vec<i64>>,
-    /// Seed of the drawing.
+    /// Seed of the random tokens.
     pub seed: u64,
 }
 
@@ -39,7 +39,7 @@ impl Repeats {
     /// Checks the options.
     ///
     /// # Errors
-    /// Where there is no prompt, or a block of fewer than two tokens.
+    /// If there are no prompts, or a block has fewer than two tokens.
     pub fn validate(&self) -> Result<()> {
         if self.prompts == 0 {
             return Err(Error::argument("prompts", "at least 1", 0));
@@ -50,10 +50,10 @@ impl Repeats {
         Ok(())
     }
 
-    /// The prompts for a model: `[start, block, block]`, blocks drawn from the tokens that stand for text.
+    /// The prompts for a model: `[start, block, block]`, with blocks drawn from the tokens that stand for text.
     ///
     /// # Errors
-    /// Where the options make no sense, the vocabulary is too small, or the prompts are longer than the model's context.
+    /// If the options are invalid, the vocabulary is too small, or the prompts are longer than the model's context.
     pub fn tokens(&self, model: &Model) -> Result<Tokens> {
         let start = self.frame(model)?;
         self.check_fits(model, 0)?;
@@ -75,8 +75,8 @@ impl Repeats {
         Ok(tokens)
     }
 
-    /// Fails where the prompts, and the scores of every head on them with an interval from so many resamples, do not fit in
-    /// memory.
+    /// Returns an error if the prompts and the scores of every head on them, with an interval from this many resamples,
+    /// do not fit in memory.
     fn check_fits(&self, model: &Model, resamples: usize) -> Result<()> {
         let ids = self.frame(model)?.len() + 2 * self.length.min(model.config().n_positions);
         let scores = 4 * model.config().n_layers * model.config().n_heads + resamples;
@@ -94,20 +94,21 @@ impl Repeats {
     }
 }
 
-/// Which heads continue a pattern seen before? Two rows a head, on random tokens that come twice.
+/// Which heads continue a pattern seen before? Two rows per head, on blocks of random tokens that occur twice.
 ///
-/// - `prefix_matching`: attention from the second copy to the token behind the same token in the first: [`PatternScore::Induction`]
-///   where every token is new in its block (Olsson et al. 2022). `baseline`, `z_score` and interval as in
-///   [`pattern_scores`](super::pattern_scores).
-/// - `copying`: does the head write the tokens that it looks at? The chance that what it writes into the stream raises the logit
-///   of a token attended to above that of another token of the block; attention-weighted mean over the second copy. 1 is always,
-///   0 the reverse, baseline 1/2. With the final norm's scale frozen it does not matter, and only the block's tokens are compared.
-///   Missing for a model that has no logits, or no plain unembedding of a pre-norm stream.
+/// - `prefix_matching`: attention from the second copy to the token after the same token in the first copy, which is
+///   [`PatternScore::Induction`] when all tokens of a block differ (Olsson et al. 2022). `baseline`, `z_score` and
+///   interval as in [`pattern_scores`](super::pattern_scores).
+/// - `copying`: does the head write the tokens that it attends to? The probability that the head output raises the
+///   logit of an attended token above that of another token of the block, averaged over the second copy with attention
+///   as weights. 1 is always, 0 is never, and the baseline is 1/2. Only the order of the block's tokens matters, so the
+///   scale of the final norm has no influence. Missing for a model without logits, or without a plain unembedding of a
+///   pre-norm residual stream.
 ///
-/// An induction head is high in both.
+/// An induction head scores high on both.
 ///
 /// # Errors
-/// Where the options make no sense, or the prompts do not fit the model.
+/// If the options are invalid, or the prompts do not fit the model.
 pub fn induction_scores(model: &Model, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
     let rows = induction_rows(model, repeats, options)?;
     let what = serde_json::json!({"what": "induction scores", "repeats": repeats, "options": options});
@@ -117,7 +118,7 @@ pub fn induction_scores(model: &Model, repeats: &Repeats, options: &PatternOptio
 /// [`pattern_scores`](super::pattern_scores) of `tokens` and [`induction_scores`] in one table.
 ///
 /// # Errors
-/// As those two.
+/// As for these two functions.
 pub fn head_scores(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternOptions) -> Result<Table> {
     repeats.check_fits(model, options.resamples)?; // before the work on the other prompts
     let mut rows = Profile::measure(model, tokens, options)?.rows(options)?;
@@ -186,7 +187,8 @@ fn copying(model: &Model, tokens: &Tokens, repeats: &Repeats, options: &PatternO
     Ok(all.zip(options.intervals().means(columns.view())?).map(row).collect())
 }
 
-/// What in the residual stream raises the logit of each token of a prompt's block, `[batch, d_model, token]`.
+/// The residual stream directions that raise the logits of the tokens in each prompt's block, `[batch, d_model,
+/// token]`.
 fn directions(model: &Model, tokens: &Tokens, start: usize, length: usize) -> Result<Tensor> {
     let ids: Vec<i64> = tokens.rows().iter().flat_map(|row| row[start..start + length].to_vec()).collect();
     let linear =
@@ -214,7 +216,7 @@ fn copied(model: &Model, layer: usize, run: &Run, directions: &Tensor, start: us
     let readers = model.w_o(layer)?.unsqueeze(0).f_matmul(&directions.unsqueeze(1)).map_err(torch())?;
     let logits = z.f_matmul(&readers).map_err(torch())?; // [batch, head, query, token]
     let above = logits.argsort(-1, false).argsort(-1, false).to_kind(Kind::Double) / (length - 1) as f64;
-    // Attention to a token is that to both of its places.
+    // Attention to a token is the sum over its two occurrences.
     let pattern = second(run.get(Site::Pattern(layer))?).narrow(3, start, 2 * length).to_kind(Kind::Double);
     let attention = pattern.narrow(3, 0, length) + pattern.narrow(3, length, length);
     let sum = |x: Tensor| x.sum_dim_intlist([2i64, 3].as_slice(), false, None);

@@ -1,4 +1,4 @@
-//! Which head plays which role: choices of words against annotation.
+//! Which head plays which role? The words that heads attend to, compared with annotation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,26 +17,26 @@ use crate::model::Model;
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Provenance, Table};
 
-/// How roles are judged.
+/// How to judge roles.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RoleOptions {
-    /// Which of a word's tokens speak for it; the mean in a bidirectional model and the last in a causal one, unless said
-    /// otherwise.
+    /// Which tokens of a word count as the query; by default the mean over them in a bidirectional model, and the last
+    /// one in a causal model.
     pub looking: Option<Looking>,
-    /// A role needs this many links in each half.
+    /// The fewest links that a role needs in each half.
     pub least: usize,
-    /// Draws of the null distribution.
+    /// The number of draws from the null distribution.
     pub draws: usize,
-    /// Bootstrap resamples of the texts for the intervals: 100 or more, or 0 for no intervals.
+    /// Bootstrap resamples of the texts for the intervals: at least 100, or 0 for no intervals.
     pub resamples: usize,
     /// Confidence level of the intervals.
     pub confidence: f64,
-    /// Other heads that are taken away to compare with, in [`Role::test`](super::Role::test).
+    /// The number of control heads in [`Role::test`](super::Role::test).
     pub controls: usize,
-    /// Most texts of the second half on which heads are taken away, in [`Role::test`](super::Role::test).
+    /// The most texts of the second half on which heads are ablated in [`Role::test`](super::Role::test).
     pub texts: usize,
-    /// Seed of the halves and of all draws.
+    /// Seed of the halves and of all random draws.
     pub seed: u64,
 }
 
@@ -59,8 +59,8 @@ impl RoleOptions {
     /// Checks the options.
     ///
     /// # Errors
-    /// If a number that must be at least 1 is 0, the confidence is not between 0 and 1, or there are 1 to 99 resamples, too few
-    /// for an interval.
+    /// If a number that must be at least 1 is 0, the confidence is not between 0 and 1, or there are 1 to 99 resamples,
+    /// too few for an interval.
     pub fn validate(&self) -> Result<()> {
         let positive =
             [("least", self.least), ("draws", self.draws), ("controls", self.controls), ("texts", self.texts)];
@@ -82,12 +82,12 @@ impl RoleOptions {
     }
 }
 
-/// What every head makes of every annotated link.
+/// The choices of every head on every annotated link.
 ///
-/// A word looks at another with the attention from its tokens, the mean of them (or the last), to the other's tokens, their sum.
-/// A head is right about a link where, of all other words (in a causal model: those before), the one that it looks at most is
-/// right (Clark et al. 2019). Texts longer than the model's context, words without a token of their own and links with fewer than
-/// two words to choose from are left out.
+/// The attention of a word to another is the mean over the query word's tokens (or its last token) of the summed
+/// attention to the other word's tokens. A head is correct on a link if, among all other words (in a causal model: all
+/// earlier ones), the word that it attends to most is a correct one (Clark et al. 2019). Texts longer than the model's
+/// context, words without a token of their own and links with fewer than two candidate words are left out.
 ///
 /// ```
 /// use headscope::heads::{Annotated, Link, RoleOptions, Roles};
@@ -111,7 +111,7 @@ pub struct Roles {
     provenance: Provenance,
 }
 
-/// A head's or an offset's right choices, and of how many.
+/// How many choices of a head or an offset are correct, and out of how many.
 struct Tally {
     right: usize,
     of: usize,
@@ -132,19 +132,19 @@ impl Tally {
     }
 }
 
-/// The offsets among which the best fixed one is looked for.
+/// The offsets considered for the best fixed one.
 const OFFSETS: std::ops::RangeInclusive<i32> = -10..=10;
 
 impl Roles {
-    /// Runs the model over the texts once and notes every head's choices.
+    /// Runs the model over the texts once and records the choices of every head.
     ///
     /// # Errors
-    /// Where the model has no tokenizer, no text fits it, a link or word lies outside its text, or an option makes no sense.
+    /// If the model has no tokenizer, no text fits it, a link or word lies outside its text, or an option is invalid.
     pub fn measure(model: &Model, texts: &[Annotated], options: &RoleOptions) -> Result<Self> {
         Self::of(model, texts, options, None)
     }
 
-    /// [`Roles::measure`] of one role only, where one is named.
+    /// [`Roles::measure`], for a single role if one is given.
     pub(super) fn of(model: &Model, texts: &[Annotated], options: &RoleOptions, role: Option<&str>) -> Result<Self> {
         options.validate()?;
         let aligned = Aligned::new(model, texts)?;
@@ -164,15 +164,16 @@ impl Roles {
         Ok(Self { items, n_heads: model.config().n_heads, chosen_on, options: options.clone(), provenance })
     }
 
-    /// The roles of which there are links that could be judged.
+    /// The roles with at least one link that can be judged.
     pub fn names(&self) -> Vec<&str> {
         self.items.keys().map(String::as_str).collect()
     }
 
-    /// How often is every head right? One row a role (`task`) and head, on all texts; `baseline` is the best fixed offset.
+    /// How often is every head correct? One row per role (`task`) and head, on all texts; `baseline` is the best fixed
+    /// offset.
     ///
     /// # Errors
-    /// Where polars refuses the columns.
+    /// If polars rejects the columns.
     pub fn table(&self) -> Result<Table> {
         let mut rows = vec![];
         for (role, items) in &self.items {
@@ -193,21 +194,23 @@ impl Roles {
         Table::new(rows, self.provenance.clone())
     }
 
-    /// Which head plays each role, and is it more than its position? Four rows a role (`task`), of the head that is right most
-    /// often on one half of the texts:
+    /// Which head plays each role, and is it more than its position? Four rows per role (`task`), about the head that
+    /// is correct most often on one half of the texts:
     ///
-    /// - `accuracy`: how often it is right on the other half, with a bootstrap interval over texts; `baseline`: the same for the
-    ///   fixed offset that is right most often on the first half. Both are chosen and judged on different texts.
+    /// - `accuracy`: how often it is correct on the other half, with a bootstrap interval over texts. `baseline`: the
+    ///   same for the fixed offset that is correct most often on the first half. Both are chosen and judged on
+    ///   different texts.
     /// - `offset`: that offset, in words.
-    /// - `links`: how many links the accuracy is over.
-    /// - `p_value`: could any head be right so often if all that it knew were distances? Each link's right word is moved to where
-    ///   another link of the role has its own, for all heads alike; the share of such draws in which the best of all heads is as
-    ///   right as the best really is (a max-statistic permutation test on all texts, which allows for there being many heads).
+    /// - `links`: the number of links that the accuracy is over.
+    /// - `p_value`: could some head be correct as often if heads knew only distances? Each draw moves the correct word
+    ///   of every link to the place of another link's correct word, in the same role and for all heads alike. The
+    ///   p-value is the share of draws in which the best of all heads is at least as often correct as the best is on
+    ///   the data. This is a max-statistic permutation test on all texts, which accounts for the number of heads.
     ///
     /// Roles with too few links in a half are left out.
     ///
     /// # Errors
-    /// Where no role has enough links.
+    /// If no role has enough links.
     pub fn best(&self) -> Result<Table> {
         Table::new(self.best_rows()?, self.provenance.clone())
     }
@@ -254,7 +257,8 @@ impl Roles {
         Keys { task: Some(role.to_owned()), layer, head, ..Keys::default() }
     }
 
-    /// The head and the offset that are right most often where they are chosen; nothing where either half has too few links.
+    /// The head and the offset that are correct most often on the texts for choosing; `None` if either half has too few
+    /// links.
     pub(super) fn choose(&self, items: &[Item]) -> Option<(usize, i32)> {
         let (here, there): (Vec<&Item>, Vec<&Item>) =
             items.iter().partition(|item| self.chosen_on.contains(&item.text));
@@ -266,12 +270,12 @@ impl Roles {
         Some((head, best_of(OFFSETS, |&offset| right(&|_| offset))))
     }
 
-    /// Whether a text is one on which heads are judged.
+    /// Whether heads are judged on this text.
     pub(super) fn judges(&self, text: usize) -> bool {
         !self.chosen_on.contains(&text)
     }
 
-    /// The interval of a head's accuracy, by the bootstrap over texts.
+    /// The interval of a head's accuracy, from a bootstrap over texts.
     fn interval(&self, judged: &[&Item], head: usize) -> Result<Option<Interval>> {
         let texts: Vec<&[&Item]> = judged.chunk_by(|a, b| a.text == b.text).collect();
         let tally = |items: &&[&Item]| Tally::of(items.iter().copied(), |item| item.found[head]);
@@ -282,7 +286,7 @@ impl Roles {
 
     /// The max-statistic permutation test of [`Roles::best`].
     fn p_value(&self, items: &[Item]) -> f64 {
-        // The heads that look at each place, for each link: most draws touch few heads.
+        // For each link, the heads that attend to each place: most draws involve few heads.
         let looking: Vec<BTreeMap<i32, Vec<usize>>> = items.iter().map(|item| heads_by_place(&item.found)).collect();
         let n = items.first().map_or(0, |item| item.found.len());
         let most = |right: &dyn Fn(usize) -> usize| {
@@ -304,7 +308,7 @@ impl Roles {
     }
 }
 
-/// Another link of the role whose right places exist for this one too; itself where twenty draws find none.
+/// Another link of the role whose correct places exist for this link too; the link itself if twenty draws find none.
 fn another(link: usize, items: &[Item], rng: &mut ChaCha8Rng) -> usize {
     let mut draws = (0..20).map(|_| rng.random_range(0..items.len()));
     draws.find(|&other| items[other].right.iter().all(|&place| items[link].has(place))).unwrap_or(link)
@@ -316,7 +320,7 @@ fn heads_by_place(found: &[i32]) -> BTreeMap<i32, Vec<usize>> {
     heads
 }
 
-/// The first of those of largest worth.
+/// The first item of largest worth.
 fn best_of<T: Copy + Default>(all: impl IntoIterator<Item = T>, worth: impl Fn(&T) -> usize) -> T {
     let better = |best: Option<(T, usize)>, next: T| match best {
         Some((_, most)) if most >= worth(&next) => best,

@@ -1,4 +1,4 @@
-//! Kinds of attention, each a weight on the edges from a query to the keys that it sees.
+//! What kinds of attention are there? Each is a weight on the edges from a query to the keys that it sees.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,19 +9,20 @@ use crate::error::{Error, Result};
 
 /// How much of a head's attention is of one kind?
 ///
-/// All but the last two are a weight w on edges, and the score is the mean over queries q of the attention-weighted sum over
-/// keys k, `1/|Q| sum_q sum_k A[q, k] w[q, k]`. A query counts where the score depends on where it looks: where w is not the same
-/// for all keys that it sees. So the first token of a causal model, which has one key only, never counts.
+/// All but the last two scores are a weight w on edges; the score is the mean over queries q of the attention-weighted
+/// sum over keys k, `1/|Q| sum_q sum_k A[q, k] w[q, k]`. A query counts only if the score depends on where it attends,
+/// that is, if w differs between the keys that it sees. The first token of a causal model, which sees a single key,
+/// therefore never counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PatternScore {
-    /// `previous_token`: attention to the token before.
+    /// `previous_token`: attention to the previous token.
     PreviousToken,
     /// `current_token`: attention to the token itself.
     CurrentToken,
-    /// `back_K`: attention to the K-th token before.
+    /// `back_K`: attention to the token K positions before.
     Back(usize),
-    /// `ahead_K`: attention to the K-th token behind; a causal model has none.
+    /// `ahead_K`: attention to the token K positions after; a causal model has none.
     Ahead(usize),
     /// `first_token`: attention to the first token of the prompt, whatever it is.
     FirstToken,
@@ -31,23 +32,23 @@ pub enum PatternScore {
     SpecialToken,
     /// `delimiter`: attention to punctuation and line breaks.
     Delimiter,
-    /// `local_window_K`: attention to tokens at most K away, the token itself included.
+    /// `local_window_K`: attention to tokens at most K positions away, the token itself included.
     LocalWindow(usize),
-    /// `duplicate_token`: attention to other places where the same token stands (in a causal model: earlier ones).
+    /// `duplicate_token`: attention to other occurrences of the same token (in a causal model: earlier ones).
     DuplicateToken,
-    /// `induction`: attention to tokens that stand behind another place where the same token stands (Olsson et al. 2022).
+    /// `induction`: attention to tokens that follow another occurrence of the same token (Olsson et al. 2022).
     Induction,
-    /// `distance`: how far away the tokens attended to are, in tokens.
+    /// `distance`: the mean distance to the attended tokens, in tokens.
     Distance,
-    /// `entropy`: of each query's attention, in nats.
+    /// `entropy`: the mean entropy of the queries' attention, in nats.
     Entropy,
-    /// `positional`: how often the key of largest weight stands at the head's favourite offset (Voita et al. 2019), of the
-    /// offsets up to 16 tokens away.
+    /// `positional`: how often the key of largest weight is at the head's favourite offset (Voita et al. 2019), among
+    /// offsets of up to 16 tokens.
     Positional,
 }
 
 impl PatternScore {
-    /// The scores that are computed unless others are asked for. A causal model leaves out [`PatternScore::Ahead`].
+    /// The default scores. [`PatternScore::Ahead`] is left out for a causal model.
     pub fn usual() -> Vec<Self> {
         let mut all = vec![Self::PreviousToken, Self::CurrentToken, Self::Ahead(1), Self::FirstToken];
         all.extend((2..=4).map(Self::Back));
@@ -56,12 +57,12 @@ impl PatternScore {
         all
     }
 
-    /// Whether a causal model can have it.
+    /// Whether the score needs to see later tokens, which a causal model cannot.
     pub(super) fn looks_ahead(self) -> bool {
         matches!(self, Self::Ahead(_))
     }
 
-    /// The weight of the edge from `query` to a `key` that it sees; 0 for the two scores that are none.
+    /// The weight of the edge from `query` to a `key` that it sees; 0 for the two scores that are not edge weights.
     pub(super) fn weight(self, prompt: &Prompt, query: usize, key: usize) -> f64 {
         let same = |a: usize, b: usize| prompt.ids[a] == prompt.ids[b];
         let hit = match self {
@@ -82,7 +83,7 @@ impl PatternScore {
         f64::from(hit)
     }
 
-    /// Fails where the score's number makes no sense.
+    /// Returns an error if the offset of the score is 0.
     pub(super) fn validate(self) -> Result<()> {
         match self {
             Self::Back(0) | Self::Ahead(0) => Err(Error::argument("scores", "an offset of at least 1", self)),
@@ -139,28 +140,28 @@ impl From<PatternScore> for String {
     }
 }
 
-/// What the scores need to know of a prompt.
+/// What the scores need to know about a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
     ids: Vec<i64>,
     causal: bool,
     special: Vec<bool>,
     delimiter: Vec<bool>,
-    /// Where the sentence of each position starts, where that is known.
+    /// The start of the sentence of each position, if known.
     starts: Vec<Option<usize>>,
 }
 
 impl Prompt {
-    /// A prompt of which the token ids are known: scores that read the text will be missing.
+    /// A prompt given by its token ids only. Scores that need the text will be missing.
     pub fn new(ids: &[i64], causal: bool) -> Self {
         let none = vec![false; ids.len()];
         Self { ids: ids.to_vec(), causal, special: none.clone(), delimiter: none, starts: vec![None; ids.len()] }
     }
 
-    /// The same prompt with each token's text, and whether it stands for none (`[CLS]`, `<s>`).
+    /// Sets the text of each token, and whether it stands for none (`[CLS]`, `<s>`).
     ///
     /// # Errors
-    /// Where there are not as many as tokens.
+    /// If their numbers differ from the number of tokens.
     pub fn with_text(mut self, pieces: &[String], special: &[bool]) -> Result<Self> {
         if (pieces.len(), special.len()) != (self.ids.len(), self.ids.len()) {
             let found = format!("{} and {}", pieces.len(), special.len());
@@ -172,17 +173,17 @@ impl Prompt {
         Ok(self)
     }
 
-    /// Number of tokens.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is no token.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Number of keys that a query sees; they are the first ones.
+    /// The number of keys that a query sees, starting with the first.
     pub(super) fn seen(&self, query: usize) -> usize {
         if self.causal { query + 1 } else { self.len() }
     }
@@ -193,7 +194,7 @@ fn is_delimiter(piece: &str) -> bool {
     piece.contains('\n') || (!word.is_empty() && word.chars().all(|c| ".,;:!?…。、！？".contains(c)))
 }
 
-/// A sentence starts at the first word behind a special token, a full stop or a line break.
+/// A sentence starts at the first word after a special token, a full stop or a line break.
 fn sentence_starts(pieces: &[String], special: &[bool]) -> Vec<Option<usize>> {
     let ends = |piece: &str| is_delimiter(piece) && piece.contains(['.', '!', '?', '\n', '…', '。', '！', '？']);
     let (mut start, mut fresh) = (None, true);

@@ -1,20 +1,19 @@
-//! How alike two heads are, from what they attend to and what they write.
+//! How alike are two heads? Measures of what they attend to and what they write.
 
 use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use ndarray_linalg::{QR, SVD};
 
 use crate::error::{Error, Result};
 
-/// What varies by less than this part of its size is rounding.
+/// Variation below this fraction of the size counts as rounding.
 pub(crate) const DEAD: f64 = 1e-6;
 
-/// How far apart are two distributions? Their Jensen-Shannon divergence in nats: 0 where they are equal, ln 2 where they have
-/// nothing in common.
+/// How far apart are two distributions? Their Jensen-Shannon divergence in nats, from 0 (equal) to ln 2 (disjoint).
 ///
 /// `H((p + q) / 2) - (H(p) + H(q)) / 2` with the entropy `H(p) = -sum p ln p` (Lin 1991).
 ///
 /// # Errors
-/// Where the lengths differ, or one is no distribution.
+/// If the lengths differ, or one is not a distribution.
 ///
 /// ```
 /// use headscope::heads::jensen_shannon;
@@ -47,15 +46,15 @@ fn distribution(name: &'static str, weights: ArrayView1<f64>) -> Result<()> {
 
 /// Do two representations of the same samples have the same shape? Linear centred kernel alignment, from 0 to 1.
 ///
-/// `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` with centred columns (Kornblith et al. 2019). Rotations, scale and shifts of either
-/// change nothing; other linear maps do. `None` where one of them is the same for all samples: a dead head. With few samples
-/// for their dimensions even unrelated representations come out alike.
+/// `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` with centred columns (Kornblith et al. 2019). Invariant under rotation, scale
+/// and shift of either representation, but not under other linear maps. `None` if one of them is constant over the
+/// samples: a dead head. With few samples relative to the dimensions, even unrelated representations look alike.
 ///
 /// # Shapes
 /// `x` `[sample, d]`, `y` `[sample, e]`.
 ///
 /// # Errors
-/// Where the samples are not as many, fewer than two, or a value is not finite.
+/// If the numbers of samples differ, there are fewer than two, or a value is not finite.
 pub fn linear_cka(x: ArrayView2<f64>, y: ArrayView2<f64>) -> Result<Option<f64>> {
     same_samples(x, y, 2)?;
     let (Some(x), Some(y)) = (centred(x)?, centred(y)?) else { return Ok(None) };
@@ -63,30 +62,31 @@ pub fn linear_cka(x: ArrayView2<f64>, y: ArrayView2<f64>) -> Result<Option<f64>>
     Ok(Some((square(&y, &x) / (square(&x, &x) * square(&y, &y)).sqrt()).min(1.0)))
 }
 
-/// Which directions do two representations of the same samples share? Their canonical correlations, from 0 to 1, the largest
-/// first.
+/// Which directions do two representations of the same samples share? Their canonical correlations, from 0 to 1,
+/// largest first.
 ///
-/// The singular values of `Q_x^T Q_y`, Q orthonormal bases of the centred columns (Bjorck & Golub 1973); as many as the smaller
-/// of the ranks. No invertible linear map of either changes them. `None` where one of them is the same for all samples.
+/// The singular values of `Q_x^T Q_y`, where each Q is an orthonormal basis of the centred columns (Bjorck & Golub
+/// 1973); as many as the smaller of the two ranks. Invariant under invertible linear maps of either representation.
+/// `None` if one of them is constant over the samples.
 ///
 /// # Shapes
-/// `x` `[sample, d]`, `y` `[sample, e]`, more samples than `d + e`: with fewer, everything correlates.
+/// `x` `[sample, d]`, `y` `[sample, e]`, with more than `d + e` samples: with fewer, everything correlates.
 ///
 /// # Errors
-/// Where the samples are not as many, too few, or a value is not finite.
+/// If the numbers of samples differ or are too small, or a value is not finite.
 pub fn canonical_correlations(x: ArrayView2<f64>, y: ArrayView2<f64>) -> Result<Option<Vec<f64>>> {
     same_samples(x, y, x.ncols() + y.ncols() + 1)?;
     let (Some(x), Some(y)) = (basis(x)?, basis(y)?) else { return Ok(None) };
     correlations(&x, &y).map(Some)
 }
 
-/// The canonical correlations of what two orthonormal bases span.
+/// The canonical correlations between the spans of two orthonormal bases.
 pub(super) fn correlations(x: &Array2<f64>, y: &Array2<f64>) -> Result<Vec<f64>> {
     let (_, values, _) = x.t().dot(y).svd(false, false).map_err(failed)?;
     Ok(values.iter().map(|value| value.clamp(0.0, 1.0)).collect())
 }
 
-/// An orthonormal basis of the centred columns, `[sample, rank]`; nothing where they are constant.
+/// An orthonormal basis of the centred columns, `[sample, rank]`; `None` if they are constant.
 pub(super) fn basis(x: ArrayView2<f64>) -> Result<Option<Array2<f64>>> {
     let Some(x) = centred(x)? else { return Ok(None) };
     let (q, r) = x.qr().map_err(failed)?;
@@ -96,7 +96,7 @@ pub(super) fn basis(x: ArrayView2<f64>) -> Result<Option<Array2<f64>>> {
     Ok(Some(q.dot(&u.slice(s![.., ..rank]))))
 }
 
-/// The columns less their means; nothing where they are constant.
+/// The columns minus their means; `None` if they are constant.
 fn centred(x: ArrayView2<f64>) -> Result<Option<Array2<f64>>> {
     if let Some((index, found)) = x.iter().enumerate().find(|(_, value)| !value.is_finite()) {
         return Err(Error::NotFinite { at: "samples".into(), index, found: *found });

@@ -1,4 +1,4 @@
-//! What a lower rank of heads costs the model.
+//! What does a lower rank of heads cost the model?
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -10,18 +10,18 @@ use crate::intervene::{Ablation, Metric, Sweep, Variant};
 use crate::model::{Action, CircuitOptions, Edit, Model, Site, Tokens};
 use crate::table::{Keys, Observation, Table};
 
-/// Which circuit is cut.
+/// The circuit to truncate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
-    /// Where heads attend: `W_Q W_K^T`, through their keys.
+    /// Where heads attend: `W_Q W_K^T`, truncated through the keys.
     Qk,
-    /// What they move: `W_V W_O`, through what they gather.
+    /// What heads move: `W_V W_O`, truncated through z.
     Ov,
 }
 
 impl Cut {
-    /// Its name in tables.
+    /// The name of the circuit in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Qk => "qk",
@@ -30,18 +30,18 @@ impl Cut {
     }
 }
 
-/// What is cut, to which ranks, and what is measured.
+/// What to truncate, to which ranks, and what to measure.
 #[derive(Debug, Clone)]
 pub struct TruncationOptions {
     /// The circuit.
     pub cut: Cut,
-    /// The ranks, from 1 to below the heads' width; where none is named, the powers of two among them.
+    /// The ranks, from 1 to below `d_head`; by default the powers of two in this range.
     pub ranks: Vec<usize>,
-    /// Whether all heads are cut at once, in place of one at a time.
+    /// Whether to truncate all heads at once instead of one at a time.
     pub together: bool,
-    /// Random directions are kept in place of the best ones, drawn with this seed: a control.
+    /// Keeps random directions, drawn with this seed, instead of the best ones: a control.
     pub random: Option<u64>,
-    /// What is measured; the loss, and in a model without logits how far its embedding moves, unless said otherwise.
+    /// The metric; by default the loss or, in a model without logits, how far its embedding moves.
     pub metric: Option<Metric>,
 }
 
@@ -52,7 +52,7 @@ impl Default for TruncationOptions {
 }
 
 impl TruncationOptions {
-    /// The ranks to which heads of this width are cut.
+    /// The ranks for heads of this width.
     fn ranks(&self, width: usize) -> Result<Vec<usize>> {
         let below = 1..width;
         let wrong = |found: String| Error::argument("ranks", format!("ranks from 1 to below d_head = {width}"), found);
@@ -69,17 +69,20 @@ impl TruncationOptions {
     }
 }
 
-/// What does the model lose when a head has a lower rank? Every head (or, for QK, every key/value head) is cut in turn to each
-/// rank below its width, and the metric measured on `tokens`; two rows each, `component` is how many components are kept:
+/// What does the model lose when a head has a lower rank? Every head (for QK, every key/value head) is truncated in
+/// turn to each rank below its width, and the metric is measured on `tokens`. Two rows for each, with the rank as
+/// `component`:
 ///
-/// - the metric, such as `loss`: `value` with the cut, `baseline` without; where all are cut at once, no head is named.
-/// - `truncation_error`: how far the weights are from what they were, relative and in the Frobenius norm
-///   ([`TruncationError`]; with random directions it is larger than the best that a rank can do).
+/// - the metric, such as `loss`: `value` with the truncation, `baseline` without. If all heads are truncated at once,
+///   the row names no head.
+/// - `truncation_error`: the relative distance from the original weights in the Frobenius norm ([`TruncationError`]).
+///   With random directions, it is larger than the minimum for the rank.
 ///
-/// OV: z is multiplied by the P of [`Factored::inner_truncation`], so that `W_V W_O` becomes the nearest matrix of the rank
-/// (Eckart & Young 1936). QK: keys are, by that of [`Circuits::keys_for_queries`](crate::circuits::Circuits::keys_for_queries); all query heads that read them are served at
-/// once, and with rotary positions all offsets that the prompts have. The biases of keys and values stay. Weights are taken with
-/// the norms folded in. One sweep computes all variants.
+/// For OV, z is multiplied by the P of [`Factored::inner_truncation`], so that `W_V W_O` becomes the nearest matrix of
+/// the rank (Eckart & Young 1936). For QK, the keys are multiplied by the P of
+/// [`Circuits::keys_for_queries`](crate::circuits::Circuits::keys_for_queries), which is best for all query heads that
+/// read them together and, with rotary positions, for all offsets in the prompts. The biases of keys and values are
+/// kept. The norms are folded into the weights. One sweep computes all variants.
 ///
 /// ```
 /// use headscope::heads::{TruncationOptions, truncation_costs};
@@ -93,7 +96,7 @@ impl TruncationOptions {
 /// ```
 ///
 /// # Errors
-/// Where a rank is not from 1 to below the heads' width, a token or the metric does not fit the model, or LAPACK fails.
+/// If a rank is not between 1 and `d_head` - 1, a token or the metric does not fit the model, or LAPACK fails.
 pub fn truncation_costs(model: &Model, tokens: &Tokens, options: &TruncationOptions) -> Result<Table> {
     let ranks = options.ranks(model.config().d_head)?;
     let cuts = cuts(model, tokens, options, &ranks)?;
@@ -116,7 +119,7 @@ pub fn truncation_costs(model: &Model, tokens: &Tokens, options: &TruncationOpti
     Table::new(rows, model.provenance(what, options.random)?)
 }
 
-/// One head (a key/value head for QK) cut to one rank.
+/// One head (for QK, a key/value head) truncated to one rank.
 struct OneCut {
     site: Site,
     layer: usize,
@@ -125,9 +128,9 @@ struct OneCut {
     cut: Cut,
     /// `[d_head, d_head]`.
     map: Tensor,
-    /// What keeps the bias as it was, `[d_head]`.
+    /// Preserves the bias, `[d_head]`.
     shift: Tensor,
-    /// The squares of what was lost and of what there was.
+    /// The squared norms of what was lost and of the original.
     squares: [f64; 2],
 }
 
@@ -156,11 +159,12 @@ impl OneCut {
     }
 }
 
-/// All cuts, rank by rank and head by head.
+/// All truncations, head by head and rank by rank.
 fn cuts(model: &Model, tokens: &Tokens, options: &TruncationOptions, ranks: &[usize]) -> Result<Vec<OneCut>> {
     let config = model.config();
     let folded = model.circuits(&CircuitOptions::default())?;
-    // What is added to keys and values as they are: the norms' biases are part of what is read.
+    // The biases as they are added to keys and values: the norms' biases are part of the input and must not be folded
+    // in.
     let plain = model.circuits(&CircuitOptions { fold_norms: false, centre_writing: false })?;
     let offsets = u32::try_from(tokens.positions()).unwrap_or(u32::MAX);
     let heads = if options.cut == Cut::Qk { config.n_kv_heads } else { config.n_heads };
@@ -198,7 +202,7 @@ fn cuts(model: &Model, tokens: &Tokens, options: &TruncationOptions, ranks: &[us
     Ok(cuts)
 }
 
-/// The matrix between the factors, and how far the product then is from what it was.
+/// The matrix between the factors, and the resulting error of the product.
 fn cut_to(product: &Factored, rank: usize, random: Option<u64>, head: u64) -> Result<(Array2<f64>, f64)> {
     let Some(seed) = random else {
         let sigma = product.singular_values()?.to_vec();
@@ -210,13 +214,13 @@ fn cut_to(product: &Factored, rank: usize, random: Option<u64>, head: u64) -> Re
     Ok((map, lost))
 }
 
-/// All heads cut to a rank at once.
+/// All heads truncated to a rank at once.
 fn together(cuts: &[OneCut], rank: usize) -> Variant {
     let edits = cuts.iter().filter(|cut| cut.rank == rank).flat_map(OneCut::edits).collect();
     Variant { keys: Keys { component: u32::try_from(rank).ok(), ..Keys::default() }, edits }
 }
 
-/// The rows about weights.
+/// The rows about the weights.
 fn errors(cuts: &[OneCut], all: bool, ranks: &[usize]) -> Vec<Observation> {
     let row = |keys: Keys, [lost, whole]: [f64; 2]| Observation {
         keys,

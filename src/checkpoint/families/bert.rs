@@ -1,4 +1,5 @@
-//! BERT: post-norm, bidirectional, learned positions and token types, optionally the masked-language-model head.
+//! How does a BERT checkpoint map to a model? Post-norm, bidirectional, learned positions and token types, optionally
+//! with the masked-language-model head.
 
 use serde_json::json;
 use tch::Tensor;
@@ -91,7 +92,7 @@ fn head(config: &ModelConfig, source: &Source, w_e: &Tensor) -> Result<Unembeddi
     Ok(Unembedding { transform, linear: Linear { w, b } })
 }
 
-/// The decoder's bias, which a tied head has as its own; an untied one keeps the two apart and uses the decoder's.
+/// The bias of the logits. A tied head has one bias under two names; an untied one has two, and the decoder's is used.
 fn bias(config: &ModelConfig, reader: &Reader<'_>) -> Result<Tensor> {
     let shape = [config.vocab];
     let own = reader.take("bias", &shape)?;
@@ -132,7 +133,7 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // A pooler and the next-sentence head stand beside the residual stream.
+    // The pooler and the next-sentence head read the residual stream but do not contribute to it.
     let name = name.strip_prefix("bert.").unwrap_or(name);
     name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.") || name == "embeddings.position_ids"
 }

@@ -1,4 +1,5 @@
-//! GPT-2: pre-norm, learned positions, matrices stored `[in, out]`, q, k and v in one.
+//! How does a GPT-2 checkpoint map to a model? Pre-norm, learned positions, matrices stored `[in, out]`, and q, k and v
+//! in one matrix.
 
 use serde_json::json;
 
@@ -25,7 +26,7 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         return Err(json.wrong("n_head", &format!("a divisor of n_embd = {d_model}"), n_heads.to_string()));
     }
     let tied = json.bool_or("tie_word_embeddings", true)?;
-    // Names without `transformer.` and no head: saved from a GPT2Model, which ends in the residual stream.
+    // No `transformer.` prefix and no head: saved from a GPT2Model, which ends with the residual stream.
     let bare = source.has("wte.weight") && !source.has("lm_head.weight") && !tied;
     Ok(ModelConfig {
         family: "gpt2".to_owned(),
@@ -92,6 +93,6 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // The causal mask used to be saved as a buffer.
+    // Old checkpoints store the causal mask as a buffer.
     name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
 }

@@ -1,6 +1,7 @@
-//! headscope's own: any [`ModelConfig`] under the key `model` of config.json, and the tensors by the names that
-//! [`Model::parameters`](crate::model::Model::parameters) has, matrices `[in, out]`. What the lab trains is saved so:
-//! attention-only models, heads of any width, models without norms, which no published family's config can express.
+//! How does headscope's own format map to a model? `config.json` has any [`ModelConfig`] under the key `model`, and the
+//! tensors are named as in [`Model::parameters`](crate::model::Model::parameters), with matrices stored `[in, out]`.
+//! The lab saves its models in this format: attention-only models, heads of any width and models without norms, which
+//! no published family's config can express.
 
 use tch::Tensor;
 
@@ -14,7 +15,7 @@ pub(super) const FAMILY: Family = Family { name: NAME, config, weights, superflu
 
 /// The value of `model_type`.
 pub(crate) const NAME: &str = "headscope";
-/// The key of config.json under which the [`ModelConfig`] stands.
+/// The key of `config.json` that holds the [`ModelConfig`].
 pub(crate) const KEY: &str = "model";
 
 fn config(json: &ConfigJson, _: &Source) -> Result<ModelConfig> {

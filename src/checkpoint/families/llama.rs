@@ -1,4 +1,5 @@
-//! Llama: pre-norm RMSNorm, rotary positions, grouped key/value heads, gated MLP.
+//! How does a Llama checkpoint map to a model? Pre-norm with RMSNorm, rotary positions, grouped key/value heads, a
+//! gated MLP.
 
 use serde_json::json;
 
@@ -26,7 +27,7 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
     };
     let bias = json.bool_or("attention_bias", false)?;
     let tied = json.bool_or("tie_word_embeddings", false)?;
-    // Names without `model.` and no head: saved from a LlamaModel, which ends in the residual stream.
+    // No `model.` prefix and no head: saved from a LlamaModel, which ends with the residual stream.
     let bare = source.has("embed_tokens.weight") && !source.has("lm_head.weight") && !tied;
     Ok(ModelConfig {
         family: "llama".to_owned(),
@@ -53,7 +54,7 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
     })
 }
 
-/// Positions: `rope_parameters` as newer files have it, or `rope_theta` and `rope_scaling`.
+/// The rotary positions: `rope_parameters` in newer files, `rope_theta` and `rope_scaling` in older ones.
 fn rotary(json: &ConfigJson) -> Result<Position> {
     let nested = match json.opt_object("rope_parameters")? {
         Some(nested) => Some(nested),
@@ -130,6 +131,6 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // Rotary frequencies used to be saved as a buffer.
+    // Old checkpoints store the rotary frequencies as a buffer.
     name.ends_with(".rotary_emb.inv_freq")
 }

@@ -1,4 +1,5 @@
-//! One file a family: config keys to [`ModelConfig`], tensor names to weights. Nothing here computes.
+//! How does a family's checkpoint map to a model? One file per family translates config keys into a [`ModelConfig`] and
+//! tensor names into weights. Nothing here computes.
 
 mod bert;
 mod gpt2;
@@ -12,15 +13,15 @@ use super::source::Source;
 use crate::error::{Error, Result};
 use crate::model::{Activation, Linear, ModelConfig, Norm, Weights};
 
-/// What a family file provides.
+/// What each family's file provides.
 pub(crate) struct Family {
-    /// The value of `model_type` in config.json.
+    /// The value of `model_type` in `config.json`.
     pub name: &'static str,
-    /// The architecture, from config.json and the names of the tensors.
+    /// Determines the architecture from `config.json` and the names of the tensors.
     pub config: fn(&ConfigJson, &Source) -> Result<ModelConfig>,
-    /// The weights, every tensor checked against the architecture.
+    /// Reads the weights and checks every tensor against the architecture.
     pub weights: fn(&ModelConfig, &Source) -> Result<Weights>,
-    /// Tensors that checkpoints of this family carry and that nothing needs: mask buffers, poolers.
+    /// Whether a tensor of this name may be ignored: mask buffers, poolers.
     pub superfluous: fn(&str) -> bool,
 }
 
@@ -31,7 +32,7 @@ pub(crate) fn names() -> Vec<&'static str> {
     FAMILIES.iter().map(|family| family.name).collect()
 }
 
-/// The family that config.json names.
+/// The family named in `config.json`.
 pub(crate) fn of(config: &ConfigJson) -> Result<&'static Family> {
     let found = config.str("model_type")?;
     FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| Error::UnknownFamily {
@@ -41,7 +42,7 @@ pub(crate) fn of(config: &ConfigJson) -> Result<&'static Family> {
     })
 }
 
-/// The activation named by `key`.
+/// The activation function named by `key`.
 fn activation(config: &ConfigJson, key: &str, default: &str) -> Result<Activation> {
     let name = config.opt_str(key)?.unwrap_or(default);
     match name {
@@ -53,15 +54,16 @@ fn activation(config: &ConfigJson, key: &str, default: &str) -> Result<Activatio
     }
 }
 
-/// The unembedding, `[d_model, vocab]`: the tensor `name` where the file has it, unless it only repeats a tied embedding.
+/// The unembedding, `[d_model, vocab]`: the tensor `name` if present, unless it merely repeats a tied embedding.
 fn unembedding(source: &Source, name: &str, w_e: &Tensor, tied: bool) -> Result<Tensor> {
     if w_e.numel() == 0 && !source.has(name) {
-        return Ok(w_e.tr()); // the two are absent together
+        return Ok(w_e.tr()); // absent together with the embedding
     }
     if tied && !source.has(name) {
         return Ok(w_e.tr());
     }
-    // A file that says tied and holds another matrix was trained untied: what it holds counts, as in transformers.
+    // A file that claims tied embeddings but has a different matrix was trained untied; its matrix is used, as in
+    // transformers.
     if tied && source.repeats(name, w_e)? {
         return Ok(w_e.tr());
     }
@@ -76,14 +78,14 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader whose prefix is `prefix` where the checkpoint's names have it (saved from a model with a head), else
-    /// none; `probe` is a tensor that every checkpoint of the family has.
+    /// A reader with the prefix `prefix` if the checkpoint's names have it (saved from a model with a head), and
+    /// without a prefix otherwise. `probe` is a tensor that every checkpoint of the family has.
     fn new(source: &'a Source, prefix: &str, probe: &str) -> Self {
         let with = source.has(&format!("{prefix}{probe}"));
         Self { source, prefix: if with { prefix.to_owned() } else { String::new() } }
     }
 
-    /// A reader for the names behind `suffix`.
+    /// A reader for the names under `suffix`.
     fn under(&self, suffix: &str) -> Self {
         Self { source: self.source, prefix: format!("{}{suffix}.", self.prefix) }
     }
@@ -97,21 +99,21 @@ impl<'a> Reader<'a> {
         self.source.matrix(&format!("{}{name}", self.prefix), rows, columns)
     }
 
-    /// A matrix stored `[out, in]` with its bias where asked for.
+    /// A matrix stored `[out, in]`, with its bias if `bias` is set.
     fn linear(&self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
         let w = self.take(&format!("{name}.weight"), &[columns, rows])?.tr();
         let b = bias.then(|| self.take(&format!("{name}.bias"), &[columns])).transpose()?;
         Ok(Linear { w, b })
     }
 
-    /// A matrix stored `[in, out]` with its bias, as GPT-2's checkpoints have it.
+    /// A matrix stored `[in, out]` with its bias, as in GPT-2's checkpoints.
     fn conv1d(&self, name: &str, rows: usize, columns: usize) -> Result<Linear> {
         let w = self.matrix(&format!("{name}.weight"), rows, columns)?;
         Ok(Linear { w, b: Some(self.take(&format!("{name}.bias"), &[columns])?) })
     }
 
-    /// What `take` reads; nothing where `name` is not there in a checkpoint that was stripped of its MLPs: what is left of
-    /// such a one serves the questions that the weights of attention answer.
+    /// The result of `take`, or `None` if `name` is missing from a checkpoint stripped of its MLPs. The rest of such a
+    /// checkpoint still answers questions about attention weights.
     fn kept<T>(&self, name: &str, take: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
         let gone = !self.source.has(&format!("{}{name}", self.prefix)) && self.is_stripped();
         if gone { Ok(None) } else { take().map(Some) }
@@ -122,7 +124,7 @@ impl<'a> Reader<'a> {
         !["mlp.", "intermediate."].iter().any(|part| self.source.has_part(part))
     }
 
-    /// The token embedding, `[vocab, d_model]`; without a row where a stripped checkpoint has none.
+    /// The token embedding, `[vocab, d_model]`; with no rows if a stripped checkpoint lacks it.
     fn embedding(&self, name: &str, vocab: usize, width: usize) -> Result<Tensor> {
         let found = self.kept(name, || self.take(name, &[vocab, width]))?;
         Ok(found.unwrap_or_else(|| self.source.empty(width)))

@@ -1,4 +1,4 @@
-//! A source as samples: principal coordinates, brought to unit power, with noise.
+//! How does a head's activation become samples? Its principal coordinates, scaled to unit power, plus noise.
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use ndarray_linalg::{Eigh, UPLO};
@@ -12,11 +12,11 @@ use crate::error::{Error, Result};
 use crate::heads::DEAD;
 use crate::stats::stream;
 
-/// A source's principal coordinates, strongest first; none where it is the same at every place.
+/// The principal coordinates of a source, strongest first; none if it is the same at every place.
 pub(super) struct Coordinates {
     /// `[place, axis]`
     rows: Array2<f64>,
-    /// Tells its noise from other sources'.
+    /// Gives each source its own noise.
     number: usize,
 }
 
@@ -37,12 +37,12 @@ impl Coordinates {
         Ok(Self { rows: centred.dot(&axes.select(Axis(1), &kept)), number })
     }
 
-    /// Number of axes along which the source varies.
+    /// The number of axes along which the source varies.
     pub fn rank(&self) -> usize {
         self.rows.ncols()
     }
 
-    /// The first `k` of them at a mean power of 1 a dimension, plus Gaussian noise of standard deviation `sigma`.
+    /// The first `k` coordinates at a mean power of 1 per dimension, plus Gaussian noise of standard deviation `sigma`.
     pub fn leading(&self, k: usize, sigma: f64, seed: u64) -> Array2<f64> {
         let mut rows = self.rows.slice(s![.., ..k]).to_owned();
         let power = rows.iter().map(|value| value * value).sum::<f64>() / rows.len().max(1) as f64;
@@ -55,19 +55,19 @@ impl Coordinates {
     }
 }
 
-/// `capacity = k / 2 ln(1 + 1 / sigma^2)`: what k dimensions of mean power 1 with noise sigma carry at most, in nats, whatever
-/// they are about. Infinite without noise.
+/// `capacity = k / 2 ln(1 + 1 / sigma^2)`: the most information, in nats, that k dimensions of mean power 1 can carry
+/// about anything with noise sigma. Infinite without noise.
 pub(super) fn capacity(k: usize, sigma: f64) -> f64 {
     k as f64 / 2.0 * (1.0 / (sigma * sigma)).ln_1p()
 }
 
-/// The source of one head from what the model holds at the places; `w_o` are the layer's output matrices.
+/// One head's source, given the model's activations at the places. `w_o` are the output matrices of the layer.
 pub(super) fn of_head(tensor: &Tensor, source: Source, head: usize, w_o: &Tensor) -> Result<Array2<f64>> {
     let values = rows_of(tensor, head)?;
     if source != Source::O {
         return Ok(values);
     }
-    // |z W_O|^2 = z (W_O W_O^T) z^T, so that z times a root of that matrix keeps all distances of z W_O.
+    // |z W_O|^2 = z (W_O W_O^T) z^T, so z times a square root of that matrix preserves all distances of z W_O.
     let w = w_o.get(head as i64).to_kind(Kind::Double);
     let gram = rows(&w.f_matmul(&w.tr()).map_err(Error::torch("what a head writes"))?)?;
     let (squares, axes) = gram.eigh(UPLO::Lower).map_err(Error::linear_algebra("a root of W_O W_O^T"))?;

@@ -1,4 +1,4 @@
-//! What heads say about the tokens around them, and about each other.
+//! What do heads tell about the tokens around them, and about each other?
 
 mod coordinates;
 mod options;
@@ -28,30 +28,33 @@ use crate::table::{Keys, Observation, Table};
 use coordinates::{Coordinates, capacity};
 use places::{Labels, Places};
 
-/// What does each head (and each layer) say about the token before, the token itself, the next one, the position, a role, or
-/// another head? In nats, one row for each source, number of dimensions and target: metric `information`, with its interval,
-/// `samples`, and in `warnings` what speaks against it.
+/// What does each head (and each layer) tell about the previous token, the current token, the next token, the position,
+/// a role, or another head?
 ///
-/// # What can be said
-/// A head's output is a deterministic function of the tokens, so with continuous outputs and no noise it "contains" all of
-/// them, however little of that any later layer can use: such numbers are artefacts of bins or neighbours. Three things are
-/// finite and mean something:
-/// - [`HeadEstimator::Vinfo`]: what a probe can use (V-information; Xu et al. 2020), held out;
-/// - with noise: the source is brought to a mean power of 1 a dimension and Gaussian noise of standard deviation sigma is added,
-///   so that k dimensions carry at most `k/2 ln(1 + 1/sigma^2)`, told in rows of metric `capacity`. Only numbers of the same sigma
-///   may be compared; without noise other estimators' rows carry a warning;
-/// - how many dimensions it takes ([`InformationOptions::dimensions`]) and what survives them ([`rank_survival`]).
+/// In nats, one row per source, number of dimensions and target: metric `information`, with its interval, `samples`,
+/// and reasons to doubt the value in `warnings`.
 ///
-/// Rows of metric `entropy` say how much there is to know of each target; `p_value`, where shuffles were asked for, how often
-/// shuffled labels seem to say as much. A head that cannot be answered is a missing value, with the reason in `warnings`.
-/// Positions of one prompt are no independent samples, and the intervals take them for such: many short prompts are better
-/// than few long ones.
+/// # What the numbers mean
+/// A head's output is a deterministic function of the tokens. With continuous outputs and no noise it therefore
+/// "contains" all of them, however little of that a later layer can use; such numbers are artefacts of bins or
+/// neighbours. Three quantities are finite and meaningful:
+/// - [`HeadEstimator::Vinfo`]: what a probe can use (V-information; Xu et al. 2020), on held-out samples.
+/// - Information with noise: the source is scaled to a mean power of 1 per dimension, and Gaussian noise of standard
+///   deviation sigma is added, so that k dimensions carry at most `k/2 ln(1 + 1/sigma^2)`, given in rows of metric
+///   `capacity`. Compare only numbers with the same sigma. Without noise, rows of all other estimators carry a warning.
+/// - The number of dimensions that it takes ([`InformationOptions::dimensions`]), and what survives in them
+///   ([`rank_survival`]).
 ///
-/// A source's dimensions are its leading principal coordinates over the positions that are looked at.
+/// Rows of metric `entropy` give all there is to know about each target. If shuffles are requested, rows of metric
+/// `p_value` give how often shuffled labels score as high. If the estimator fails on a head, the value is missing, and
+/// `warnings` has the reason. The intervals treat positions as independent samples, which positions of one prompt are
+/// not: prefer many short prompts to a few long ones.
+///
+/// The dimensions of a source are its leading principal coordinates over the sampled positions.
 ///
 /// # Errors
-/// Where a token does not fit the model, an option makes no sense, or a target has fewer than two labels that stand at ten
-/// positions.
+/// If a token does not fit the model, an option is invalid, or a target has fewer than two labels with ten positions
+/// each.
 ///
 /// ```
 /// use headscope::heads::{InformationOptions, Source, Target, head_information};
@@ -75,7 +78,7 @@ pub fn head_information(model: &Model, tokens: &Tokens, options: &InformationOpt
         let questions: Vec<Question> =
             parts.iter().flat_map(|part| about.questions(part, &parts, other.as_ref())).collect();
         let answers: Vec<Vec<Observation>> = match options.estimator {
-            // libtorch's tensors stay in this thread, and it has threads of its own.
+            // libtorch's tensors stay on this thread, and libtorch has its own threads.
             HeadEstimator::Neural(_) => questions.iter().map(|question| about.answer(question)).collect(),
             _ => questions.par_iter().map(|question| about.answer(question)).collect(),
         };
@@ -87,11 +90,11 @@ pub fn head_information(model: &Model, tokens: &Tokens, options: &InformationOpt
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 
-/// The role of each token of annotated texts: the relation by which its word hangs on its head, where the token is its word's
-/// last one. The texts as tokens, and a label for each token: [`InformationOptions::labels`].
+/// The dependency relation of the word of each token, at the last token of each word of annotated texts. Returns the
+/// texts as tokens, and a label per token for [`InformationOptions::labels`].
 ///
 /// # Errors
-/// Where the model has no tokenizer, or no text fits its context.
+/// If the model has no tokenizer, or no text fits its context.
 pub fn token_roles(model: &Model, annotated: &[Annotated]) -> Result<(Tokens, TokenLabels)> {
     let aligned = Aligned::new(model, annotated)?;
     let labels = aligned.roles(annotated);
@@ -106,7 +109,7 @@ struct Part {
     coordinates: Coordinates,
 }
 
-/// What a part is asked about.
+/// What a question about a part is about.
 enum About<'a> {
     Labels(Target, &'a Labels),
     Part(&'a Part),
@@ -118,15 +121,15 @@ struct Question<'a> {
     about: About<'a>,
 }
 
-/// What the model holds, and what is asked of it.
+/// The model's activations, and the questions about them.
 struct Asked<'a> {
     model: &'a Model,
-    /// Of each layer and source.
+    /// The activations of each layer and source.
     read: Vec<Vec<Tensor>>,
     about: Asking<'a>,
 }
 
-/// What is asked: without tensors, so that several threads may.
+/// The questions, without tensors, so that several threads can share them.
 struct Asking<'a> {
     options: &'a InformationOptions,
     labels: Vec<(Target, Labels)>,
@@ -151,7 +154,7 @@ impl<'a> Asked<'a> {
         Ok(Self { model, read, about: Asking { options, labels } })
     }
 
-    /// Every head's sources in a layer, and the layer's own.
+    /// The sources of every head in a layer, and those of the whole layer.
     fn parts(&self, layer: usize) -> Result<Vec<Part>> {
         let heads = self.model.config().n_heads;
         let w_o = self.model.w_o(layer)?;
@@ -176,7 +179,7 @@ impl<'a> Asked<'a> {
         Ok(parts)
     }
 
-    /// The head that all others are held against, in each source.
+    /// The head that all others are compared with, in each source.
     fn other(&self, layer: usize, head: usize) -> Result<Vec<Part>> {
         let config = self.model.config();
         for (axis, found, limit) in [("layer", layer, config.n_layers), ("head", head, config.n_heads)] {
@@ -190,7 +193,7 @@ impl<'a> Asked<'a> {
 }
 
 impl Asking<'_> {
-    /// Numbers of dimensions in which a part is asked.
+    /// The numbers of dimensions for which a part is asked.
     fn dimensions(&self, part: &Part) -> Vec<usize> {
         let rank = part.coordinates.rank();
         let mut all: Vec<usize> = self.options.dimensions.iter().map(|&k| k.min(rank)).collect();
@@ -206,7 +209,7 @@ impl Asking<'_> {
         let labels = self.labels.iter().map(|(target, labels)| About::Labels(*target, labels));
         let mut about: Vec<About> = labels.collect();
         if self.options.targets.contains(&Target::Head) && part.head.is_some() {
-            // A probe reads one head from another; the others are symmetric.
+            // A probe reads one head from another and so has a direction; the other estimators are symmetric.
             let directed = matches!(self.options.estimator, HeadEstimator::Vinfo(_));
             let same = |to: &Part| to.source == part.source && (to.layer, to.head) != (part.layer, part.head);
             let fits =
@@ -347,7 +350,7 @@ fn entropy(target: Target, labels: &Labels) -> Observation {
     Observation { keys, metric: "entropy".into(), value, samples: number(known.len()), ..Observation::default() }
 }
 
-/// A number as a table's key.
+/// A number as a key of a table.
 fn number(value: usize) -> Option<u32> {
     u32::try_from(value).ok()
 }

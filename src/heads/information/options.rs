@@ -1,4 +1,4 @@
-//! What is asked of heads, and how.
+//! What can be asked about the information in heads, and how is it estimated?
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,34 +9,34 @@ use crate::error::{Error, Result};
 use crate::information::{Certainty, KsgOptions, ProbeFamily, ProbeOptions};
 use crate::neural::NeuralOptions;
 
-/// A label for each token of each prompt, where it has one.
+/// A label for each token of each prompt, if it has one.
 pub type TokenLabels = Vec<Vec<Option<String>>>;
 
-/// What of a head is looked at.
+/// The activations of a head to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// What it gathers, z, of `d_head` dimensions.
+    /// z, the attention-weighted values, with `d_head` dimensions.
     Z,
-    /// What it writes, z W_O: as many dimensions, in coordinates that keep the residual stream's distances.
+    /// The head output z W_O, in `d_head` coordinates that preserve distances in the residual stream.
     O,
-    /// The query's row of the pattern, one dimension a key.
+    /// The query's row of the attention pattern, one dimension per key.
     Pattern,
 }
 
-/// What it may say something about, at the position where it is looked at.
+/// What a source may tell about, at the position of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// The token before.
+    /// The previous token.
     PreviousToken,
-    /// The token itself.
+    /// The current token.
     CurrentToken,
-    /// The token after.
+    /// The next token.
     NextToken,
     /// The position in the prompt.
     Position,
-    /// The label that was given to the token: its role.
+    /// The label given to the token: its role.
     Role,
     /// Another head's source.
     Head,
@@ -46,9 +46,9 @@ pub enum Target {
 macro_rules! named {
     ($type:ty, $argument:literal: $($name:literal => $variant:ident),*) => {
         impl $type {
-            /// All of them.
+            /// All variants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-            /// Their names.
+            /// The names of all variants.
             pub const NAMES: &'static [&'static str] = &[$($name),*];
 
             /// The name in tables and on the command line.
@@ -78,21 +78,21 @@ named!(Source, "source": "z" => Z, "o" => O, "pattern" => Pattern);
 named!(Target, "target": "previous-token" => PreviousToken, "current-token" => CurrentToken, "next-token" => NextToken,
     "position" => Position, "role" => Role, "head" => Head);
 
-/// How information is estimated.
+/// How to estimate information.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeadEstimator {
     /// Nearest neighbours: Ross's estimator for labels, KSG-1 for another head. For few dimensions.
     Ksg(KsgOptions),
-    /// As if sources were Gaussian with one covariance for all labels: `1/2 ln(|S| / |S within labels|)`.
+    /// A Gaussian model of the source with one covariance for all labels: `1/2 ln(|S| / |S within labels|)`.
     Gaussian,
-    /// What a probe can use, held out.
+    /// What a probe can use, on held-out samples.
     Vinfo(ProbeOptions),
     /// A trained lower bound.
     Neural(NeuralOptions),
 }
 
 impl HeadEstimator {
-    /// The names that [`HeadEstimator::from_str`] knows.
+    /// The names that [`HeadEstimator::from_str`] accepts.
     pub const NAMES: [&'static str; 7] = ["vinfo", "vinfo-mlp", "ksg", "gaussian", "infonce", "nwj", "mine"];
 
     /// The name in tables and on the command line.
@@ -105,13 +105,13 @@ impl HeadEstimator {
         }
     }
 
-    /// Standard deviation of the noise that is added unless another is asked for: none for probes, whose answer is finite
-    /// without.
+    /// The default standard deviation of the noise: 0 for probes, whose result is finite without noise, and 0.5
+    /// otherwise.
     pub fn usual_noise(&self) -> f64 {
         if matches!(self, Self::Vinfo(_)) { 0.0 } else { 0.5 }
     }
 
-    /// Most dimensions that are used unless others are asked for.
+    /// The most dimensions that are used by default.
     pub(super) fn most_dimensions(&self) -> usize {
         if matches!(self, Self::Ksg(_)) { 4 } else { usize::MAX }
     }
@@ -131,7 +131,7 @@ impl FromStr for HeadEstimator {
             }
             other => match other.parse() {
                 Ok(bound) => {
-                    let convergence = false; // each would train another critic; the interval and the wall stay
+                    let convergence = false; // it would train more critics; the interval and the other warnings stay
                     Ok(Self::Neural(NeuralOptions { bound, convergence, ..NeuralOptions::default() }))
                 }
                 Err(_) => Err(Error::argument("estimator", Self::NAMES.join(", "), other)),
@@ -143,32 +143,32 @@ impl FromStr for HeadEstimator {
 /// Options of [`head_information`](super::head_information).
 #[derive(Debug, Clone, PartialEq)]
 pub struct InformationOptions {
-    /// What of each head is looked at.
+    /// The activations of each head to look at.
     pub sources: Vec<Source>,
-    /// What it may say something about.
+    /// What they may tell about.
     pub targets: Vec<Target>,
-    /// How that is estimated.
+    /// How to estimate it.
     pub estimator: HeadEstimator,
-    /// Numbers of leading principal coordinates of a source that are used, each in rows of its own; all where empty (4 for
+    /// Numbers of leading principal coordinates of a source to use, with separate rows for each. Empty for all (4 for
     /// nearest neighbours).
     pub dimensions: Vec<usize>,
-    /// Standard deviation of Gaussian noise on the source, which is first brought to a mean power of 1 a dimension; the
-    /// estimator's usual one where absent.
+    /// Standard deviation of Gaussian noise on the source, which is first scaled to a mean power of 1 per dimension. By
+    /// default the estimator's usual noise, [`HeadEstimator::usual_noise`].
     pub noise: Option<f64>,
-    /// Most labels of a target: of tokens the most frequent, of positions so many stretches of equally many.
+    /// The most labels of a target: the most frequent tokens, or ranges of positions with equally many samples.
     pub classes: usize,
-    /// Most positions that are looked at, drawn from all of them.
+    /// The most positions to use, drawn from all of them.
     pub samples: usize,
-    /// For [`Target::Head`]: the head (layer, head) that all others are held against; every other one of the same layer where
-    /// absent.
+    /// For [`Target::Head`]: the head (layer, head) to compare all others with; by default every other head of the same
+    /// layer.
     pub other: Option<(usize, usize)>,
-    /// For [`Target::Role`]: a label for each token of each prompt, where it has one.
+    /// For [`Target::Role`]: a label for each token of each prompt, if it has one.
     pub labels: Option<TokenLabels>,
-    /// Whether whole layers, all heads side by side, are asked, too.
+    /// Whether to include whole layers, with all heads concatenated.
     pub layers: bool,
     /// Intervals, and shuffles for a p-value.
     pub certainty: Certainty,
-    /// Seed of everything that is drawn.
+    /// Seed of all random draws.
     pub seed: u64,
 }
 
@@ -192,16 +192,16 @@ impl Default for InformationOptions {
 }
 
 impl InformationOptions {
-    /// The noise that is added.
+    /// The standard deviation of the noise.
     pub fn sigma(&self) -> f64 {
         self.noise.unwrap_or_else(|| self.estimator.usual_noise())
     }
 
-    /// Fails where an option makes no sense.
+    /// Checks the options.
     ///
     /// # Errors
-    /// Where nothing is asked, a number is too small, the noise is negative or not finite, or roles are asked for and no label
-    /// is given.
+    /// If there is no source or target, a number is too small, the noise is negative or not finite, or roles are
+    /// requested without labels.
     pub fn validate(&self) -> Result<()> {
         if self.sources.is_empty() || self.targets.is_empty() {
             return Err(Error::argument("sources, targets", "at least one of each", "none"));
@@ -229,7 +229,7 @@ impl InformationOptions {
         self.certainty.validate()
     }
 
-    /// As it stands beside a table.
+    /// The options as recorded in a table's provenance.
     pub(super) fn provenance(&self) -> serde_json::Value {
         let names = |names: Vec<&str>| names.join(", ");
         serde_json::json!({

@@ -1,4 +1,4 @@
-//! Which positions are looked at, what stands there, and what the model holds there.
+//! At which positions are heads sampled, with which labels and activations?
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
 use crate::stats::shuffled;
 
-/// A position of a prompt.
+/// A position in a prompt.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub prompt: usize,
     pub position: usize,
 }
 
-/// The positions that are looked at, by the batch in which their prompts go through the model.
+/// The sampled positions, grouped by the batch in which their prompts are run.
 pub(super) struct Places<'a> {
     model: &'a Model,
     tokens: &'a Tokens,
@@ -28,7 +28,7 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// All positions whose token stands for text, or `most` of them drawn with the seed.
+    /// All positions whose token stands for text, or `most` of them, drawn with the seed.
     pub fn new(model: &'a Model, tokens: &'a Tokens, most: usize, seed: u64) -> Result<Self> {
         let place = |prompt: usize| (0..tokens.row(prompt).len()).map(move |position| Place { prompt, position });
         let all: Vec<Place> = (0..tokens.batch()).flat_map(place).collect();
@@ -49,13 +49,13 @@ impl<'a> Places<'a> {
         Ok(Self { model, tokens, batches })
     }
 
-    /// All of them, in the order in which activations are read.
+    /// All places, in the order in which activations are read.
     pub fn all(&self) -> Vec<Place> {
         self.batches.iter().flat_map(|(_, places)| places.iter().copied()).collect()
     }
 
-    /// Activations at the places, layer by layer and site by site: `[place, ...]`, the axes after the position's as the site has
-    /// them; of patterns `[place, head, key]`, 0 at keys that a shorter prompt has not.
+    /// Activations at the places, layer by layer and site by site: `[place, ...]`, followed by the site's axes after
+    /// the position. Patterns are `[place, head, key]`, with 0 at keys beyond the end of a shorter prompt.
     pub fn read(&self, sites: &[fn(usize) -> Site]) -> Result<Vec<Vec<Tensor>>> {
         let empty = |_| sites.iter().map(|_| vec![]).collect::<Vec<Vec<Tensor>>>();
         let mut all: Vec<Vec<Vec<Tensor>>> = (0..self.model.config().n_layers).map(empty).collect();
@@ -86,7 +86,8 @@ impl<'a> Places<'a> {
         Ok(all.into_iter().map(|layer| layer.into_iter().map(joined).collect()).collect())
     }
 
-    /// The label of each place, counted from 0, and how many there are; nothing at places where there is none, or a rare one.
+    /// The label of each place, counted from 0, and the number of labels. `None` at places without a label, or with a
+    /// rare one.
     pub fn labels(&self, target: Target, options: &InformationOptions) -> Result<Labels> {
         let token = |place: &Place, back: i64| {
             let at = place.position as i64 - back;
@@ -134,12 +135,12 @@ pub(super) struct Labels {
 }
 
 impl Labels {
-    /// The `most` most frequent labels that stand at 10 places or more, which five folds need to learn and to test.
+    /// The `most` most frequent labels, of those at 10 places or more: five folds need that many to train and test.
     fn frequent(target: Target, named: &[Option<String>], most: usize) -> Result<Self> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         named.iter().flatten().for_each(|name| *counts.entry(name).or_default() += 1);
         let mut counts: Vec<(&str, usize)> = counts.into_iter().filter(|(_, count)| *count >= 10).collect();
-        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count)); // stable: by name where as frequent
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count)); // stable: ties are ordered by name
         counts.truncate(most);
         if counts.len() < 2 {
             let expected = format!("two labels or more of {target} that stand at 10 places each");
@@ -151,7 +152,7 @@ impl Labels {
         Ok(Self { of, classes: counts.len() })
     }
 
-    /// Positions as they are, or in stretches that hold as many places each.
+    /// Positions as they are, or in ranges with equally many places.
     fn of_positions(places: &[Place], most: usize) -> Result<Self> {
         let mut sorted: Vec<usize> = places.iter().map(|place| place.position).collect();
         sorted.sort_unstable();
@@ -170,14 +171,14 @@ impl Labels {
         self.of.iter().enumerate().filter_map(|(place, label)| Some((place, (*label)?))).unzip()
     }
 
-    /// 1 at the label's own column, 0 elsewhere; nothing but 0 where there is no label.
+    /// Indicators: 1 in the column of the label and 0 elsewhere; all 0 without a label.
     pub fn indicators(&self) -> Array2<f64> {
         let of = |(place, class): (usize, usize)| f64::from(u8::from(self.of[place] == Some(class)));
         Array2::from_shape_fn((self.of.len(), self.classes), of)
     }
 }
 
-/// A head's rows of `[place, head, width]`.
+/// The rows of one head, from `[place, head, width]`.
 pub(super) fn rows_of(tensor: &Tensor, head: usize) -> Result<Array2<f64>> {
     rows(&tensor.select(1, head as i64))
 }

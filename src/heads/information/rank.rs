@@ -1,4 +1,4 @@
-//! Rate and distortion: what of each feature survives k dimensions, the best ones and a head's own.
+//! Rate and distortion: how much of each feature survives in k dimensions, the best ones or a head's own?
 
 use ndarray::{Array1, Array2, Axis, concatenate, s};
 use ndarray_linalg::{Cholesky, Diag, Eigh, SolveTriangular, UPLO};
@@ -11,28 +11,28 @@ use crate::model::{Model, Site, Tokens};
 use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, shuffled};
 use crate::table::{Keys, Observation, Table};
 
-/// Weight of the squared weights of all regressions, in standardised inputs.
+/// Ridge penalty of all regressions, in standardised inputs.
 const RIDGE: f64 = 1e-3;
 
 /// How much of each feature survives a head's projection to `d_head` dimensions, and how much could?
 ///
-/// The features are the labels of the targets, as 0-1 indicators brought to the same total variance. A head reads its input x
-/// (the residual stream after the norm) as v = x W_V, of rank `d_head`. With linear regression on half of the positions and errors
-/// on the other half (and the other way round), the share of a feature's variance that is left is its distortion, and the
-/// survival is 1 minus it (R^2):
-/// - `survival_own`: regressed on the head's v;
-/// - `survival_best`: on the k coordinates of x from which all features together can be told best, the optimum of reduced-rank
-///   regression of rank k (Izenman 1975); one row a layer and k;
-/// - `baseline` of both: on all of x.
+/// The features are the labels of the targets as 0-1 indicators, scaled to the same total variance. A head reads its
+/// input x (the residual stream after the norm) as v = x W_V, of rank `d_head`. Linear regressions are fitted on one
+/// half of the positions and tested on the other, both ways. A feature's distortion is the share of its variance that
+/// is left unexplained; its survival is 1 minus the distortion (R^2):
+/// - `survival_own`: the regression on the head's v;
+/// - `survival_best`: the regression on the k coordinates of x that best predict all features together, the optimum of
+///   reduced-rank regression of rank k (Izenman 1975); one row per layer and k;
+/// - `baseline` of both: the regression on all of x.
 ///
-/// Where a head keeps what matters for one feature and drops another, its own survival beats the best joint one of the same k
-/// for that feature and falls behind for the other; a random projection does neither. k are [`InformationOptions::dimensions`],
-/// powers of two up to `d_head` where none are given; `survival_own` stands at k = `d_head`. The model's v of a group of heads is
-/// one.
+/// If a head keeps what matters for one feature and drops another, its own survival exceeds the best joint one at the
+/// same k for the first feature and falls short for the second. A random projection does neither. The values of k are
+/// [`InformationOptions::dimensions`], by default the powers of two up to `d_head`; `survival_own` is at k = `d_head`.
+/// Query heads that share a key/value head have the same v.
 ///
 /// # Errors
-/// Where a token does not fit the model, an option makes no sense, or a target is another head or has fewer than two labels
-/// that stand at ten positions.
+/// If a token does not fit the model, an option is invalid, or a target is another head or has fewer than two labels
+/// with ten positions each.
 pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOptions) -> Result<Table> {
     options.validate()?;
     if options.targets.contains(&Target::Head) {
@@ -55,7 +55,7 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
     for (layer, read) in places.read(&sites)?.iter().enumerate() {
         let mut x = rows(&read[0])?;
         if normed {
-            // The norm's own scale, shift and centring are linear, and so the regressions'.
+            // The norm's own scale, shift and centring are linear, so the regressions absorb them.
             x /= &rows(&read[2])?;
         }
         let full = features.survival(&Projection::All, x.view())?;
@@ -95,15 +95,15 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
     Table::new(table, model.provenance(what, Some(options.seed))?)
 }
 
-/// What a regression may use of its input.
+/// The part of its input that a regression may use.
 enum Projection {
     /// All of it.
     All,
-    /// The k coordinates from which all features together can be told best.
+    /// The k coordinates that best predict all features together.
     Best(usize),
 }
 
-/// Indicators of all targets' labels beside each other, and two halves of the places.
+/// Indicators of the labels of all targets, side by side, and two halves of the places.
 struct Features {
     targets: Vec<(Target, std::ops::Range<usize>)>,
     values: Array2<f64>,
@@ -134,7 +134,7 @@ impl Features {
         Ok(Self { targets, values, halves: [a.to_vec(), b.to_vec()], level, seed })
     }
 
-    /// Each target's share of variance told on held-out places.
+    /// The share of each target's variance explained on held-out places.
     fn survival(&self, projection: &Projection, x: ndarray::ArrayView2<f64>) -> Result<Vec<(Target, Interval)>> {
         let mut pairs: Vec<Vec<(f64, f64)>> = vec![vec![]; self.targets.len()];
         for (fit, test) in [(0, 1), (1, 0)].map(|(a, b)| (&self.halves[a], &self.halves[b])) {
@@ -163,7 +163,7 @@ impl Features {
     }
 }
 
-/// Predicts centred features of unseen rows by ridge regression on known ones, of full or of reduced rank.
+/// Predicts centred features of held-out rows by ridge regression on known ones, of full or reduced rank.
 fn regress(x: &Array2<f64>, y: &Array2<f64>, unseen: &Array2<f64>, projection: &Projection) -> Result<Array2<f64>> {
     let failed = || Error::linear_algebra("regressing features on a head's input");
     let mean = x.mean_axis(Axis(0)).unwrap_or_default();
@@ -176,7 +176,7 @@ fn regress(x: &Array2<f64>, y: &Array2<f64>, unseen: &Array2<f64>, projection: &
     let half = factor.solve_triangular(UPLO::Lower, Diag::NonUnit, &right).map_err(failed())?;
     let weights = factor.t().to_owned().solve_triangular(UPLO::Upper, Diag::NonUnit, &half).map_err(failed())?;
     let Projection::Best(k) = projection else { return Ok(unseen.dot(&weights)) };
-    // half^T half = B^T (X^T X / n + ridge) B: its leading axes are those of the fitted features.
+    // half^T half = B^T (X^T X / n + ridge) B, whose leading axes are those of the fitted features.
     let (_, axes) = half.t().dot(&half).eigh(UPLO::Lower).map_err(failed())?;
     let kept = axes.slice(s![.., axes.ncols().saturating_sub(*k)..]);
     Ok(unseen.dot(&weights.dot(&kept)).dot(&kept.t()))

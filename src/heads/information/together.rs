@@ -1,4 +1,4 @@
-//! What the heads of a layer share, and what pairs of them say together.
+//! What do the heads of a layer share, and what do pairs of them tell only together?
 
 use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
@@ -13,17 +13,19 @@ use crate::model::{Model, Tokens};
 use crate::neural::one_hot;
 use crate::table::{Keys, Observation, Table};
 
-/// Principal coordinates of each head unless others are asked for: all heads of a layer stand in one estimate.
+/// Default number of principal coordinates per head: few, because all heads of a layer enter one estimate.
 const DIMENSIONS: usize = 2;
 
-/// Do the heads of a layer repeat each other, or do they say something only together? For each layer the total correlation of
-/// its heads' sources (0 where they are independent) and their O-information (positive: redundancy, negative: synergy; Rosas et al.
-/// 2019), in nats, metrics `total_correlation` and `o_information`. By nearest neighbours where [`HeadEstimator::Ksg`] is asked
-/// for, else as if sources were Gaussian; noise as there, 0.5 unless said otherwise. Of each head the leading
-/// [`InformationOptions::dimensions`], 2 where none are given.
+/// Do the heads of a layer repeat each other, or do they tell something only together?
+///
+/// For each layer, the total correlation of its heads' sources (0 if they are independent) and their O-information
+/// (positive for redundancy, negative for synergy; Rosas et al. 2019), in nats, as metrics `total_correlation` and
+/// `o_information`. The estimator is nearest neighbours for [`HeadEstimator::Ksg`], and Gaussian for all others. The
+/// noise is as in [`InformationOptions::noise`], by default 0.5. Each head enters with its leading
+/// [`InformationOptions::dimensions`], by default 2.
 ///
 /// # Errors
-/// Where a token does not fit the model, an option makes no sense, or a layer has fewer than two heads.
+/// If a token does not fit the model, an option is invalid, or a layer has fewer than two heads.
 pub fn layer_information(model: &Model, tokens: &Tokens, options: &InformationOptions) -> Result<Table> {
     let options = &prepared(options, vec![]);
     let asked = Asked::new(model, tokens, options)?;
@@ -61,13 +63,14 @@ pub fn layer_information(model: &Model, tokens: &Tokens, options: &InformationOp
     Table::new(rows, model.provenance(what, Some(options.seed))?)
 }
 
-/// What do two heads of a layer say about a target by repeating each other, each alone, and only together? Partial information
-/// decomposition by the minimum of the two (MMI; Barrett 2015), as if sources were Gaussian: for each pair (`from_head`, `head`)
-/// and target the metrics `redundant`, `unique_1` (of `from_head`), `unique_2` (of `head`) and `synergistic`, in nats. Noise and
-/// dimensions as in [`layer_information`].
+/// What do two heads of a layer tell about a target redundantly, each alone, and only together?
+///
+/// Partial information decomposition with the minimum as redundancy (MMI; Barrett 2015) and a Gaussian model of the
+/// sources. For each pair (`from_head`, `head`) and target: the metrics `redundant`, `unique_1` (of `from_head`),
+/// `unique_2` (of `head`) and `synergistic`, in nats. Noise and dimensions as in [`layer_information`].
 ///
 /// # Errors
-/// As [`layer_information`]; and where a target has fewer than two labels that stand at ten positions.
+/// As [`layer_information`]; also if a target has fewer than two labels with ten positions each.
 pub fn pair_information(model: &Model, tokens: &Tokens, options: &InformationOptions) -> Result<Table> {
     let options = &prepared(options, options.targets.clone());
     options.validate()?;
@@ -132,7 +135,7 @@ fn of_pair(asked: &Asking, first: &Part, second: &Part) -> Result<Vec<Observatio
     Ok(rows)
 }
 
-/// The options with usual dimensions and noise, without layers of their own.
+/// The options with default dimensions and noise, and without whole layers.
 fn prepared(options: &InformationOptions, targets: Vec<Target>) -> InformationOptions {
     let mut options = InformationOptions { layers: false, targets, ..options.clone() };
     if options.dimensions.is_empty() {
