@@ -31,7 +31,7 @@ fn free_of_control_group() -> Option<usize> {
     for folder in Path::new(path.trim_start_matches('/')).ancestors() {
         let number = |name: &str| {
             let text = std::fs::read_to_string(Path::new("/sys/fs/cgroup").join(folder).join(name)).ok()?;
-            text.trim().parse::<usize>().ok() // `max` where there is no limit
+            text.trim().parse::<usize>().ok() // `max` if there is no limit
         };
         if let (Some(most), Some(taken)) = (number("memory.max"), number("memory.current")) {
             free = Some(free.unwrap_or(usize::MAX).min(most.saturating_sub(taken)));

@@ -67,7 +67,7 @@ columns! {
         pub token: String,
         /// A task or feature.
         pub task: String,
-        /// Number of a variant that nothing else tells apart from the others.
+        /// Number of a variant that no other key distinguishes.
         pub variant: u32,
         /// The names of the parts that change together.
         pub set: String,

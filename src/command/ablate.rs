@@ -1,4 +1,4 @@
-//! `headscope ablate`
+//! `headscope ablate`: what does a metric lose without a head, or another part of the model?
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -9,30 +9,31 @@ use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::{ModelArguments, PromptArguments};
 
-/// Ablate every head in turn (or something else: --site, --each) and tabulate what it does to a metric.
+/// Ablate every head in turn (or other parts: --site, --each) and tabulate the effect on a metric.
 ///
 /// Example: headscope ablate minilm --text "The cat sat." "A dog ran." --kind mean --out heads.parquet
 ///
 /// Cut every attention edge: headscope ablate MODEL --tokens @tokens.json --kind knock-out --out edges.parquet
 ///
-/// One row a head: the metric with the head ablated (value) and without (baseline).
+/// One row per head: the metric with the head ablated (value) and without (baseline).
 #[derive(Args)]
 pub struct Ablate {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
-    /// What the site becomes: zero, its mean over the prompts, or what it is on another prompt; or attention edges are cut
+    /// What replaces the activation: zero, its mean over the prompts, or its value on another prompt; or knock-out,
+    /// which cuts attention edges
     #[arg(long, value_enum, default_value_t = Kind::Zero)]
     kind: Kind,
     #[command(flatten)]
     each: EachArguments,
     #[command(flatten)]
     metric: MetricArguments,
-    /// Prompts over which means are taken and others are drawn, instead of the prompts themselves
+    /// Prompts to take means over and to resample from, instead of the prompts themselves
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     reference: Vec<String>,
-    /// Seed of the drawing; by default 0
+    /// Seed of the resampling; by default 0
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
@@ -66,7 +67,7 @@ impl Ablate {
         self.output.finish(sweep)
     }
 
-    /// Refuses options that would be of no use.
+    /// Rejects options that would have no effect.
     fn check(&self) -> Result<()> {
         if self.seed.is_some() && self.kind != Kind::Resample {
             bail!("--seed: expected --kind resample with it");
@@ -78,7 +79,7 @@ impl Ablate {
         Ok(())
     }
 
-    /// Nothing for a knock-out.
+    /// The kind of ablation; `None` for a knock-out.
     fn ablation(&self) -> Option<Ablation> {
         match self.kind {
             Kind::Zero => Some(Ablation::Zero),

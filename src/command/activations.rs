@@ -1,4 +1,4 @@
-//! `headscope activations`
+//! `headscope activations`: what are the activations of a model on prompts?
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use headscope::model::{Plan, Site};
 
 use super::{ModelArguments, PromptArguments};
 
-/// Write activations of a run to a safetensors file, each tensor named by its site.
+/// Run prompts and write activations to a safetensors file, each tensor named after its site.
 ///
 /// Example: headscope activations minilm --text "The cat sat." --sites pattern.3,z.3 --out a.safetensors
 ///
-/// `headscope inspect MODEL` lists the sites. Shapes: pattern.L [batch, head, query, key]; z.L, q.L
-/// [batch, position, head, d_head]; resid_pre.L [batch, position, d_model]; logits [batch, position, vocab].
+/// `headscope inspect MODEL` lists the sites. Shapes: pattern.L [batch, head, query, key]; z.L, q.L [batch, position,
+/// head, d_head]; resid_pre.L [batch, position, d_model]; logits [batch, position, vocab].
 #[derive(Args)]
 pub struct Activations {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `headscope attribute`
+//! `headscope attribute`: what would patching find, estimated from gradients?
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -6,21 +6,21 @@ use headscope::intervene::Estimate;
 
 use super::patch::Patch;
 
-/// Estimate from gradients what `headscope patch` would find, and put exact values beside the largest estimates.
+/// Estimate the results of `headscope patch` from gradients, with exact values for the largest estimates.
 ///
-/// Example: headscope attribute MODEL --clean @clean.json --corrupt @corrupt.json --site z --each head --method attribution
-/// --exact 20 --metric logit-difference --answers @pairs.json --out effects.parquet
+/// Example: headscope attribute MODEL --clean @clean.json --corrupt @corrupt.json --site z --each head --method
+/// attribution --exact 20 --metric logit-difference --answers @pairs.json --out effects.parquet
 #[derive(Args)]
 pub struct Attribute {
     #[command(flatten)]
     patch: Patch,
-    /// How to estimate
+    /// The estimator
     #[arg(long, value_enum, default_value_t = Method::Attribution)]
     method: Method,
     /// Steps of integrated gradients [default: 5]
     #[arg(long)]
     steps: Option<usize>,
-    /// Compute this many of the largest estimates exactly, too
+    /// Also compute this many of the largest estimates exactly
     #[arg(long, default_value_t = 0, value_name = "N")]
     exact: usize,
 }

@@ -1,4 +1,4 @@
-//! `headscope circuits`
+//! `headscope circuits`: what do the weights of the heads say?
 
 use std::path::PathBuf;
 
@@ -12,48 +12,48 @@ use headscope::table::Table;
 use super::output::reserve;
 use super::{ModelArguments, OptionalPrompts};
 
-/// Ask the weights of all heads: spectra, composition, similarity, copying, truncation. Nothing is run, but for --truncate
-/// with prompts.
+/// Analyse the weights of all heads: spectra, composition, similarity, copying, truncation. The model is not run,
+/// except for --truncate with prompts.
 ///
 /// Example: headscope circuits openai-community/gpt2 --composition k --out k.parquet
 ///
 /// Example: headscope circuits minilm --truncate qk --ranks 1,2,4,8 --together --text "The cat sat." "A dog ran."
 ///
-/// A checkpoint with the weights of attention alone will do for all but --copying and what --truncate costs on prompts.
+/// A checkpoint with attention weights only is enough, except for --copying and for the cost of --truncate on prompts.
 #[derive(Args)]
 pub struct CircuitsCommand {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     question: Question,
-    /// Ranks to cut to, separated by commas [default: the powers of two up to the heads' width]
+    /// Ranks to truncate to, separated by commas [default: the powers of two up to the heads' width]
     #[arg(long, value_name = "RANKS", value_delimiter = ',', requires = "truncate")]
     ranks: Vec<usize>,
-    /// Cut all heads at once
+    /// Truncate all heads at once
     #[arg(long, requires = "truncate")]
     together: bool,
-    /// Keep random directions instead of the best ones, drawn with this seed
+    /// Keep random directions, drawn with this seed, instead of the best ones
     #[arg(long, value_name = "SEED", requires = "truncate")]
     random: Option<u64>,
-    /// Prompts on which to measure what a truncation costs: the loss, or how far the embedding of a model without logits moves
+    /// Prompts on which to measure the cost of a truncation: the loss or, without logits, how far the embedding moves
     #[command(flatten)]
     prompts: OptionalPrompts,
-    /// Leave the norms' weights and the means out of the circuits, instead of folding them in
+    /// Leave the norms' weights and centring out of the circuits, instead of folding them in
     #[arg(long)]
     raw: bool,
-    /// How many positions the query stands after the key; only with rotary positions, by default 0
+    /// Number of positions from the key to the query, by default 0; only with rotary positions
     #[arg(long, value_name = "N", conflicts_with = "mean_offset")]
     offset: Option<i64>,
     /// Average QK circuits over offsets 0 to N - 1; only with rotary positions
     #[arg(long, value_name = "N")]
     mean_offset: Option<u32>,
-    /// What spectra are compared with: normal entries, or the head's own entries in random order
+    /// What to compare spectra with: normal entries, or the head's own entries in random order
     #[arg(long, value_enum)]
     null: Option<NullKind>,
-    /// Seed of these comparisons; by default 0
+    /// Seed of the comparison; by default 0
     #[arg(long)]
     seed: Option<u64>,
-    /// Rows to print, those of largest z-score first
+    /// Rows to print, largest z-score first
     #[arg(long, default_value_t = 10)]
     top: usize,
     /// The file to write: .parquet, .csv or .json
@@ -64,19 +64,19 @@ pub struct CircuitsCommand {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Question {
-    /// The spectrum of every head's circuit and the dimensions that it uses
+    /// The spectrum of every head's circuit, and its effective dimensions
     #[arg(long, value_enum, value_name = "CIRCUIT")]
     svd: Option<Which>,
-    /// How much of what each head writes the queries, keys or values of each later head read
+    /// How much of each head's output the queries, keys or values of each later head read
     #[arg(long, value_enum, value_name = "INPUT")]
     composition: Option<Input>,
-    /// How alike any two heads are: subspaces read and written, circuits
+    /// How alike each pair of heads is: subspaces read and written, circuits
     #[arg(long)]
     similarity: bool,
-    /// How much each head raises the tokens that it attends to
+    /// How much each head raises the logits of the tokens that it attends to
     #[arg(long)]
     copying: bool,
-    /// What each head loses at lower ranks (Eckart-Young), and with prompts what that costs the model
+    /// What each head loses at lower ranks (Eckart-Young) and, with prompts, what that costs the model
     #[arg(long, value_enum, value_name = "CIRCUIT")]
     truncate: Option<Which>,
 }
@@ -146,7 +146,7 @@ impl CircuitsCommand {
         self.finish(&circuits.similarities(offset)?, "z_score")
     }
 
-    /// Refuses options that would be of no use.
+    /// Rejects options that would have no effect.
     fn check(&self) -> Result<()> {
         let Question { svd, composition, similarity, truncate, .. } = &self.question;
         let (prompts, costs) = (self.prompts.0.is_some(), self.together || self.random.is_some());
@@ -173,13 +173,13 @@ impl CircuitsCommand {
         Ok(())
     }
 
-    /// The ranks asked for; powers of two, where none is.
+    /// The requested ranks; by default powers of two.
     fn ranks(&self, model: &Model) -> Vec<usize> {
         let usual = (0..).map(|power| 1 << power).take_while(|&rank| rank <= model.config().d_head);
         if self.ranks.is_empty() { usual.collect() } else { self.ranks.clone() }
     }
 
-    /// What a truncation costs the model.
+    /// The cost of a truncation for the model.
     fn costs(&self, which: Which, model: &Model, tokens: &Tokens) -> Result<()> {
         let cut = match which {
             Which::Qk => Cut::Qk,
@@ -217,7 +217,7 @@ impl CircuitsCommand {
         NullOptions { null, seed: self.seed.unwrap_or(0), ..NullOptions::default() }
     }
 
-    /// Prints the rows of largest `column` and writes the table.
+    /// Prints the rows with the largest `column` and writes the table.
     fn finish(&self, table: &Table, column: &str) -> Result<()> {
         println!("{}", table.largest(column, self.top)?);
         println!("the {} of {} rows with the largest {column}", self.top.min(table.len()), table.len());

@@ -1,4 +1,4 @@
-//! What the commands that sweep change, one row each.
+//! Which parts of the model does a sweep change? One row per part, for all commands that sweep.
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -8,30 +8,30 @@ use headscope::table::Keys;
 
 #[derive(Args)]
 pub struct EachArguments {
-    /// The site to change in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, scores, pattern,
-    /// mlp_post, ... [default: z, or scores for a knock-out]
+    /// The site to change in every layer: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z, q, k, v, scores,
+    /// pattern, mlp_post, ... [default: z, or scores for a knock-out]
     #[arg(long)]
     site: Option<String>,
-    /// One row for each: layer, head, kv-head, position, query, key, edge (query,key), neuron, or several as in
-    /// head,position [default: head where the site has heads, else layer; head,edge for a knock-out]
+    /// One row for each: layer, head, kv-head, position, query, key, edge (query,key), neuron, or a combination such as
+    /// head,position [default: head if the site has heads, otherwise layer; head,edge for a knock-out]
     #[arg(long, value_enum, value_delimiter = ',')]
     each: Vec<Each>,
-    /// Only rows of these layers
+    /// Only rows for these layers
     #[arg(long, value_delimiter = ',', value_name = "LAYER")]
     layers: Vec<u32>,
-    /// Only rows of these heads (at k and v, key/value heads)
+    /// Only rows for these heads (at k and v, key/value heads)
     #[arg(long, value_delimiter = ',', value_name = "HEAD")]
     heads: Vec<u32>,
-    /// Only rows of these positions (at scores and pattern, of the attending ones)
+    /// Only rows for these positions (at scores and pattern, of the queries)
     #[arg(long, value_delimiter = ',', value_name = "POSITION")]
     positions: Vec<u32>,
-    /// Instead of one row for each: a row for each subset of these heads, changed together
+    /// One row for each subset of these heads, changed together, instead of --each
     #[arg(long, value_delimiter = ',', value_name = "LAYER.HEAD", conflicts_with_all = ["site", "each", "layers", "heads", "positions"])]
     subsets: Vec<String>,
-    /// Not all subsets, but this many that are drawn
+    /// A random sample of this many subsets, instead of all
     #[arg(long, value_name = "N", requires = "subsets")]
     drawn: Option<usize>,
-    /// Seed of that draw
+    /// Seed of this sample
     #[arg(long, default_value_t = 0, requires = "drawn", value_name = "SEED")]
     drawn_seed: u64,
 }
@@ -64,7 +64,7 @@ impl Each {
 }
 
 impl EachArguments {
-    /// The sweep with a variant for each row asked for.
+    /// The sweep with a variant for each requested row.
     pub fn apply<'a>(&self, sweep: Sweep<'a>, cuts: bool, config: &ModelConfig, tokens: &Tokens) -> Result<Sweep<'a>> {
         if !self.subsets.is_empty() {
             let parts = self.subsets.iter().map(|text| head(&sweep, text)).collect::<Result<Vec<Edit>>>()?;
@@ -99,7 +99,7 @@ impl EachArguments {
         Ok(sweep)
     }
 
-    /// The site as it was given, of whatever layer: its name decides the sites of all layers.
+    /// The site as given, with or without a layer: its name stands for the sites of all layers.
     pub fn site(&self) -> Result<Option<Site>> {
         let Some(site) = &self.site else { return Ok(None) };
         let named = site.parse::<Site>();
@@ -119,7 +119,7 @@ impl EachArguments {
     }
 }
 
-/// A head as it is written on the command line: LAYER.HEAD.
+/// Parses a head of the form LAYER.HEAD.
 fn head(sweep: &Sweep<'_>, text: &str) -> Result<Edit> {
     let numbers = text.split_once('.').and_then(|(layer, head)| Some((layer.parse().ok()?, head.parse().ok()?)));
     let Some((layer, head)) = numbers else { bail!("expected a head as LAYER.HEAD, found {text}") };

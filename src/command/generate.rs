@@ -1,4 +1,4 @@
-//! `headscope generate`
+//! `headscope generate`: how does a model continue a prompt?
 
 use std::io::Write;
 
@@ -18,13 +18,13 @@ pub struct Generate {
     /// The prompt
     #[arg(long)]
     prompt: String,
-    /// At most this many new tokens; an end token or the end of the context stops earlier
+    /// The most new tokens; an end token or the end of the context stops earlier
     #[arg(long, default_value_t = 100)]
     max_new: usize,
-    /// 0 takes the likeliest token; above, tokens are sampled
+    /// 0 takes the likeliest token; above 0, tokens are sampled
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Sample from this many likeliest tokens only
+    /// Sample only from this many likeliest tokens
     #[arg(long)]
     top_k: Option<usize>,
     /// Seed of the sampling
@@ -42,14 +42,14 @@ impl Generate {
         if self.top_k.is_some() && self.temperature == 0.0 {
             bail!("--top-k: expected a --temperature above 0 with it, found 0, which takes the likeliest token");
         }
-        // New tokens are decoded after the prompt's: by themselves they may lose a leading space.
+        // Decode new tokens together with the prompt: on their own they may lose a leading space.
         let mut ids = tokens.row(0).to_vec();
         let mut shown = tokenizer.decode(&ids)?;
         let mut out = std::io::stdout();
         write!(out, "{}", self.prompt)?;
         model.generate(&tokens, &options, |id| {
             ids.push(id);
-            // A token may be half a character: text is printed once it decodes to something that stays.
+            // A token may be part of a character: print text once it decodes to something stable.
             match tokenizer.decode(&ids) {
                 Ok(text) if !text.ends_with('\u{fffd}') => shown = print_new(&mut out, &shown, text),
                 _ => {}
@@ -61,10 +61,10 @@ impl Generate {
     }
 }
 
-/// Prints what `text` has after `shown`, and returns what is shown now.
+/// Prints the part of `text` after `shown`, and returns the text shown so far.
 fn print_new(out: &mut impl Write, shown: &str, text: String) -> String {
     let Some(new) = text.strip_prefix(shown) else { return shown.to_owned() };
-    // A closed pipe ends the process by its signal; nothing else is to be done about a terminal that is gone.
+    // A closed pipe ends the process by its signal; there is nothing to do about a terminal that is gone.
     let _ = write!(out, "{new}").and_then(|()| out.flush());
     text
 }

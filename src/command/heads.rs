@@ -1,4 +1,4 @@
-//! `headscope heads`
+//! `headscope heads`: what does every head attend to, and which heads are alike?
 
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ use headscope::table::Table;
 use super::output::reserve;
 use super::{ModelArguments, PromptArguments};
 
-/// Score what every head attends to, one row a head and score.
+/// Score what every head attends to, one row per head and score.
 ///
 /// Example: headscope heads minilm --text "The cat sat." "A dog ran." --out heads.parquet
 ///
-/// value: mean over the prompts; baseline: the same for attention spread alike over all keys; low, high: bootstrap interval over
-/// prompts; z_score: distance from the baseline in standard deviations of shuffled attention. prefix_matching and copying are
-/// measured on repeated random tokens, not on the prompts.
+/// value: mean over the prompts; baseline: the same for uniform attention over all keys; low, high: bootstrap interval
+/// over prompts; z_score: distance from the baseline in standard deviations of shuffled attention. prefix_matching and
+/// copying are measured on repeated random tokens, not on the prompts.
 #[derive(Args)]
 pub struct Heads {
     #[command(flatten)]
@@ -29,16 +29,16 @@ pub struct Heads {
     /// Scores, separated by commas: previous_token, back_3, induction, ...; by default all
     #[arg(long, value_delimiter = ',', conflicts_with = "similarity")]
     scores: Vec<String>,
-    /// Prompts of repeated random tokens; 0 for none
+    /// Number of prompts of repeated random tokens; 0 for none
     #[arg(long, default_value_t = Repeats::default().prompts, conflicts_with = "similarity")]
     repeats: usize,
-    /// Tokens in the block that is repeated; 25, or half of what the context holds
+    /// Tokens in the repeated block; by default 25, or fewer if two blocks of 25 would not fit in the context
     #[arg(long, conflicts_with = "similarity")]
     repeat_length: Option<usize>,
     /// Seed of the random tokens and of the intervals
     #[arg(long, default_value_t = 0, conflicts_with = "similarity")]
     seed: u64,
-    /// Rows to print, for each score those of largest value first
+    /// Rows to print for each score, largest value first
     #[arg(long, default_value_t = 3)]
     top: usize,
     /// The file to write: .parquet, .csv or .json
@@ -50,9 +50,9 @@ pub struct Heads {
 enum Measure {
     /// Jensen-Shannon divergence of their patterns over ln 2: 0 is the same
     JensenShannon,
-    /// Linear CKA of what they write: 1 is the same up to rotation and scale
+    /// Linear CKA of the head outputs: 1 is the same up to rotation and scale
     Cka,
-    /// Mean canonical correlation of what they gather: 1 is the same up to a linear map
+    /// Mean canonical correlation of z: 1 is the same up to a linear map
     Cca,
 }
 
@@ -88,7 +88,7 @@ impl Heads {
     }
 }
 
-/// Prints for each metric the heads (or pairs of heads) of largest value, and the baseline.
+/// Prints the heads (or pairs of heads) with the largest values for each metric, and the baseline.
 fn show(table: &Table, top: usize) -> Result<()> {
     let leading = table.leading(top)?;
     let metrics = leading.frame().column("metric")?.str()?.clone();

@@ -160,12 +160,12 @@ impl Information {
     }
 }
 
-/// A call that is at fault.
+/// The error for a wrong call.
 fn misuse(name: &'static str, expected: &str, found: &str) -> Error {
     Error::Argument { name, expected: expected.to_owned(), found: found.to_owned() }
 }
 
-/// LAYER.HEAD
+/// Parses LAYER.HEAD.
 fn pair(text: &str) -> Result<(usize, usize)> {
     match text.split_once('.').map(|(layer, head)| (layer.parse(), head.parse())) {
         Some((Ok(layer), Ok(head))) => Ok((layer, head)),

@@ -1,4 +1,4 @@
-//! `headscope inspect`
+//! `headscope inspect`: what is in a model?
 
 use anyhow::Result;
 use clap::Args;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ModelArguments;
 
-/// Show a model's architecture, its sites, and the devices there are.
+/// Show a model's architecture, its sites, and the available devices.
 ///
 /// Example: headscope inspect minilm
 #[derive(Args)]
@@ -72,7 +72,7 @@ fn heads(model: &Model) -> String {
     format!("{} a layer of {} dimensions{shared}", config.n_heads, config.d_head)
 }
 
-/// Names of the sites; those of a layer once.
+/// The names of the sites, each once for all layers.
 fn sites(model: &Model) -> String {
     let mut names: Vec<String> = Site::all(model.config())
         .into_iter()

@@ -1,4 +1,4 @@
-//! The metric, as the commands that sweep take it.
+//! What does a sweep measure? The metric, for all commands that sweep.
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -9,10 +9,10 @@ use super::json;
 
 #[derive(Args)]
 pub struct MetricArguments {
-    /// What is measured; by default the loss, or for a model without logits the embedding distance
+    /// The metric; by default the loss or, for a model without logits, the embedding distance
     #[arg(long, value_enum)]
     metric: Option<Measure>,
-    /// What answers: a JSON list with an id, or a pair [correct id, wrong id], for each prompt, or @FILE with one
+    /// The answers: a JSON list with an id or a pair [correct id, wrong id] for each prompt, or @FILE with such a list
     #[arg(long, value_name = "JSON|@FILE")]
     answers: Option<String>,
     /// The correct answer, a single token such as " Mary"
@@ -68,7 +68,7 @@ impl MetricArguments {
         })
     }
 
-    /// The correct answer, and the wrong one where there is one.
+    /// The correct answer, and the wrong one if given.
     fn answers(&self) -> Result<(Answer, Option<Answer>)> {
         #[derive(serde::Deserialize)]
         #[serde(untagged)]

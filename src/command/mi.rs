@@ -18,12 +18,12 @@ use serde_json::json;
 
 use array::Array;
 
-/// Estimate what two arrays of samples share: their mutual information, in nats.
+/// Estimate the mutual information of two arrays of samples, in nats.
 ///
 /// Example: headscope mi arrays.safetensors --x z --y target --estimator ksg --k 5 --json
 ///
-/// Arrays are [sample, dimension], or [sample] for one dimension, of floating-point numbers, whole numbers or booleans. The
-/// interval covers chance, not bias; warnings say what speaks against the estimate.
+/// Arrays are [sample, dimension], or [sample] for one dimension, of floating-point numbers, whole numbers or booleans.
+/// The interval covers chance, not bias; warnings give reasons to doubt the estimate.
 #[derive(Args)]
 pub struct Mi {
     /// A safetensors file
@@ -34,15 +34,16 @@ pub struct Mi {
     /// Name of the second array
     #[arg(long, value_name = "NAME")]
     y: String,
-    /// The estimator: gaussian (linear dependence only), ksg, ksg2, lnc (nearest neighbours), ross (y are labels), binned, cca; vinfo,
-    /// vinfo-mlp (what a linear probe or a small network can use of x, held out); infonce, nwj, mine (trained lower bounds)
+    /// The estimator: gaussian (linear dependence only); ksg, ksg2, lnc (nearest neighbours); ross (y holds labels);
+    /// binned; cca; vinfo, vinfo-mlp (what a linear probe or a small network can use of x, on held-out samples);
+    /// infonce, nwj, mine (trained lower bounds)
     #[arg(long, default_value = "ksg", value_parser = names())]
     estimator: String,
-    /// y holds labels (whole numbers or booleans), not quantities: for vinfo, vinfo-mlp, infonce, nwj and mine; always so for
-    /// ross
+    /// y holds labels (whole numbers or booleans), not quantities: for vinfo, vinfo-mlp, infonce, nwj and mine; always
+    /// on for ross
     #[arg(long)]
     labels: bool,
-    /// Number of neighbours, less than half of the samples; for ksg, ksg2, lnc and ross
+    /// Number of neighbours, less than half of the number of samples; for ksg, ksg2, lnc and ross
     #[arg(long)]
     k: Option<usize>,
     /// Seed of all random draws
@@ -71,7 +72,7 @@ enum Method {
     Probe(ProbeOptions),
 }
 
-/// y, as the method takes it.
+/// y in the form that the method takes.
 enum Target {
     Numbers(Array2<f64>),
     Labels(Vec<usize>),
@@ -96,7 +97,7 @@ impl Mi {
         Ok(())
     }
 
-    /// What was asked for, checked before anything is read.
+    /// The requested method, checked before any file is read.
     fn method(&self) -> Result<Method> {
         let (level, permutations) = (self.level, self.permutations);
         if let Ok(mut estimator) = self.estimator.parse::<Estimator>() {
@@ -164,7 +165,7 @@ fn print_json(found: &Estimate, level: f64) {
 
 fn print(found: &Estimate, x: &str, y: &str) {
     let interval = found.interval.map_or(String::new(), |interval| {
-        // Of so many digits that 0.95 is 95 and 0.999 is not 100.
+        // Enough digits that 0.95 is shown as 95, and 0.999 not as 100.
         let level = format!("{:.6}", 100.0 * interval.level);
         let level = level.trim_end_matches('0').trim_end_matches('.');
         format!(", {level} % interval {:.4} to {:.4}", interval.low, interval.high)

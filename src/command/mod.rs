@@ -1,4 +1,4 @@
-//! The subcommands: parse, call the library, print.
+//! What does each subcommand do? Parse arguments, call the library, print.
 
 mod ablate;
 mod activations;
@@ -25,10 +25,10 @@ use headscope::checkpoint::LoadOptions;
 use headscope::model::{Model, Tokens};
 use tch::Kind;
 
-/// Takes transformers apart, head by head.
+/// Take transformers apart, head by head.
 ///
-/// MODEL is a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), the bundled name `minilm`,
-/// or a hub id such as openai-community/gpt2.
+/// MODEL is a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), a bundled name such as
+/// `minilm`, or a hub id such as openai-community/gpt2.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Arguments {
@@ -38,40 +38,40 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show a model's architecture, its sites, and the devices there are
+    /// Show a model's architecture, its sites, and the available devices
     Inspect(inspect::Inspect),
-    /// Write activations of a run to a safetensors file, each tensor named by its site
+    /// Run prompts and write activations to a safetensors file
     Activations(activations::Activations),
-    /// Ablate every head in turn and tabulate what it does to a metric
+    /// Ablate every head in turn and tabulate the effect on a metric
     Ablate(ablate::Ablate),
-    /// Patch activations of one run into another and tabulate what becomes of a metric
+    /// Patch activations of one run into another and tabulate the effect on a metric
     Patch(patch::Patch),
-    /// Ask the weights of all heads: spectra, composition, similarity, copying
+    /// Analyse the weights of all heads: spectra, composition, similarity, copying, truncation
     Circuits(circuits::CircuitsCommand),
     /// Estimate from gradients what patching would find
     Attribute(attribute::Attribute),
-    /// Patch paths from senders to receivers and tabulate what becomes of a metric
+    /// Patch paths from senders to receivers and tabulate the effect on a metric
     Paths(paths::Paths),
     /// Score what every head attends to, or compare every pair of heads
     Heads(heads::Heads),
     /// Find the head that plays each role in annotated text
     Roles(roles::RolesCommand),
-    /// Estimate what heads say about tokens, positions, roles and each other
+    /// Estimate what heads tell about tokens, positions, roles and each other
     Information(information::Information),
-    /// Estimate what two arrays of samples share
+    /// Estimate the mutual information of two arrays of samples
     Mi(mi::Mi),
     /// Continue a prompt
     Generate(generate::Generate),
     /// Train small transformers on languages with known structure
     Lab(lab::Lab),
-    /// Print a completion script, to be sourced by your shell
+    /// Print a completion script for your shell to source
     Completions {
         /// Your shell
         shell: clap_complete::Shell,
     },
 }
 
-/// Runs what was asked for.
+/// Runs the requested subcommand.
 pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Inspect(inspect) => inspect.run(),
@@ -98,13 +98,13 @@ pub fn run(arguments: Arguments) -> Result<()> {
 struct ModelArguments {
     /// A folder, a bundled name, or a hub id
     model: String,
-    /// Type of weights and activations
+    /// The type of weights and activations
     #[arg(long, value_enum, default_value_t = Dtype::Float32)]
     dtype: Dtype,
-    /// Where to compute: cpu, cuda, cuda:1
+    /// The device to compute on: cpu, cuda, cuda:1
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Revision on the hub: a branch, a tag, a commit
+    /// Revision on the hub: a branch, a tag or a commit
     #[arg(long)]
     revision: Option<String>,
 }
@@ -134,15 +134,15 @@ struct PromptArguments {
     /// One or more prompts
     #[arg(long, num_args = 1.., value_name = "TEXT")]
     text: Vec<String>,
-    /// A file with one prompt a line
+    /// A file with one prompt per line
     #[arg(long, value_name = "FILE")]
     text_file: Option<PathBuf>,
-    /// Token ids: a JSON list of lists, or @FILE with one
+    /// Token ids: a JSON list of lists, or @FILE with such a list
     #[arg(long, value_name = "JSON|@FILE")]
     tokens: Option<String>,
 }
 
-/// [`PromptArguments`] that may be left out.
+/// [`PromptArguments`] that may be omitted.
 struct OptionalPrompts(Option<PromptArguments>);
 
 impl OptionalPrompts {
@@ -184,7 +184,7 @@ impl PromptArguments {
     }
 }
 
-/// A JSON argument, given itself or as @FILE.
+/// Parses a JSON argument, given directly or as @FILE.
 fn json<T: serde::de::DeserializeOwned>(given: &str, name: &str, expected: &str) -> Result<T> {
     let text = match given.strip_prefix('@') {
         Some(file) => std::fs::read_to_string(file).with_context(|| format!("{name}: cannot read {file}"))?,

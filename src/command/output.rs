@@ -1,4 +1,4 @@
-//! What becomes of a sweep's table, as the commands that sweep take it.
+//! Where does the table of a sweep go? Options shared by all commands that sweep.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use headscope::Error;
 use headscope::intervene::{Explanation, Paths, Sweep};
 use headscope::table::{Reserved, Table};
 
-/// What the commands that sweep run: variants, or paths.
+/// What these commands run: variants, or paths.
 pub trait Work: Sized {
     fn per_prompt(self) -> Self;
     fn per_token(self) -> Self;
@@ -52,36 +52,36 @@ work!(Sweep, Paths);
 
 #[derive(Args)]
 pub struct OutputArguments {
-    /// One row a variant and prompt, instead of the mean over prompts
+    /// One row per variant and prompt, instead of the mean over prompts
     #[arg(long)]
     per_prompt: bool,
-    /// One row a variant, prompt and predicted token, for loss, accuracy and KL
+    /// One row per variant, prompt and predicted token, for loss, accuracy and KL
     #[arg(long)]
     per_token: bool,
-    /// Add an interval of the mean over prompts (95 %, bootstrap)
+    /// Add an interval for the mean over prompts (95 %, bootstrap)
     #[arg(long)]
     interval: bool,
-    /// Print how the sweep would be computed and what it costs, and compute nothing
+    /// Print how the sweep would be computed and what it would cost, and compute nothing
     #[arg(long)]
     explain: bool,
-    /// Largest memory for activations beside the model, in MiB; by default a quarter of what is free on the
-    /// model's device, and never more than is free. What does not fit at once is computed in parts
+    /// Memory limit for activations, on top of the model, in MiB; by default a quarter of the free memory of the
+    /// model's device, and never more than is free. Larger work is split
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     memory: Option<u64>,
     #[command(flatten)]
     table: TableArguments,
-    /// Go on where an interrupted run of the same command stopped; its finished rows stand in TABLE.partial
+    /// Continue an interrupted run of the same command; its finished rows are in TABLE.partial
     #[arg(long, requires = "out")]
     resume: bool,
-    /// Delete the finished rows of an interrupted run, and start over
+    /// Delete the finished rows of an interrupted run and start over
     #[arg(long, requires = "out", conflicts_with = "resume")]
     restart: bool,
 }
 
-/// Where a table goes: its strongest rows to the terminal, all of it to a file.
+/// Where a table goes: its largest effects to the terminal, all of it to a file.
 #[derive(Args)]
 pub struct TableArguments {
-    /// Rows to print, those of largest effect first
+    /// Rows to print, largest effect first
     #[arg(long, default_value_t = 10)]
     top: usize,
     /// The file to write: .parquet, .csv or .json
@@ -89,8 +89,8 @@ pub struct TableArguments {
     out: Option<PathBuf>,
 }
 
-/// Fails before long work where a table could not be written to `out`, or another process is at work on it; keeps other
-/// processes from it for as long as what is returned lives.
+/// Checks, before a long computation, that a table can be written to `out` and that no other process is working on it.
+/// Other processes are kept out until the returned value is dropped.
 pub fn reserve(out: Option<&Path>) -> Result<Option<Reserved>> {
     let Some(out) = out else { return Ok(None) };
     Table::check_path(out)?;
@@ -98,7 +98,7 @@ pub fn reserve(out: Option<&Path>) -> Result<Option<Reserved>> {
 }
 
 impl TableArguments {
-    /// Writes the table and prints its strongest rows.
+    /// Writes the table and prints its largest effects.
     pub fn finish(&self, table: &Table) -> Result<()> {
         if let Some(out) = &self.out {
             table.write(out)?;
@@ -116,7 +116,7 @@ impl TableArguments {
     }
 }
 
-/// Where the finished rows of a table are kept until it is written.
+/// The file that holds the finished rows of a table until it is written.
 fn journal(out: &Path) -> PathBuf {
     let mut journal = out.as_os_str().to_owned();
     journal.push(".partial");
@@ -127,8 +127,8 @@ fn journal(out: &Path) -> PathBuf {
 static STOP: AtomicBool = AtomicBool::new(false);
 
 impl OutputArguments {
-    /// Fails before long work where its table could not be written ([`reserve`]), or where it is not said what is to become of
-    /// the rows of an interrupted run.
+    /// Checks, before a long computation, that its table can be written ([`reserve`]) and that the user said what to do
+    /// with the rows of an interrupted run.
     pub fn begin(&self) -> Result<Option<Reserved>> {
         let out = self.table.out.as_deref().filter(|_| !self.explain);
         let reserved = reserve(out)?;
@@ -144,7 +144,7 @@ impl OutputArguments {
         Ok(reserved)
     }
 
-    /// Runs the sweep, prints its strongest rows and writes its table.
+    /// Runs the sweep, prints its largest effects and writes its table.
     pub fn finish(&self, sweep: impl Work) -> Result<()> {
         let sweep = self.asked(sweep);
         if self.explain {
@@ -155,7 +155,7 @@ impl OutputArguments {
         self.finish_resumable(sweep, out)
     }
 
-    /// Runs a sweep of estimates, which takes one pass and need not be resumed, and does the same with it.
+    /// Like [`Self::finish`], for a sweep of estimates, which takes one pass and need not be resumable.
     pub fn finish_estimate(&self, sweep: impl Work) -> Result<()> {
         if self.resume || self.explain {
             bail!("--resume, --explain: expected exact values, found estimates");
@@ -185,7 +185,7 @@ impl OutputArguments {
         sweep
     }
 
-    /// Runs the sweep and keeps its finished rows beside `out` until the table is written there.
+    /// Runs the sweep, keeping its finished rows next to `out` until the table is written there.
     fn finish_resumable(&self, sweep: impl Work, out: &Path) -> Result<()> {
         let journal = journal(out);
         ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;

@@ -1,4 +1,4 @@
-//! `headscope patch`
+//! `headscope patch`: which activations carry the difference between two runs?
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -10,28 +10,28 @@ use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::{ModelArguments, json};
 
-/// Patch activations of one run into another and tabulate what becomes of a metric.
+/// Patch activations of one run into another and tabulate the effect on a metric.
 ///
-/// Example: headscope patch MODEL --clean @clean.json --corrupt @corrupt.json --site resid_pre --each position
-/// --metric logit-difference --answers @pairs.json --normalised --out effects.parquet
+/// Example: headscope patch MODEL --clean @clean.json --corrupt @corrupt.json --site resid_pre --each position --metric
+/// logit-difference --answers @pairs.json --normalised --out effects.parquet
 #[derive(Args)]
 pub struct Patch {
     #[command(flatten)]
     model: ModelArguments,
-    /// Clean prompts: a JSON list of texts, or of lists of token ids, or @FILE with one
+    /// Clean prompts: a JSON list of texts or of lists of token ids, or @FILE with such a list
     #[arg(long, value_name = "JSON|@FILE")]
     clean: String,
-    /// Corrupted prompts, as many and as long
+    /// Corrupted prompts, equal in number and length
     #[arg(long, value_name = "JSON|@FILE")]
     corrupt: String,
     #[command(flatten)]
     each: EachArguments,
-    /// Clean activations into the corrupted run (denoise), or the other way round (noise)
+    /// Patch clean activations into the corrupted run (denoise), or the other way round (noise)
     #[arg(long, value_enum, default_value_t = Direction::Denoise)]
     direction: Direction,
     #[command(flatten)]
     metric: MetricArguments,
-    /// Put the metric on the scale from the corrupted run (0) to the clean one (1)
+    /// Rescale the metric so that the corrupted run is 0 and the clean run is 1
     #[arg(long)]
     normalised: bool,
     #[command(flatten)]
@@ -49,7 +49,7 @@ impl Patch {
         self.run_with(|sweep, output| output.finish(sweep))
     }
 
-    /// Builds the sweep and hands it on.
+    /// Builds the sweep and passes it to `finish`.
     pub fn run_with(&self, finish: impl Fn(Sweep<'_>, &OutputArguments) -> Result<()>) -> Result<()> {
         self.each.site()?;
         let _reserved = self.output.begin()?;

@@ -1,4 +1,4 @@
-//! `headscope paths`
+//! `headscope paths`: which part of the model affects which?
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -10,52 +10,52 @@ use super::metric::MetricArguments;
 use super::output::OutputArguments;
 use super::patch::{Direction, prompts};
 
-/// Path patching: which part of the model tells which? Every sender against every receiver after it, exactly; or the direct
+/// Path patching: which part of the model affects which? Every sender to every later receiver, exactly; or the direct
 /// paths estimated from gradients (EAP, EAP-IG).
 ///
-/// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head --to query,logits
-/// --metric logit-difference --answers @pairs.json --out paths.parquet
+/// Example: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head --to query,logits --metric
+/// logit-difference --answers @pairs.json --out paths.parquet
 ///
-/// Estimated, the 20 largest exactly, too: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json --from head,mlp
-/// --to query,key,value,mlp,logits --method eap-ig --frozen-mlps --exact 20 --out edges.parquet
+/// Estimates, with exact values for the 20 largest: headscope paths MODEL --clean @clean.json --corrupt @corrupt.json
+/// --from head,mlp --to query,key,value,mlp,logits --method eap-ig --frozen-mlps --exact 20 --out edges.parquet
 #[derive(Args)]
 pub struct Paths {
     #[command(flatten)]
     model: ModelArguments,
-    /// Clean prompts: a JSON list of texts, or of lists of token ids, or @FILE with one
+    /// Clean prompts: a JSON list of texts or of lists of token ids, or @FILE with such a list
     #[arg(long, value_name = "JSON|@FILE")]
     clean: String,
-    /// Corrupted prompts, as many and as long
+    /// Corrupted prompts, equal in number and length
     #[arg(long, value_name = "JSON|@FILE")]
     corrupt: String,
-    /// The senders: every head, MLP, or the embeddings
+    /// The senders: every head, every MLP, or the embeddings
     #[arg(long, value_enum, value_delimiter = ',', default_value = "head")]
     from: Vec<From>,
-    /// The receivers: every head's queries, keys or values, every MLP, the logits
+    /// The receivers: every head's queries, keys or values, every MLP, or the logits
     #[arg(long, value_enum, value_delimiter = ',', default_value = "logits")]
     to: Vec<To>,
-    /// Only senders and receivers of these layers (and the embeddings, and the logits)
+    /// Only senders and receivers in these layers (besides the embeddings and the logits)
     #[arg(long, value_delimiter = ',', value_name = "LAYER")]
     layers: Vec<usize>,
-    /// MLPs between sender and receiver write what they write in the unpatched run
+    /// Keep the output of every MLP between sender and receiver as in the unpatched run
     #[arg(long)]
     frozen_mlps: bool,
-    /// The clean run with corrupted senders (noise), or the other way round (denoise)
+    /// Corrupt senders in the clean run (noise), or restore clean senders in the corrupted run (denoise)
     #[arg(long, value_enum, default_value_t = Direction::Noise)]
     direction: Direction,
     #[command(flatten)]
     metric: MetricArguments,
-    /// Put the metric on the scale from the corrupted run (0) to the clean one (1)
+    /// Rescale the metric so that the corrupted run is 0 and the clean run is 1
     #[arg(long)]
     normalised: bool,
-    /// How to find the effects: exactly, or estimated from gradients (attribution, or integrated gradients over --steps),
-    /// which takes --frozen-mlps
+    /// How to compute the effects: exactly, or estimated from gradients (attribution, or integrated gradients over
+    /// --steps), which requires --frozen-mlps
     #[arg(long, value_enum, default_value_t = Method::Exact)]
     method: Method,
     /// Steps of integrated gradients [default: 5]
     #[arg(long)]
     steps: Option<usize>,
-    /// Compute this many of the largest estimates exactly, too
+    /// Also compute this many of the largest estimates exactly
     #[arg(long, default_value_t = 0, value_name = "N")]
     exact: usize,
     #[command(flatten)]
@@ -106,7 +106,7 @@ impl Paths {
         }
     }
 
-    /// Nothing where the paths are computed exactly.
+    /// The estimator; `None` if the paths are computed exactly.
     fn estimate(&self) -> Result<Option<Estimate>> {
         if self.steps.is_some() && self.method != Method::EapIg {
             bail!("--steps: expected --method eap-ig with it");

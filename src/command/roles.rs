@@ -1,4 +1,4 @@
-//! `headscope roles`
+//! `headscope roles`: which head plays which role in annotated text?
 
 use std::path::PathBuf;
 
@@ -10,12 +10,13 @@ use headscope::table::Table;
 use super::ModelArguments;
 use super::output::reserve;
 
-/// Find the head that plays each role in annotated text, and judge it on text it was not chosen on.
+/// Find the head that plays each role in annotated text, and judge it on text that it was not chosen on.
 ///
 /// Example: headscope roles minilm --conllu en_ewt-ud-dev.conllu --out roles.parquet
 ///
-/// One line a role: nsubj_to_head is from each subject to its verb, nsubj_to_dependent the other way. The accuracy of the best
-/// head and of the best fixed offset on the second half of the texts; p: could distances alone explain it?
+/// One line per role: nsubj_to_head is from each subject to its verb, nsubj_to_dependent the reverse. Each line has the
+/// accuracy of the best head and of the best fixed offset on the second half of the texts, and p: could distances alone
+/// explain it?
 #[derive(Args)]
 pub struct RolesCommand {
     #[command(flatten)]
@@ -23,22 +24,22 @@ pub struct RolesCommand {
     /// Universal Dependencies: relations between words, and names
     #[arg(long, value_name = "FILE")]
     conllu: Option<PathBuf>,
-    /// GAP: which of two names a pronoun stands for
+    /// GAP: which of two names a pronoun refers to
     #[arg(long, value_name = "FILE.tsv")]
     gap: Option<PathBuf>,
-    /// Only the first so many texts of each file
+    /// Use only this many texts of each file, from its start
     #[arg(long)]
     limit: Option<usize>,
-    /// Take the best head for this role away, too, beside others
+    /// Ablate the best head for this role, and control heads for comparison
     #[arg(long, value_name = "ROLE", conflicts_with = "every_head")]
     test: Option<String>,
-    /// Write the accuracy of every head, not of the best
+    /// Write the accuracy of every head, not only of the best
     #[arg(long)]
     every_head: bool,
-    /// Links that a role needs in each half
+    /// The fewest links that a role needs in each half
     #[arg(long, default_value_t = RoleOptions::default().least)]
     least: usize,
-    /// Seed of the halves and of all draws
+    /// Seed of the halves and of all random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// The file to write: .parquet, .csv or .json
@@ -82,7 +83,7 @@ impl RolesCommand {
     }
 }
 
-/// Prints one line a role.
+/// Prints one line per role.
 fn show(best: &Table) -> Result<()> {
     let text = |name: &str| -> Result<Vec<String>> {
         Ok(best.frame().column(name)?.str()?.iter().map(|text| text.unwrap_or_default().to_owned()).collect())

@@ -3,14 +3,14 @@
 //! | item | question |
 //! |---|---|
 //! | [`head_scores`] | the next two in one table |
-//! | [`pattern_scores`], [`PatternScore`] | what does each head attend to, compared with uniform and shuffled attention? |
+//! | [`pattern_scores`], [`PatternScore`] | what does each head attend to, against uniform and shuffled attention? |
 //! | [`induction_scores`], [`Repeats`] | which heads match prefixes and copy, on repeated random tokens? |
 //! | [`similarity`], [`Similarity`] | which heads do the same on given prompts? |
 //! | [`Roles`], [`Annotated`] | which head knows which link between words ([`read_conllu`], [`read_gap`])? |
 //! | [`Role::test`](Role::test) | does the model need the best head for a role? |
 //! | [`truncation_costs`] | what does a lower rank of QK or OV cost the model? |
 //! | [`head_information`] | what do heads and layers tell about tokens, positions, roles and each other, in nats? |
-//! | [`layer_information`], [`pair_information`] | what do the heads of a layer repeat, and what do they tell only together? |
+//! | [`layer_information`], [`pair_information`] | what do a layer's heads repeat, what do they tell only together? |
 //! | [`rank_survival`] | how much of each feature survives a head's projection, and how much could? |
 //! | [`Targets`], [`Prompt`] | how does a given attention pattern score? |
 

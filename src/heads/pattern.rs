@@ -15,7 +15,7 @@ pub(super) const REACH: usize = 16;
 /// ```
 /// use headscope::heads::{PatternScore, Prompt, Targets};
 /// use tch::{Kind, Tensor};
-/// // A head that always looks at the token before (and at itself where there is none).
+/// // A head that always attends to the previous token (the first token attends to itself).
 /// let pattern = Tensor::from_slice(&[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0]).view([1, 1, 3, 3]);
 /// let scores = [PatternScore::PreviousToken, PatternScore::Distance];
 /// let targets = Targets::new(&scores, &[Prompt::new(&[5, 6, 7], true)], Kind::Double, tch::Device::Cpu)?;

@@ -50,7 +50,7 @@ impl Repeats {
         Ok(())
     }
 
-    /// The prompts for a model: `[start, block, block]`, with blocks drawn from the tokens that stand for text.
+    /// The prompts for a model: `[start, block, block]`, with blocks drawn from the ordinary (not special) tokens.
     ///
     /// # Errors
     /// If the options are invalid, the vocabulary is too small, or the prompts are longer than the model's context.

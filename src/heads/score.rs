@@ -28,7 +28,7 @@ pub enum PatternScore {
     FirstToken,
     /// `sentence_start`: attention to the first word of the query's own sentence, from its other tokens.
     SentenceStart,
-    /// `special_token`: attention to tokens that stand for no text, such as `[CLS]` and `[SEP]`.
+    /// `special_token`: attention to special tokens, such as `[CLS]` and `[SEP]`.
     SpecialToken,
     /// `delimiter`: attention to punctuation and line breaks.
     Delimiter,
@@ -158,7 +158,7 @@ impl Prompt {
         Self { ids: ids.to_vec(), causal, special: none.clone(), delimiter: none, starts: vec![None; ids.len()] }
     }
 
-    /// Sets the text of each token, and whether it stands for none (`[CLS]`, `<s>`).
+    /// Sets the text of each token, and whether it is a special token (`[CLS]`, `<s>`).
     ///
     /// # Errors
     /// If their numbers differ from the number of tokens.

@@ -86,7 +86,7 @@ impl Tokenizer {
         Ok(spans.map(|((&(a, b), &id), special)| if special || blank(id) { a..a } else { a..b }).collect())
     }
 
-    /// Whether a token stands for no text: a start or end token, padding, a mask.
+    /// Whether a token is special: a start or end token, padding, a mask.
     pub fn is_special(&self, id: i64) -> bool {
         let added = |id| self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id);
         u32::try_from(id).ok().and_then(added).is_some_and(|token| token.special)

@@ -9,7 +9,7 @@ use ndarray::Array2;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-/// The largest whole number up to which float64 holds every whole number.
+/// float64 represents every whole number up to this one exactly.
 const EXACT: i128 = 1 << 53;
 
 /// An array `[sample, dimension]`.
@@ -26,7 +26,7 @@ enum Values {
 }
 
 impl<'a> Array<'a> {
-    /// Reads the array called `name`; one of shape `[sample]` has one dimension.
+    /// Reads the array called `name`. An array of shape `[sample]` has one dimension.
     pub(super) fn read(tensors: &SafeTensors, name: &'a str, file: &Path) -> Result<Self> {
         let Ok(tensor) = tensors.tensor(name) else {
             let mut names = tensors.names();
@@ -41,7 +41,8 @@ impl<'a> Array<'a> {
         Ok(Self { name, samples, dimensions, values: Values::read(name, &tensor)? })
     }
 
-    /// The values as float64. Whole numbers past 2^53 are counted from their column's smallest, which no estimator sees.
+    /// The values as float64. Whole numbers beyond 2^53 are taken relative to the smallest of their column, a shift
+    /// that affects no estimator.
     pub(super) fn numbers(&self) -> Result<Array2<f64>> {
         let values = match &self.values {
             Values::Floating(values) => values.clone(),
@@ -72,7 +73,7 @@ impl<'a> Array<'a> {
         Ok(values.iter().enumerate().map(|(i, value)| (value - first[i % self.dimensions]) as f64).collect())
     }
 
-    /// Equal rows as one label, numbered from 0 in their order.
+    /// One label for each distinct row, numbered from 0 in the order of the rows.
     ///
     /// Fails if a value is not a whole number: continuous values are not labels.
     pub(super) fn labels(&self) -> Result<Vec<usize>> {
@@ -123,7 +124,7 @@ impl Values {
     }
 }
 
-/// The rank of each row among the different rows, in lexicographic order.
+/// The rank of each row among the distinct rows, in lexicographic order.
 fn ranks<T: PartialOrd>(values: &[T], samples: usize, width: usize) -> Vec<usize> {
     let row = |row: usize| &values[row * width..][..width];
     let mut order: Vec<usize> = (0..samples).collect();

@@ -28,7 +28,7 @@ pub(super) struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// All positions whose token stands for text, or `most` of them, drawn with the seed.
+    /// All positions without special tokens, or `most` of them, drawn with the seed.
     pub fn new(model: &'a Model, tokens: &'a Tokens, most: usize, seed: u64) -> Result<Self> {
         let place = |prompt: usize| (0..tokens.row(prompt).len()).map(move |position| Place { prompt, position });
         let all: Vec<Place> = (0..tokens.batch()).flat_map(place).collect();
