@@ -1,4 +1,4 @@
-//! The `headscope` command: the library from a terminal.
+//! How does a user run the library from a terminal? Through the `headscope` command.
 //!
 //! Exit codes: 0 on success, 1 if the work failed, 2 if the call is wrong.
 
