@@ -267,7 +267,7 @@ impl Error {
     ///
     /// ```
     /// use headscope::model::{Model, Site};
-    /// assert!("zz".parse::<Site>().unwrap_err().is_misuse());
+    /// assert!(headscope::Error::from("zz".parse::<Site>().unwrap_err()).is_misuse());
     /// assert!(!Model::load("/no/such/folder").unwrap_err().is_misuse());
     /// ```
     pub fn is_misuse(&self) -> bool {
