@@ -62,9 +62,9 @@ impl PatternOptions {
 /// - `baseline`: the same for attention spread uniformly over all keys that a query sees, which is also the mean over
 ///   all ways to shuffle each query's attention over these keys.
 /// - `z_score`: value minus baseline, in standard deviations over such shuffles. These are exact, not sampled: for a
-///   query with weights a, and the score's w, over its n keys, the variance is `sum (a - mean)^2 sum (w - mean)^2 / (n
-///   - 1)`. The z-score says whether a head with equally sharp attention would score this high by chance. Entropy is
-///   invariant under shuffling and has none.
+///   query with weights a, and the score's w, over its n keys, the variance is
+///   `sum (a - mean)^2 sum (w - mean)^2 / (n - 1)`. The z-score says whether a head with equally sharp attention would
+///   score this high by chance. Entropy is invariant under shuffling and has none.
 /// - `low`, `high`: bootstrap interval over prompts.
 ///
 /// The value is missing if the score applies to no prompt (no repeated token, no punctuation, no tokenizer). The model
