@@ -1,4 +1,4 @@
-//! `headscope lab`
+//! How does the command line train models and run experiments? `headscope lab` and its subcommands.
 
 mod experiments;
 mod train;
@@ -6,10 +6,10 @@ mod train;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-/// Train small transformers on languages with known structure, and test claims on them.
+/// Train small transformers on languages with known structure, and test claims about their heads.
 ///
-/// An experiment is a grid of cells; `run` computes each into a file of its own, `verdict` judges the claims by a rule that
-/// stands in the experiment, `report` makes one page of it.
+/// An experiment is a grid of cells: `run` computes each cell into its own file, `verdict` judges the claims by the
+/// rule that the experiment declares, and `report` renders the findings as one page.
 #[derive(Args)]
 pub struct Lab {
     #[command(subcommand)]
@@ -18,19 +18,19 @@ pub struct Lab {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the experiments and the models that have names
+    /// List the named experiments and model declarations
     List,
     /// Print an experiment (E1, E2, ...) or the declaration of a model (induction, english)
     Show(experiments::Show),
-    /// Train a model and save it where `headscope inspect` and all other commands read it
+    /// Train a model and save it in the format that `headscope inspect` and every other command can load
     Train(train::Train),
-    /// Run an experiment's cells, all of them or a shard
+    /// Run the cells of an experiment, all of them or one shard
     Run(experiments::Run),
     /// Print a Slurm array job that runs an experiment in shards
     Slurm(experiments::Slurm),
-    /// Judge the claims by what an experiment, or several, found
+    /// Judge claims from the results of one or more experiments
     Verdict(experiments::Verdict),
-    /// Write what experiments found as one HTML page
+    /// Write the findings of experiments as one HTML page
     Report(experiments::Report),
 }
 

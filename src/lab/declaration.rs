@@ -1,4 +1,4 @@
-//! What is trained, as data.
+//! What fully determines a training run? A model, a language and training options, as data.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::model::{ModelConfig, Position, Rotary};
 
-/// A model, a language and how to train: everything that a trained checkpoint follows from.
+/// A model, a language and training options: together they determine the trained checkpoint.
 ///
 /// ```
 /// let declaration = headscope::lab::Declaration::named("induction")?;
@@ -20,25 +20,25 @@ use crate::model::{ModelConfig, Position, Rotary};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
-    /// The architecture; `vocab` and `n_positions` are the language's where they are 0.
+    /// The architecture; `vocab` and `n_positions` are taken from the language if they are 0.
     pub model: ModelConfig,
     /// The language.
     pub language: Language,
-    /// How to train.
+    /// Training options.
     pub train: TrainOptions,
 }
 
 impl Declaration {
-    /// The declarations that have a name: those of the bundled checkpoints.
+    /// The named declarations: those of the bundled checkpoints.
     pub const NAMES: [&'static str; 2] = ["induction", "english"];
 
-    /// The declaration of this name.
+    /// Returns the declaration with the given name.
     ///
-    /// - `induction`: two layers of attention without MLP, on sequences that repeat;
-    /// - `english`: two layers of attention without MLP, on a small English.
+    /// - `induction`: two attention-only layers, trained on repeated sequences;
+    /// - `english`: two attention-only layers, trained on a small English.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there is none.
+    /// [`Error::Argument`] if there is no declaration of that name.
     pub fn named(name: &str) -> Result<Self> {
         let language = match name {
             "induction" => Language::Repeats(Repeats::default()),
@@ -54,7 +54,7 @@ impl Declaration {
         Ok(Self::attention_only(language, TrainOptions { steps: 1500, ..TrainOptions::default() }))
     }
 
-    /// Two layers of four heads of width 16 with rotary positions, without MLP.
+    /// Two attention-only layers of four heads, with `d_head` 16 and rotary positions.
     pub(super) fn attention_only(language: Language, train: TrainOptions) -> Self {
         let model = ModelConfig {
             family: "attention-only".to_owned(),
@@ -73,7 +73,7 @@ impl Declaration {
     /// Reads a declaration from a JSON file.
     ///
     /// # Errors
-    /// Where the file cannot be read or is none.
+    /// If the file cannot be read or is not a declaration.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let declaration: Self = serde_json::from_slice(&file::read(path)?).map_err(|reason| Error::Format {
@@ -85,16 +85,16 @@ impl Declaration {
         Ok(declaration.complete())
     }
 
-    /// A trainer for it.
+    /// Creates a trainer for this declaration.
     ///
     /// # Errors
-    /// As [`Trainer::new`].
+    /// As for [`Trainer::new`].
     pub fn trainer(&self) -> Result<Trainer> {
         Trainer::new(&self.model, &self.language, &self.train)
     }
 
-    /// With the language's vocabulary and length where the model's are 0. A language that makes no sense is left to be
-    /// refused when it is used.
+    /// Fills in the language's vocabulary size and length where the model's are 0. An invalid language is left alone;
+    /// it is rejected on use.
     fn complete(mut self) -> Self {
         if self.language.validate().is_ok() {
             if self.model.vocab == 0 {

@@ -1,14 +1,14 @@
-//! Where two declarations differ, in words.
+//! How do two declarations differ? A short description for error messages.
 
 use serde_json::Value;
 
-/// Most differences that are named.
+/// Maximum number of differences listed.
 const NAMED: usize = 6;
 
-/// One difference: where it is, what was expected there and what was found.
+/// One difference: path, expected value and found value.
 type Difference = (String, String, String);
 
-/// What stands in `expected` and `found` where they differ, each as a list of `name value`; nothing where they are alike.
+/// Describes the differing fields of `expected` and `found`, each as a list of `name value`; `None` if they are equal.
 pub(super) fn differences(expected: &Value, found: &Value) -> Option<(String, String)> {
     let mut all = vec![];
     collect("", Some(expected), Some(found), &mut all);

@@ -1,15 +1,16 @@
-//! The lab: small transformers trained on languages whose structure is known, with the forward pass that serves pretrained
-//! models, so that every probe works on them at every step; and experiments that judge claims about heads on them.
+//! What do attention heads learn, and why do they specialise? The lab trains small transformers on languages with known
+//! structure and runs experiments that judge claims about their heads. Models use the same forward pass as pretrained
+//! ones, so every probe works on them at every step of training.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`language`] | sequences with annotated dependencies: tasks, repeated sequences, a small English |
-//! | [`train`] | a model trained on a language: options, checkpoints, the trace |
-//! | [`trace`] | what heads are worth, where they look, what pulls at them, for many models at once |
-//! | [`Declaration`] | a model, a language and how to train, as data; some have names |
+//! | [`train`] | training a model on a language: options, checkpoints, the trace |
+//! | [`trace`] | importance, attention, outputs and gradients of heads, for many models at once |
+//! | [`Declaration`] | a model, a language and training options, as data; some are named |
 //! | [`experiment`] | a claim tested by a grid of cells: E1 to E8 |
-//! | [`verdict`] | what the evidence says of a claim, by a rule fixed before the run |
-//! | [`report()`] | what experiments found, as one page |
+//! | [`verdict`] | judging a claim from the evidence, by a rule fixed before the run |
+//! | [`report()`] | the findings of experiments as one page |
 
 pub mod experiment;
 pub mod language;

@@ -1,4 +1,4 @@
-//! Batches as tensors: what goes into the forward pass, and how losses are read from what comes out.
+//! How do batches become tensors for the forward pass, and how are losses read from the logits?
 
 use std::collections::BTreeMap;
 
@@ -8,62 +8,63 @@ use super::language::{Batch, Sample};
 use crate::error::{Error, Result};
 use crate::model::{Joins, Model, Pass, Past, Program, Tokens, log_softmax};
 
-/// One batch for each of several runs, all with as many rows, one below the other.
+/// The batches of one or more runs, all with the same number of rows, concatenated along the rows.
 pub(in crate::lab) struct Prepared {
     pub tokens: Tokens,
-    /// `[run * row, position]`
+    /// Token ids, `[run * row, position]`.
     pub ids: Tensor,
     pub runs: i64,
-    /// Where predictions are made.
+    /// The positions at which predictions are made.
     pub places: Places,
-    /// The tokens among which any prediction chooses, first and number: no other logit is computed.
+    /// The range of tokens that the predictions choose from, as first and number: no other logits are computed.
     pub columns: (i64, i64),
     groups: Vec<Group>,
     /// Number of predictions, `[run, task]`.
     pub count: Tensor,
 }
 
-/// The places at which predictions are made; a run's places are numbered.
+/// The places, that is (row, position) pairs, at which predictions are made; places are numbered within each run.
 pub(in crate::lab) enum Places {
     /// One position of each row, `[run * row]`.
     One(Tensor),
     /// Every position of every row.
     All,
-    /// Some positions, `[run * place]`, numbered `row * positions + position` over all rows. Where a run has fewer than
-    /// another, its first row's first position fills up.
+    /// Some positions, `[run * place]`, numbered `row * positions + position` over all rows. Runs with fewer places are
+    /// padded with the first position of their first row.
     Some(Tensor),
 }
 
-/// The predictions that choose among the same tokens.
+/// Predictions that choose from the same range of tokens.
 struct Group {
-    /// First of the columns and their number.
+    /// First column and number of columns.
     columns: (i64, i64),
-    /// Places within the run, `[run, prediction]`.
+    /// Place within the run, `[run, prediction]`.
     place: Tensor,
-    /// The right token, counted from the first column, `[run, prediction]`.
+    /// The correct token, counted from the first column, `[run, prediction]`.
     token: Tensor,
-    /// 1 over the number of the run's predictions of the task, at the prediction's task; `[run, prediction, task]`.
+    /// At each prediction's task, 1 over the run's number of predictions for the task; 0 elsewhere.
+    /// `[run, prediction, task]`.
     weight: Tensor,
 }
 
-/// A prediction's run, place within the run, token and task.
+/// A prediction: run, place within the run, token and task.
 type Prediction = (usize, i64, i64, usize);
 
 impl Prepared {
-    /// The batches of some runs.
+    /// Prepares the batches of one or more runs.
     ///
     /// # Errors
-    /// Where there is none, or they have not as many rows.
+    /// If there is no batch, or the numbers of rows differ.
     pub(in crate::lab) fn new(batches: &[Batch], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
         let samples: Vec<&[Sample]> = batches.iter().map(|batch| batch.samples.as_slice()).collect();
         let rows = samples.iter().flat_map(|samples| samples.iter().map(|sample| sample.tokens.clone()));
         Self::of_rows(rows.collect(), &samples, tasks, kind, device)
     }
 
-    /// The samples of some runs, whose tokens nobody else needs.
+    /// Prepares samples and consumes their tokens.
     ///
     /// # Errors
-    /// As [`Prepared::new`].
+    /// As for [`Prepared::new`].
     pub(in crate::lab) fn owning(
         mut batches: Vec<Vec<Sample>>,
         tasks: usize,
@@ -75,7 +76,7 @@ impl Prepared {
         Self::of_rows(rows, &samples, tasks, kind, device)
     }
 
-    /// Samples whose tokens are `rows`.
+    /// Prepares samples whose tokens are `rows`.
     fn of_rows(rows: Vec<Vec<i64>>, batches: &[&[Sample]], tasks: usize, kind: Kind, device: Device) -> Result<Self> {
         let each = batches.first().map_or(0, |samples| samples.len());
         if let Some(other) = batches.iter().find(|samples| samples.len() != each || each == 0) {
@@ -106,12 +107,12 @@ impl Prepared {
         Ok(Self { tokens, ids, runs: batches.len() as i64, places, columns: (first, end - first), groups, count })
     }
 
-    /// Positions of the longest row.
+    /// Number of positions in the longest row.
     pub(in crate::lab) fn positions(&self) -> i64 {
         self.ids.size()[1]
     }
 
-    /// The one position that is read of each row, `[run * row]`, where there is one.
+    /// The position to read in each row, `[run * row]`, if there is exactly one per row.
     pub(in crate::lab) fn wanted(&self) -> Option<Tensor> {
         match &self.places {
             Places::One(wanted) => Some(wanted.shallow_clone()),
@@ -119,8 +120,8 @@ impl Prepared {
         }
     }
 
-    /// The logits that predictions read, `[run * place, 1, column]` (or rows by positions in place of places, where all are
-    /// read).
+    /// The logits that predictions read, `[run * place, 1, column]`, or `[run * row, position, column]` if all
+    /// positions are read.
     pub(in crate::lab) fn logits(&self, model: &Model, program: &Program) -> Result<Tensor> {
         let mut pass = Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted());
         let x = pass.residual(&Joins::whole(self.ids.shallow_clone()), model.config().n_layers)?;
@@ -131,8 +132,8 @@ impl Prepared {
         pass.some_logits(&x, self.columns)
     }
 
-    /// What stands at the places, `[run * row, position, ..]` to `[run * place, 1, ..]`; places fill the whole of `x` where
-    /// all positions are read.
+    /// Selects the places: `[run * row, position, ..]` to `[run * place, 1, ..]`. If all positions are read, every
+    /// position of `x` is a place.
     pub(in crate::lab) fn pick(&self, x: &Tensor) -> Tensor {
         let flat = |index: &Tensor| x.flatten(0, 1).index_select(0, index).unsqueeze(1);
         match &self.places {
@@ -145,7 +146,7 @@ impl Prepared {
         }
     }
 
-    /// 1 at the places at which a prediction is made, else 0: `[run, place]`.
+    /// 1 at the places where a prediction is made, 0 elsewhere: `[run, place]`.
     pub(in crate::lab) fn predicted(&self) -> Tensor {
         let places = match &self.places {
             Places::One(wanted) => wanted.numel(),
@@ -158,7 +159,7 @@ impl Prepared {
         sum.gt(0.0).to_kind(self.count.kind())
     }
 
-    /// [`Prepared::pick`] of rows that stand run by run, then variant by variant, where some positions are read.
+    /// [`Prepared::pick`] for rows ordered by run and then by variant, for the case that some positions are read.
     pub(in crate::lab) fn pick_variants(&self, x: &Tensor, variants: i64) -> Tensor {
         let Places::Some(index) = &self.places else { return x.shallow_clone() };
         let each = self.ids.numel() as i64 / self.runs;
@@ -168,14 +169,14 @@ impl Prepared {
         x.flatten(0, 1).index_select(0, &own.flatten(0, 2)).unsqueeze(1)
     }
 
-    /// The position in its row of each place, `[run * place]`.
+    /// The position within its row of each place, `[run * place]`.
     pub(in crate::lab) fn positions_of_places(&self) -> Tensor {
         let all = Tensor::arange(self.positions(), (Kind::Int64, self.ids.device()));
         self.pick(&all.unsqueeze(0).expand_as(&self.ids)).squeeze_dim(1)
     }
 
-    /// Mean loss of each task in nats, `[run, variant, task]`, of logits whose rows stand run by run, then variant by
-    /// variant, then place by place; 0 where a task has no prediction.
+    /// Mean loss of each task in nats, `[run, variant, task]`. Rows of `logits` are ordered by run, variant and place.
+    /// 0 if a task has no prediction.
     pub(in crate::lab) fn losses(&self, logits: &Tensor, variants: i64) -> Result<Tensor> {
         self.sum(logits, variants, |group, read| {
             let width = group.columns.1;
@@ -186,7 +187,7 @@ impl Prepared {
         })
     }
 
-    /// Share of each task's predictions whose token is the likeliest, `[run, variant, task]`.
+    /// Accuracy on each task, the share of predictions whose target has the largest logit, `[run, variant, task]`.
     pub(in crate::lab) fn accuracies(&self, logits: &Tensor, variants: i64) -> Result<Tensor> {
         self.sum(logits, variants, |group, read| {
             let shape = [self.runs, variants, group.place.size()[1]];
@@ -196,7 +197,8 @@ impl Prepared {
         })
     }
 
-    /// The mean over each task's predictions of what `each` makes of a group's logits, `[run, variant, prediction]`.
+    /// The mean over each task's predictions of what `each` computes from a group's logits,
+    /// `[run, variant, prediction]`.
     fn sum(
         &self,
         logits: &Tensor,
@@ -218,8 +220,8 @@ impl Prepared {
         sum.ok_or_else(none)
     }
 
-    /// The mean over all predictions of a run, summed over runs, of `[run, 1, task]`: the gradient of each run is its own.
-    /// Where tasks have weights each prediction counts with that of its task.
+    /// The mean loss over all predictions of each run, summed over runs so that runs have independent gradients;
+    /// `losses` is `[run, 1, task]`. If `weights` are given, each prediction is weighted by its task.
     pub(in crate::lab) fn total(&self, losses: &Tensor, weights: &[f64]) -> Tensor {
         let all = self.count.sum_dim_intlist([1i64].as_slice(), true, None).clamp_min(1.0);
         let mut share = &self.count / all;
@@ -258,13 +260,13 @@ impl Group {
     }
 }
 
-/// The numbers of places within their run.
+/// How places are numbered within a run.
 enum Numbers {
-    /// The row.
+    /// By row.
     Row,
     /// `row * positions + position`.
     All(i64),
-    /// In the order listed, by run.
+    /// In the order listed, separately for each run.
     Listed(Vec<BTreeMap<(usize, usize), i64>>),
 }
 
@@ -278,7 +280,7 @@ impl Numbers {
     }
 }
 
-/// Where predictions are made, and how places are numbered.
+/// The places where predictions are made, and their numbering.
 fn places(batches: &[&[Sample]], positions: usize, device: Device) -> (Places, Numbers) {
     let samples = || batches.iter().flat_map(|samples| samples.iter());
     let one = |targets: &[super::language::Target]| {

@@ -1,15 +1,16 @@
-//! What experiments found, as one page.
+//! What did the experiments find? The results as one HTML page.
 
 use crate::error::Result;
 use crate::lab::experiment::Results;
 use crate::lab::verdict::{Expect, Finding, Judged, Judgement, Verdict, claims};
 use crate::view::{Bars, Html, Svg, escape};
 
-/// One page about some experiments: the verdict on every claim, and for every prediction its effects with their intervals,
-/// beside the smallest effect of interest. All of it comes from the results and the rule that stands with them.
+/// Renders experiments as one page: the verdict on every claim and, for every prediction, its effects with confidence
+/// intervals next to the smallest effect of interest. Everything is computed from the results and the rule stored with
+/// them.
 ///
 /// # Errors
-/// Where the results do not hold what the rule reads, or a picture cannot be drawn.
+/// If the results lack values that the rule reads, or a plot cannot be drawn.
 pub fn report(results: &[Results]) -> Result<Html> {
     let judged = results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?;
     let mut page = "<h1>Why do heads specialise? What the lab found</h1>\n".to_owned();
@@ -20,15 +21,15 @@ pub fn report(results: &[Results]) -> Result<Html> {
     Ok(styled(&page))
 }
 
-/// The table of claims alone: the verdict of each experiment, and of all.
+/// The table of claims alone: the verdict of each experiment, and over all experiments.
 ///
 /// # Errors
-/// Where the results do not hold what the rule reads.
+/// If the results lack values that the rule reads.
 pub fn overview(results: &[Results]) -> Result<Html> {
     Ok(styled(&table_of_claims(&results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?)))
 }
 
-/// Within a notebook, the style must not reach what others show there.
+/// The style is scoped, so that it does not affect the rest of a notebook.
 fn styled(page: &str) -> Html {
     Html::new(format!("<style>{STYLE}</style>\n<div class=\"headscope-lab\">\n{page}</div>\n"))
 }
@@ -40,12 +41,12 @@ const STYLE: &str = ".headscope-lab{font-family:sans-serif;max-width:60em;margin
 .headscope-lab .mixed{color:#8a5a00}.headscope-lab .inconclusive{color:#666}\
 .headscope-lab svg{max-width:100%;height:auto}";
 
-/// A verdict in its colour.
+/// A verdict as coloured HTML.
 fn coloured(verdict: Verdict) -> String {
     format!("<b class=\"{0}\">{0}</b>", verdict.name())
 }
 
-/// The verdict of each experiment on each claim, and of all.
+/// The verdict of each experiment on each claim, and over all experiments.
 fn table_of_claims(judged: &[Judgement]) -> String {
     let all = claims(judged.iter().flat_map(|judgement| &judgement.predictions));
     let heads: String = judged.iter().map(|judgement| format!("<th>{}</th>", escape(&judgement.experiment))).collect();
@@ -122,10 +123,10 @@ fn finding(finding: &Finding) -> String {
     )
 }
 
-/// The effects of a prediction's cases, with their intervals, beside the smallest effect of interest.
+/// Plots the effects of a prediction's cases with their confidence intervals, next to the smallest effect of interest.
 ///
 /// # Errors
-/// Where there is nothing to draw.
+/// If there is nothing to draw.
 pub fn effects(judged: &Judged) -> Result<Svg> {
     let prediction = &judged.prediction;
     let mut bars =

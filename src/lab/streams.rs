@@ -1,27 +1,27 @@
-//! One seed, several independent streams of random numbers.
+//! How does one seed give several independent streams of random numbers?
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// What random numbers are drawn for.
 ///
-/// A run has one seed. Its sequences come from that seed itself: batch i from stream i of ChaCha8, see
-/// [`Language::batch`](super::Language::batch). Everything else has a seed of its own, derived by [`Purpose::seed`], so that
-/// no other draw repeats the numbers that made a batch.
+/// A run has one seed. Its sequences come from that seed directly: batch i from stream i of ChaCha8, see
+/// [`Language::batch`](super::Language::batch). Everything else uses a seed derived by [`Purpose::seed`], so that no
+/// other draw reuses the numbers of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// The parameters at the start.
+    /// The initial parameters.
     Weights,
     /// Noise in the forward pass.
     Noise,
-    /// What moves heads apart that start as copies.
+    /// The noise that perturbs heads initialised as copies.
     Perturbation,
-    /// The order into which a head's dimensions are shuffled.
+    /// The permutation that shuffles a head's dimensions.
     Order,
 }
 
 impl Purpose {
-    /// The stream from which the derived seed is read: numbers that no batch has.
+    /// The stream from which the derived seed is read; no batch uses it.
     fn stream(self) -> u64 {
         let name = match self {
             Self::Weights => *b"weights\xff",
@@ -32,7 +32,7 @@ impl Purpose {
         u64::from_le_bytes(name)
     }
 
-    /// The seed for this purpose of a run of a given seed.
+    /// Derives the seed for this purpose from a run's seed.
     pub(super) fn seed(self, seed: u64) -> u64 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(self.stream());
@@ -46,8 +46,8 @@ mod tests {
 
     use super::*;
 
-    /// Seeds of purposes differ from each other and from the run's own, and no purpose reads the stream of a batch: training
-    /// has fewer than 2^56 of them, and held-out ones are numbered from the end.
+    /// Seeds of different purposes differ from each other and from the run's own seed. No purpose reads the stream of a
+    /// batch: training has fewer than 2^56 batches, and held-out batches are numbered from the end.
     #[test]
     fn purposes_have_streams_of_their_own() {
         let all = [Purpose::Weights, Purpose::Noise, Purpose::Perturbation, Purpose::Order];

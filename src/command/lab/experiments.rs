@@ -1,4 +1,5 @@
-//! `headscope lab list | show | run | verdict | report`
+//! How are experiments listed, run and judged from the command line?
+//! `headscope lab list | show | run | slurm | verdict | report`.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,18 +10,18 @@ use headscope::Error;
 use headscope::lab::verdict::{Judgement, claims};
 use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
 
-/// Which experiment.
+/// Selects an experiment.
 #[derive(Args)]
 struct Which {
-    /// E1, E2, ... or a JSON file as `show --json` prints one
+    /// E1, E2, ... or a JSON file as printed by `show --json`
     experiment: String,
-    /// How large a grid: minutes on a laptop, or a cluster's array job
+    /// Size of the grid: minutes on a laptop, or an array job on a cluster
     #[arg(long, value_enum, default_value_t = Grid::Small)]
     grid: Grid,
-    /// The first seed, instead of the experiment's
+    /// First seed; overrides the experiment's
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs of a cell, instead of the experiment's
+    /// Runs per cell; overrides the experiment's
     #[arg(long)]
     runs: Option<usize>,
 }
@@ -59,8 +60,8 @@ impl Which {
         Ok(experiment)
     }
 
-    /// The name of the folder where results go by default: another one for each experiment that could be asked for, so that
-    /// none meets the cells of another.
+    /// Default name of the results folder. It differs for every experiment that these arguments can select, so that two
+    /// experiments never share cells.
     fn folder(&self, experiment: &Experiment) -> Result<String> {
         let mut name = format!("{}-{}", experiment.id, self.grid.name());
         self.seed.iter().for_each(|seed| name += &format!("-seed{seed}"));
@@ -71,7 +72,7 @@ impl Which {
         Ok(name)
     }
 
-    /// These arguments again, for a shell.
+    /// These arguments as shell words.
     fn words(&self) -> String {
         let mut words = format!("'{}' --grid {}", self.experiment.replace('\'', r"'\''"), self.grid.name());
         self.seed.iter().for_each(|seed| words += &format!(" --seed {seed}"));
@@ -109,13 +110,13 @@ fn claimed(experiment: &Experiment) -> String {
 
 /// Print an experiment or the declaration of a model.
 ///
-/// Of an experiment: its question, what each claim predicts and the rule, all fixed before the run, and its cells; all of it as
-/// JSON with --json, to be changed and given to `run`.
+/// For an experiment: its question, the predictions of each claim and the rule, all fixed before the run, and its
+/// cells. With --json, everything as JSON, which can be edited and passed to `run`.
 #[derive(Args)]
 pub struct Show {
     #[command(flatten)]
     which: Which,
-    /// Everything as JSON
+    /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
@@ -136,32 +137,33 @@ impl Show {
     }
 }
 
-/// Run an experiment's cells.
+/// Run the cells of an experiment.
 ///
 /// Example: headscope lab run E1 --out results/E1
 ///
-/// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell when it is finished. Shards can run anywhere and in any
-/// order; on machines of one kind their folders' files together are the same bytes as those of one run. Beside each cell stands
-/// where it comes from: the commit, the experiment, the files that were read, and a checksum of the table.
+/// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell as it finishes. Shards can run on any machine and
+/// in any order; on machines of the same kind, the combined files are byte-identical to those of a single run. The
+/// provenance of each cell is stored beside it: the commit, the experiment, the files that were read, and a checksum of
+/// the table.
 #[derive(Args)]
 pub struct Run {
     #[command(flatten)]
     which: Which,
-    /// Which part of the cells, of how many
+    /// Which part of the cells to run: part K of N
     #[arg(long, value_name = "K/N", default_value = "1/1", value_parser = shard)]
     shard: (usize, usize),
-    /// The folder [default: headscope-lab/E1-small; with another seed, other runs or a file in its name]
+    /// Output folder [default: headscope-lab/E1-small; another seed, number of runs or file changes the name]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on where an interrupted run stopped: finished cells are kept, damaged ones are computed again
+    /// Continue an interrupted run: keep finished cells and recompute damaged ones
     #[arg(long)]
     resume: bool,
-    /// Cells computed at once, each on one thread [default: as many as there are cores]
+    /// Cells computed at once, each on one thread [default: the number of cores]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_THREADS))]
     threads: Option<u32>,
 }
 
-/// Most cells at once: more than any machine has cores.
+/// Upper limit on concurrent cells: more than the cores of any machine.
 const MOST_THREADS: i64 = 4096;
 
 fn shard(text: &str) -> Result<(usize, usize), String> {
@@ -187,21 +189,21 @@ impl Run {
         };
         let done = experiment.run(&out, &options);
         if matches!(done, Err(Error::Stopped { .. } | Error::Cell { .. })) && finished(&out) > 0 {
-            let kept = format!("{} finished cells are kept in {}; --resume goes on", finished(&out), out.display());
+            let kept = format!("{} finished cells are kept in {}; --resume continues", finished(&out), out.display());
             return done.map(drop).context(kept);
         }
         let done = done?;
         println!("{done} cells computed into {}", out.display());
         let results = Results::read(&out)?;
         match results.missing.len() {
-            0 => println!("all {} cells are there: headscope lab verdict {}", experiment.cells.len(), out.display()),
-            n => println!("{n} of {} cells are not there yet", experiment.cells.len()),
+            0 => println!("all {} cells are finished: headscope lab verdict {}", experiment.cells.len(), out.display()),
+            n => println!("{n} of {} cells are not finished yet", experiment.cells.len()),
         }
         Ok(())
     }
 }
 
-/// How many cells' tables a folder has.
+/// Number of cell tables in a folder.
 fn finished(out: &Path) -> usize {
     let entries = std::fs::read_dir(out.join("cells")).into_iter().flatten().flatten();
     entries.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "parquet")).count()
@@ -214,7 +216,7 @@ fn finished(out: &Path) -> usize {
 pub struct Slurm {
     #[command(flatten)]
     which: Which,
-    /// Tasks of the array
+    /// Number of tasks in the array
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     shards: u32,
 }
@@ -239,20 +241,21 @@ impl Slurm {
     }
 }
 
-/// Judge the claims.
+/// Judge the claims of experiments.
 ///
 /// Example: headscope lab verdict results/E1 results/E2
 ///
-/// Reads DIR/experiment.json and all tables in DIR/cells (or DIR/results.parquet), whoever wrote them: columns cell, seed,
-/// metric, value, and where they apply step and task; rows that name a layer or head are details. A table of headscope's own
-/// that is not as it was written is an error; one without a checksum is taken as it is, and noted. Writes DIR/verdict.json and
-/// the union of the tables, DIR/results.parquet. A folder of such folders stands for all of them.
+/// Reads DIR/experiment.json and all tables in DIR/cells (or DIR/results.parquet), whichever program wrote them. Tables
+/// have the columns cell, seed, metric and value, plus step and task where they apply; rows that name a layer or head
+/// are details and do not affect the verdict. A headscope table that fails its checksum is an error; a table without a
+/// checksum is accepted and noted. Writes DIR/verdict.json and the union of the tables, DIR/results.parquet. A folder
+/// that contains such folders stands for all of them.
 #[derive(Args)]
 pub struct Verdict {
-    /// Folders of experiments
+    /// Results folders of experiments
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// Everything as JSON
+    /// Print everything as JSON
     #[arg(long)]
     json: bool,
 }
@@ -279,13 +282,13 @@ impl Verdict {
     }
 }
 
-/// Write what experiments found as one HTML page.
+/// Write the findings of experiments as one HTML page.
 #[derive(Args)]
 pub struct Report {
-    /// Folders of experiments
+    /// Results folders of experiments
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
-    /// The page; by default report.html in the first folder
+    /// Output file [default: report.html in the first folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -300,7 +303,7 @@ impl Report {
     }
 }
 
-/// The experiments of folders, each itself or a folder of such folders.
+/// Reads the experiments in `folders`; each is a results folder or contains results folders.
 fn read(folders: &[PathBuf]) -> Result<Vec<(PathBuf, Results)>> {
     let all = folders.iter().map(Results::read_all).collect::<headscope::Result<Vec<_>>>()?;
     Ok(all.into_iter().flatten().collect())

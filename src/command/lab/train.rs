@@ -1,4 +1,4 @@
-//! `headscope lab train`
+//! How is a declared model trained from the command line? `headscope lab train`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,37 +13,37 @@ use headscope::table::Table;
 ///
 /// Example: headscope lab train induction --out my-induction --seed 1
 ///
-/// Writes config.json, model.safetensors, tokenizer.json where tokens are words, declaration.json with all options and
-/// the seed, trace.parquet with the losses and what was measured of heads on the way, and training.safetensors with
-/// training.parquet, from which --resume goes on.
+/// Writes config.json, model.safetensors, tokenizer.json if tokens are words, declaration.json with all options and the
+/// seed, trace.parquet with the losses and the head measurements taken during training, and training.safetensors with
+/// training.parquet, from which --resume continues.
 #[derive(Args)]
 pub struct Train {
-    /// A declaration (JSON file), or a name: induction, english
+    /// A declaration (JSON file) or one of the names: induction, english
     declaration: String,
-    /// The folder to write
+    /// Output folder
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Seed of the parameters and of the sequences, instead of the declaration's
+    /// Seed of the parameters and the training sequences; overrides the declaration's
     #[arg(long)]
     seed: Option<u64>,
-    /// Steps in all, instead of the declaration's
+    /// Total number of training steps; overrides the declaration's
     #[arg(long)]
     steps: Option<usize>,
-    /// Steps between two measurements of heads; 0 for none
+    /// Steps between two measurements of the heads; 0 for none
     #[arg(long, value_name = "STEPS")]
     trace_every: Option<usize>,
-    /// What is measured of heads, separated by commas; by default everything
+    /// Quantities to measure, separated by commas [default: all]
     #[arg(long, value_name = "QUANTITIES", value_delimiter = ',', value_parser = quantity)]
     trace: Vec<Quantity>,
-    /// Go on where training into this folder was stopped
+    /// Continue a training run that stopped in this folder
     #[arg(long)]
     resume: bool,
 }
 
-/// Steps between two saves.
+/// Steps between two checkpoints.
 const SAVE_EVERY: usize = 500;
 
-/// A quantity by the name that it has in a declaration.
+/// Parses a quantity by the name it has in a declaration.
 fn quantity(text: &str) -> Result<Quantity, String> {
     let name = |quantity: &Quantity| serde_json::to_value(quantity).ok()?.as_str().map(str::to_owned);
     let found = Quantity::ALL.into_iter().find(|quantity| name(quantity).as_deref() == Some(text));
@@ -52,7 +52,7 @@ fn quantity(text: &str) -> Result<Quantity, String> {
 }
 
 impl Train {
-    /// What is measured: what the declaration says, where it says something and the command does not.
+    /// The trace options: the command line overrides the declaration.
     fn trace(&self, declared: Option<TraceOptions>) -> Option<TraceOptions> {
         let mut trace = declared.unwrap_or_default();
         trace.every = self.trace_every.unwrap_or(trace.every);
@@ -73,7 +73,7 @@ impl Train {
         let path = self.out.join("declaration.json");
         let mut trainer = declaration.trainer()?;
         if !self.resume {
-            std::fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
+            std::fs::create_dir_all(&self.out).with_context(|| format!("cannot create {}", self.out.display()))?;
         }
         let trace = self.out.join("trace.parquet");
         let _reserved = Table::reserve(&trace)?;

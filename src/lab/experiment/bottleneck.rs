@@ -1,4 +1,4 @@
-//! E4: d_model to d_head as a bottleneck.
+//! E4: is the projection from d_model to d_head a bottleneck that makes heads divide the work?
 
 use super::grid::{D_MODEL, REGIMES, against, alone, divided, prediction, trained};
 use super::work::Regression;
@@ -6,12 +6,12 @@ use super::{Cell, Experiment, Grid, Measure, Work};
 use crate::lab::train::HeadOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
-/// Noise on a z of norm sqrt(d_head): the capacity of a head is d_head / 2 ln(1 + 1 / sigma^2).
+/// Noise levels on z, whose norm is sqrt(d_head): the capacity of a head is d_head / 2 ln(1 + 1 / sigma^2).
 const NOISES: [(&str, f64); 4] = [("0.1", 0.1), ("0.5", 0.5), ("1", 1.0), ("2", 2.0)];
-/// Widths of a linear head, of 32.
+/// Widths of the linear head, out of 32.
 const RANKS: [usize; 3] = [2, 4, 8];
 
-/// E4: what passes a head, and whether less of it means more division.
+/// E4: what information passes through a head, and does a smaller capacity lead to more division of the work?
 pub(super) fn bottleneck(grid: Grid) -> Experiment {
     let mut cells: Vec<Cell> = vec![];
     for width in RANKS {

@@ -1,23 +1,23 @@
-//! E1 and E8: how heads divide the work as their width changes.
+//! E1 and E8: how does the division of work among heads depend on their width, and on weight decay?
 
 use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
 use super::{Cell, Experiment, Grid, Measure};
 use crate::lab::train::{Optimiser, TrainOptions};
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
-/// The widths of a head, at four heads.
+/// Values of d_head in the models with four heads.
 const WIDTHS: [usize; 4] = [2, 4, 11, D_MODEL];
 
 fn wide(regime: &str, heads: usize, width: usize) -> String {
     format!("{regime}-heads{heads}-width{width}")
 }
 
-/// E1: capacity, and the counterfactual of full-width heads.
+/// E1: limited head capacity, and the counterfactual of full-width heads.
 pub(super) fn widths(grid: Grid) -> Experiment {
     let mut cells: Vec<Cell> = vec![];
     for (name, regime) in REGIMES {
         let mut shapes: Vec<(usize, usize)> = WIDTHS.map(|width| (4, width)).to_vec();
-        // The same width in all; and more heads of one width.
+        // Constant total width, then more heads of a fixed width.
         shapes.extend([(1, D_MODEL), (2, 22), (11, 4), (1, 4), (2, 4), (8, 4)]);
         let cell = |&(heads, width): &(usize, usize)| {
             let mut training = divided(grid, regime, heads, width);
@@ -88,10 +88,10 @@ pub(super) fn widths(grid: Grid) -> Experiment {
     }
 }
 
-/// Weight decay, added to the gradient.
+/// Values of weight decay, which is added to the gradient.
 const DECAYS: [(&str, f64); 3] = [("0", 0.0), ("1e-5", 1e-5), ("1e-4", 1e-4)];
 
-/// E8: does weight decay make the difference that width makes?
+/// E8: does weight decay explain the effect attributed to width?
 pub(super) fn decay(grid: Grid) -> Experiment {
     let name = |regime: &str, width: usize, decay: &str| format!("{regime}-width{width}-decay{decay}");
     let mut cells: Vec<Cell> = vec![];

@@ -1,20 +1,20 @@
-//! Which commit this program was built from.
+//! Which commit was this program built from?
 //!
-//! It is asked for at run time: a build script that wrote it into the library would have the library compiled again after
-//! every commit. The answer is that of the clone that the program was built in, as long as no source there is younger than
-//! the program.
+//! The commit is looked up at run time: if a build script wrote it into the library, every commit would recompile the
+//! library. The answer comes from the clone in which the program was built, provided that no source file there is newer
+//! than the program.
 
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-/// What the program is built from.
+/// The sources of the program.
 const SOURCES: [&str; 4] = ["src", "build.rs", "Cargo.toml", "Cargo.lock"];
 
-/// The commit, with `+dirty` where sources had been changed since; `unknown` outside a clone, and where the clone's sources
-/// are no longer those that the program was built from. A build with the environment variable `HEADSCOPE_COMMIT` set, for
-/// programs that run where the clone is not, says what that says.
+/// The commit, with `+dirty` if sources had uncommitted changes; `unknown` outside a clone, or if the clone's sources
+/// are newer than the program. If the environment variable `HEADSCOPE_COMMIT` is set at build time, its value is
+/// returned instead; this serves programs that run on machines without the clone.
 pub(super) fn commit() -> &'static str {
     static COMMIT: OnceLock<String> = OnceLock::new();
     COMMIT.get_or_init(|| {
@@ -25,7 +25,7 @@ pub(super) fn commit() -> &'static str {
     })
 }
 
-/// The commit of the clone at `root`, for a program that was built there at the given time.
+/// The commit of the clone at `root`, for a program built there at time `built`.
 fn of_clone(root: &Path, built: SystemTime) -> Option<String> {
     if !root.join(".git").exists() || SOURCES.iter().any(|source| younger(&root.join(source), built)) {
         return None;
@@ -35,7 +35,7 @@ fn of_clone(root: &Path, built: SystemTime) -> Option<String> {
     Some(if changed.is_empty() { head } else { format!("{head}+dirty") })
 }
 
-/// Whether a file, or one in a folder, was written after `built`.
+/// Whether a file, or any file in a folder, was written after `built`.
 fn younger(path: &Path, built: SystemTime) -> bool {
     match std::fs::read_dir(path) {
         Ok(mut entries) => entries.any(|entry| entry.is_ok_and(|entry| younger(&entry.path(), built))),
@@ -43,12 +43,12 @@ fn younger(path: &Path, built: SystemTime) -> bool {
     }
 }
 
-/// What git prints about the clone at `root`; nothing where it fails or is not there.
+/// Output of git for the clone at `root`; `None` if git fails or is not installed.
 fn git(root: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command.arg("-C").arg(root).arg("--no-optional-locks").args(arguments);
     for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-        command.env_remove(name); // set in a hook of git's, about another clone
+        command.env_remove(name); // git sets these in its hooks, where they refer to another clone
     }
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
@@ -69,7 +69,7 @@ mod tests {
         std::fs::write(root.join("src/lib.rs"), "one").unwrap();
         assert_eq!(of_clone(root, later), None, "no clone");
         if git(root, &["init", "-q"]).is_none() {
-            return; // no git here: nothing is known, as above
+            return; // git is not installed: the commit is unknown, as asserted above
         }
         assert_eq!(of_clone(root, later), None, "no commit yet");
         let name = ["-c", "user.name=a", "-c", "user.email=a@b"];

@@ -1,4 +1,4 @@
-//! E6: the roles that emerge.
+//! E6: do heads with recognisable roles emerge in training?
 
 use super::grid::{alone, prediction, trained};
 use super::{Experiment, Grid, Measure, Start, Training};
@@ -7,10 +7,10 @@ use crate::lab::language::{English, Language, Repeats};
 use crate::lab::train::TrainOptions;
 use crate::lab::verdict::{Expect, Prediction, Rule};
 
-/// The roles of the claim, as the small English has them.
+/// The roles named by the claim, as dependency kinds of the small English.
 const ROLES: [&str; 5] = ["agreement", "entity", "position", "coreference", "verb_object"];
 
-/// E6: do heads with roles emerge, and does the work depend on them?
+/// E6: do heads with these roles emerge, and does performance depend on them?
 pub(super) fn emergence(grid: Grid) -> Experiment {
     let repeats = Repeats { symbols: 24, length: 28, period: (4, 10), offset: (0, 5) };
     let fixed = Repeats { period: (7, 7), offset: (3, 3), ..repeats.clone() };
@@ -55,7 +55,7 @@ pub(super) fn emergence(grid: Grid) -> Experiment {
     }
 }
 
-/// Two layers of attention without MLP, asked for roles.
+/// Trains two attention-only layers and measures roles.
 fn training(grid: Grid, language: Language) -> Training {
     let train = TrainOptions { steps: grid.pick(1000, 6000), batch: 32, ..TrainOptions::default() };
     let declaration = Declaration::attention_only(language, train);

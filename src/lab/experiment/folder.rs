@@ -1,4 +1,4 @@
-//! An experiment's folder: `experiment.json` and `cells/NAME.parquet`.
+//! Where do the results of an experiment live? In a folder with `experiment.json` and `cells/NAME.parquet`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,15 +18,15 @@ const CELLS: &str = "cells";
 const UNION: &str = "results.parquet";
 const VERDICT: &str = "verdict.json";
 
-/// Where the table of a cell stands.
+/// Path of a cell's table.
 pub(super) fn cell_path(folder: &Path, cell: &str) -> PathBuf {
     folder.join(CELLS).join(format!("{cell}.parquet"))
 }
 
-/// Keeps other processes from computing the same cells into a folder, which is made where it is not there.
+/// Locks a folder against other processes that would compute the same cells. Creates the folder if it does not exist.
 ///
-/// Shards that have no cell in common may run at once. Each holds a lock of its own, `shard-K-of-N.lock`, and then looks at
-/// the others: two that begin at the same moment may both stop, but never both go on.
+/// Shards without common cells may run concurrently. Each shard first takes its own lock, `shard-K-of-N.lock`, and then
+/// checks the others: two overlapping shards that start at the same moment may both stop, but never both continue.
 pub(super) fn hold(folder: &Path, shard: (usize, usize), cells: usize) -> Result<Lock> {
     let folder_of_cells = folder.join(CELLS);
     std::fs::create_dir_all(&folder_of_cells).map_err(Error::io("make", &folder_of_cells))?;
@@ -36,25 +36,25 @@ pub(super) fn hold(folder: &Path, shard: (usize, usize), cells: usize) -> Result
     for other in names.filter_map(|name| shard_of(&name)).filter(|other| *other != shard) {
         let both = |cell: usize| [shard, other].iter().all(|(k, n)| cell % n == k - 1);
         if (0..cells).any(both) {
-            // One that a killed process left is free, and goes away with this.
+            // A lock left by a killed process is free; taking and dropping it removes the file.
             drop(Lock::hold(&shard_path(folder, other))?);
         }
     }
     Ok(own)
 }
 
-/// What a shard's lock is named after.
+/// Path from which a shard's lock file gets its name.
 fn shard_path(folder: &Path, (k, n): (usize, usize)) -> PathBuf {
     folder.join(format!("shard-{k}-of-{n}"))
 }
 
-/// The shard that a lock file is named after.
+/// Parses the shard from the name of its lock file.
 fn shard_of(name: &str) -> Option<(usize, usize)> {
     let (k, n) = name.strip_prefix("shard-")?.strip_suffix(".lock")?.split_once("-of-")?;
     Some((k.parse().ok()?, n.parse().ok()?)).filter(|(k, n)| (1..=*n).contains(k))
 }
 
-/// Writes the experiment into its folder, unless it is there already.
+/// Writes the experiment to its folder, unless the folder already contains it.
 pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
     let path = folder.join(DECLARATION);
     if !path.exists() {
@@ -64,22 +64,22 @@ pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
     match differences(&as_data(experiment), &as_data(&Experiment::read(&path)?)) {
         None => Ok(()),
         Some((expected, found)) => {
-            let expected = format!("this experiment's or a new one ({expected})");
-            Err(Error::argument("folder", expected, format!("another in {} ({found})", path.display())))
+            let expected = format!("this experiment, or an empty folder ({expected})");
+            Err(Error::argument("folder", expected, format!("another experiment in {} ({found})", path.display())))
         }
     }
 }
 
-/// What the cells of an experiment found.
+/// The results of an experiment's cells.
 pub struct Results {
     /// The experiment.
     pub experiment: Experiment,
-    /// The rows of all its cells.
+    /// The rows of all cells.
     pub table: Table,
-    /// Names of cells that are not computed yet.
+    /// Names of the cells that have not been computed yet.
     pub missing: Vec<String>,
-    /// What speaks against taking the tables as they are: some have no checksum, or were computed for another declaration or
-    /// by several commits.
+    /// Caveats about the tables: some have no checksum, or were computed for another declaration or by different
+    /// commits.
     pub notes: Vec<String>,
     evidence: Evidence,
 }
@@ -87,14 +87,14 @@ pub struct Results {
 impl Results {
     /// Reads an experiment's folder: `experiment.json`, and the cells' tables or their union, `results.parquet`.
     ///
-    /// Tables need the columns `cell`, `seed`, `metric`, `value`, and where they apply `step`, `task`, `layer`, `head`;
-    /// whoever wrote them, and in however many files in `cells`. Those that headscope wrote are held against the checksums
-    /// that stand beside them; those of other programs have none, as those of headscope before it kept any, and are taken as
-    /// they are: [`Results::notes`] says so.
+    /// Tables need the columns `cell`, `seed`, `metric` and `value`, plus `step`, `task`, `layer` and `head` where they
+    /// apply. Any program may have written them, and `cells` may hold any number of files. Tables written by headscope
+    /// are verified against the checksums stored beside them. Tables from other programs, or from versions of headscope
+    /// that did not store checksums, are accepted without verification and listed in [`Results::notes`].
     ///
     /// # Errors
-    /// Where something cannot be read, or a table names a cell that the experiment does not have; [`Error::Damaged`] where a
-    /// table is not as it was written.
+    /// If a file cannot be read, or a table names a cell that the experiment does not have; [`Error::Damaged`] if a
+    /// table does not match its checksum.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let experiment = Experiment::read(folder.join(DECLARATION))?;
@@ -131,10 +131,11 @@ impl Results {
         Ok(Self { experiment, table, missing, notes, evidence })
     }
 
-    /// Reads all experiments of a folder, which is one's own or holds such folders; by name, each with its folder.
+    /// Reads all experiments in `folder`, which is a results folder or contains results folders; returns each with its
+    /// path, sorted by name.
     ///
     /// # Errors
-    /// As [`Results::read`], and where there is none.
+    /// As for [`Results::read`]; also if there is no experiment.
     pub fn read_all(folder: impl AsRef<Path>) -> Result<Vec<(PathBuf, Self)>> {
         let folder = folder.as_ref();
         let is_one = |folder: &Path| folder.join(DECLARATION).is_file();
@@ -145,25 +146,25 @@ impl Results {
             found.sort();
         }
         if found.is_empty() {
-            let expected = format!("{DECLARATION}, or folders with one");
+            let expected = format!("{DECLARATION}, or folders that contain it");
             return Err(Error::argument("folder", expected, format!("neither in {}", folder.display())));
         }
         found.into_iter().map(|folder| Ok((folder.clone(), Self::read(&folder)?))).collect()
     }
 
-    /// The runs of a cell: the values of a metric by seed and step.
+    /// The values of a metric in a cell, by seed and step.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the experiment has no such cell, or the cell no such metric.
+    /// [`Error::Argument`] if the experiment has no such cell, or the cell no such metric.
     pub fn runs(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Runs> {
         self.experiment.cell(cell)?;
         self.evidence.runs(cell, metric, task)
     }
 
-    /// The course of a metric: at each recorded step the mean over runs, without missing values.
+    /// The mean of a metric over runs at each recorded step; NaN values are skipped.
     ///
     /// # Errors
-    /// As [`Results::runs`].
+    /// As for [`Results::runs`].
     pub fn course(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Vec<(f64, f64)>> {
         let mut steps: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
         for (step, value) in self.runs(cell, metric, task)?.into_values().flatten().filter(|(_, v)| !v.is_nan()) {
@@ -177,16 +178,16 @@ impl Results {
     /// The value of a metric at the last step of each run.
     ///
     /// # Errors
-    /// As [`Results::runs`].
+    /// As for [`Results::runs`].
     pub fn last(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Vec<f64>> {
         let runs = self.runs(cell, metric, task)?;
         Ok(runs.into_values().filter_map(|steps| steps.last_key_value().map(|(_, value)| *value)).collect())
     }
 
-    /// The verdict on each prediction and on each claim, by the experiment's own rule.
+    /// Judges each prediction and each claim by the experiment's own rule.
     ///
     /// # Errors
-    /// Where the table does not hold what the rule reads.
+    /// If the table lacks values that the rule reads.
     pub fn judge(&self) -> Result<Judgement> {
         let experiment = &self.experiment;
         let predictions = judge(&experiment.predictions, &experiment.rule, &self.evidence)?;
@@ -202,10 +203,10 @@ impl Results {
         })
     }
 
-    /// Writes the union of the cells, `results.parquet`, and a judgement, `verdict.json`, into the folder.
+    /// Writes the union of the cells to `results.parquet` and a judgement to `verdict.json`, both in `folder`.
     ///
     /// # Errors
-    /// Where they cannot be written.
+    /// If a file cannot be written.
     pub fn write(&self, judgement: &Judgement, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         self.table.write(folder.join(UNION))?;
@@ -215,7 +216,7 @@ impl Results {
     }
 }
 
-/// The cells that a table has, or is the union of, each with where its numbers come from.
+/// Provenance of the cells that a table holds: of its one cell, or of all cells if it is a union.
 fn origins(table: &Table) -> BTreeMap<String, Origin> {
     let provenance = table.provenance();
     let name = provenance.options.pointer("/cell/name").and_then(|name| name.as_str());
@@ -228,7 +229,7 @@ fn origins(table: &Table) -> BTreeMap<String, Origin> {
     }
 }
 
-/// What the union of an experiment's cells says of them.
+/// The `options` field in the provenance of the union table.
 fn union_options(experiment: &Experiment, origins: &BTreeMap<String, Origin>) -> serde_json::Value {
     let mut options = json!({"experiment": experiment.id, "runs": experiment.runs});
     if !origins.is_empty() {
@@ -237,14 +238,14 @@ fn union_options(experiment: &Experiment, origins: &BTreeMap<String, Origin>) ->
     options
 }
 
-/// What speaks against taking an experiment's tables as they are.
+/// Collects the caveats about an experiment's tables.
 fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<String, Origin>) -> Result<Vec<String>> {
     let mut notes = vec![];
     if let Some(first) = unchecked.first() {
         let name = first.file_name().unwrap_or_default().to_string_lossy();
         notes.push(match unchecked.len() {
-            1 => format!("no checksum: {name} is taken as it is"),
-            n => format!("no checksum: {n} tables are taken as they are, {name} among them"),
+            1 => format!("no checksum: {name} was accepted without verification"),
+            n => format!("no checksum: {n} tables, including {name}, were accepted without verification"),
         });
     }
     let declaration = experiment.sha256()?;
@@ -256,7 +257,7 @@ fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<Str
     let commits: BTreeSet<&str> = origins.values().map(|origin| origin.commit.as_str()).collect();
     if commits.len() > 1 {
         let commits: Vec<&str> = commits.into_iter().collect();
-        notes.push(format!("cells were computed by {} commits: {}", commits.len(), commits.join(", ")));
+        notes.push(format!("cells were computed by {} different commits: {}", commits.len(), commits.join(", ")));
     }
     Ok(notes)
 }
@@ -266,7 +267,7 @@ fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<Str
 mod tests {
     use super::*;
 
-    /// Two may compute into one folder where they have no cell in common; a lock that nobody holds any more keeps nobody out.
+    /// Two processes may share a folder if they have no cell in common; a stale lock blocks nobody.
     #[test]
     fn shards_that_share_cells_keep_each_other_out() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What the lab's experiments have in common.
+//! What do the lab's experiments have in common? Sizes, tasks and shorthands.
 
 use super::{Cell, Grid, Measure, Start, Training, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
@@ -6,29 +6,29 @@ use crate::lab::train::TrainOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Reading};
 use crate::model::{ModelConfig, NormKind, QkvBias};
 
-/// Width of the stream: full-width heads have as many dimensions.
+/// Width of the residual stream, and d_head of a full-width head.
 pub(super) const D_MODEL: usize = 44;
-/// The smallest effect of interest on an index from 0 to 1.
+/// The smallest effect of interest on an index between 0 and 1.
 pub(super) const SMALLEST: f64 = 0.1;
-/// Where cells are compared at matched loss: half of what can be learned is.
+/// Where cells are compared at matched loss: once half of the excess loss is gone.
 pub(super) const HALF: Reading = Reading::AtExcessLoss(0.5);
 
-/// The regimes, which the claims do not tell apart.
+/// The regimes; the claims do not distinguish between them.
 pub(super) const REGIMES: [(&str, Regime); 3] =
     [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous), ("bag", Regime::Bag)];
 
 impl Grid {
-    /// Runs of a cell: at least 8 must have learned, and in some cells a run or two do not.
+    /// Runs per cell: at least 8 must have learned, and in some cells one or two do not.
     pub(super) fn runs(self) -> usize {
         self.pick(10, 32)
     }
 
-    /// Steps of training.
+    /// Training steps.
     pub(super) fn steps(self) -> usize {
         self.pick(600, 4000)
     }
 
-    /// One of two numbers.
+    /// Chooses a value by the size of the grid.
     pub(super) fn pick<T>(self, small: T, full: T) -> T {
         match self {
             Self::Small => small,
@@ -37,8 +37,8 @@ impl Grid {
     }
 }
 
-/// Four tasks, each answered from one source: the token before, the first, the one of a class, the one with the query's
-/// symbol.
+/// Four tasks, each answered from one source token: the previous one, the first, the one of a class, and the one with
+/// the query's symbol.
 pub(super) fn four_tasks(regime: Regime) -> Language {
     Language::Tasks(Tasks {
         tasks: vec![Task::Back(1), Task::First, Task::Class, Task::Duplicate],
@@ -48,7 +48,7 @@ pub(super) fn four_tasks(regime: Regime) -> Language {
     })
 }
 
-/// One layer of attention without MLP.
+/// One attention-only layer.
 pub(super) fn one_layer(heads: usize, width: usize, language: &Language) -> ModelConfig {
     ModelConfig {
         family: "attention-only".to_owned(),
@@ -66,7 +66,7 @@ pub(super) fn one_layer(heads: usize, width: usize, language: &Language) -> Mode
     }
 }
 
-/// Training of one layer on four tasks, asked how its heads divide them.
+/// Trains one layer on four tasks and measures how its heads divide them.
 pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) -> Training {
     let language = four_tasks(regime);
     Training {
@@ -81,12 +81,12 @@ pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) ->
     }
 }
 
-/// A cell of a trained model.
+/// A cell that trains models.
 pub(super) fn trained(name: impl Into<String>, training: Training) -> Cell {
     Cell { name: name.into(), work: Work::Training(Box::new(training)) }
 }
 
-/// A prediction about an index from 0 to 1, read at the end, of runs that learned.
+/// A prediction about an index between 0 and 1, read at the end of runs that learned.
 pub(super) fn prediction(claim: &str, text: &str, metric: &str, expect: Expect) -> Prediction {
     Prediction {
         claim: claim.to_owned(),
@@ -102,12 +102,12 @@ pub(super) fn prediction(claim: &str, text: &str, metric: &str, expect: Expect) 
     }
 }
 
-/// A case of one cell against another.
+/// A case that compares one cell with another.
 pub(super) fn against(name: &str, cell: impl Into<String>, other: impl Into<String>) -> Case {
     Case { name: name.to_owned(), cell: cell.into(), against: Some(other.into()), trend: vec![] }
 }
 
-/// A case of one cell alone.
+/// A case about a single cell.
 pub(super) fn alone(name: &str, cell: impl Into<String>) -> Case {
     Case { name: name.to_owned(), cell: cell.into(), against: None, trend: vec![] }
 }

@@ -1,11 +1,11 @@
-//! Experiments: a claim tested by a grid of cells, each a pure function of its options and its seed.
+//! How is a claim about heads tested? By a grid of cells, each a pure function of its options and its seed.
 //!
 //! | where | what |
 //! |---|---|
-//! | [`Experiment`] | cells, predictions and the rule that judges them, as data; [`Experiment::named`] has those of the lab |
-//! | [`Cell`], [`Work`] | what one cell computes: a model trained or there already, asked questions, or a construction without training |
-//! | [`Experiment::run`] | cells to one Parquet file each, in shards, resumable |
-//! | [`Results`] | the union of a folder's cells, and the verdict on it |
+//! | [`Experiment`] | cells, predictions and the rule that judges them, as data; [`Experiment::named`] returns the lab's own |
+//! | [`Cell`], [`Work`] | what a cell computes: measurements of a trained or pretrained model, or a construction without training |
+//! | [`Experiment::run`] | computes cells into one Parquet file each, in shards, resumable |
+//! | [`Results`] | the union of the cells in a folder, and the verdict on them |
 
 mod bottleneck;
 mod capacity;
@@ -34,7 +34,7 @@ use super::verdict::{Prediction, Rule};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// An experiment as data: what is computed, what each claim predicts of it, and how it is judged.
+/// An experiment as data: what is computed, what each claim predicts, and how the predictions are judged.
 ///
 /// ```
 /// use headscope::lab::{Experiment, Grid};
@@ -45,55 +45,55 @@ use crate::file;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experiment {
-    /// Its name, such as E1: letters, digits and `. _ - =`.
+    /// Name, such as E1: letters, digits and `. _ - =`.
     pub id: String,
-    /// What it is about, in a few words.
+    /// The topic in a few words.
     pub title: String,
     /// The question.
     pub question: String,
-    /// Run r of every cell has seed `seed + r`: of its parameters and of its stream of sequences.
+    /// Run `r` of every cell has seed `seed + r`, which determines its parameters and its training sequences.
     pub seed: u64,
-    /// Runs of a cell.
+    /// Number of runs per cell.
     pub runs: usize,
-    /// What each claim predicts, written before the run.
+    /// The predictions of each claim, fixed before the run.
     pub predictions: Vec<Prediction>,
-    /// How that is judged.
+    /// The rule by which predictions are judged.
     pub rule: Rule,
-    /// What is computed.
+    /// The cells to compute.
     pub cells: Vec<Cell>,
 }
 
-/// One cell: all its runs together make one table.
+/// A cell: all its runs form one table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cell {
-    /// Its name, which is also its file's: letters, digits and `. _ - =`.
+    /// Name of the cell and of its file: letters, digits and `. _ - =`.
     pub name: String,
     /// What is computed.
     pub work: Work,
 }
 
-/// How large a grid is.
+/// Size of a grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Grid {
-    /// Minutes on a laptop.
+    /// Runs in minutes on a laptop.
     Small,
-    /// More seeds, more cells, longer training: for a cluster's array job.
+    /// More seeds, more cells and longer training: meant for an array job on a cluster.
     Full,
 }
 
-/// Most cells and runs of an experiment.
+/// Maximum number of cells, and of runs per cell.
 const MOST: usize = 100_000;
 
 impl Experiment {
-    /// The names of the lab's own experiments.
+    /// Names of the lab's own experiments.
     pub const NAMES: [&'static str; 8] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8"];
 
-    /// One of the lab's own experiments.
+    /// Returns one of the lab's own experiments.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there is none of that name.
+    /// [`Error::Argument`] if there is no experiment of that name.
     pub fn named(id: &str, grid: Grid) -> Result<Self> {
         match id {
             "E1" => Ok(capacity::widths(grid)),
@@ -111,24 +111,24 @@ impl Experiment {
     /// Reads an experiment from a JSON file.
     ///
     /// # Errors
-    /// Where the file cannot be read, is none, or does not hold together.
+    /// If the file cannot be read, is not an experiment, or is inconsistent.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let read: Self = serde_json::from_slice(&file::read(path)?).map_err(|reason| Error::Format {
             path: path.to_owned(),
             at: "the file".to_owned(),
-            expected: "an experiment, as `headscope lab show E1 --json` prints one".to_owned(),
+            expected: "an experiment in the format of `headscope lab show E1 --json`".to_owned(),
             found: reason.to_string(),
         })?;
         read.validate()?;
         Ok(read)
     }
 
-    /// Checks that cells have names of their own, predictions name cells that there are, and numbers make sense: no seed of
-    /// a run is beyond 2^64.
+    /// Checks that cell names are unique, that predictions refer to existing cells, that numbers are valid, and that
+    /// every run's seed is below 2^64.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the first that does not.
+    /// [`Error::Argument`] naming the first problem.
     pub fn validate(&self) -> Result<()> {
         for (name, found) in [("cells", self.cells.len()), ("runs", self.runs)] {
             if !(1..=MOST).contains(&found) {
@@ -141,21 +141,25 @@ impl Experiment {
         for (what, name) in own.into_iter().chain(names.iter().map(|name| ("a cell's name", *name))) {
             let fits = |c: char| c.is_ascii_alphanumeric() || "._-=".contains(c);
             if name.is_empty() || name.len() > 100 || name.starts_with('.') || !name.chars().all(fits) {
-                return Err(Error::argument(what, "up to 100 letters, digits and . _ - =, no dot first", name));
+                return Err(Error::argument(
+                    what,
+                    "up to 100 letters, digits and . _ - =, not starting with a dot",
+                    name,
+                ));
             }
         }
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::argument("cells", "a name of its own for each", format!("`{}` twice", twice[0])));
+            return Err(Error::argument("cells", "unique names", format!("`{}` twice", twice[0])));
         }
         self.rule.validate()?;
         self.predictions.iter().try_for_each(|prediction| prediction.validate(&names))
     }
 
-    /// The cell of a name.
+    /// Returns the cell with the given name.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there is none.
+    /// [`Error::Argument`] if there is none.
     pub fn cell(&self, name: &str) -> Result<&Cell> {
         let found = self.cells.iter().find(|cell| cell.name == name);
         found.ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Where a cell's numbers come from, and whether a finished cell is the one that would be computed now.
+//! Where do a cell's numbers come from, and would a finished cell be computed the same way now?
 
 use std::collections::BTreeMap;
 
@@ -14,24 +14,24 @@ use crate::file;
 use crate::lab::differences::differences;
 use crate::table::Provenance;
 
-/// Where a cell's numbers come from, beside its own options: kept in its provenance, and in that of the union of all cells.
+/// Provenance of a cell beyond its own options; stored in the provenance of its table and of the union of all cells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Origin {
-    /// The git commit that headscope was built from, as far as it is known.
+    /// The git commit from which headscope was built, or `unknown`.
     pub commit: String,
-    /// SHA-256 of the experiment that the cell was computed for, as `experiment.json` has it.
+    /// SHA-256 of the experiment for which the cell was computed, as in `experiment.json`.
     pub declaration: Option<String>,
-    /// Where it was computed.
+    /// The device on which it was computed.
     pub device: String,
-    /// The checkpoint and the annotation that were read.
+    /// The checkpoint and annotation files that were read.
     pub read: Vec<Input>,
-    /// SHA-256 of the parameters of each seed's model, where one was trained or drawn.
+    /// SHA-256 of the model parameters for each seed, if a model was trained or initialised.
     pub parameters: BTreeMap<u64, String>,
 }
 
 impl Origin {
-    /// That of a cell that was computed by this program.
+    /// The origin of a cell computed by this program.
     pub(super) fn of(computed: &Computed, declaration: Option<String>) -> Self {
         Self {
             commit: commit().to_owned(),
@@ -42,14 +42,14 @@ impl Origin {
         }
     }
 
-    /// What a cell's table says; nothing where another program wrote it, or an older headscope.
+    /// Reads the origin from a table's provenance; `None` if another program or an older headscope wrote the table.
     pub(super) fn read(provenance: &Provenance) -> Option<Self> {
         serde_json::from_value(provenance.options.get("origin")?.clone()).ok()
     }
 }
 
 impl Cell {
-    /// The provenance of the cell's table.
+    /// The provenance of this cell's table.
     pub(super) fn provenance(&self, seed: u64, runs: usize, origin: &Origin) -> Provenance {
         let named = |input: &&Input| input.name == self.work.model();
         Provenance {
@@ -63,31 +63,33 @@ impl Cell {
 }
 
 impl Experiment {
-    /// SHA-256 of the experiment as data, which is that of `experiment.json` in a folder that a run has made.
+    /// SHA-256 of the experiment as data; equals that of the `experiment.json` that a run writes.
     ///
     /// # Errors
-    /// Where a number is none that JSON has.
+    /// If JSON cannot represent one of the numbers.
     pub fn sha256(&self) -> Result<String> {
         Ok(file::sha256(&self.to_json()?))
     }
 
     pub(super) fn to_json(&self) -> Result<Vec<u8>> {
-        let wrong = |reason: serde_json::Error| Error::argument("experiment", "what JSON can hold", reason);
+        let wrong =
+            |reason: serde_json::Error| Error::argument("experiment", "numbers that JSON can represent", reason);
         serde_json::to_vec_pretty(self).map_err(wrong)
     }
 
-    /// Fails where a finished cell is not the one that would be computed now: its work, seeds and runs, and what it read, must
-    /// be the same. Returns where it comes from: it may be from another commit, or for an experiment that differs elsewhere.
+    /// Checks that a finished cell matches the one that would be computed now: same work, seeds, runs and input files.
+    /// Returns its origin; the commit may differ, and so may the rest of the experiment.
     pub(super) fn check_finished(&self, cell: &Cell, found: &Provenance) -> Result<Origin> {
         let refused = |expected: String, found: String| {
             let expected = format!("cell {} as it would be computed now ({expected})", cell.name);
             Err(Error::argument("folder", expected, found))
         };
         let Some(origin) = Origin::read(found) else {
-            let found = "a table that does not say where it comes from, of another program or an older headscope";
-            return refused("with its origin".to_owned(), format!("{found}; move it away to have it computed"));
+            let found =
+                "a table that does not say where it comes from, written by another program or an older headscope";
+            return refused("with its origin".to_owned(), format!("{found}; move it away to recompute the cell"));
         };
-        // Files that are not there any more cannot have changed.
+        // Files that no longer exist cannot be compared.
         let read = cell.work.inputs().unwrap_or_else(|_| origin.read.clone());
         let now = Origin { read, ..origin.clone() };
         let (now, then) = (of(&cell.provenance(self.seed, self.runs, &now)), of(found));
@@ -98,7 +100,7 @@ impl Experiment {
     }
 }
 
-/// A provenance as data.
+/// A provenance as JSON.
 fn of(provenance: &Provenance) -> Value {
     json!({"headscope": provenance.headscope, "model": provenance.model, "sha256": provenance.sha256,
         "seed": provenance.seed, "options": provenance.options})

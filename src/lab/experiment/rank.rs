@@ -1,4 +1,4 @@
-//! E5: the rank of attention.
+//! E5: how much rank does attention need?
 
 use super::grid::{D_MODEL, REGIMES, against, alone, divided, one_layer, prediction, trained};
 use super::work::Circle;
@@ -7,14 +7,14 @@ use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::verdict::{Expect, Prediction, Rule};
 
 const KEYS: [usize; 3] = [8, 32, 128];
-/// Heads and their width, at the same number of parameters, from one of full rank to many of low rank.
+/// (heads, d_head) with equal parameter counts, from one full-rank head to many low-rank heads.
 const SHAPES: [(usize, usize); 4] = [(1, D_MODEL), (2, 22), (4, 11), (11, 4)];
 
-/// E5: do dependencies need more rank than a head has, and do many heads of low rank make up for it?
+/// E5: do dependencies need more rank than one head has, and can many low-rank heads compensate?
 pub(super) fn rank(grid: Grid) -> Experiment {
     let mut cells: Vec<Cell> = vec![];
     for n in KEYS {
-        // So sharp that the bound on a target's weight is 0.9.
+        // Chosen so that the lower bound on a target's attention weight is 0.9.
         let step = 1.0 - (2.0 * std::f64::consts::PI / n as f64).cos();
         let beta = (9.0 * (n as f64 - 1.0)).ln() / step;
         cells.push(Cell { name: format!("circle{n}"), work: Work::Circle(Circle { n, beta }) });
@@ -76,7 +76,7 @@ pub(super) fn rank(grid: Grid) -> Experiment {
     }
 }
 
-/// One task, in which 16 symbols must be told apart.
+/// One task, which requires telling 16 symbols apart.
 fn matching() -> Language {
     Language::Tasks(Tasks { tasks: vec![Task::Duplicate], regime: Regime::Gated, symbols: 16, length: (6, 10) })
 }

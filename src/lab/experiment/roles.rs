@@ -1,4 +1,4 @@
-//! E7: the roles of heads in trained models.
+//! E7: which roles do heads of trained models play?
 
 use super::grid::{against, alone, prediction};
 use super::work::{Pretrained, Texts};
@@ -6,14 +6,14 @@ use super::{Cell, Experiment, Grid, Work};
 use crate::lab::language::LookFrom;
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
-/// The roles of the small English, and what a head that plays one finds.
+/// The roles in the small English, with a description of what a head with that role finds.
 const STORIES: [(&str, &str); 4] = [
     ("agreement", "the subject of a verb"),
     ("entity", "another part or mention of a name"),
     ("coreference", "whom a pronoun stands for"),
     ("verb_object", "the verb of an object"),
 ];
-/// Relations of Universal Dependencies, and names.
+/// Relations of Universal Dependencies, and entities.
 const RELATIONS: [(&str, &str); 5] = [
     ("nsubj_to_head", "the verb of a subject"),
     ("obj_to_head", "the verb of an object"),
@@ -24,21 +24,22 @@ const RELATIONS: [(&str, &str); 5] = [
 const UD: &str = "annotations/en_ewt-ud-dev.conllu.gz";
 const GAP: &str = "annotations/gap-development.tsv.gz";
 
-/// A corpus: its models, its roles and how its cells are named.
+/// A corpus: the models tested on it, its roles and the prefix of its cell names.
 struct Corpus {
     name: &'static str,
     model: &'static str,
     texts: Texts,
     count: usize,
     roles: Vec<(&'static str, &'static str)>,
-    /// Roles that are an offset, for which no gain over offsets is predicted.
+    /// Roles that are a fixed offset; no gain over offsets is predicted for them.
     offsets: Vec<&'static str>,
-    /// Whether the model predicts words, so that it can be asked whether it needs a head for that.
+    /// Whether the model predicts words, so that ablating a head can affect its predictions.
     predicts: bool,
 }
 
-/// E7: do heads of trained models play roles, more than their places explain, more than random heads, and for the model's own
-/// task? The full grid adds real annotation, which [`Texts`] looks for where `HEADSCOPE_DATA` says.
+/// E7: do heads of trained models play roles beyond what position alone explains and beyond random heads, and does the
+/// model's own task depend on them? The full grid adds human-annotated text, which [`Texts`] looks up in
+/// `HEADSCOPE_DATA`.
 pub(super) fn roles(grid: Grid) -> Experiment {
     let corpora = corpora(grid);
     let cell = |corpus: &Corpus, random: bool| {
@@ -63,7 +64,7 @@ pub(super) fn roles(grid: Grid) -> Experiment {
         question: "Do heads of trained models play roles: syntax, entities, position, coreference, verbs and objects?"
             .to_owned(),
         seed: 7500,
-        // The exact test of 8 could reject nothing once it is corrected for so many cases.
+        // With 8 runs, the smallest p-value of an exact test would not survive the correction for this many cases.
         runs: 10,
         predictions: predictions(&corpora),
         rule: Rule::default(),
@@ -81,7 +82,7 @@ fn corpora(grid: Grid) -> Vec<Corpus> {
         offsets,
         predicts,
     };
-    // A particle is predicted at its verb: there is nothing to look for.
+    // A particle is predicted at its verb, so there is no earlier source to attend to.
     let mut all = vec![
         stories("english", LookFrom::Prediction, vec![], true),
         stories("minilm", LookFrom::Word, vec!["position"], false),
@@ -97,7 +98,8 @@ fn corpora(grid: Grid) -> Vec<Corpus> {
     all
 }
 
-/// For every role: it is known beyond offsets, beyond random weights, and a model that predicts needs the head for that.
+/// The predictions for every role: a head beats fixed offsets and random weights and, if the model predicts words,
+/// ablating it hurts.
 fn predictions(corpora: &[Corpus]) -> Vec<Prediction> {
     let mut all = vec![];
     let mut predict = |role: &str, text: String, metric: &str, level: f64, cases: Vec<Case>| {

@@ -1,4 +1,4 @@
-//! Cells computed, each to a file of its own.
+//! How are cells computed? In shards, in parallel, each into its own file.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -12,18 +12,18 @@ use crate::progress::Progress;
 use crate::table::Table;
 use crate::workers::{on_one_thread, spread};
 
-/// How an experiment is run.
+/// Options for running an experiment.
 #[derive(Debug, Clone, Copy)]
 pub struct RunOptions<'a> {
-    /// Which part of the cells, counted from 1, of how many: cells k, k + n, k + 2n, ...
+    /// Which part of the cells to compute, as (k, n) with k counted from 1: cells k, k + n, k + 2n, ...
     pub shard: (usize, usize),
-    /// Whether finished cells are kept, and damaged ones computed again; else there must be none.
+    /// Whether to keep finished cells and recompute damaged ones; otherwise finished cells are an error.
     pub resume: bool,
-    /// Cells computed at once, each on one thread; nothing for as many as there are cores.
+    /// Cells computed at once, each on one thread; `None` uses as many as there are cores.
     pub threads: Option<usize>,
-    /// Set from elsewhere to stop after the cells in hand.
+    /// Set from elsewhere to stop once the cells in progress are finished.
     pub stop: Option<&'a AtomicBool>,
-    /// Told what the user should know of finished cells: which were damaged, or computed by another commit.
+    /// Receives messages about finished cells: which are damaged, or were computed by another commit.
     pub note: fn(&str),
 }
 
@@ -37,12 +37,12 @@ impl Cell {
     /// Computes the cell: a pure function of its work, `seed` and `runs`.
     ///
     /// # Errors
-    /// Where an option makes no sense, or training fails.
+    /// If an option is invalid, or training fails.
     pub fn compute(&self, seed: u64, runs: usize) -> Result<Table> {
         self.compute_for(None, seed, runs)
     }
 
-    /// [`Cell::compute`] for the experiment of a given hash.
+    /// [`Cell::compute`] for the experiment with the given hash.
     fn compute_for(&self, declaration: Option<String>, seed: u64, runs: usize) -> Result<Table> {
         let mut computed = self.work.compute(&seeds(seed, runs)?)?;
         let provenance = self.provenance(seed, runs, &Origin::of(&computed, declaration));
@@ -51,7 +51,7 @@ impl Cell {
     }
 }
 
-/// The seeds of `runs` runs.
+/// Seeds of the `runs` runs.
 pub(super) fn seeds(seed: u64, runs: usize) -> Result<Vec<u64>> {
     let each = (0..runs as u64).map(|run| seed.checked_add(run));
     let found = || Error::argument("seed", format!("one that leaves room for {runs} runs below 2^64"), seed);
@@ -59,13 +59,17 @@ pub(super) fn seeds(seed: u64, runs: usize) -> Result<Vec<u64>> {
 }
 
 impl Experiment {
-    /// Computes the cells of a shard into `folder`, one Parquet file each, beside `experiment.json`. Shards may run anywhere, in
-    /// any order and at once; on one machine, or several of one kind, the folder then holds the same bytes as after one run.
-    /// Other processors round differently, and training amplifies that. Returns how many cells were computed.
+    /// Computes the cells of a shard into `folder`, one Parquet file each, alongside `experiment.json`. Returns how
+    /// many cells were computed.
+    ///
+    /// Shards may run anywhere, in any order and concurrently. On one machine, or several of the same kind, the folder
+    /// ends up with the same bytes as after a single run. Other processors round differently, and training amplifies
+    /// the difference.
     ///
     /// # Errors
-    /// Where the folder holds another experiment, or a cell of this shard already unless resuming; [`Error::Held`] where
-    /// another process computes some of the same cells there; [`Error::Stopped`] when stopped: finished cells are kept.
+    /// If the folder holds another experiment, or holds a cell of this shard and `resume` is not set; [`Error::Held`]
+    /// if another process is computing some of the same cells there; [`Error::Stopped`] when stopped, in which case
+    /// finished cells are kept.
     pub fn run(&self, folder: impl AsRef<Path>, options: &RunOptions<'_>) -> Result<usize> {
         let folder = folder.as_ref();
         self.validate()?;
@@ -82,7 +86,7 @@ impl Experiment {
         let (done, mut open): (Vec<&Cell>, Vec<&Cell>) = mine.partition(|cell| cell_path(folder, &cell.name).exists());
         if let (Some(cell), false) = (done.first(), options.resume) {
             let found = format!("a finished cell, {}", cell_path(folder, &cell.name).display());
-            return Err(Error::argument("folder", "one without results of these cells, or to resume", found));
+            return Err(Error::argument("folder", "no results for these cells, or the option to resume", found));
         }
         let mut kept = vec![];
         for cell in done {
@@ -93,14 +97,16 @@ impl Experiment {
         }
         let declaration = self.sha256()?;
         if let Some((cell, _)) = kept.iter().find(|(_, kept)| kept.declaration.as_ref() != Some(&declaration)) {
-            let found = format!("cell {}, of one with other predictions, another rule or other cells", cell.name);
+            let found =
+                format!("cell {} of a declaration with other predictions, another rule or other cells", cell.name);
             return Err(Error::argument("folder", "finished cells of this experiment's declaration", found));
         }
-        // One thread a cell: small models gain nothing from more, and results do not depend on how many cores there are.
+        // One thread per cell: small models gain nothing from more, and results do not depend on the number of cores.
         on_one_thread(|| self.compute_all(folder, &open, options))
     }
 
-    /// Where a finished cell comes from; nothing where it is damaged, which is noted. Fails where it is another cell.
+    /// The origin of a finished cell; `None` if it is damaged, which is reported through `note`. Fails if the file
+    /// holds another cell.
     fn keeps(&self, cell: &Cell, folder: &Path, note: fn(&str)) -> Result<Option<Origin>> {
         let path = cell_path(folder, &cell.name);
         let (found, checked) = match Table::read_checked(&path) {
@@ -113,11 +119,16 @@ impl Experiment {
         };
         let origin = self.check_finished(cell, found.provenance())?;
         if !checked {
-            let found = format!("{} without one; move it away to have it computed", path.display());
+            let found = format!("{} without one; move it away to recompute the cell", path.display());
             return Err(Error::argument("folder", "finished cells with a checksum", found));
         }
         if origin.commit != commit() {
-            note(&format!("cell {} was computed by commit {}, this is {}", cell.name, origin.commit, commit()));
+            note(&format!(
+                "cell {} was computed by commit {}, but this is commit {}",
+                cell.name,
+                origin.commit,
+                commit()
+            ));
         }
         Ok(Some(origin))
     }

@@ -1,4 +1,4 @@
-//! E2: heads that start alike.
+//! E2: do heads that start identical stay identical?
 
 use super::grid::{D_MODEL, alone, divided, prediction, trained};
 use super::{Experiment, Grid};
@@ -10,10 +10,10 @@ const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous",
 const OPTIMISERS: [(&str, Optimiser, f64); 2] =
     [("adam", Optimiser::Adam, 3e-3), ("sgd", Optimiser::Sgd { momentum: 0.9 }, 0.3)];
 const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
-/// Standard deviation of what tells identical heads apart, relative to their weights'.
+/// Standard deviation of the noise that perturbs identical heads, relative to that of their weights.
 const PERTURBATIONS: [(&str, f64); 2] = [("same", 0.0), ("perturbed", 1e-4)];
 
-/// E2: do heads that start alike come apart?
+/// E2: do heads that start identical diverge?
 pub(super) fn symmetry(grid: Grid) -> Experiment {
     let name = |parts: [&str; 4]| parts.join("-");
     let mut cells = vec![];
@@ -23,7 +23,7 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
                 for (start, perturbation) in PERTURBATIONS {
                     let mut training = divided(grid, of, 4, d_head);
                     let heads = HeadOptions { identical: true, perturbation, ..HeadOptions::default() };
-                    // What starts alike needs longer to part.
+                    // Identical heads need more steps to diverge.
                     let steps = grid.pick(1000, 6000);
                     training.train = TrainOptions { optimiser, learning_rate, heads, steps, ..training.train };
                     cells.push(trained(name([regime, rule, width, start]), training));

@@ -1,4 +1,5 @@
-//! E3: a task that is taken already, and what becomes of it when its head is let go or deleted.
+//! E3: does a head that has already solved a task keep others from learning it, and what happens when it is unfrozen or
+//! deleted?
 
 use super::grid::{D_MODEL, against, divided, prediction, trained};
 use super::{Experiment, Grid, Measure, Start, Work};
@@ -10,21 +11,21 @@ use super::work::{After, Occupant};
 
 const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
 const WIDTHS: [(&str, usize); 2] = [("narrow", 4), ("full", D_MODEL)];
-/// How much of what head 0 writes arrives.
+/// Factors by which the output of head 0 is scaled.
 const DOSES: [(&str, f64); 5] = [("0", 0.0), ("0.1", 0.1), ("0.25", 0.25), ("0.5", 0.5), ("1", 1.0)];
 /// The task that head 0 has solved: the token of the query's class.
 const TASK: usize = 2;
-/// What becomes of head 0 when the others have learned beside it, and training goes on as long again: whether it stays frozen,
-/// and how much of what it writes still arrives.
+/// How head 0 is treated in the second half of training, after the others have learned alongside it: name, whether it
+/// stays frozen, and the factor on its output.
 const LATER: [(&str, bool, f64); 3] = [("kept", true, 1.0), ("deleted", true, 0.0), ("unfrozen", false, 1.0)];
 
-/// What is different about head 0.
+/// Options that freeze or scale head 0.
 fn head(frozen: bool, dose: f64) -> HeadOptions {
     let frozen = if frozen { vec![(0, 0)] } else { vec![] };
     HeadOptions { frozen, scaled: vec![(0, 0, dose)], ..HeadOptions::default() }
 }
 
-/// E3: does a head that has solved a task keep the others from it?
+/// E3: does a head that has solved a task keep the others from learning it?
 pub(super) fn taken(grid: Grid) -> Experiment {
     let name = |regime: &str, width: &str, what: &str| format!("{regime}-{width}-{what}");
     let mut cells = vec![];

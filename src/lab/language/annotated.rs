@@ -1,4 +1,4 @@
-//! Stories as annotated text, for any model that has a tokenizer.
+//! How can any model with a tokenizer be tested on these languages? By sampling their sequences as annotated text.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,20 +6,23 @@ use super::Language;
 use crate::error::{Error, Result};
 use crate::heads::{Annotated, Link};
 
-/// Which word looks for the source of a dependency.
+/// Which word attends to the source of a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LookFrom {
-    /// The word before, at which a model of this language predicts the next one. Texts begin with the language's own token.
+    /// The previous word, at which a model of this language predicts the next one. Texts begin with the language's own
+    /// BOS token.
     Prediction,
-    /// The word itself, as in annotation of other texts: what a model does that reads, rather than writes, this language.
+    /// The word itself, as in other annotated text: suited to models that read this language rather than generate it.
     Word,
 }
 
 impl Language {
-    /// `n` sequences as annotated texts, for [`Roles`](crate::heads::Roles): every dependency is a link in the role of its kind,
-    /// from the word that looks to its source, among all other words; a word that is its own source looks for nothing. They are
-    /// those of [`Language::batch`].
+    /// Samples `n` sequences as annotated texts, for [`Roles`](crate::heads::Roles). They are the sequences of
+    /// [`Language::batch`].
+    ///
+    /// Every dependency becomes a link in the role of its kind, from the word that attends to its source, with all
+    /// other words as alternatives. A word that is its own source gets no link.
     ///
     /// ```
     /// use headscope::lab::Language;
@@ -32,12 +35,12 @@ impl Language {
     /// ```
     ///
     /// # Errors
-    /// Where the language's tokens are no words, or as [`Language::batch`].
+    /// If the language's tokens are not words; otherwise as for [`Language::batch`].
     pub fn annotated(&self, n: usize, seed: u64, number: u64, looking: LookFrom) -> Result<Vec<Annotated>> {
         let Some(lexicon) = self.words() else {
-            return Err(Error::argument("language", "one of words", "one of symbols"));
+            return Err(Error::argument("language", "a language of words", "a language of symbols"));
         };
-        // The token that begins a sequence is no word of the text.
+        // The BOS token is not a word of the text.
         let (skipped, ahead) = match looking {
             LookFrom::Prediction => (0, 0),
             LookFrom::Word => (usize::from(matches!(self, Self::English(_))), 1),

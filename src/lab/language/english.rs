@@ -1,4 +1,4 @@
-//! A small English: a grammar with a lexicon, in which every dependency is known.
+//! What does language look like when every dependency is known? A small English: a grammar with a lexicon.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -9,20 +9,20 @@ use super::lexicon::{ADJECTIVES, BOS, GREETS, MEN, MOODS, NOUNS, OBJECTS, PLACES
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::Result;
 
-/// Short stories about two people, sentence by sentence until the length is reached:
+/// Short stories about two people, built sentence by sentence until the length is reached:
 ///
-/// - `Anna Brown reads the old letter .`: the object fits the verb (`verb_object`); whoever was named before has the same
-///   surname again (`entity`);
+/// - `Anna Brown reads the old letter .`: the object fits the verb (`verb_object`); a person named before keeps the
+///   same surname (`entity`);
 /// - `the dogs near the cat wait for the house .`: the verb agrees with the subject, not with the nearer noun
-///   (`agreement`); each verb has its particle, one word before (`position`);
-/// - `Anna Brown thanks Carl Hill because she was tired .`: the pronoun is the subject's, not the nearer name's
+///   (`agreement`); each verb has its own particle, one word after it (`position`);
+/// - `Anna Brown thanks Carl Hill because she was tired .`: the pronoun refers to the subject, not to the nearer name
 ///   (`coreference`).
 ///
-/// Every next word is predicted; what depends on none of the five is the task `other`.
+/// Every next word is predicted; predictions that depend on none of these belong to the task `other`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct English {
-    /// Words in a sequence, `<bos>` included; the last sentence may be cut.
+    /// Words in a sequence, including `<bos>`; the last sentence may be cut off.
     pub length: usize,
 }
 
@@ -40,16 +40,16 @@ const POSITION: usize = 2;
 const COREFERENCE: usize = 3;
 const VERB_OBJECT: usize = 4;
 
-/// A person of a story.
+/// A person in a story.
 struct Person {
     first: &'static str,
     last: &'static str,
     pronoun: &'static str,
-    /// Where the surname stands, once it has been told.
+    /// Position of the surname, once it has been mentioned.
     told: Option<usize>,
 }
 
-/// A story as it is written.
+/// A story under construction.
 struct Story {
     words: Vec<&'static str>,
     /// (position of the word, position of its source, kind)
@@ -64,7 +64,7 @@ impl English {
     pub(super) fn infos(&self) -> Vec<TaskInfo> {
         let ln = |n: usize| (n as f64).ln();
         let (verbs, objects) = (VERBS.len(), OBJECTS.len() * OBJECTS[0].1.len());
-        // Verbs and objects stay uncertain for one who knows what they depend on.
+        // Verbs and objects remain uncertain even when the source of the dependency is known.
         let bounds = [
             (ln(2 * verbs), ln(verbs)),
             (ln(SURNAMES.len()), 0.0),
@@ -95,7 +95,7 @@ impl English {
     }
 
     fn written(&self, story: &Story, annotated: bool) -> Sample {
-        // Every word of a story comes from the lexicon.
+        // Every word of a story is in the lexicon.
         let tokens: Vec<i64> = story.words.iter().map(|word| id(word) as i64).collect();
         let all = words().len() as i64;
         let kept: Vec<_> = story.sources.iter().filter(|(word, ..)| *word < self.length).collect();
@@ -126,20 +126,20 @@ fn people(rng: &mut ChaCha8Rng) -> Vec<Person> {
 }
 
 impl Story {
-    /// Writes a word and returns its position.
+    /// Appends a word and returns its position.
     fn say(&mut self, word: &'static str) -> usize {
         self.words.push(word);
         self.words.len() - 1
     }
 
-    /// Writes a word that `source` decides.
+    /// Appends a word that depends on `source`.
     fn depend(&mut self, word: &'static str, source: usize, kind: usize) -> usize {
         let at = self.say(word);
         self.sources.push((at, source, kind));
         at
     }
 
-    /// Names a person and returns the position of the first name.
+    /// Appends a person's full name and returns the position of the first name.
     fn name(&mut self, person: &mut Person) -> usize {
         let at = self.say(person.first);
         let surname = match person.told {
@@ -150,7 +150,7 @@ impl Story {
         at
     }
 
-    /// A person does something to a thing.
+    /// A sentence in which a person acts on a thing.
     fn does(&mut self, people: &mut [Person], rng: &mut ChaCha8Rng) {
         self.name(&mut people[0]);
         let (verbs, objects) = OBJECTS[rng.random_range(0..OBJECTS.len())];
@@ -163,7 +163,7 @@ impl Story {
         self.say(".");
     }
 
-    /// Someone near someone else looks at a place.
+    /// A sentence in which someone near someone else looks at a place.
     fn near(&mut self, rng: &mut ChaCha8Rng) {
         let many = rng.random::<bool>();
         self.say("the");
@@ -180,7 +180,7 @@ impl Story {
         self.say(".");
     }
 
-    /// A person meets the other for a reason of their own.
+    /// A sentence in which one person thanks, calls, meets or helps the other, and the reason.
     fn because(&mut self, people: &mut [Person], rng: &mut ChaCha8Rng) {
         let subject = self.name(&mut people[0]);
         let pronoun = people[0].pronoun;

@@ -1,4 +1,4 @@
-//! The words of the small English.
+//! Which words does the small English have?
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -11,7 +11,7 @@ pub(super) const MEN: [&str; 8] = ["Adam", "Ben", "Carl", "David", "Eric", "Fran
 pub(super) const SURNAMES: [&str; 12] =
     ["Adler", "Brown", "Clark", "Davis", "Evans", "Fisher", "Green", "Hill", "Jones", "King", "Lewis", "Moore"];
 
-/// Verbs and the nouns that can be their objects.
+/// Verbs, and the nouns that can be their objects.
 pub(super) const OBJECTS: [([&str; 2], [&str; 4]); 4] = [
     (["eats", "cooks"], ["apple", "bread", "soup", "cake"]),
     (["reads", "writes"], ["book", "letter", "poem", "story"]),
@@ -19,7 +19,7 @@ pub(super) const OBJECTS: [([&str; 2], [&str; 4]); 4] = [
     (["wears", "sews"], ["coat", "dress", "hat", "shirt"]),
 ];
 
-/// What one person does to another.
+/// Verbs for what one person does to another.
 pub(super) const GREETS: [&str; 4] = ["thanks", "calls", "meets", "helps"];
 
 /// Nouns, singular and plural.

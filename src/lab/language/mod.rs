@@ -1,14 +1,14 @@
-//! Languages with known structure: seeded, streamed, every dependency annotated.
+//! What are models trained on? Languages with known structure: seeded, streamed, every dependency annotated.
 //!
 //! | language | what it is | where |
 //! |---|---|---|
-//! | [`Tasks`] | a query about what stands before it: k-back, first token, class, duplicate, bracket, induction; one task at a time, all at once, or in a mixture | `tasks.rs` |
-//! | [`Repeats`] | random sequences that repeat with a random period from a random offset on: what induction heads solve | `repeats.rs` |
+//! | [`Tasks`] | queries about preceding tokens: k-back, first token, class, duplicate, bracket, induction; one task at a time, all at once, or in a mixture | `tasks.rs` |
+//! | [`Repeats`] | random sequences that repeat with a random period from a random offset: what induction heads solve | `repeats.rs` |
 //! | [`English`] | a small English: agreement, recurring entities, coreference, verbs and their objects, verbs and their particles | `english.rs` |
 //!
-//! [`Language::annotated`] gives the stories as annotated text for any model.
+//! [`Language::annotated`] returns the stories as annotated text for any model.
 //!
-//! A stream is random access: batch `i` of a seed is the same whenever it is asked for, so that training resumes anywhere.
+//! Streams are random access: batch `i` of a seed is always the same, so training can resume at any step.
 
 mod annotated;
 mod english;
@@ -30,21 +30,21 @@ pub use tasks::{Regime, Task, Tasks};
 use crate::error::{Error, Result};
 use crate::model::Tokens;
 
-/// A language, as a declaration states it.
+/// A language, as written in a declaration.
 ///
 /// ```
 /// use headscope::lab::Language;
 /// let language: Language = serde_json::from_str(r#"{"repeats": {"symbols": 20}}"#).unwrap();
 /// let batch = language.batch(4, 0, 0)?;
 /// let sample = &batch.samples[0];
-/// let dependency = &sample.dependencies[0]; // what is predicted at `query` stands at `source`
+/// let dependency = &sample.dependencies[0]; // the token predicted at `query` is the one at `source`
 /// assert_eq!(sample.tokens[dependency.query + 1], sample.tokens[dependency.source]);
 /// # Ok::<(), headscope::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Language {
-    /// Queries about what stands before them.
+    /// Queries about preceding tokens.
     Tasks(Tasks),
     /// Random sequences that repeat.
     Repeats(Repeats),
@@ -52,12 +52,12 @@ pub enum Language {
     English(English),
 }
 
-/// One sequence, what is to be predicted in it, and why that can be.
+/// A sequence, the predictions to make in it, and what they depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
     /// Token ids.
     pub tokens: Vec<i64>,
-    /// What is to be predicted.
+    /// The predictions to make.
     pub targets: Vec<Target>,
     /// What the predictions depend on.
     pub dependencies: Vec<Dependency>,
@@ -66,28 +66,28 @@ pub struct Sample {
 /// One prediction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The position at which it is made: it may read this position and those before.
+    /// The position of the prediction, which may depend on this position and earlier ones.
     pub position: usize,
-    /// The token that is right.
+    /// The correct token.
     pub token: i64,
-    /// The tokens among which it is chosen.
+    /// The range of tokens to choose from.
     pub choices: Range<i64>,
-    /// The task, as its place in [`Language::tasks`].
+    /// The task, as an index into [`Language::tasks`].
     pub task: usize,
 }
 
-/// One dependency: what is predicted at `query` is decided by what stands at `source`.
+/// A dependency: the prediction at `query` is determined by the token at `source`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Dependency {
     /// The position at which the prediction is made.
     pub query: usize,
-    /// The position that decides it.
+    /// The position that determines it.
     pub source: usize,
-    /// Which kind of dependency: one of [`Language::tasks`].
+    /// The kind of dependency: one of [`Language::tasks`].
     pub kind: String,
 }
 
-/// Some sequences of a language.
+/// A batch of sequences.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The token ids of all samples.
@@ -96,22 +96,22 @@ pub struct Batch {
     pub samples: Vec<Sample>,
 }
 
-/// A language's tasks, and what one loses who does not know or knows what a prediction depends on.
+/// A task of a language, and the reference losses with and without its dependency.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TaskInfo {
     /// The name.
     pub name: String,
-    /// Loss in nats of one who knows the distribution of the answers only.
+    /// Loss in nats of a model that knows only the distribution of the answers.
     pub chance: f64,
-    /// Loss in nats of one who reads the source of every dependency.
+    /// Loss in nats of a model that uses the source of every dependency.
     pub floor: f64,
 }
 
 impl Language {
-    /// Checks that the options make sense.
+    /// Checks that the options are valid.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the first that does not.
+    /// [`Error::Argument`] naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         match self {
             Self::Tasks(tasks) => tasks.validate(),
@@ -138,7 +138,7 @@ impl Language {
         }
     }
 
-    /// The tasks whose losses are told apart.
+    /// The tasks, whose losses are reported separately.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         match self {
             Self::Tasks(tasks) => tasks.infos(),
@@ -147,7 +147,7 @@ impl Language {
         }
     }
 
-    /// The text of every token, where tokens are words.
+    /// The text of every token, if tokens are words.
     pub fn words(&self) -> Option<Vec<String>> {
         match self {
             Self::Tasks(_) => None,
@@ -156,10 +156,10 @@ impl Language {
         }
     }
 
-    /// `n` sequences: the batch of this number in the stream of this seed.
+    /// Samples `n` sequences: batch `number` of the stream with the given seed.
     ///
     /// # Errors
-    /// Where an option makes no sense, or `n` is 0.
+    /// If an option is invalid, or `n` is 0.
     pub fn batch(&self, n: usize, seed: u64, number: u64) -> Result<Batch> {
         let samples = self.samples(n, seed, number, true)?;
         let rows: Vec<Vec<i64>> = samples.iter().map(|sample| sample.tokens.clone()).collect();
@@ -171,7 +171,7 @@ impl Language {
         Ok(Batch { tokens, samples })
     }
 
-    /// The samples of [`Language::batch`]; where they are not to be annotated, without dependencies.
+    /// The samples of [`Language::batch`], with dependencies only if `annotated`.
     pub(in crate::lab) fn samples(&self, n: usize, seed: u64, number: u64, annotated: bool) -> Result<Vec<Sample>> {
         self.validate()?;
         if n == 0 {
@@ -182,7 +182,7 @@ impl Language {
         Ok((0..n).map(|_| self.sample(&mut rng, annotated)).collect())
     }
 
-    /// One sequence; the options have been validated.
+    /// One sequence; the options must have been validated.
     fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
         match self {
             Self::Tasks(tasks) => tasks.sample(rng, annotated),
@@ -192,7 +192,7 @@ impl Language {
     }
 }
 
-/// Fails where a length is outside its bounds.
+/// Fails if a value is out of bounds.
 fn within(name: &'static str, value: usize, bounds: std::ops::RangeInclusive<usize>) -> Result<()> {
     if bounds.contains(&value) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Random sequences that repeat with a random period from a random offset on.
+//! Can a model learn induction? Random sequences that repeat with a random period from a random offset.
 
 use rand::Rng;
 use rand::seq::SliceRandom;
@@ -8,21 +8,22 @@ use serde::{Deserialize, Serialize};
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::{Error, Result};
 
-/// `<bos>`, some symbols that do not matter, then a block of different symbols again and again.
+/// `<bos>`, some irrelevant symbols, then a block of distinct symbols, repeated.
 ///
-/// From the second symbol of the second copy on every symbol can be predicted: it stands behind the earlier occurrence of
-/// the symbol before it. Period and offset are drawn for each sequence, so that no fixed distance or place serves as a
-/// shortcut (Olsson et al. 2022; fixed periods are solved by position). What cannot be predicted so is the task `first_copy`.
+/// From the second symbol of the second copy on, every symbol can be predicted: it is the one after the earlier
+/// occurrence of the preceding symbol. Period and offset are drawn for each sequence, so that no fixed distance or
+/// position is a shortcut (Olsson et al. 2022; fixed periods can be solved by position). Predictions that cannot be
+/// made this way belong to the task `first_copy`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Repeats {
     /// Number of symbols.
     pub symbols: usize,
-    /// Length of a sequence, `<bos>` included.
+    /// Length of a sequence, including `<bos>`.
     pub length: usize,
-    /// Shortest and longest block.
+    /// Shortest and longest period, the length of the block.
     pub period: (usize, usize),
-    /// Fewest and most symbols before the block.
+    /// Smallest and largest number of symbols before the first block.
     pub offset: (usize, usize),
 }
 
@@ -44,7 +45,7 @@ impl Repeats {
         }
         let needed = 1 + self.offset.1 + self.period.1 + 2;
         if needed > self.length {
-            let expected = format!("at least {needed}, for the longest offset and block and something to predict");
+            let expected = format!("at least {needed}, to fit the longest offset and period with something to predict");
             return Err(Error::argument("length", expected, self.length));
         }
         Ok(())
@@ -60,7 +61,7 @@ impl Repeats {
         vec![info("induction", 0.0), info("first_copy", chance)]
     }
 
-    /// `<bos>`, then letters, where they suffice.
+    /// `<bos>`, then letters, if there are enough of them.
     pub(super) fn words(&self) -> Option<Vec<String>> {
         let letters: Vec<char> = ('a'..='z').chain('A'..='Z').collect();
         (self.symbols <= letters.len()).then(|| {

@@ -1,4 +1,4 @@
-//! Queries about what stands before them.
+//! Which kinds of lookup can a head learn? Queries about preceding tokens.
 
 use std::ops::Range;
 
@@ -9,32 +9,32 @@ use serde::{Deserialize, Serialize};
 use super::{Dependency, Sample, Target, TaskInfo, within};
 use crate::error::{Error, Result};
 
-/// Sequences over which the least loss of a bag is taken: it is then known to 0.01 nat.
+/// Number of sequences from which the minimum loss in the bag regime is estimated, to within 0.01 nat.
 const FLOOR_SAMPLES: usize = 2000;
 
-/// Content tokens, then a query whose answer stands somewhere among them.
+/// Content tokens, followed by a query whose answer is found at one of them.
 ///
-/// A content token is a symbol with, where a task asks for them, a colour and a bracket (opening or closing). Every
-/// answer is one of as many as there are symbols, all equally likely, so that chance is ln(symbols) in every task.
+/// A content token is a symbol and, if a task needs them, a colour and a bracket (opening or closing). Every task has
+/// as many possible answers as there are symbols, all equally likely, so chance is ln(symbols) in every task.
 ///
 /// | task | the answer is | its source |
 /// |---|---|---|
-/// | `back_k` | the symbol of the token k before the query (1-back: the one before it) | that token |
+/// | `back_k` | the symbol of the token k before the query (1-back: the previous one) | that token |
 /// | `first` | the symbol of the first token | that token |
-/// | `class` | the symbol of the one token of colour 0: agreement with the one token of a class | that token |
-/// | `duplicate` | the colour of the earlier token whose symbol the query has | that token |
+/// | `class` | the symbol of the only token with colour 0: agreement with the one token of a class | that token |
+/// | `duplicate` | the colour of the earlier token with the query's symbol | that token |
 /// | `bracket` | the symbol of the opening token that the query closes | that token |
-/// | `induction` | the symbol behind the earlier token whose symbol the query has | the token behind |
+/// | `induction` | the symbol after the earlier token with the query's symbol | the token after it |
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tasks {
     /// The tasks.
     pub tasks: Vec<Task>,
-    /// Which of them a query asks for.
+    /// Which of the tasks a query asks for.
     pub regime: Regime,
-    /// Number of symbols, and of answers.
+    /// Number of symbols, which is also the number of possible answers.
     pub symbols: usize,
-    /// Fewest and most content tokens before a query (in a mixture: between two queries).
+    /// Smallest and largest number of content tokens before a query (in a mixture: between two queries).
     pub length: (usize, usize),
 }
 
@@ -42,31 +42,33 @@ pub struct Tasks {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// The token this many before the query.
+    /// The token this many positions before the query.
     Back(usize),
     /// The first token.
     First,
-    /// The one token of a class.
+    /// The only token of a class.
     Class,
     /// The earlier token with the query's symbol.
     Duplicate,
     /// The opening token that the query closes.
     Bracket,
-    /// The token behind the earlier one with the query's symbol.
+    /// The token after the earlier one with the query's symbol.
     Induction,
 }
 
-/// Which tasks a query asks for. Claims about heads come out otherwise in each.
+/// Which tasks a query asks for. Claims about heads can have different outcomes in each regime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Regime {
     /// The query names the one task to solve.
     Gated,
-    /// One query asks for all tasks; each has logits of its own.
+    /// One query asks for all tasks; each task has its own logits.
     Simultaneous,
-    /// One query asks for all tasks; they share their logits: the answer is to be any task's, with equal probability.
+    /// One query asks for all tasks, which share their logits: the target is the answer to any task, with equal
+    /// probability.
     Bag,
-    /// This many gated queries in one stream; the task at place r of the list has a frequency proportional to 1 / r.
+    /// This many gated queries in one stream; task r of the list, counted from 1, has a frequency proportional to 1 /
+    /// r.
     Mixture(usize),
 }
 
@@ -95,18 +97,18 @@ impl Task {
     }
 }
 
-/// One content token.
+/// A content token.
 #[derive(Debug, Clone, Copy)]
 struct Content {
     symbol: usize,
-    /// 0 is the class; 1 and above are the colours that are asked for.
+    /// 0 is the class; queries ask for colours from 1 on.
     colour: usize,
     opens: bool,
     /// Its position in the sequence.
     place: usize,
 }
 
-/// A query's answer in `0..symbols`, and the content token that it stands at.
+/// A query's answer in `0..symbols`, and the index of the content token that holds it.
 type Answer = (usize, usize);
 
 impl Tasks {
@@ -135,8 +137,9 @@ impl Tasks {
         named.map(|(task, floor)| TaskInfo { name: task.name(), chance, floor }).collect()
     }
 
-    /// The best answer to a bag gives every symbol its share of the tasks' answers, which coincide now and then: the mean of
-    /// -ln(share) of each task's answer over [`FLOOR_SAMPLES`] sequences of a stream of their own.
+    /// The optimal prediction in the bag regime gives every symbol its share of the tasks' answers, which sometimes
+    /// coincide: the floor is the mean of -ln(share) of each task's answer, over [`FLOOR_SAMPLES`] sequences from a
+    /// separate stream.
     fn bag_floors(&self) -> Vec<f64> {
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let (mut sums, mut counts) = (vec![0.0; self.tasks.len()], vec![0.0; self.tasks.len()]);
@@ -160,14 +163,14 @@ impl Tasks {
         if self.tasks.contains(&Task::Bracket) { 2 } else { 1 }
     }
 
-    /// The tokens of queries: one a symbol, and where the query names the task, one a symbol and task.
+    /// The query tokens: one per symbol or, if the query names the task, one per symbol and task.
     fn queries(&self) -> Range<usize> {
         let first = self.symbols * self.colours() * self.brackets();
         let gated = matches!(self.regime, Regime::Gated | Regime::Mixture(_));
         first..first + self.symbols * if gated { self.tasks.len() } else { 1 }
     }
 
-    /// The tokens that answer `task`.
+    /// The tokens that can answer `task`.
     fn answers(&self, task: usize) -> Range<i64> {
         let own = if self.regime == Regime::Simultaneous { task } else { 0 };
         let first = (self.queries().end + own * self.symbols) as i64;
@@ -219,7 +222,7 @@ impl Tasks {
         (form * self.symbols + content.symbol) as i64
     }
 
-    /// The tasks that a query asks for.
+    /// The tasks that a query asks for, chosen by the regime.
     fn asked(&self, rng: &mut ChaCha8Rng) -> Range<usize> {
         let n = self.tasks.len();
         let one = match self.regime {
@@ -238,8 +241,8 @@ impl Tasks {
         one..one + 1
     }
 
-    /// `n` more content tokens, the first at position `place`. One of the first ones has colour 0; what opens is left open at
-    /// the end.
+    /// Appends `n` content tokens, the first at position `place`. If a task asks for the class, the first call gives one token
+    /// colour 0. At the end at least one bracket is open.
     fn extend(&self, content: &mut Vec<Content>, n: usize, place: usize, rng: &mut ChaCha8Rng) {
         let first = content.is_empty();
         let class = (first && self.tasks.contains(&Task::Class)).then(|| rng.random_range(0..n));
@@ -257,9 +260,9 @@ impl Tasks {
         }
     }
 
-    /// The content token whose symbol the query will have. Where there is one query the symbol is made unique.
+    /// Chooses the content token whose symbol the query gets. If `unique`, no other token keeps that symbol.
     fn key(&self, content: &mut [Content], unique: bool, rng: &mut ChaCha8Rng) -> usize {
-        // The last token has none behind it, and that of the class no colour to ask for.
+        // The last token has no successor, and the class token has no colour to ask for.
         let coloured = self.colours() > 1;
         let fits = || (0..content.len() - 1).filter(|&i| !coloured || content[i].colour > 0);
         let chosen = rng.random_range(0..fits().count());
@@ -274,7 +277,7 @@ impl Tasks {
     }
 }
 
-/// The opening tokens that nothing has closed yet.
+/// Indices of the opening tokens that are still open.
 fn open(content: &[Content]) -> Vec<usize> {
     let mut stack = vec![];
     for (i, token) in content.iter().enumerate() {
@@ -287,7 +290,7 @@ fn open(content: &[Content]) -> Vec<usize> {
     stack
 }
 
-/// The answer to `task` where the query has `symbol`; nothing where there is none.
+/// The answer to `task` for a query with `symbol`; `None` if there is none.
 fn answer(task: Task, content: &[Content], symbol: usize) -> Option<Answer> {
     let last = |end: usize, fits: &dyn Fn(&Content) -> bool| content[..end].iter().rposition(fits);
     let at = match task {
@@ -300,7 +303,7 @@ fn answer(task: Task, content: &[Content], symbol: usize) -> Option<Answer> {
     };
     let found = content.get(at)?;
     match task {
-        // In a mixture the last token of that symbol may be that of the class, which has no colour to ask for.
+        // In a mixture, the last token with that symbol may be the class token, which has no colour to ask for.
         Task::Duplicate => Some((found.colour.checked_sub(1)?, at)),
         _ => Some((found.symbol, at)),
     }

@@ -1,4 +1,4 @@
-//! What heads are worth: losses without some of them, and Shapley values.
+//! How important is each head? Losses under ablation, and Shapley values.
 
 use ndarray::{Array3, Axis, concatenate};
 use tch::{Kind, Tensor};
@@ -9,23 +9,24 @@ use crate::intervene::{Ablation, MOST, shapley_values};
 use crate::lab::prepared::Places;
 use crate::model::{Entry, Joins, Pass, Past, Program, Unchanged, Wire};
 
-/// Bytes that the variants of one stack may take.
+/// Memory limit in bytes for the stacked variants.
 const BUDGET: i64 = 1 << 26;
 
 /// Values of the residual stream in a block, by name.
 type Stream = Vec<(Wire, Tensor)>;
 
 impl Probe {
-    /// The loss of every task without some of one layer's heads, for several sets of absent heads at once.
+    /// The loss of every task with some of a layer's heads ablated, for several sets of heads at once.
     ///
-    /// An absent head's z is 0, or its mean over the held-out sequences, position by position, padding left out. What
-    /// stands before the layer's z is computed once; the rest of the forward pass runs for all sets stacked.
+    /// The z of an ablated head is replaced by 0, or by its mean over the held-out sequences at each position,
+    /// excluding padding. Everything up to the layer's z is computed once; the rest of the forward pass runs for all
+    /// sets stacked.
     ///
     /// # Shapes
     /// `[run, set, task]`, in nats.
     ///
     /// # Errors
-    /// Where there is no such layer or head, or the ablation is neither zero nor mean.
+    /// If there is no such layer or head, or the ablation is neither zero nor mean.
     pub fn losses_without(&self, layer: usize, absent: &[Vec<usize>], ablation: Ablation) -> Result<Array3<f64>> {
         self.check_layer(layer)?;
         if let Ablation::Resample { .. } = ablation {
@@ -56,18 +57,18 @@ impl Probe {
         })
     }
 
-    /// What is each head of a layer worth for each task? Shapley values of the task's loss in nats, over all subsets of the
-    /// layer's heads: see [`shapley_values`]. A useful head has a positive value.
+    /// How important is each head of a layer for each task? Shapley values of the task's loss in nats, over all subsets
+    /// of the layer's heads; see [`shapley_values`]. A useful head has a positive value.
     ///
     /// # Shapes
     /// `[run, head, task]`.
     ///
     /// # Errors
-    /// As [`Probe::losses_without`]; also where a layer has more than 12 heads.
+    /// As for [`Probe::losses_without`]; also if a layer has more than 12 heads.
     pub fn shapley(&self, layer: usize, ablation: Ablation) -> Result<Array3<f64>> {
         let heads = self.model.config().n_heads;
         if heads > MOST {
-            return Err(Error::argument("n_heads", format!("at most {MOST}, for all subsets"), heads));
+            return Err(Error::argument("n_heads", format!("at most {MOST}, to enumerate all subsets"), heads));
         }
         let subsets = (0..1usize << heads).map(|mask| (0..heads).filter(|head| mask >> head & 1 == 1).collect());
         let losses = self.losses_without(layer, &subsets.collect::<Vec<_>>(), ablation)?;
@@ -103,12 +104,12 @@ impl Probe {
         Ok((stream, [by_run(z), by_run(other)]))
     }
 
-    /// Nothing behind the layer's heads mixes positions.
+    /// Whether nothing after the layer's heads mixes positions.
     fn is_last(&self, layer: usize) -> bool {
         layer + 1 == self.model.config().n_layers
     }
 
-    /// Each run's mean over rows, position by position, at every row of `x`, `[run * row, position, ..]`.
+    /// Each run's mean over rows at each position, expanded to every row of `x`, `[run * row, position, ..]`.
     fn mean_by_position(&self, x: &Tensor) -> Tensor {
         let valid = self.held.tokens.valid(x.device()).to_kind(x.kind()).unsqueeze(-1).unsqueeze(-1);
         let by_run = |x: &Tensor| x.unflatten(0, [self.held.runs, -1]);

@@ -1,21 +1,23 @@
-//! How a layer's heads divide the work, from what each is worth for each task.
+//! How do a layer's heads divide the work? Indices computed from the importance of each head for each task.
 
 use ndarray::ArrayView2;
 
 use crate::error::{Error, Result};
 
-/// Do heads divide the tasks among themselves? 0 where every head shares in every task alike, 1 where each task is done by
-/// heads that do nothing else (and, with as many heads as tasks, each head does one).
+/// Do heads divide the tasks among themselves? 0 if every head contributes to all tasks in the same proportions, 1 if
+/// each task is done by heads that do nothing else (with as many heads as tasks, one head per task).
 ///
-/// `I(h; t) / ln min(H, T)`, I the mutual information of head and task under `p(h, t) = phi+ / sum phi+`, phi+ the positive part
-/// of the [Shapley values](crate::intervene::shapley_values). `None` where no value is positive, or there is one head or one
-/// task only: then nothing can be divided. It says nothing about how much there is to divide: an untrained model has an index, too.
+/// The index is `I(h; t) / ln min(H, T)`, where I is the mutual information of head and task under
+/// `p(h, t) = phi+ / sum phi+`, and phi+ is the positive part of the [Shapley
+/// values](crate::intervene::shapley_values). It is `None` if no value is positive, or if there is only one head or one
+/// task, since then there is nothing to divide. The index does not say how much work there is to divide: even an
+/// untrained model has one.
 ///
 /// # Shapes
-/// `phi` `[head, task]`.
+/// `phi`: `[head, task]`.
 ///
 /// # Errors
-/// Where a value is not finite.
+/// If a value is not finite.
 ///
 /// ```
 /// use headscope::lab::trace::specialisation;
@@ -44,11 +46,11 @@ pub fn specialisation(phi: ArrayView2<f64>) -> Result<Option<f64>> {
     Ok(Some((information / (most as f64).ln()).clamp(0.0, 1.0)))
 }
 
-/// How many heads share in something? `(sum phi)^2 / sum phi^2`: 1 where one does it all, H where all H do alike; below 1 only
-/// where some values are negative. `None` where all are 0.
+/// How many heads contribute? The participation ratio `(sum phi)^2 / sum phi^2`: 1 if one head does everything, H if
+/// all H heads contribute equally; below 1 only if some values are negative. `None` if all are 0.
 ///
 /// # Errors
-/// Where a value is not finite.
+/// If a value is not finite.
 ///
 /// ```
 /// use headscope::lab::trace::participation;
@@ -62,7 +64,7 @@ pub fn participation(phi: &[f64]) -> Result<Option<f64>> {
     if largest == 0.0 {
         return Ok(None);
     }
-    // In units of the largest, so that no square overflows or vanishes.
+    // Relative to the largest value, so that squares neither overflow nor underflow.
     let (sum, squares) = phi.iter().fold((0.0, 0.0), |(sum, squares), value| {
         let value = value / largest;
         (sum + value, squares + value * value)

@@ -1,4 +1,4 @@
-//! Which gradient reaches which head, and what heads do to each other's.
+//! Which gradients reach which head, and how does training one head change the gradients of the others?
 
 use ndarray::{Array3, Array4, Array5};
 use tch::{Kind, Tensor};
@@ -7,24 +7,25 @@ use super::probe::{Probe, array};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 
-/// The gradients `g_h^t` of every task's loss with respect to the heads' own parameters: their columns of W_Q, W_K and W_V with
-/// the biases, and their rows of W_O. Key/value heads that are shared count to each query head that they serve.
+/// The gradients `g_h^t` of every task's loss with respect to the heads' own parameters: their columns of W_Q, W_K and
+/// W_V with the biases, and their rows of W_O. A shared key/value head counts for each query head that uses it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gradients {
     /// `|g_h^t|`, `[run, layer, head, task]`, in nats per unit of a parameter.
     pub norm: Array4<f64>,
-    /// `|g_h^t|^2 / sum over the layer's heads`: who gets how much of a task's gradient; NaN where there is none.
+    /// `|g_h^t|^2 / sum over the layer's heads`: how a task's gradient is distributed over heads; NaN if it is 0.
     pub share: Array4<f64>,
-    /// Cosine of the gradients of two tasks in one head, `[run, layer, head, task, task]`: below 0 they pull apart. NaN with a
-    /// gradient of 0.
+    /// Cosine between the gradients of two tasks in one head, `[run, layer, head, task, task]`; below 0 the tasks
+    /// conflict. NaN if a gradient is 0.
     pub task_cosine: Array5<f64>,
-    /// Cosine of the gradients of all tasks together in two heads of a layer, `[run, layer, head, head]`: 1 for heads that are
-    /// the same and are pulled the same way. Heads with other bases have other coordinates.
+    /// Cosine between the gradients of the total loss in two heads of a layer, `[run, layer, head, head]`: 1 if the
+    /// heads are identical and receive the same gradient. It depends on the basis that each head uses for its
+    /// coordinates.
     pub head_cosine: Array4<f64>,
 }
 
-/// The trained tensors of a layer's heads: name, the axis that is divided (of a matrix with a `run` axis), whether by key/value
-/// head.
+/// The trained tensors of a layer's heads: name, the axis that is split by head (of a tensor with a `run` axis), and
+/// whether the split is by key/value head.
 pub(super) const PARTS: [(&str, i64, bool); 7] = [
     ("w_q", 2, false),
     ("w_k", 2, true),
@@ -35,10 +36,10 @@ pub(super) const PARTS: [(&str, i64, bool); 7] = [
     ("b_v", 1, true),
 ];
 
-/// A model whose heads' parameters are leaves of the graph.
+/// A model whose head parameters are leaves of the autograd graph.
 pub(super) struct Leaves {
     pub model: Model,
-    /// By layer; each with its place in [`PARTS`].
+    /// By layer; each leaf with its index in [`PARTS`].
     pub layers: Vec<Vec<(usize, Tensor)>>,
 }
 
@@ -46,7 +47,7 @@ impl Probe {
     /// The gradients of every task's loss in every head.
     ///
     /// # Errors
-    /// Where libtorch fails.
+    /// If libtorch fails.
     pub fn gradients(&self) -> Result<Gradients> {
         let leaves = self.leaves();
         let losses = self.differentiable_losses(&leaves)?;
@@ -72,16 +73,18 @@ impl Probe {
         })
     }
 
-    /// What does head i of a layer do to the gradient that reaches head j, as both follow the gradient of the loss of all tasks?
-    /// `-g_j^T H_ji g_i`, the change of `1/2 |g_j|^2` in time that i's own descent causes; below 0 i takes away what j would
-    /// learn (competition), above 0 it adds. H is the Hessian: products with it are taken by differentiating twice, and
-    /// nothing is approximated.
+    /// How does training head i of a layer change the gradient that reaches head j, when both follow the gradient of
+    /// the total loss?
+    ///
+    /// The answer is `-g_j^T H_ji g_i`, the time derivative of `1/2 |g_j|^2` caused by gradient descent on head i
+    /// alone. Below 0, head i removes what j would learn (competition); above 0, it adds to it. H is the Hessian;
+    /// Hessian-vector products are computed by differentiating twice, without approximation.
     ///
     /// # Shapes
     /// `[run, from_head, head]`: row i, column j.
     ///
     /// # Errors
-    /// Where there is no such layer, or libtorch fails.
+    /// If there is no such layer, or libtorch fails.
     pub fn interference(&self, layer: usize) -> Result<Array3<f64>> {
         self.check_layer(layer)?;
         let leaves = self.leaves();
@@ -89,10 +92,10 @@ impl Probe {
         self.interference_of(&total, &leaves, layer)
     }
 
-    /// [`Probe::interference`] where only the loss of one task is descended; 0 where it has no prediction.
+    /// [`Probe::interference`] under gradient descent on the loss of a single task; 0 if it has no prediction.
     ///
     /// # Errors
-    /// As [`Probe::interference`]; where there is no such task.
+    /// As for [`Probe::interference`]; also if there is no such task.
     pub fn task_interference(&self, layer: usize, task: usize) -> Result<Array3<f64>> {
         self.check_layer(layer)?;
         if task >= self.tasks.len() {
@@ -121,7 +124,7 @@ impl Probe {
         array(&Tensor::stack(&rows, 1), "interference")
     }
 
-    /// The models with the heads' parameters as leaves of a graph of their own.
+    /// The models with the head parameters as leaves of a separate graph.
     pub(super) fn leaves(&self) -> Leaves {
         let names: Vec<String> = self.model.parameters().into_iter().map(|(name, _)| name).collect();
         let mut names = names.iter();
@@ -145,14 +148,14 @@ impl Probe {
         Leaves { model, layers }
     }
 
-    /// The losses, `[run, 1, task]`, differentiable twice.
+    /// The losses, `[run, 1, task]`, which can be differentiated twice.
     fn differentiable_losses(&self, leaves: &Leaves) -> Result<Tensor> {
         self.held.losses(&self.held.logits(&leaves.model, &self.program(true)?)?, 1)
     }
 }
 
 impl Leaves {
-    /// Gradients of all leaves, head by head: for each layer `[run, head, n]`.
+    /// Gradients of all leaves, split by head: `[run, head, n]` for each layer.
     fn by_head(&self, gradients: &[Tensor], config: &ModelConfig) -> Vec<Tensor> {
         let mut rest = gradients;
         let layer = |layer: usize| {
@@ -163,16 +166,16 @@ impl Leaves {
         (0..self.layers.len()).map(layer).collect()
     }
 
-    /// Gradients of one layer's leaves, `[run, head, n]`.
+    /// Gradients of one layer's leaves, split by head, `[run, head, n]`.
     fn layer_by_head(&self, layer: usize, gradients: &[Tensor], config: &ModelConfig) -> Tensor {
         self.split(layer, gradients, config.n_heads, config.n_kv_heads)
     }
 
-    /// Gradients of one layer's leaves, `[run, head, n]`.
+    /// Gradients of one layer's leaves, split by head, `[run, head, n]`, for the given numbers of heads.
     pub(super) fn split(&self, layer: usize, gradients: &[Tensor], n_heads: usize, n_kv_heads: usize) -> Tensor {
         let parts = self.layers[layer].iter().zip(gradients).map(|((place, leaf), gradient)| {
             let (name, axis, of_kv_head) = PARTS[*place];
-            // Without a `run` axis there is one run.
+            // Tensors of a single run have no `run` axis.
             let whole = if name.starts_with('w') { 3 } else { 2 };
             let gradient = if leaf.dim() < whole { gradient.unsqueeze(0) } else { gradient.shallow_clone() };
             let heads = if of_kv_head { n_kv_heads } else { n_heads } as i64;
@@ -186,13 +189,13 @@ impl Leaves {
     }
 }
 
-/// The derivatives of a number with respect to `leaves`; zeros where it does not depend on one.
+/// The derivatives of a scalar with respect to `leaves`; zeros for leaves that it does not depend on.
 pub(super) fn derivatives(of: &Tensor, leaves: &[&Tensor], keep: bool, create: bool) -> Result<Vec<Tensor>> {
     let all = Tensor::f_run_backward(&[of], leaves, keep, create).map_err(Error::torch("a derivative"))?;
     Ok(all.into_iter().zip(leaves).map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect())
 }
 
-/// Cosines of all pairs of vectors, `[.., k, n]` to `[.., k, k]`; NaN with a vector of 0.
+/// Cosines of all pairs of vectors, `[.., k, n]` to `[.., k, k]`; NaN for zero vectors.
 fn cosines(x: &Tensor) -> Result<Tensor> {
     let norm = x.square().sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>).sqrt();
     let unit = x / norm; // 0 / 0 is NaN

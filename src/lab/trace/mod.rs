@@ -1,20 +1,21 @@
-//! What heads are worth, where they look and what pulls at them: measured at any step of training, for many models at once.
+//! How important are heads, where do they attend, and what drives their learning? Measured at any step of training, for
+//! many models at once.
 //!
 //! | question | where |
 //! |---|---|
-//! | how large is the loss of each task? | [`Probe::losses`] |
-//! | and without some heads? | [`Probe::losses_without`] |
-//! | what is each head worth for each task? | [`Probe::shapley`]; [`specialisation`], [`participation`] of it |
-//! | does a head look at what a prediction depends on? | [`Probe::roles`] |
-//! | do two heads look alike, do they write alike? | [`Probe::pattern_distance`], [`Probe::cka`] |
-//! | do their weights read and write the same? in how many dimensions? | [`Probe::weight_similarity`], [`Probe::ranks`] |
-//! | which gradient reaches which head? | [`Probe::gradients`] |
-//! | who takes whose gradient away? | [`Probe::interference`] |
-//! | do heads that are the same stay so, and what drives them apart? | [`Probe::symmetry`], [`Probe::parting`] |
-//! | all of it as one table? | [`Probe::table`], [`Quantity`] |
+//! | How large is the loss of each task? | [`Probe::losses`] |
+//! | How large is it with some heads ablated? | [`Probe::losses_without`] |
+//! | How important is each head for each task? | [`Probe::shapley`], summarised by [`specialisation`] and [`participation`] |
+//! | Does a head attend to what a prediction depends on? | [`Probe::roles`] |
+//! | Do two heads attend alike? Do they write alike? | [`Probe::pattern_distance`], [`Probe::cka`] |
+//! | Do their weights read and write the same subspaces? Of what rank are they? | [`Probe::weight_similarity`], [`Probe::ranks`] |
+//! | Which gradients reach which head? | [`Probe::gradients`] |
+//! | Which head reduces the gradients of which other? | [`Probe::interference`] |
+//! | Do identical heads stay identical, and what drives them apart? | [`Probe::symmetry`], [`Probe::parting`] |
+//! | How do I get all of this as one table? | [`Probe::table`], [`Quantity`] |
 //!
-//! A [`Probe`] is a model, or several of one architecture stacked, on [`held_out`] sequences. All that can be is computed for all
-//! models at once, by the one forward pass.
+//! A [`Probe`] holds one model, or several stacked models of one architecture, and [`held_out`] sequences. Wherever
+//! possible, one forward pass computes a measurement for all models at once.
 
 mod ablate;
 mod division;

@@ -1,4 +1,4 @@
-//! Where heads look: at what a prediction depends on, and alike or not.
+//! Where do heads attend: to the tokens that a prediction depends on, and to the same tokens as other heads?
 
 use std::collections::BTreeMap;
 
@@ -10,33 +10,34 @@ use crate::error::{Error, Result};
 use crate::lab::language::Batch;
 use crate::model::Site;
 
-/// How much each head looks at what predictions depend on, by kind of dependency.
+/// How much each head attends to what predictions depend on, by kind of dependency.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RoleScores {
     /// The kinds of dependency that occur, in the order of the language's tasks.
     pub kinds: Vec<String>,
-    /// Mean over queries of the attention to the query's sources, `[run, layer, head, kind]`; where a prediction can be read
-    /// from several places, the sum over them. NaN where a run has no such dependency.
+    /// Mean over queries of the attention to the query's sources, `[run, layer, head, kind]`; if a query has several
+    /// sources, their sum. NaN if a run has no such dependency.
     pub attention: Array4<f64>,
-    /// The same for a head that looks at all positions alike, `[run, kind]`.
+    /// The same for uniform attention, `[run, kind]`.
     pub uniform: Array2<f64>,
 }
 
-/// Edges with a weight, as many for each run.
+/// Weighted edges, the same number for each run.
 struct Edges {
     kinds: Vec<String>,
     /// `row * query * key` within the run, `[run, edge]`.
     index: Tensor,
-    /// 1 over the number of the run's queries of the kind, at the edge's kind; `[run, edge, kind]`.
+    /// At each edge's kind, 1 over the run's number of queries of the kind; 0 elsewhere. `[run, edge, kind]`.
     weight: Tensor,
     uniform: Array2<f64>,
 }
 
 impl Probe {
-    /// Where do heads look, by the language's own annotation? Mean attention from `query` to `source` of every dependency.
+    /// Do heads attend to the annotated sources? Mean attention from `query` to `source`, over all dependencies of a
+    /// kind.
     ///
     /// # Errors
-    /// Where the language has no dependency, or libtorch fails.
+    /// If the language has no dependencies, or libtorch fails.
     pub fn roles(&self) -> Result<RoleScores> {
         let config = self.model.config();
         let edges = self.edges()?;
@@ -100,14 +101,15 @@ impl Probe {
         Ok(Edges { kinds, index, weight, uniform })
     }
 
-    /// How differently do a layer's heads look? Jensen-Shannon divergence of every pair's patterns over ln 2, from 0 (the same)
-    /// to 1 (never the same key): the mean over the positions at which predictions are made and which have a choice of keys.
+    /// How differently do the heads of a layer attend? The Jensen-Shannon divergence between the patterns of every pair
+    /// of heads, divided by ln 2: from 0 (identical) to 1 (disjoint keys). Averaged over the positions at which
+    /// predictions are made and which have more than one key.
     ///
     /// # Shapes
-    /// `[run, head, head]`; NaN in a run without such a position.
+    /// `[run, head, head]`; NaN if a run has no such position.
     ///
     /// # Errors
-    /// Where there is no such layer.
+    /// If there is no such layer.
     pub fn pattern_distance(&self, layer: usize) -> Result<Array3<f64>> {
         self.check_layer(layer)?;
         let run = self.record([Site::Pattern(layer)])?;
@@ -129,10 +131,10 @@ impl Probe {
     }
 }
 
-/// A query: row, position, and the number of its kind of dependency.
+/// A query: row, position, and the index of its kind of dependency.
 type Query = (usize, usize, usize);
 
-/// The sources of every query, and how many queries there are of each kind.
+/// The sources of every query, and the number of queries of each kind.
 fn sources(batch: &Batch, kinds: &[String]) -> (BTreeMap<Query, Vec<usize>>, Vec<f64>) {
     let mut sources: BTreeMap<Query, Vec<usize>> = BTreeMap::new();
     for (row, sample) in batch.samples.iter().enumerate() {

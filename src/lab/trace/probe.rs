@@ -1,4 +1,4 @@
-//! Models on held-out sequences: what all measures start from.
+//! What does every measurement start from? Models and held-out sequences.
 
 use ndarray::{Array, Array2, ArrayD, Dimension};
 use tch::{Device, Kind, Tensor};
@@ -8,9 +8,9 @@ use crate::lab::language::{Batch, Language};
 use crate::lab::prepared::Prepared;
 use crate::model::{Edit, Model, ModelConfig, Pass, Plan, Program, Run, Site, Unchanged, Wires};
 
-/// One model, or several of one architecture at once, on sequences of a language that they were not trained on.
+/// One or more models of the same architecture, and sequences of a language on which they were not trained.
 ///
-/// All that is measured has the run first: `[run, ..]`, one for each model, in the order given.
+/// In every result the first axis is the run: `[run, ..]`, one per model, in the order given.
 ///
 /// ```
 /// use headscope::intervene::Ablation;
@@ -26,7 +26,7 @@ use crate::model::{Edit, Model, ModelConfig, Pass, Plan, Program, Run, Site, Unc
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub struct Probe {
-    /// All models as one, with a `run` axis where there are several.
+    /// All models as one, with a `run` axis if there are several.
     pub(super) model: Model,
     pub(super) held: Prepared,
     pub(super) batches: Vec<Batch>,
@@ -36,36 +36,36 @@ pub struct Probe {
     pub(super) step: Option<usize>,
 }
 
-/// Losses of some models.
+/// Losses of one or more models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Losses {
-    /// Mean of -ln p over each task's predictions, in nats, `[run, task]`; 0 where a task has no prediction.
+    /// Mean of -ln p over each task's predictions, in nats, `[run, task]`; 0 if a task has no prediction.
     pub loss: Array2<f64>,
-    /// Share of the predictions whose token is the likeliest, `[run, task]`.
+    /// Share of predictions whose target is the most likely token, `[run, task]`.
     pub accuracy: Array2<f64>,
     /// Number of predictions, `[run, task]`.
     pub count: Array2<f64>,
 }
 
-/// Sequences that no training has seen: the last batch of the stream of each seed.
+/// Sequences never used in training: for each seed, the last batch of its stream.
 ///
 /// # Errors
-/// As [`Language::batch`].
+/// As for [`Language::batch`].
 pub fn held_out(language: &Language, rows: usize, seeds: &[u64]) -> Result<Vec<Batch>> {
     seeds.iter().map(|&seed| language.batch(rows, seed, u64::MAX)).collect()
 }
 
 impl Probe {
-    /// Models, and a batch for each.
+    /// Creates a probe from models and one batch for each.
     ///
     /// # Errors
-    /// Where there is no model, they differ in architecture, type or device, the batches are not as many or not of as many rows,
-    /// or a token does not fit.
+    /// If there is no model; if models differ in architecture, dtype or device; if the number of batches differs from
+    /// the number of models, or batches differ in their number of rows; or if a token is out of range.
     pub fn new(models: &[Model], language: &Language, batches: &[Batch]) -> Result<Self> {
         Self::of(Model::stacked(models)?, language, batches)
     }
 
-    /// A probe of models that are stacked already.
+    /// Creates a probe from models that are already stacked.
     pub(in crate::lab) fn of(model: Model, language: &Language, batches: &[Batch]) -> Result<Self> {
         let runs = model.runs();
         if batches.len() != runs {
@@ -75,27 +75,27 @@ impl Probe {
         let held = Prepared::new(batches, tasks.len(), model.kind(), model.device())?;
         model.check_tokens(&held.tokens)?;
         if !model.config().causal {
-            return Err(Error::argument("model", "a causal one", &model.config().family));
+            return Err(Error::argument("model", "a causal model", &model.config().family));
         }
         let (batches, edits, seeds) = (batches.to_vec(), vec![], vec![None; runs]);
         Ok(Self { model, held, batches, tasks, edits, seeds, step: None })
     }
 
-    /// The models' seeds, for the tables' column `seed`; in the order of the models.
+    /// Sets the models' seeds, in the order of the models, for the column `seed` of tables.
     pub fn seeds(mut self, seeds: &[u64]) -> Self {
         let mut given = seeds.iter().copied();
         self.seeds.iter_mut().for_each(|seed| *seed = given.next());
         self
     }
 
-    /// The step of training, for the tables' column `step`.
+    /// Sets the training step for the column `step` of tables.
     pub fn step(mut self, step: usize) -> Self {
         self.step = Some(step);
         self
     }
 
-    /// Edits that belong to the models, such as heads that are scaled: they apply in all that is measured. They must need no
-    /// other run.
+    /// Sets edits that belong to the models, such as scaled heads; they apply to every measurement. They must not need
+    /// another run.
     pub fn edits(mut self, edits: Vec<Edit>) -> Self {
         self.edits = edits;
         self
@@ -119,7 +119,7 @@ impl Probe {
     /// The loss of every task.
     ///
     /// # Errors
-    /// Where libtorch fails.
+    /// If libtorch fails.
     pub fn losses(&self) -> Result<Losses> {
         tch::no_grad(|| {
             let logits = self.held.logits(&self.model, &self.program(false)?)?;
@@ -132,8 +132,8 @@ impl Probe {
         })
     }
 
-    /// What the models' own edits make of a pass up to the logits. `explicit`: attention step by step, which can be differentiated
-    /// twice.
+    /// Compiles the models' own edits for a forward pass up to the logits. With `explicit`, attention is computed step
+    /// by step, which can be differentiated twice.
     pub(super) fn program(&self, explicit: bool) -> Result<Program> {
         let plan = self.edits.iter().cloned().fold(Plan::new().tap(Site::Logits), Plan::edit);
         let plan = if explicit { plan.explicit() } else { plan };
@@ -148,7 +148,7 @@ impl Probe {
         Ok(pass.records(self.held.tokens.ids(self.model.device()))?.1)
     }
 
-    /// A run of all models that records `sites`, `[run * row, ..]`.
+    /// Runs all models and records `sites`, `[run * row, ..]`.
     pub(in crate::lab) fn record(&self, sites: impl IntoIterator<Item = Site>) -> Result<Run> {
         let sites: Vec<Site> = sites.into_iter().collect();
         self.model.run(&self.held.tokens, &self.recording(&sites))
@@ -162,7 +162,7 @@ impl Probe {
         edits.fold(Plan::new().taps(sites.iter().copied()), Plan::edit)
     }
 
-    /// Fails where there is no such layer.
+    /// Fails if there is no such layer.
     pub(super) fn check_layer(&self, layer: usize) -> Result<()> {
         let limit = self.model.config().n_layers;
         match layer < limit {
@@ -174,7 +174,7 @@ impl Probe {
         }
     }
 
-    /// A parameter of all models, with a `run` axis even where there is one model.
+    /// A parameter of all models, with a `run` axis even for a single model.
     pub(super) fn parameter(&self, name: &str) -> Result<Tensor> {
         let all = self.model.parameters();
         let found = all.iter().find(|(own, _)| own == name).map(|(_, tensor)| tensor.detach());
@@ -182,19 +182,19 @@ impl Probe {
         Ok(if self.model.weights_are_stacked() { found } else { found.unsqueeze(0) })
     }
 
-    /// Output matrices of a layer, `[run, head, d_head, d_model]`, in double precision.
+    /// Output matrices of a layer, `[run, head, d_head, d_model]`, in float64.
     pub(super) fn w_o(&self, layer: usize) -> Result<Tensor> {
         let heads = self.model.config().n_heads as i64;
         Ok(self.parameter(&format!("blocks.{layer}.w_o"))?.unflatten(1, [heads, -1]).to_kind(Kind::Double))
     }
 
-    /// `x`, `[run * place, 1, ..]`, as `[run, place, ..]`.
+    /// Reshapes `[run * place, 1, ..]` to `[run, place, ..]`.
     pub(super) fn by_run(&self, x: &Tensor) -> Tensor {
         x.squeeze_dim(1).unflatten(0, [self.held.runs, -1])
     }
 }
 
-/// A tensor as an array of float64.
+/// Converts a tensor to a float64 array.
 pub(super) fn array<D: Dimension>(tensor: &Tensor, what: &str) -> Result<Array<f64, D>> {
     let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
     let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Double).contiguous().flatten(0, -1);

@@ -1,4 +1,4 @@
-//! Measures as rows of the one table.
+//! How do all measurements fit into one table? As rows with shared key columns.
 
 use ndarray::{ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
@@ -11,35 +11,35 @@ use crate::error::Result;
 use crate::intervene::Ablation;
 use crate::table::{Keys, Observation, Provenance, Table};
 
-/// What can be measured of heads during training. Each is some rows of a table with the columns `layer, head, task, step, seed`
-/// as far as they apply; `from_head` where rows are about pairs.
+/// A measurement of heads during training. Each yields rows with the columns `layer, head, task, step, seed` where they
+/// apply, and `from_head` if rows are about pairs of heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
     /// `loss` and `accuracy` of each task, on held-out sequences.
     Losses,
-    /// `shapley` of each head and task (mean ablation), the layer's `specialisation`, and `participation_ratio` of the
-    /// layer's heads in each task and (without a task) in all together.
+    /// `shapley` of each head and task (mean ablation), the layer's `specialisation`, and the `participation_ratio` of
+    /// the layer's heads for each task and, without a task, for all tasks together.
     Shapley,
-    /// `role` of each head and kind of dependency (as `task`); `baseline` is that of uniform attention.
+    /// `role` of each head and kind of dependency (as `task`), with that of uniform attention as `baseline`.
     Roles,
     /// `jensen_shannon` of each pair of heads of a layer.
     Patterns,
-    /// `cka` of what each pair of heads of a layer writes.
+    /// `cka` between the outputs of each pair of heads of a layer.
     Written,
     /// `query_overlap`, `key_overlap`, `value_overlap`, `write_overlap` of each pair of heads of a layer.
     Overlaps,
     /// `effective_rank` of each head's circuits (`site` is `qk` or `ov`).
     Ranks,
-    /// `gradient_norm` and `gradient_share` of each head and task; `gradient_cosine` of each pair of tasks (as `a x b`) in a
-    /// head, and of each pair of heads of a layer.
+    /// `gradient_norm` and `gradient_share` of each head and task; `gradient_cosine` of each pair of tasks (as `a x b`)
+    /// in a head, and of each pair of heads of a layer.
     Gradients,
-    /// `interference` that each head of a layer (`from_head`) causes in each.
+    /// `interference` of each head of a layer (`from_head`) with each head.
     Interference,
 }
 
 impl Quantity {
-    /// All of them.
+    /// All quantities.
     pub const ALL: [Self; 9] = [
         Self::Losses,
         Self::Shapley,
@@ -54,7 +54,7 @@ impl Quantity {
 }
 
 impl Probe {
-    /// Measures as one table, sorted.
+    /// Measures the given quantities and returns one sorted table.
     ///
     /// ```
     /// use headscope::lab::trace::{Probe, Quantity, held_out};
@@ -68,7 +68,7 @@ impl Probe {
     /// ```
     ///
     /// # Errors
-    /// Where a measure cannot be taken of these models.
+    /// If a quantity cannot be measured on these models.
     pub fn table(&self, quantities: &[Quantity]) -> Result<Table> {
         let options = serde_json::json!({"what": "trace", "quantities": quantities, "model": self.model.config(),
             "rows": self.batches.first().map_or(0, |batch| batch.samples.len())});
@@ -77,10 +77,10 @@ impl Probe {
         Table::new(self.observations(quantities)?, Provenance { headscope, model, options, ..Provenance::default() })
     }
 
-    /// Measures as rows.
+    /// Measures the given quantities and returns rows.
     ///
     /// # Errors
-    /// Where a measure cannot be taken of these models.
+    /// If a quantity cannot be measured on these models.
     pub fn observations(&self, quantities: &[Quantity]) -> Result<Vec<Observation>> {
         let mut rows = Rows { probe: self, all: vec![] };
         for quantity in quantities {
@@ -100,7 +100,7 @@ impl Probe {
     }
 }
 
-/// Rows as they are gathered.
+/// Accumulates rows.
 struct Rows<'a> {
     probe: &'a Probe,
     all: Vec<Observation>,
@@ -156,7 +156,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// How a layer's heads divide the work; what is not defined is left out.
+    /// Indices of how a layer's heads divide the work; undefined ones are omitted.
     fn division(&mut self, run: usize, layer: usize, phi: ArrayView2<'_, f64>) -> Result<()> {
         let keys = Keys { layer: number(layer), ..Keys::default() };
         if let Some(value) = specialisation(phi)? {

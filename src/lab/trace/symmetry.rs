@@ -1,14 +1,15 @@
-//! Heads that are the same: what keeps them so, and what pulls them apart.
+//! Do identical heads stay identical, and what drives them apart?
 //!
-//! Heads of one layer read the same input and add up, so that the loss is `L = l(sum_h f(theta_h))`, with f what a head writes
-//! and l all that is behind. For two heads with the same parameters the Hessian has
+//! Heads of one layer read the same input and their outputs add up, so the loss is `L = l(sum_h f(theta_h))`, where f
+//! is the output of a head and l everything after it. For two heads with the same parameters, the Hessian has
 //!
-//! - within each of them the block `A = J^T l'' J + sum_k l'_k grad^2 f_k`,
-//! - between them the block `B = J^T l'' J`,
+//! - the block `A = J^T l'' J + sum_k l'_k grad^2 f_k` within each of them,
+//! - the block `B = J^T l'' J` between them,
 //!
-//! with J the derivative of f. Both get the same gradient: they stay the same under every rule of training that treats them
-//! alike. And their difference sees `A - B = sum_k l'_k grad^2 f_k`: what is left to learn, times the head's own curvature.
-//! Their competition B cancels. Nothing is approximated here: derivatives are exact, in float64.
+//! where J is the derivative of f. Both heads get the same gradient, so they stay identical under every training rule
+//! that treats them alike. Their difference evolves with `A - B = sum_k l'_k grad^2 f_k`: the gradient with respect to
+//! the head outputs, times the head's own curvature. The competition term B cancels. All derivatives are exact, in
+//! float64.
 
 use ndarray::{Array1, Array2};
 use rand::{Rng, SeedableRng};
@@ -22,44 +23,44 @@ use crate::error::{Error, Result};
 use crate::lab::prepared::Prepared;
 use crate::model::{Edit, Plan, Site};
 
-/// Two heads of a layer, the second made a copy of the first, and the loss that they are asked about.
+/// Two heads of a layer, the second made a copy of the first, and the loss to differentiate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Twins {
     /// The layer.
     pub layer: usize,
-    /// The head that there is, and the one that becomes its copy.
+    /// The head to copy, and the head that becomes its copy.
     pub heads: [usize; 2],
-    /// The task whose loss is descended; nothing for the loss of all.
+    /// The task whose loss is used; `None` for the total loss.
     pub task: Option<usize>,
 }
 
-/// Both sides of the theorem, along some directions v of length 1 in the space of a head's parameters; `[run, direction]`
-/// unless it says otherwise. Products with the Hessian are in nats per squared unit of a parameter.
+/// Both sides of the theorem along unit directions v in the space of one head's parameters; `[run, direction]` by
+/// default. Hessian products are in nats per squared unit of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Symmetry {
-    /// `|g_1 - g_2| / |g_1|`, the gradients' difference, `[run]`: 0.
+    /// `|g_1 - g_2| / |g_1|`, the relative difference of the gradients, `[run]`; 0 by the theorem.
     pub gradient_gap: Array1<f64>,
     /// `v^T A v`: the curvature within a head.
     pub within: Array2<f64>,
-    /// `v^T B v`: the curvature between the two.
+    /// `v^T B v`: the curvature between the two heads.
     pub between: Array2<f64>,
-    /// `v^T (sum_k l'_k grad^2 f_k) v`: below 0 the two are driven apart along v.
+    /// `v^T (sum_k l'_k grad^2 f_k) v`: below 0 the heads are driven apart along v.
     pub residual: Array2<f64>,
-    /// `v^T J^T l'' J v`: how much both share what is left to learn; never below 0 where l is convex.
+    /// `v^T J^T l'' J v`: the competition of the two heads; never below 0 if l is convex.
     pub competition: Array2<f64>,
-    /// `|(A - B - sum_k l'_k grad^2 f_k) v| / |A v|`: 0.
+    /// `|(A - B - sum_k l'_k grad^2 f_k) v| / |A v|`; 0 by the theorem.
     pub apart_gap: Array2<f64>,
-    /// `|(B - J^T l'' J) v| / |B v|`: 0.
+    /// `|(B - J^T l'' J) v| / |B v|`; 0 by the theorem.
     pub between_gap: Array2<f64>,
 }
 
-/// How two heads that are the same are driven apart.
+/// How two identical heads are driven apart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parting {
-    /// The smallest eigenvalue of A - B, `[run]`. Under gradient descent with step size r a small difference along its
-    /// direction is multiplied by `1 - r eigenvalue` in every step: below 0 it grows.
+    /// The smallest eigenvalue of A - B, `[run]`. Gradient descent with step size r multiplies a small difference along
+    /// its eigenvector by `1 - r eigenvalue` in every step: it grows if the eigenvalue is below 0.
     pub eigenvalue: Array1<f64>,
-    /// Share of each of [`Parting::PARTS`] in the squared direction, `[run, part]`.
+    /// Share of each of [`Parting::PARTS`] in the squared eigenvector, `[run, part]`.
     pub share: Array2<f64>,
 }
 
@@ -68,23 +69,23 @@ impl Parting {
     pub const PARTS: [&str; 7] = ["w_q", "w_k", "w_v", "w_o", "b_q", "b_k", "b_v"];
 }
 
-/// A graph from the twins' parameters to the loss, for derivatives of any order.
+/// The autograd graph from the twins' parameters to the loss, for derivatives of any order.
 struct Graph {
     leaves: Leaves,
     twins: Twins,
     heads: usize,
-    /// What all heads of the layer write, `[row, position, d_model]`.
+    /// Sum of the layer's head outputs, `[row, position, d_model]`.
     out: Tensor,
     loss: Tensor,
 }
 
 impl Probe {
-    /// Both sides of the symmetry theorem along random directions.
+    /// Evaluates both sides of the symmetry theorem along random directions.
     ///
-    /// Heads of a layer add up, `L = l(sum_h f(theta_h))`, with f what a head writes and l all that is behind. For two heads with
-    /// the same parameters the Hessian's block within each is `A = J^T l'' J + sum_k l'_k grad^2 f_k`, that between them
-    /// `B = J^T l'' J`. Both get the same gradient, and stay the same; their difference sees A - B, from which competition, B,
-    /// cancels. Derivatives are exact, in float64.
+    /// Head outputs add up, `L = l(sum_h f(theta_h))`, where f is the output of a head and l everything after it. For
+    /// two heads with the same parameters, the Hessian's block within each is `A = J^T l'' J + sum_k l'_k grad^2 f_k`,
+    /// and the block between them is `B = J^T l'' J`. Both get the same gradient and stay identical; their difference
+    /// evolves with A - B, from which the competition term B cancels. Derivatives are exact, in float64.
     ///
     /// ```
     /// use headscope::lab::trace::{Probe, Twins, held_out};
@@ -101,7 +102,7 @@ impl Probe {
     /// ```
     ///
     /// # Errors
-    /// Where there is no such layer, head or task, both heads are one, or heads share keys and values.
+    /// If there is no such layer, head or task, if both heads are the same, or if heads share keys and values.
     pub fn symmetry(&self, twins: Twins, directions: usize, seed: u64) -> Result<Symmetry> {
         let graph = self.twinned(twins)?.graph(twins)?;
         let g = graph.gradient(&graph.loss, true)?;
@@ -138,12 +139,13 @@ impl Probe {
         })
     }
 
-    /// The one-step identity: with one head moved by `size` times a random direction v of length 1 and its copy by as much
-    /// the other way, half the difference of their gradients is `(A - B) size v`, but for terms of third order in `size`.
-    /// Returns the norm of what is left over that of the right side, `[run]`: it falls by 100 where `size` falls by 10.
+    /// Checks the one-step identity: if one head is moved by `size` times a random unit direction v and its copy by the
+    /// same amount in the opposite direction, half the difference of their gradients is `(A - B) size v` up to terms of
+    /// third order in `size`. Returns the norm of the remainder relative to that of the right-hand side, `[run]`: it
+    /// decreases by a factor of 100 if `size` decreases by a factor of 10.
     ///
     /// # Errors
-    /// As [`Probe::symmetry`]; where `size` is not a positive number.
+    /// As for [`Probe::symmetry`]; also if `size` is not a positive number.
     pub fn antisymmetric_step(&self, twins: Twins, size: f64, seed: u64) -> Result<Array1<f64>> {
         if !(size.is_finite() && size > 0.0) {
             return Err(Error::argument("size", "a positive number", size));
@@ -164,11 +166,11 @@ impl Probe {
         array(&(norms(&left) / norms(&predicted)), "gradients")
     }
 
-    /// How fast, and in which of their parameters, are two heads that are the same driven apart? The smallest eigenvalue of
-    /// A - B and its direction, by `iterations` steps of Lanczos' method (40 are enough for a few digits).
+    /// How fast, and in which of their parameters, are two identical heads driven apart? The smallest eigenvalue of A -
+    /// B and its eigenvector, by `iterations` steps of the Lanczos method (40 are enough for a few digits).
     ///
     /// # Errors
-    /// As [`Probe::symmetry`]; where there is no iteration, or LAPACK fails.
+    /// As for [`Probe::symmetry`]; also if `iterations` is 0, or LAPACK fails.
     pub fn parting(&self, twins: Twins, iterations: usize, seed: u64) -> Result<Parting> {
         let graph = self.twinned(twins)?.graph(twins)?;
         let pull = graph.pull(false)?;
@@ -201,7 +203,7 @@ impl Probe {
         Ok(Parting { eigenvalue: array(&values.select(1, 0), "an eigenvalue")?, share: array(&share, "a direction")? })
     }
 
-    /// The same models in float64, with the second of the twins a copy of the first.
+    /// The same models in float64, with the second twin a copy of the first.
     fn twinned(&self, twins: Twins) -> Result<Self> {
         let config = self.model.config();
         self.check_layer(twins.layer)?;
@@ -214,8 +216,9 @@ impl Probe {
             }
         }
         if twins.heads[0] == twins.heads[1] || config.n_kv_heads != config.n_heads {
-            let found = format!("heads {:?}, {} keys for {}", twins.heads, config.n_kv_heads, config.n_heads);
-            return Err(Error::argument("twins", "two heads, each with keys of its own", found));
+            let found =
+                format!("heads {:?}, with {} key heads for {} heads", twins.heads, config.n_kv_heads, config.n_heads);
+            return Err(Error::argument("twins", "two different heads without shared keys", found));
         }
         let names: Vec<String> = self.model.parameters().into_iter().map(|(name, _)| name).collect();
         let mut names = names.iter();
@@ -237,7 +240,7 @@ impl Probe {
         self.graph_with(twins, |_| {})
     }
 
-    /// The graph of these models, whose parameters `change` may change first.
+    /// The graph of these models after `change` has modified their parameters.
     fn graph_with(&self, twins: Twins, change: impl FnOnce(&Leaves)) -> Result<Graph> {
         let leaves = self.leaves();
         tch::no_grad(|| change(&leaves));
@@ -258,14 +261,14 @@ impl Probe {
 }
 
 impl Graph {
-    /// The derivative of a number with respect to the layer's heads, `[run, head, n]`.
+    /// The derivative of a scalar with respect to the layer's heads, `[run, head, n]`.
     fn gradient(&self, of: &Tensor, create: bool) -> Result<Tensor> {
         let own: Vec<&Tensor> = self.leaves.layers[self.twins.layer].iter().map(|(_, leaf)| leaf).collect();
         let gradients = derivatives(of, &own, true, create)?;
         Ok(self.leaves.split(self.twins.layer, &gradients, self.heads, self.heads))
     }
 
-    /// `l'`: the derivative of the loss with respect to what the heads write.
+    /// `l'`: the derivative of the loss with respect to the summed head outputs.
     fn pull(&self, create: bool) -> Result<Tensor> {
         let mut all = derivatives(&self.loss, &[&self.out], true, create)?;
         Ok(all.swap_remove(0))
@@ -275,21 +278,21 @@ impl Graph {
         x.select(1, self.twins.heads[0] as i64)
     }
 
-    /// `A v` and `B v` of the first head's gradient, `[run, n]`.
+    /// `A v` and `B v`, from the first head's gradient, `[run, n]`.
     fn products(&self, gradient: &Tensor, v: &Tensor) -> Result<[Tensor; 2]> {
         let all = self.gradient(&(gradient * v).sum(None::<Kind>), false)?;
         Ok(self.twins.heads.map(|head| all.select(1, head as i64)))
     }
 
-    /// `(sum_k l'_k grad^2 f_k) v`: l' stays as it is while the head changes.
+    /// `(sum_k l'_k grad^2 f_k) v`, with l' held constant.
     fn curvature(&self, pull: &Tensor, v: &Tensor) -> Result<Tensor> {
         let written = self.gradient(&(pull.detach() * &self.out).sum(None::<Kind>), true)?;
         Ok(self.of_first(&self.gradient(&(self.of_first(&written) * v).sum(None::<Kind>), false)?))
     }
 
-    /// `J^T l'' J v`, factor by factor.
+    /// `J^T l'' J v`, one factor at a time.
     fn gauss_newton(&self, pull: &Tensor, v: &Tensor) -> Result<Tensor> {
-        // J v as the derivative with respect to u of v^T J^T u.
+        // J v, as the derivative of v^T J^T u with respect to u.
         let u = self.out.detach().zeros_like().set_requires_grad(true);
         let back = self.of_first(&self.gradient(&(&self.out * &u).sum(None::<Kind>), true)?);
         let ahead = derivatives(&(back * v).sum(None::<Kind>), &[&u], true, false)?;
@@ -328,17 +331,17 @@ impl Leaves {
     }
 }
 
-/// Axes of a part with a `run` axis.
+/// Number of axes of a part that has a `run` axis.
 fn dims(part: &str) -> usize {
     if part.starts_with('w') { 3 } else { 2 }
 }
 
-/// Length of each row, `[run, n]` to `[run]`.
+/// Norm of each row, `[run, n]` to `[run]`.
 fn norms(x: &Tensor) -> Tensor {
     x.square().sum_dim_intlist([1i64].as_slice(), false, None::<Kind>).sqrt()
 }
 
-/// A random direction of length 1 for each run, in the shape of `like`, `[run, n]`.
+/// A random unit vector for each run, with the shape of `like`, `[run, n]`.
 fn direction(like: &Tensor, rng: &mut ChaCha8Rng) -> Tensor {
     let drawn: Vec<f64> = (0..like.numel()).map(|_| rng.sample(StandardNormal)).collect();
     let v = Tensor::from_slice(&drawn).view(like.size().as_slice()).to_device(like.device());

@@ -1,4 +1,4 @@
-//! What the heads' weights say: ranks of their circuits, overlaps of what they read and write.
+//! What do the heads' weights say? The ranks of their circuits, and the overlaps of what they read and write.
 
 use ndarray::{Array3, Array4};
 use rayon::prelude::*;
@@ -12,14 +12,14 @@ use crate::model::CircuitOptions;
 pub const CIRCUITS: [&str; 2] = ["qk", "ov"];
 
 impl Probe {
-    /// In how many dimensions does a head attend, and move? Effective ranks of W_Q W_K^T (at offset 0) and W_V W_O, between 1 and
-    /// d_head; see [`Ranks`].
+    /// How many dimensions does a head use to attend, and to move information? Effective ranks of W_Q W_K^T (at offset
+    /// 0) and W_V W_O, between 1 and d_head; see [`Ranks`].
     ///
     /// # Shapes
     /// `[run, layer, head, circuit]`, circuits in the order of [`CIRCUITS`]; NaN for a head whose weights are 0.
     ///
     /// # Errors
-    /// Where weights are not finite or LAPACK fails.
+    /// If weights are not finite, or LAPACK fails.
     pub fn ranks(&self) -> Result<Array4<f64>> {
         let config = self.model.config();
         let each = |circuits: &Circuits| {
@@ -43,20 +43,21 @@ impl Probe {
         Ok(Array4::from_shape_fn(shape, at))
     }
 
-    /// How alike are the weights of all pairs of heads? See [`Measure`]; overlaps of random subspaces are d_head / d_model.
+    /// How similar are the weights of each pair of heads? See [`Measure`]. The expected overlap of random subspaces is
+    /// d_head / d_model.
     ///
     /// # Shapes
-    /// `[run, head, head]`, heads numbered layer * heads + head; NaN with a head whose weights are 0.
+    /// `[run, head, head]`, with heads numbered layer * heads + head; NaN for a head whose weights are 0.
     ///
     /// # Errors
-    /// Where weights are not finite or LAPACK fails.
+    /// If weights are not finite, or LAPACK fails.
     pub fn weight_similarity(&self, measure: Measure) -> Result<Array3<f64>> {
         let all = self.of_each(|circuits| circuits.similarity(measure, Offset::At(0)))?;
         let heads = self.model.config().n_layers * self.model.config().n_heads;
         Ok(Array3::from_shape_fn((all.len(), heads, heads), |(run, a, b)| all[run].value[[a, b]]))
     }
 
-    /// What `each` makes of the circuits of every model.
+    /// Applies `each` to the circuits of every model.
     fn of_each<T: Send>(&self, each: impl Fn(&Circuits) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
         let of = |run| self.model.unstacked(run).circuits(&CircuitOptions::default());
         let all = (0..self.runs()).map(of).collect::<Result<Vec<Circuits>>>()?;

@@ -1,4 +1,4 @@
-//! Runs that train together, as one stacked model.
+//! How do several runs train together? As one stacked model.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -15,7 +15,7 @@ use crate::lab::trace::{Probe, held_out};
 use crate::model::{Action, Edit, Model, ModelConfig, Plan, Program, Site, Tokens};
 use crate::table::{Keys, Observation};
 
-/// What all groups of a trainer have in common.
+/// What all groups of a trainer share.
 pub(super) struct Common {
     pub language: Language,
     pub options: TrainOptions,
@@ -23,20 +23,20 @@ pub(super) struct Common {
     pub tasks: Vec<String>,
 }
 
-/// Some runs, one for each seed.
+/// Runs that train together, one per seed.
 pub(super) struct Group {
     pub seeds: Vec<u64>,
-    /// The first seed's model as it was at the start.
+    /// The initial model of the first seed.
     pub template: Model,
     pub parameters: Parameters,
-    /// What was recorded: losses, and what the trace asks for.
+    /// The recorded rows: losses, and the measurements of the trace.
     pub rows: Vec<Observation>,
 }
 
-/// Bytes that the residual stream of a group's batches takes at most, so that a step stays in a core's cache.
+/// Maximum size in bytes of the residual stream of a group's batches, so that a step fits into a core's cache.
 const CACHED: usize = 1 << 20;
 
-/// How many of `runs` runs train together: on a CPU as many as its cache holds, in groups of one size.
+/// How many of `runs` runs train together: on a CPU, as many as fit into the cache, in groups of equal size.
 pub(super) fn at_once(runs: usize, model: &Model, language: &Language, options: &TrainOptions) -> usize {
     if model.device() != Device::Cpu || runs == 0 {
         return runs;
@@ -46,7 +46,7 @@ pub(super) fn at_once(runs: usize, model: &Model, language: &Language, options: 
     runs.div_ceil(runs.div_ceil(most))
 }
 
-/// What the options make of heads in every pass.
+/// The edits that the head options apply in every forward pass.
 pub(super) fn edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
     let layers = heads.noise.map_or(0, |_| config.n_layers);
     let normal = (0..layers).map(|layer| Edit::new(Site::Z(layer), Action::Normalise));
@@ -55,7 +55,7 @@ pub(super) fn edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
 }
 
 impl Group {
-    /// Trains from step `from` up to step `to`; `done` is told of every step.
+    /// Trains from step `from` to step `to`; `done` is called after every step.
     pub(super) fn train(&mut self, common: &Common, from: usize, to: usize, done: &(dyn Fn() + Sync)) -> Result<()> {
         let (model, leaves) = self.parameters.attach(&self.template)?;
         let trace = common.options.trace.as_ref();
@@ -74,7 +74,7 @@ impl Group {
         }
     }
 
-    /// Keeps what the trace asks for of the models as they are behind `step` steps.
+    /// Records the measurements of the trace for the models after `step` steps.
     fn measure(
         &mut self,
         common: &Common,
@@ -105,7 +105,7 @@ impl Group {
         let total = data.total(&losses, &options.task_weights);
         let gradients =
             Tensor::f_run_backward(&[total], leaves, false, false).map_err(Error::torch("a backward pass"))?;
-        // What nothing depends on (a norm's weight before a head that is scaled by 0) has no gradient.
+        // Tensors that do not affect the loss, such as a norm's weight before a head scaled by 0, have no gradient.
         let known = gradients.into_iter().zip(leaves);
         let gradients: Vec<Tensor> = known.map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect();
         if step.is_multiple_of(options.record_every) || step + 1 == options.steps {
@@ -115,14 +115,14 @@ impl Group {
         tch::no_grad(|| self.parameters.step(&gradients, step, options))
     }
 
-    /// What happens in a step's pass, beside the model itself.
+    /// The plan of a training step's forward pass: edits and noise.
     fn program(&self, options: &TrainOptions, step: usize, tokens: &Tokens) -> Result<Program> {
         let plan = edits(&options.heads, self.template.config()).into_iter().fold(Plan::new(), Plan::edit);
         let plan = self.noisy(plan.tap(Site::Logits).differentiable(), &options.heads, step, tokens);
         Program::new(&plan, &self.template, tokens)
     }
 
-    /// The plan with noise on every z, drawn for each run from its seed and the step.
+    /// Adds noise on every z to the plan, drawn for each run from its seed and the step.
     fn noisy(&self, mut plan: Plan, heads: &HeadOptions, step: usize, tokens: &Tokens) -> Plan {
         let Some(sigma) = heads.noise.filter(|sigma| *sigma > 0.0) else { return plan };
         let config = self.template.config();
@@ -143,7 +143,7 @@ impl Group {
         plan
     }
 
-    /// Keeps the rows of losses, accuracies and numbers of predictions, each one number for each run and task.
+    /// Records losses, accuracies and numbers of predictions, one value per run and task.
     fn record(&mut self, common: &Common, step: usize, found: &[&Tensor; 3]) -> Result<()> {
         let read = |tensor: &&Tensor| {
             let flat = tensor.detach().to_kind(Kind::Double).to_device(Device::Cpu).flatten(0, -1);

@@ -1,7 +1,7 @@
-//! A model trained on a language, by the forward pass that every probe uses.
+//! How is a model trained on a language? With the same forward pass that every probe uses.
 //!
-//! A step's sequences follow from the seed and the step's number, so that a run that was stopped goes on to the same bits.
-//! Several seeds train as one stacked model: small models leave a processor idle.
+//! The sequences of a step are determined by the seed and the step, so a run that was interrupted resumes bit for bit.
+//! Several seeds train as one stacked model, since one small model leaves a processor idle.
 
 mod group;
 mod options;
@@ -32,21 +32,21 @@ use crate::progress::Progress;
 use crate::table::{Keys, Observation, Provenance, Table};
 use crate::workers::{on_one_thread, spread};
 
-/// A trained model and how its loss fell.
+/// A trained model and its training curves.
 pub struct Trained {
     /// The model.
     pub model: Model,
-    /// The trace: `loss` in nats and `accuracy` by task and step, on the sequences that were trained on; and what
-    /// [`TraceOptions`] ask for, on others.
+    /// The trace: `loss` in nats and `accuracy` by task and step on the training sequences, and the measurements
+    /// requested by [`TraceOptions`] on held-out ones.
     pub trace: Table,
 }
 
 impl Trained {
-    /// How a metric of the trace changed: (step, value), of the rows that have layer, head, other head, site and task as in
-    /// `of`, where it names them. Missing values are left out.
+    /// The course of a metric in the trace as (step, value) pairs. Rows must match the layer, head, other head, site
+    /// and task in `of`, where given. NaN values are skipped.
     ///
     /// # Errors
-    /// [`Error::Argument`] where the trace has no such row; it names the metrics that there are.
+    /// [`Error::Argument`] if the trace has no such row; it names the available metrics.
     pub fn course(&self, metric: &str, of: &Keys) -> Result<Vec<(f64, f64)>> {
         let rows = self.trace.rows()?;
         let same = |row: &&Observation| {
@@ -60,7 +60,7 @@ impl Trained {
         let found: Vec<&Observation> = rows.iter().filter(same).collect();
         if found.is_empty() {
             let names: BTreeSet<&str> = rows.iter().map(|row| row.metric.as_str()).collect();
-            let expected = format!("one of {names:?}, with a row that has the keys");
+            let expected = format!("one of {names:?}, in a row that matches the keys");
             return Err(Error::argument("metric", expected, format!("{metric} of {of:?}")));
         }
         let point = |row: &Observation| Some((f64::from(row.keys.step?), Some(row.value).filter(|v| !v.is_nan())?));
@@ -88,24 +88,24 @@ pub struct Trainer {
     step: usize,
 }
 
-/// The file from which training resumes, and what was recorded before.
+/// The file from which training resumes, and the file with the rows recorded so far.
 const STATE: &str = "training.safetensors";
 const RECORDED: &str = "training.parquet";
 
 impl Trainer {
-    /// A trainer at step 0.
+    /// Creates a trainer at step 0.
     ///
     /// # Errors
-    /// Where the config, the language or an option makes no sense, or they do not fit each other.
+    /// If the config, the language or an option is invalid, or they are incompatible.
     pub fn new(config: &ModelConfig, language: &Language, options: &TrainOptions) -> Result<Self> {
         Self::with_seeds(config, language, options, &[options.seed])
     }
 
-    /// [`Trainer::new`] for several seeds, trained at once as one stacked model; each has the results it would have alone, to
-    /// float tolerance.
+    /// [`Trainer::new`] for several seeds, trained at once as one stacked model. Each run has the results that it would
+    /// have alone, up to floating-point tolerance.
     ///
     /// # Errors
-    /// As [`Trainer::new`]; also where there is no seed.
+    /// As for [`Trainer::new`]; also if there is no seed.
     pub fn with_seeds(
         config: &ModelConfig,
         language: &Language,
@@ -115,10 +115,10 @@ impl Trainer {
         Self::start(config, language, options, seeds, Kind::Float, Device::Cpu)
     }
 
-    /// [`Trainer::with_seeds`] in a type (`Float` or `Double`), on a device.
+    /// [`Trainer::with_seeds`] with a dtype (`Float` or `Double`) and a device.
     ///
     /// # Errors
-    /// As [`Trainer::with_seeds`]; also where the device is not there.
+    /// As for [`Trainer::with_seeds`]; also if the device is not available.
     pub fn start(
         config: &ModelConfig,
         language: &Language,
@@ -138,10 +138,12 @@ impl Trainer {
         Self::from_models(models, language, options, seeds)
     }
 
-    /// A trainer at step 0 that starts from given models of one architecture; each seed is that of a model's stream of sequences.
+    /// Creates a trainer at step 0 from existing models of one architecture; each seed determines the training
+    /// sequences of the corresponding model.
     ///
     /// # Errors
-    /// As [`Trainer::with_seeds`]; also where models differ in architecture or are not as many as seeds.
+    /// As for [`Trainer::with_seeds`]; also if models differ in architecture, or their number differs from the number
+    /// of seeds.
     pub fn from_models(
         mut models: Vec<Model>,
         language: &Language,
@@ -154,7 +156,7 @@ impl Trainer {
         check_fit(&config, language, options)?;
         if models.len() != seeds.len() || (models.len() > 1 && config.n_token_types > 0) {
             let found = format!("{} models, {} seeds", models.len(), seeds.len());
-            return Err(Error::argument("seeds", "one for each model; one only with token types", found));
+            return Err(Error::argument("seeds", "one for each model; only one for models with token types", found));
         }
         if let Some(other) = models.iter().find(|model| *model.config() != config) {
             return Err(Error::argument("models", "models of one architecture", format!("{:?}", other.config())));
@@ -171,12 +173,12 @@ impl Trainer {
         Ok(Self { common, groups, step: 0 })
     }
 
-    /// The models as they are now, one for each seed, in the order of the seeds.
+    /// Copies of the current models, one per seed, in the order of the seeds.
     pub fn snapshots(&self) -> Vec<Model> {
         self.each_model().map(|(_, model)| model).collect()
     }
 
-    /// One model for each seed, as it is now.
+    /// The current model of each seed.
     fn each_model(&self) -> impl Iterator<Item = (u64, Model)> {
         let of = |group: &Group| {
             let own = |(run, &seed): (usize, &u64)| (seed, group.parameters.detach(&group.template, run as i64));
@@ -185,15 +187,15 @@ impl Trainer {
         self.groups.iter().flat_map(of)
     }
 
-    /// The models as they are now, stacked where there are several.
+    /// The current models, stacked if there are several.
     pub(in crate::lab) fn models(&self) -> Result<Model> {
         Model::stacked(&self.snapshots())
     }
 
-    /// The models as they are now on held-out sequences, one batch for each.
+    /// A probe of the current models on held-out sequences, one batch per model.
     ///
     /// # Errors
-    /// As [`Probe::new`].
+    /// As for [`Probe::new`].
     pub fn probe(&self, batches: &[Batch]) -> Result<Probe> {
         let probe = Probe::of(self.models()?, &self.common.language, batches)?;
         let seeds: Vec<u64> = self.groups.iter().flat_map(|group| &group.seeds).copied().collect();
@@ -201,25 +203,26 @@ impl Trainer {
         Ok(probe.seeds(&seeds).step(self.step).edits(group::edits(&self.common.options.heads, &config)))
     }
 
-    /// How many steps have been taken.
+    /// Number of steps taken so far.
     pub fn step(&self) -> usize {
         self.step
     }
 
-    /// Trains to the last step and returns one model a seed.
+    /// Trains to the last step and returns one model per seed.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] with the step and the tensor where a gradient is not finite.
+    /// [`Error::NotFinite`] with the step and the tensor if a gradient is not finite.
     pub fn run(mut self) -> Result<Vec<Trained>> {
         self.train_to(self.common.options.steps)?;
         self.finish()
     }
 
-    /// Trains up to step `end`, or the last one where that is earlier. Where there are many seeds, groups of them train on as
-    /// many threads as libtorch may use, each with one of its own: results do not depend on how many there are.
+    /// Trains up to step `end`, or to the last step if that comes first. With many seeds, groups of them train in
+    /// parallel, on as many threads as libtorch may use; each group uses a single thread, so results do not depend on
+    /// the number of threads.
     ///
     /// # Errors
-    /// As [`Trainer::run`].
+    /// As for [`Trainer::run`].
     pub fn train_to(&mut self, end: usize) -> Result<()> {
         let (from, to) = (self.step, end.min(self.common.options.steps));
         if from >= to {
@@ -242,7 +245,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// The models as they are now.
+    /// Turns the current models into results.
     fn finish(self) -> Result<Vec<Trained>> {
         let words = self.common.language.words();
         let tokenizer = words.map(|words| Tokenizer::of_words(&words)).transpose()?;
@@ -273,14 +276,14 @@ impl Trainer {
         }
     }
 
-    /// Writes into `folder` what a later [`Trainer::resume`] needs, and what was recorded so far.
+    /// Writes to `folder` the state that [`Trainer::resume`] needs, and the rows recorded so far.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         std::fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-        // The state comes last: rows of steps that it does not know of are dropped by whoever resumes.
+        // The state is written last: on resuming, rows from steps after the saved one are dropped.
         let rows: Vec<Observation> = self.recorded().cloned().collect();
         if !rows.is_empty() {
             Table::new(rows, self.provenance(None))?.write(folder.join(RECORDED))?;
@@ -289,11 +292,11 @@ impl Trainer {
         parameters::save(&all, &folder.join(STATE), self.step, &self.declared())
     }
 
-    /// All that the numbers of a step depend on, beside the state.
+    /// Everything that the numbers of a step depend on, apart from the state.
     fn declared(&self) -> Value {
         let Common { language, options, .. } = &self.common;
         let seeds: Vec<u64> = self.groups.iter().flat_map(|group| &group.seeds).copied().collect();
-        // The options' own seed is one of these, or is not used.
+        // The seed in the options is either among these seeds or not used.
         let options = TrainOptions { seed: 0, ..options.clone() };
         let template = self.groups.first().map(|group| &group.template);
         let numbers =
@@ -302,11 +305,11 @@ impl Trainer {
         json!({"model": config, "language": language, "train": options, "seeds": seeds, "numbers": numbers})
     }
 
-    /// Goes on where [`Trainer::save`] stopped, to the same bits and the same trace.
+    /// Continues from a state written by [`Trainer::save`], with bit-identical results and the same trace.
     ///
     /// # Errors
-    /// Where a file cannot be read, or training was begun with another model, language, options, seeds, type or device: the
-    /// message names what differs.
+    /// If a file cannot be read, or training was started with another model, language, dtype or device, or other
+    /// options or seeds; the message names the differences.
     pub fn resume(mut self, folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let declared = self.declared();
@@ -326,10 +329,10 @@ impl Trainer {
     }
 }
 
-/// Does `work` for all groups on up to `threads` threads, each with one of libtorch's own.
+/// Runs `work` for all groups on up to `threads` threads, with one libtorch thread each.
 fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -> Result<()> + Sync)) -> Result<()> {
     let groups: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
-    let lost = |_| Error::argument("training", "runs that can be computed", "a panic");
+    let lost = |_| Error::argument("training", "runs that finish without a panic", "a panic");
     let each = |number: usize| {
         let mut group = groups[number].lock().map_err(lost)?;
         work(&mut group)
@@ -337,7 +340,7 @@ fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -
     on_one_thread(|| spread(groups.len(), threads, None, each, |_, ()| Ok(()))).map(drop)
 }
 
-/// Fails where the model cannot read the language or the options name heads that it does not have.
+/// Fails if the model cannot read the language, or the options name heads that it does not have.
 fn check_fit(config: &ModelConfig, language: &Language, options: &TrainOptions) -> Result<()> {
     options.validate()?;
     language.validate()?;
@@ -350,7 +353,7 @@ fn check_fit(config: &ModelConfig, language: &Language, options: &TrainOptions) 
         return Err(Error::argument("model", "a causal model with logits", &config.family));
     }
     if config.vocab != language.vocab() {
-        return Err(Error::argument("vocab", format!("{}, as the language has", language.vocab()), config.vocab));
+        return Err(Error::argument("vocab", format!("{}, as in the language", language.vocab()), config.vocab));
     }
     if config.n_positions < language.positions() {
         let expected = format!("at least {}, for the language's longest sequence", language.positions());

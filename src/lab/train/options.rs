@@ -1,59 +1,59 @@
-//! How to train.
+//! How is a model trained? Optimiser, schedule, trace and head options, as data.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::lab::trace::Quantity;
 
-/// Most steps of a training.
+/// Maximum number of training steps.
 const MOST_STEPS: usize = 1_000_000_000;
 
-/// How a model is trained.
+/// Options for training a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainOptions {
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
-    /// Sequences a step.
+    /// Sequences per step.
     pub batch: usize,
-    /// Seed of the parameters and of the stream of sequences.
+    /// Seed of the parameters and of the training sequences.
     pub seed: u64,
-    /// The rule by which parameters change.
+    /// The optimiser.
     pub optimiser: Optimiser,
-    /// Its largest step size.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Steps over which the step size rises from 0.
+    /// Number of steps over which the learning rate rises from 0.
     pub warmup: usize,
-    /// How it falls afterwards.
+    /// How the learning rate decays after the warm-up.
     pub decay: Decay,
-    /// Pull of the matrices towards 0; biases and norms feel none.
+    /// Weight decay of the matrices; biases and norms have none.
     pub weight_decay: f64,
-    /// Largest norm of a gradient; longer ones are shortened.
+    /// Maximum gradient norm; larger gradients are scaled down.
     pub clip: Option<f64>,
-    /// Standard deviation of the token embeddings at the start; positions have half of it. Matrices start with variance
-    /// 1 / inputs, so that attention logits have the same variance whatever the width of a head.
+    /// Standard deviation of the initial token embeddings; positional embeddings have half of it. Matrices are
+    /// initialised with variance 1 / inputs, so that attention logits have the same variance for every d_head.
     pub embedding_std: f64,
-    /// Weight of each task in the loss that training follows; none for all alike.
+    /// Weight of each task in the training loss; if empty, all tasks have the same weight.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub task_weights: Vec<f64>,
     /// Steps between two records of the loss.
     pub record_every: usize,
-    /// What is measured of heads on the way; nothing, unless said otherwise.
+    /// What to measure of the heads during training; `None` (the default) measures nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace: Option<TraceOptions>,
-    /// What is different about some heads.
+    /// Head options: copies, freezing, scaling and noise.
     pub heads: HeadOptions,
 }
 
-/// What is measured of heads during training: rows of the trace, on sequences that are not trained on.
+/// What to measure of the heads during training; adds rows to the trace, measured on held-out sequences.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TraceOptions {
-    /// Steps between two measurements. The first is before any training, the last behind all of it.
+    /// Steps between two measurements. The first is before training, the last after the final step.
     pub every: usize,
-    /// Held-out sequences of each run.
+    /// Held-out sequences per run.
     pub rows: usize,
-    /// What is measured; losses and accuracies are called `held_out_loss` and `held_out_accuracy`.
+    /// The quantities to measure; losses and accuracies are recorded as `held_out_loss` and `held_out_accuracy`.
     pub quantities: Vec<Quantity>,
 }
 
@@ -63,47 +63,47 @@ impl Default for TraceOptions {
     }
 }
 
-/// What is different about some heads: they share the forward pass with all others.
+/// Special treatment of some or all heads; it is applied within the normal forward pass.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HeadOptions {
-    /// All heads of a layer start as copies of its first.
+    /// Whether all heads of a layer start as copies of its first.
     pub identical: bool,
-    /// Where they do, each is then moved by Gaussian noise of this standard deviation, relative to that of the tensor.
+    /// If `identical`, the standard deviation of Gaussian noise added to each head, relative to that of the tensor.
     pub perturbation: f64,
-    /// Heads (layer, head) whose parameters stay as they are.
+    /// Heads (layer, head) whose parameters are frozen.
     pub frozen: Vec<(usize, usize)>,
     /// Heads (layer, head) whose z is multiplied by a factor.
     pub scaled: Vec<(usize, usize, f64)>,
-    /// Where given, every head's z is brought to a root mean square of 1 and Gaussian noise of this standard deviation is
-    /// added in training: at most `d_head / 2 ln(1 + 1 / sigma^2)` nats pass. What is asked of a model is asked without
-    /// the noise.
+    /// If given, every head's z is normalised to a root mean square of 1, and Gaussian noise with this standard
+    /// deviation is added during training. This limits a head to at most `d_head / 2 ln(1 + 1 / sigma^2)` nats.
+    /// Measurements are taken without the noise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<f64>,
 }
 
-/// The rule by which parameters change.
+/// The rule that updates the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Optimiser {
     /// Adam (Kingma & Ba 2015); weight decay is added to the gradient.
     Adam,
-    /// AdamW (Loshchilov & Hutter 2019); weight decay is apart from the gradient.
+    /// AdamW (Loshchilov & Hutter 2019); weight decay is decoupled from the gradient.
     AdamW,
     /// Stochastic gradient descent; weight decay is added to the gradient.
     Sgd {
-        /// Share of the last step that is taken again.
+        /// Fraction of the previous update that is added to the current one.
         momentum: f64,
     },
 }
 
-/// How the step size falls from the end of the warm-up to the last step.
+/// How the learning rate decays from the end of the warm-up to the last step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// Not at all.
+    /// Constant.
     None,
-    /// In a straight line to 0.
+    /// Linearly to 0.
     Linear,
     /// Along half a cosine to 0.
     Cosine,
@@ -131,10 +131,10 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Checks that the numbers make sense.
+    /// Checks that the options are valid.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming the first that does not.
+    /// [`Error::Argument`] naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         let (every, rows, asked) =
             self.trace.as_ref().map_or((1, 1, 1), |trace| (trace.every, trace.rows, trace.quantities.len()));
@@ -169,7 +169,7 @@ impl TrainOptions {
         }
     }
 
-    /// The step size at `step`, counted from 0.
+    /// The learning rate at `step`, counted from 0.
     pub(super) fn rate(&self, step: usize) -> f64 {
         if step < self.warmup {
             return self.learning_rate * (step + 1) as f64 / self.warmup as f64;

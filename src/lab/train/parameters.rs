@@ -1,4 +1,4 @@
-//! All trained numbers of one or several runs as one matrix, and the rule that changes them.
+//! How are the parameters of several runs updated? All of them form one matrix, which the optimiser steps at once.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,17 +13,17 @@ use crate::lab::differences::differences;
 use crate::model::{Model, ModelConfig};
 use crate::tensors::write_tensors;
 
-/// The parameters `[run, number]` and what the optimiser remembers of them.
+/// The parameters, `[run, number]`, and the state of the optimiser.
 pub(super) struct Parameters {
     /// Name, shape without the run axis, and first column of each tensor.
     places: Vec<(String, Vec<i64>, i64)>,
     values: Tensor,
-    /// First and second moment; the first alone is momentum.
+    /// First and second moment; with momentum, only the first is used.
     moments: [Tensor; 2],
-    /// True where a number is trained, `[1, number]`.
+    /// True for the numbers that are trained, `[1, number]`.
     trained: Tensor,
     any_frozen: bool,
-    /// 1 where weight decay pulls, else 0, `[1, number]`.
+    /// 1 for the numbers with weight decay, else 0, `[1, number]`.
     decayed: Tensor,
 }
 
@@ -31,7 +31,7 @@ const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 
 impl Parameters {
-    /// The parameters of models of one architecture.
+    /// Collects the parameters of models of one architecture.
     pub(super) fn new(models: &[Model], heads: &HeadOptions) -> Self {
         let (mut places, mut columns) = (vec![], 0);
         let config = models[0].config();
@@ -51,8 +51,9 @@ impl Parameters {
         Self { places, values, moments, trained, any_frozen: !heads.frozen.is_empty(), decayed }
     }
 
-    /// `template` with these parameters as leaves of the graph, in the order in which gradients are given to
-    /// [`Parameters::step`]. They share the memory of `values`, and follow it.
+    /// Returns `template` with these parameters as leaves of the autograd graph, and the leaves in the order that
+    /// [`Parameters::step`] expects for gradients. The leaves share memory with `values`, so updates are visible in
+    /// them.
     pub(super) fn attach(&self, template: &Model) -> Result<(Model, Vec<Tensor>)> {
         let runs = self.values.size()[0];
         let view = |(_, shape, first): &(String, Vec<i64>, i64)| {
@@ -76,7 +77,7 @@ impl Parameters {
         Ok((model, leaves))
     }
 
-    /// The model of one run, with parameters of its own.
+    /// The model of one run, with a copy of its parameters.
     pub(super) fn detach(&self, template: &Model, run: i64) -> Model {
         let names: Vec<String> = template.parameters().into_iter().map(|(name, _)| name).collect();
         let mut names = names.iter();
@@ -92,7 +93,7 @@ impl Parameters {
         })
     }
 
-    /// One step of the optimiser, `step` counted from 0.
+    /// Takes one optimiser step; `step` is counted from 0.
     pub(super) fn step(&mut self, gradients: &[Tensor], step: usize, options: &TrainOptions) -> Result<()> {
         let runs = self.values.size()[0];
         let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.reshape([runs, -1])).collect();
@@ -102,7 +103,7 @@ impl Parameters {
             let shares: Vec<f64> = norms.iter().map(|norm| (clip / norm).min(1.0)).collect();
             gradient *= Tensor::from_slice(&shares).unsqueeze(1).to_kind(gradient.kind()).to_device(gradient.device());
         }
-        // What follows works in place, so that the leaves follow.
+        // From here on, updates are in place, so that the leaves see them.
         let before = self.any_frozen.then(|| self.values.copy());
         let (rate, decay) = (options.rate(step), options.weight_decay);
         match options.optimiser {
@@ -124,7 +125,7 @@ impl Parameters {
         Ok(())
     }
 
-    /// Adam's step: `rate * first / (sqrt(second) + epsilon)`, both moments corrected for having started at 0.
+    /// The Adam update: `rate * first / (sqrt(second) + epsilon)`, with bias correction of both moments.
     fn adam(&mut self, mut gradient: Tensor, step: usize, rate: f64) {
         let times = i32::try_from(step + 1).unwrap_or(i32::MAX);
         let corrections = (1.0 - BETAS.0.powi(times), (1.0 - BETAS.1.powi(times)).sqrt());
@@ -136,7 +137,7 @@ impl Parameters {
         let _ = self.values.addcdiv_(&self.moments[0], &divisor);
     }
 
-    /// The norm of each run's gradient; fails at the first number of it that is not finite.
+    /// The gradient norm of each run; fails at the first value that is not finite.
     fn norms(&self, gradient: &Tensor, step: usize) -> Result<Vec<f64>> {
         let read = |gradient: &Tensor| {
             let norms = gradient.norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
@@ -146,7 +147,7 @@ impl Parameters {
         if norms.iter().all(|norm| norm.is_finite()) {
             return Ok(norms);
         }
-        norms = read(&gradient.to_kind(Kind::Double))?; // squares of float32 may be too large where they are not
+        norms = read(&gradient.to_kind(Kind::Double))?; // squares may overflow in float32 even if the values are finite
         let Some(run) = norms.iter().position(|norm| !norm.is_finite()) else { return Ok(norms) };
         let own = gradient.get(run as i64);
         let column = own.isfinite().logical_not().to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
@@ -159,19 +160,19 @@ impl Parameters {
         })
     }
 
-    /// Everything that a later step depends on: values and moments, each `[run, number]`.
+    /// Everything that later steps depend on: values and moments, each `[run, number]`.
     pub(super) fn state(&self) -> [&Tensor; 3] {
         [&self.values, &self.moments[0], &self.moments[1]]
     }
 
-    /// Takes up a state of the same shape.
+    /// Restores a state of the same shape.
     pub(super) fn restore(&mut self, [values, first, second]: [Tensor; 3]) {
         self.values.copy_(&values);
         self.moments = [first, second].map(|moment| moment.to_device(self.values.device()).copy());
     }
 }
 
-/// The names of [`Parameters::state`] in a file.
+/// The names of the tensors of [`Parameters::state`] in a file.
 const NAMES: [&str; 3] = ["values", "first_moment", "second_moment"];
 
 /// Writes the state of all runs.
@@ -184,11 +185,11 @@ pub(super) fn save(all: &[&Parameters], path: &Path, step: usize, declared: &Val
     write_tensors(path, &tensors, &[(DECLARED, declared.to_string())])
 }
 
-/// The name under which a state says what it was trained by: the only one in its metadata, since several come in no order,
-/// and equal states would not be equal bytes.
+/// The metadata key of a state file under which the training declaration is stored. It is the only key, since the order
+/// of several keys is not deterministic and equal states must give equal bytes.
 const DECLARED: &str = "headscope";
 
-/// Fails where a state was trained by another declaration than this one.
+/// Fails if the state was trained with another declaration.
 fn check_declared(path: &Path, declared: &Value) -> Result<()> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let own = SafeTensors::read_metadata(&bytes).ok();
@@ -197,20 +198,20 @@ fn check_declared(path: &Path, declared: &Value) -> Result<()> {
         return Err(Error::Format {
             path: path.to_owned(),
             at: "metadata".to_owned(),
-            expected: "the declaration that it was trained by".to_owned(),
+            expected: "the declaration with which it was trained".to_owned(),
             found: "none; an older headscope may have written it".to_owned(),
         });
     };
     match differences(&own, declared) {
         None => Ok(()),
         Some((begun, now)) => {
-            let expected = format!("what {} was begun with ({begun})", path.display());
+            let expected = format!("the settings with which {} was started ({begun})", path.display());
             Err(Error::argument("resume", expected, now))
         }
     }
 }
 
-/// Gives all runs the state that [`save`] wrote, and returns its step.
+/// Restores the state of all runs from a file written by [`save`], and returns its step.
 pub(super) fn resume(all: &mut [&mut Parameters], path: &Path, declared: &Value) -> Result<usize> {
     check_declared(path, declared)?;
     let read = Tensor::read_safetensors(path).map_err(Error::torch(format!("reading {}", path.display())))?;
@@ -227,7 +228,7 @@ pub(super) fn resume(all: &mut [&mut Parameters], path: &Path, declared: &Value)
         Some(tensor) if tensor.size() == size => Ok(tensor),
         other => {
             let found = other.map_or("nothing".to_owned(), |tensor| format!("{:?}", tensor.size()));
-            Err(wrong(name, format!("shape {size:?}, as the declaration has it"), found))
+            Err(wrong(name, format!("shape {size:?}, as in the declaration"), found))
         }
     };
     let whole = [take(NAMES[0])?, take(NAMES[1])?, take(NAMES[2])?];
@@ -248,7 +249,8 @@ fn own(model: &Model) -> Vec<(String, &Tensor)> {
     model.parameters().into_iter().filter(|(name, _)| !(tied && name == "w_u")).collect()
 }
 
-/// True for every number that is not of a frozen head. A key/value head is frozen with any query head that it serves.
+/// True for every number that does not belong to a frozen head. A key/value head is frozen along with any query head
+/// that uses it.
 fn trained(places: &[(String, Vec<i64>, i64)], config: &ModelConfig, heads: &HeadOptions, columns: i64) -> Tensor {
     let trained = Tensor::ones([columns], (Kind::Bool, Device::Cpu));
     for &(layer, head) in &heads.frozen {
@@ -265,7 +267,7 @@ fn trained(places: &[(String, Vec<i64>, i64)], config: &ModelConfig, heads: &Hea
     trained.unsqueeze(0)
 }
 
-/// The tensors of a layer that are divided among heads: name, the axis that is divided, whether among key/value heads.
+/// The tensors of a layer that are split by head: name, the axis that is split, and whether by key/value head.
 pub(super) fn by_head(layer: usize) -> [(String, usize, bool); 7] {
     [
         ("w_q", 1, false),

@@ -1,4 +1,4 @@
-//! Heads taken out of one model and put into another.
+//! How can heads be moved from one model to another, or modified in place?
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,8 +9,8 @@ use super::parameters::by_head;
 use crate::lab::streams::Purpose;
 use crate::model::Model;
 
-/// `model` with each part of one head replaced by what `each` makes of it: the part's name (`w_q`, `w_o`, ...) and its
-/// numbers, `[d_model, d_head]`, for `w_o` `[d_head, d_model]`, for a bias `[d_head]`.
+/// Returns `model` with each part of one head replaced by the result of `each`, which receives the part's name (`w_q`,
+/// `w_o`, ...) and its values: `[d_model, d_head]`, for `w_o` `[d_head, d_model]`, for a bias `[d_head]`.
 pub(in crate::lab) fn with_head(
     model: &Model,
     layer: usize,
@@ -42,7 +42,7 @@ pub(in crate::lab) fn head_of(model: &Model, layer: usize, head: usize) -> Vec<(
     parts
 }
 
-/// `model` with a head of another model of the same architecture in place of its own.
+/// Returns `model` with a head replaced by the same head of another model of the same architecture.
 pub(in crate::lab) fn transplanted(model: &Model, from: &Model, layer: usize, head: usize) -> Model {
     let parts = head_of(from, layer, head);
     with_head(model, layer, head, |name, own| {
@@ -53,8 +53,8 @@ pub(in crate::lab) fn transplanted(model: &Model, from: &Model, layer: usize, he
     })
 }
 
-/// `model` with the dimensions of the residual stream that a head reads and writes shuffled: each of its matrices has the
-/// same numbers, and none knows any more what they are about. `order` is a permutation of `0..d_model`.
+/// Returns `model` with the residual stream dimensions that a head reads and writes permuted: each of its matrices
+/// keeps its values, but they no longer match the stream. `order` is a permutation of `0..d_model`.
 pub(in crate::lab) fn shuffled_head(model: &Model, layer: usize, head: usize, order: &[i64]) -> Model {
     let order = Tensor::from_slice(order).to_device(model.device());
     with_head(model, layer, head, |name, own| match name {
@@ -64,8 +64,8 @@ pub(in crate::lab) fn shuffled_head(model: &Model, layer: usize, head: usize, or
     })
 }
 
-/// `model` with every head of a layer a copy of its first, each moved by Gaussian noise of standard deviation
-/// `perturbation`, relative to that of the tensor.
+/// Returns `model` with every head of a layer a copy of its first, each perturbed by Gaussian noise of standard
+/// deviation `perturbation`, relative to that of the tensor.
 pub(super) fn identical(model: &Model, perturbation: f64, seed: u64) -> Model {
     let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
     let (config, mut names) = (model.config().clone(), names.into_iter());

@@ -1,4 +1,4 @@
-//! The rows of an experiment's table as numbers of one cell, metric and seed.
+//! What did an experiment measure? Its table as values by cell, metric and seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,27 +6,27 @@ use super::rule::{Prediction, Reading, Rule};
 use crate::error::{Error, Result};
 use crate::table::Table;
 
-/// The metric by which runs are compared at matched loss, and by which it is decided whether they learned.
+/// The metric used to compare runs at matched loss, and to decide whether they learned.
 pub const EXCESS_LOSS: &str = "excess_loss";
 
 /// (metric, task).
 type Name = (String, Option<String>);
 /// The values of a metric, by seed and step.
 pub type Runs = BTreeMap<u64, BTreeMap<u32, f64>>;
-/// What was measured in a cell.
+/// The measurements of a cell.
 type Metrics = BTreeMap<Name, Runs>;
 
-/// What the runs of an experiment measured, without the rows about single heads.
+/// The measurements of an experiment's runs, without the rows about single heads or layers.
 pub struct Evidence {
     cells: BTreeMap<String, Metrics>,
 }
 
 impl Evidence {
-    /// The evidence in a table with the columns `cell`, `seed`, `metric`, `value`, and where they apply `step` and `task`.
-    /// Rows that name a head or a layer are details, and are left out.
+    /// Reads the evidence from a table with the columns `cell`, `seed`, `metric` and `value`, plus `step` and `task`
+    /// where they apply. Rows that name a head or a layer are details and are skipped.
     ///
     /// # Errors
-    /// Where a row names no cell or no seed, or one thing is measured twice.
+    /// If a row has no cell or no seed, or a value is given twice.
     pub fn new(table: &Table) -> Result<Self> {
         let mut cells: BTreeMap<String, Metrics> = BTreeMap::new();
         for row in table.rows()? {
@@ -47,7 +47,7 @@ impl Evidence {
         Ok(Self { cells })
     }
 
-    /// The cells that there is anything about.
+    /// The cells with any measurement.
     pub fn cells(&self) -> BTreeSet<&str> {
         self.cells.keys().map(String::as_str).collect()
     }
@@ -55,7 +55,7 @@ impl Evidence {
     /// The values of a metric in a cell, by seed and step.
     ///
     /// # Errors
-    /// [`Error::Argument`] where there are none, naming those that there are.
+    /// [`Error::Argument`] if there are none; it names the available metrics.
     pub fn runs(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Runs> {
         let metrics = self.cells.get(cell);
         let found = metrics.and_then(|all| all.get(&(metric.to_owned(), task.map(str::to_owned))));
@@ -65,20 +65,21 @@ impl Evidence {
         })
     }
 
-    /// A metric's last value of every run of a cell.
+    /// The last value of a metric in every run of a cell.
     pub(super) fn last(&self, cell: &str, metric: &str) -> BTreeMap<u64, f64> {
         let runs = self.cells.get(cell).and_then(|metrics| metrics.get(&(metric.to_owned(), None)));
         let last = |steps: &BTreeMap<u32, f64>| steps.last_key_value().map(|(_, value)| *value);
         runs.into_iter().flatten().filter_map(|(seed, steps)| Some((*seed, last(steps)?))).collect()
     }
 
-    /// The seeds of a cell that did not learn.
+    /// The seeds of a cell whose runs did not learn.
     pub fn unlearned(&self, cell: &str, rule: &Rule) -> BTreeSet<u64> {
-        let learned = |loss: f64| loss <= rule.learned; // a missing loss is not learned
+        let learned = |loss: f64| loss <= rule.learned; // NaN counts as not learned
         self.last(cell, EXCESS_LOSS).into_iter().filter(|(_, loss)| !learned(*loss)).map(|(seed, _)| seed).collect()
     }
 
-    /// The prediction's metric in a cell, of every run that counts; a missing value does not.
+    /// The value of the prediction's metric for every run of a cell that counts; runs without a finite value are
+    /// skipped.
     pub(super) fn read(&self, cell: &str, prediction: &Prediction, rule: &Rule) -> BTreeMap<u64, f64> {
         let name = (prediction.metric.clone(), prediction.task.clone());
         let Some(runs) = self.cells.get(cell).and_then(|metrics| metrics.get(&name)) else { return BTreeMap::new() };

@@ -1,4 +1,4 @@
-//! Evidence and rule to verdicts.
+//! How does evidence become a verdict? By statistical tests and a fixed rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,22 +14,22 @@ use crate::stats::{
     sign_flip, tost,
 };
 
-/// What the evidence says of a claim.
+/// The verdict on a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// What was predicted was found, beyond the smallest effect of interest.
+    /// The predicted effect was found, beyond the smallest effect of interest.
     Supported,
-    /// The opposite was found, or an effect too small to be of interest.
+    /// The opposite effect was found, or one too small to be of interest.
     Refuted,
     /// Supported in some cases and refuted in others.
     Mixed,
-    /// The evidence does not decide.
+    /// The evidence is not decisive.
     Inconclusive,
 }
 
 impl Verdict {
-    /// The verdict on a whole from those on its parts.
+    /// Combines the verdicts on the parts into one on the whole.
     pub fn of(parts: impl IntoIterator<Item = Self>) -> Self {
         let parts: Vec<Self> = parts.into_iter().collect();
         let any = |verdict| parts.contains(&verdict);
@@ -42,7 +42,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict in a word.
+    /// The verdict as a word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Supported => "supported",
@@ -59,66 +59,67 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What was found in one case; p-values are corrected for all cases of the claim in the experiment.
+/// The finding in one case; p-values are corrected over all cases of the claim in the experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// The case.
     pub case: String,
     /// The effect of each seed.
     pub effects: BTreeMap<u64, f64>,
-    /// Runs of either cell that do not count, having not learned.
+    /// Number of runs in either cell that are excluded because they did not learn.
     pub unlearned: usize,
-    /// The mean effect and its interval; nothing where there are fewer than two effects.
+    /// The mean effect with its confidence interval; `None` with fewer than two effects.
     pub effect: Option<Interval>,
-    /// The chance of effects this far beyond the smallest of interest (on the predicted side; on the nearer one where no
-    /// effect is predicted) if there were none beyond.
+    /// p-value for the null hypothesis of no effect beyond the smallest of interest, on the predicted side. If no
+    /// effect is predicted, the nearer side is tested.
     pub p_beyond: Option<f64>,
-    /// The chance of effects this far on the side opposite to the predicted one if there were none there.
+    /// p-value for the null hypothesis of no effect on the side opposite to the predicted one.
     pub p_opposite: Option<f64>,
-    /// The chance of a mean this close to 0 if the effect were as large as the smallest of interest.
+    /// p-value of the equivalence test: for the null hypothesis that the effect is at least as large as the smallest of
+    /// interest.
     pub p_equivalent: Option<f64>,
-    /// The chance of a trend this strong, in the order of the case's cells, if there were none.
+    /// p-value for the null hypothesis of no trend over the case's cells, in their order.
     pub p_trend: Option<f64>,
     /// The verdict.
     pub verdict: Verdict,
-    /// Why, in a few words.
+    /// The reason in a few words.
     pub reason: String,
 }
 
-/// What was found about one prediction.
+/// The findings about one prediction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
     /// The prediction.
     pub prediction: Prediction,
-    /// What was found in each of its cases.
+    /// The finding in each of its cases.
     pub findings: Vec<Finding>,
-    /// The verdict on it.
+    /// The verdict on the prediction.
     pub verdict: Verdict,
 }
 
-/// What was found about all predictions of an experiment.
+/// The findings about all predictions of an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
     /// The experiment.
     pub experiment: String,
-    /// What it is about.
+    /// The experiment's title.
     pub title: String,
-    /// The rule.
+    /// The rule that was applied.
     pub rule: Rule,
-    /// How many cells there should be.
+    /// Number of cells in the experiment.
     pub cells: usize,
-    /// Cells of which nothing is known yet.
+    /// Cells without results.
     pub missing_cells: Vec<String>,
-    /// What speaks against taking the tables as they are: see [`Results::notes`](crate::lab::Results::notes).
+    /// Caveats about the tables: see [`Results::notes`](crate::lab::Results::notes).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The verdict on each claim, from those on its predictions here.
+    /// The verdict on each claim, from the verdicts on its predictions in this experiment.
     pub claims: BTreeMap<String, Verdict>,
     /// The verdict on each prediction.
     pub predictions: Vec<Judged>,
 }
 
-/// The verdict on each claim, from those on its predictions.
+/// The verdict on each claim, from the verdicts on its predictions.
 pub fn claims<'a>(judged: impl IntoIterator<Item = &'a Judged>) -> BTreeMap<String, Verdict> {
     let mut parts: BTreeMap<String, Vec<Verdict>> = BTreeMap::new();
     for judged in judged {
@@ -130,7 +131,7 @@ pub fn claims<'a>(judged: impl IntoIterator<Item = &'a Judged>) -> BTreeMap<Stri
 /// Judges predictions by a rule.
 ///
 /// # Errors
-/// Where the rule makes no sense.
+/// If the rule is invalid.
 pub fn judge(predictions: &[Prediction], rule: &Rule, evidence: &Evidence) -> Result<Vec<Judged>> {
     rule.validate()?;
     let mut found: Vec<(usize, Finding)> = vec![];
@@ -162,7 +163,7 @@ pub fn judge(predictions: &[Prediction], rule: &Rule, evidence: &Evidence) -> Re
     Ok(judged.collect())
 }
 
-/// Corrects one kind of p-value for a family of cases.
+/// Corrects one kind of p-value over a family of cases.
 fn correct(
     found: &mut [(usize, Finding)],
     family: &[usize],
@@ -180,7 +181,7 @@ fn correct(
     Ok(())
 }
 
-/// The effects of a case and what tests say of them, uncorrected.
+/// Computes the effects of a case and their p-values, uncorrected.
 fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Finding> {
     let ours = evidence.read(&case.cell, prediction, rule);
     let effects: BTreeMap<u64, f64> = match &case.against {
@@ -225,7 +226,7 @@ fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidenc
             finding.p_beyond = chance(moved(-delta), Tail::Less)?;
             finding.p_opposite = chance(d.clone(), Tail::Greater)?;
         }
-        // Two sides are open, hence twice the chance on the nearer one.
+        // Either side could be tested, so the p-value on the nearer one is doubled.
         Expect::Zero if up => finding.p_beyond = chance(moved(delta), Tail::Greater)?.map(|p| (2.0 * p).min(1.0)),
         Expect::Zero => finding.p_beyond = chance(moved(-delta), Tail::Less)?.map(|p| (2.0 * p).min(1.0)),
     }
@@ -233,8 +234,8 @@ fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidenc
     Ok(finding)
 }
 
-/// The chance of a trend this strong over a case's cells, on the predicted side. Runs of one seed are no independent samples:
-/// where cells share seeds, those that all cells have are blocks.
+/// p-value of a trend over a case's cells, on the predicted side. Runs with the same seed are not independent samples:
+/// if cells share seeds, the seeds present in all cells serve as blocks.
 fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Option<f64>> {
     let cells: Vec<BTreeMap<u64, f64>> = case.trend.iter().map(|cell| evidence.read(cell, prediction, rule)).collect();
     if cells.len() < 2 || cells.iter().any(BTreeMap::is_empty) {
@@ -249,7 +250,7 @@ fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence)
     Ok(if varied(groups.iter().flatten()) { Some(jonckheere(&groups, &options, 0)?.p) } else { None })
 }
 
-/// [`trend`] where seeds are blocks: Page's test, or, of two cells, that of the signs of their differences.
+/// [`trend`] with seeds as blocks: Page's test or, for two cells, a sign-flip test of their differences.
 fn trend_in_blocks(cells: &[BTreeMap<u64, f64>]) -> Result<Option<f64>> {
     let row = |seed: &u64| cells.iter().map(|cell| cell.get(seed).copied()).collect::<Option<Vec<f64>>>();
     let rows: Vec<Vec<f64>> = cells[0].keys().filter_map(row).collect();
@@ -266,13 +267,13 @@ fn trend_in_blocks(cells: &[BTreeMap<u64, f64>]) -> Result<Option<f64>> {
     Ok(Some(page(values.view(), &options, 0)?.p))
 }
 
-/// Whether not all values are the same.
+/// Whether the values are not all equal.
 fn varied<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
     let mut values = values.into_iter();
     values.next().is_some_and(|first| values.any(|value| value != first))
 }
 
-/// The verdict on a case and why.
+/// The verdict on a case, and the reason.
 fn decide(prediction: &Prediction, finding: &Finding, rule: &Rule) -> (Verdict, String) {
     let n = finding.effects.len();
     let (Some(effect), true) = (finding.effect, n >= rule.least_seeds) else {
@@ -282,7 +283,7 @@ fn decide(prediction: &Prediction, finding: &Finding, rule: &Rule) -> (Verdict, 
     };
     let below = |p: Option<f64>| p.is_some_and(|p| p <= rule.alpha);
     let (delta, sign) = (prediction.smallest, if prediction.expect == Expect::Less { -1.0 } else { 1.0 });
-    // The interval as seen from the predicted side.
+    // The interval, mirrored so that the predicted side is positive.
     let (low, high) = if sign > 0.0 { (effect.low, effect.high) } else { (-effect.high, -effect.low) };
     let beyond = match prediction.expect {
         Expect::Zero => low > delta || high < -delta,

@@ -1,12 +1,12 @@
-//! Verdicts: what the evidence says of a claim, by a rule that was fixed before the run.
+//! What does the evidence say about a claim? Verdicts, by a rule that was fixed before the run.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`Prediction`], [`Rule`] | what a claim predicts, and how evidence becomes a verdict, as data |
-//! | [`Evidence`] | an experiment's table as effects of seeds |
-//! | [`judge`] | the verdict, with intervals, corrected p-values and runs that did not learn |
+//! | [`Evidence`] | an experiment's table as effects by seed |
+//! | [`judge`] | the verdict, with confidence intervals, corrected p-values and the number of runs that did not learn |
 //!
-//! No verdict is written by hand anywhere.
+//! No verdict is ever written by hand.
 
 mod evidence;
 mod judge;

@@ -1,39 +1,39 @@
-//! What a claim predicts and by which rule it is judged, as data that is written before the run.
+//! What does a claim predict, and by which rule is it judged? Data written before the run.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One prediction of a claim about a metric of some cells.
+/// A prediction that a claim makes about a metric in some cells.
 ///
-/// Its effect is, seed by seed, the metric in a case's `cell` minus that in the cell it is held `against` (or minus
-/// `level`, where there is none).
+/// Its effect is computed for each seed: the metric in a case's `cell` minus the metric in the cell `against` which it
+/// is compared, or minus `level` if there is no such cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prediction {
-    /// The claim: C1 to C6, or a name of your own.
+    /// The claim: C1 to C6, or a custom name.
     pub claim: String,
     /// The prediction in words.
     pub text: String,
-    /// The metric whose rows are read: those that name no head.
+    /// The metric to read, from rows that name no head or layer.
     pub metric: String,
-    /// The task, where the metric has one row for each.
+    /// The task, if the metric has one row per task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// At which step of training.
+    /// The training step at which the metric is read.
     #[serde(default)]
     pub reading: Reading,
-    /// What the claim says of the effect.
+    /// The predicted sign of the effect.
     pub expect: Expect,
-    /// The smallest effect that is of interest, in the metric's unit.
+    /// The smallest effect of interest, in units of the metric.
     pub smallest: f64,
-    /// What the metric is held against where a case names no other cell.
+    /// The value with which the metric is compared in cases that name no other cell.
     #[serde(default)]
     pub level: f64,
-    /// Whether runs count only where the tasks were learned: see [`Rule::learned`].
+    /// Whether only runs that learned the tasks count: see [`Rule::learned`].
     #[serde(default = "yes")]
     pub learned: bool,
-    /// Where the prediction is tested; a claim that holds in some and fails in others is mixed.
+    /// The cases in which the prediction is tested; a claim that holds in some and fails in others is mixed.
     pub cases: Vec<Case>,
 }
 
@@ -45,68 +45,70 @@ pub struct Case {
     pub name: String,
     /// The cell whose metric is read.
     pub cell: String,
-    /// The cell that it is held against.
+    /// The cell with which it is compared.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<String>,
-    /// Cells in the order in which the metric should rise: a trend test is reported beside, and does not decide.
+    /// Cells in the order in which the metric should rise; a trend test over them is reported, but does not affect the
+    /// verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trend: Vec<String>,
 }
 
-/// At which step a metric is read.
+/// The training step at which a metric is read.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reading {
     /// At the last step of each run.
     #[default]
     End,
-    /// At the first recorded step of each run whose `excess_loss` is at most this: cells compared at matched loss.
+    /// The first recorded step of each run whose `excess_loss` is at most this; compares cells at matched loss.
     AtExcessLoss(f64),
 }
 
-/// What a claim says of an effect.
+/// What a claim predicts about an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Expect {
-    /// It is above 0, by more than the smallest effect of interest.
+    /// Above 0, by more than the smallest effect of interest.
     Greater,
-    /// It is below 0, by more than the smallest effect of interest.
+    /// Below 0, by more than the smallest effect of interest.
     Less,
-    /// It is none: it lies within the smallest effect of interest on either side.
+    /// No effect: within the smallest effect of interest on either side of 0.
     Zero,
 }
 
 /// How evidence becomes a verdict: the same rule for every prediction, fixed before the run.
 ///
-/// With d the effects of the seeds and delta the smallest effect of interest, a prediction that they are above 0 is, in one
-/// case,
+/// Let d be the effects of the seeds and delta the smallest effect of interest. In one case, a prediction that the
+/// effects are above 0 is
 ///
-/// - *supported* where the BCa interval of the mean of d lies beyond delta and an exact sign-flip test of d - delta rejects;
-/// - *refuted* where the interval lies below 0 and the sign-flip test of d rejects on that side, or where two one-sided
-///   tests find the mean within delta of 0;
-/// - *inconclusive* otherwise, and where fewer than `least_seeds` pairs of runs learned.
+/// - *supported* if the BCa interval of the mean of d lies above delta and an exact sign-flip test of d - delta
+///   rejects;
+/// - *refuted* if the interval lies below 0 and the sign-flip test of d rejects on that side, or if two one-sided tests
+///   find the mean within delta of 0;
+/// - *inconclusive* otherwise, or if fewer than `least_seeds` pairs of runs learned.
 ///
-/// A prediction of no effect is supported where the effect is found within delta of 0, and refuted where the interval lies
-/// beyond delta on either side and the sign-flip test of d beyond it rejects. Each of the three kinds of p-value is
-/// corrected (Holm) for all cases of the same claim in the experiment.
+/// A prediction of no effect is supported if the effect is found within delta of 0, and refuted if the interval lies
+/// beyond delta on either side and the sign-flip test of d beyond delta rejects. Each of the three kinds of p-value is
+/// corrected (Holm) over all cases of the same claim in the experiment.
 ///
-/// A prediction, and a claim with several, is supported or refuted where all its parts are, mixed where some are supported
-/// and some refuted, and inconclusive otherwise.
+/// A prediction, or a claim with several predictions, is supported or refuted if all its parts are, mixed if some are
+/// supported and some refuted, and inconclusive otherwise.
 ///
-/// Where a case orders cells, the chance of a trend is reported, and decides nothing. Runs of one seed in several cells are no
-/// independent samples: where cells share seeds, those that all of them have are the blocks of Page's test (of two cells: of a
-/// sign-flip test); where they share none, the test is Jonckheere's.
+/// If a case orders cells, the p-value of a trend is reported but does not affect the verdict. Runs with the same seed
+/// in several cells are not independent samples: if cells share seeds, the seeds present in all cells are the blocks of
+/// Page's test (for two cells: of a sign-flip test); if they share none, the test is Jonckheere's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
-    /// The level of the tests.
+    /// Significance level of the tests.
     pub alpha: f64,
-    /// The level of the intervals.
+    /// Confidence level of the intervals.
     pub interval: f64,
-    /// The fewest pairs of runs that a case can be decided on.
+    /// Minimum number of pairs of runs needed to decide a case.
     pub least_seeds: usize,
-    /// A run has learned where its `excess_loss` at the end is at most this: the mean over tasks of
-    /// (loss - floor) / (chance - floor). Runs without that metric count as learned.
+    /// A run has learned if its final `excess_loss` is at most this. The excess loss is the mean over tasks of
+    /// `(loss - floor) / (chance - floor)`. Runs without that metric count as learned.
     pub learned: f64,
 }
 
@@ -121,15 +123,15 @@ fn yes() -> bool {
 }
 
 impl Rule {
-    /// Fails where a number makes no sense.
+    /// Checks that the numbers are valid.
     ///
     /// # Errors
-    /// [`Error::Argument`] naming it.
+    /// [`Error::Argument`] naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         crate::stats::check_probability("alpha", self.alpha)?;
         crate::stats::check_probability("interval", self.interval)?;
         if self.least_seeds < 2 {
-            return Err(Error::argument("least_seeds", "2 or more", self.least_seeds));
+            return Err(Error::argument("least_seeds", "at least 2", self.least_seeds));
         }
         match self.learned.is_finite() {
             true => Ok(()),
@@ -139,10 +141,10 @@ impl Rule {
 }
 
 impl Prediction {
-    /// Fails where it names a cell that is not among `cells`, or a number makes no sense.
+    /// Checks that the prediction refers only to cells in `cells`, and that its numbers are valid.
     ///
     /// # Errors
-    /// [`Error::Argument`] saying which.
+    /// [`Error::Argument`] naming the first problem.
     pub fn validate(&self, cells: &[&str]) -> Result<()> {
         if !(self.smallest.is_finite() && self.smallest > 0.0 && self.level.is_finite()) {
             let found = format!("{} and {}", self.smallest, self.level);
@@ -158,7 +160,7 @@ impl Prediction {
                 }
             }
             if case.trend.len() == 1 {
-                return Err(Error::argument("trend", "two cells or more", 1));
+                return Err(Error::argument("trend", "at least two cells", 1));
             }
         }
         Ok(())

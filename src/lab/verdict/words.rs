@@ -1,4 +1,4 @@
-//! Predictions, rules and verdicts in words.
+//! How do predictions, rules and verdicts read as text? Their `Display` implementations.
 
 use std::fmt;
 

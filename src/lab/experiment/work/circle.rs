@@ -1,4 +1,4 @@
-//! Attention that rank 2 is enough for: keys on a circle.
+//! How much attention can logits of rank 2 express? A construction with keys on a circle.
 
 use ndarray::Array2;
 use rand::SeedableRng;
@@ -11,17 +11,18 @@ use crate::circuits::{self, Factored};
 use crate::error::{Error, Result};
 use crate::table::Observation;
 
-/// Can logits of rank 2 give every query a target of its own?
+/// Can logits of rank 2 give every query its own target?
 ///
-/// Yes, by keys on a circle: see [`Circle`](circuits::Circle). Targets are a permutation drawn by the seed.
+/// Yes, with keys on a circle: see [`Circle`](circuits::Circle). Targets are a permutation drawn from the seed.
 ///
-/// Rows: `target_weight`, the least weight of a target; `bound`; `rank`, of the logits; `pattern_rank`, of the attention.
+/// Rows: `target_weight`, the smallest attention weight on a target; `bound`, the lower bound on it; `rank`, the rank
+/// of the logits; `pattern_rank`, the rank of the attention pattern.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Circle {
-    /// Number of keys, and of queries.
+    /// Number of keys and of queries.
     pub n: usize,
-    /// How sharp the softmax is.
+    /// Inverse temperature of the softmax.
     pub beta: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What heads carry of the answers.
+//! How much information about the answers does each head carry?
 
 use ndarray::{Array2, ArrayView2};
 use tch::{Kind, Tensor};
@@ -11,12 +11,13 @@ use crate::lab::trace::specialisation;
 use crate::model::Site;
 use crate::table::Observation;
 
-/// The least that all heads carry of the mean task for an index of its division to mean something, in nats.
+/// Minimum information that all heads together must carry about the mean task for an index of its division to be
+/// meaningful, in nats.
 const LEAST: f64 = 0.1;
 
 impl Asked<'_> {
-    /// V-information of a linear reader from each head's z to each task's answer, in nats (never below 0), and how the heads
-    /// divide it.
+    /// V-information of a linear probe from each head's z about each task's answer, in nats (clamped at 0), and how the
+    /// heads divide it.
     pub(super) fn information(&self) -> Result<Vec<Observation>> {
         let layer = self.layers - 1;
         let run = self.probe.record([Site::Z(layer)])?;
@@ -37,7 +38,7 @@ impl Asked<'_> {
     }
 }
 
-/// A head's z `[row, position, d_head]` where a task is asked, and the answers counted from 0.
+/// A head's z, `[row, position, d_head]`, at the positions where `task` is asked, and the answers counted from 0.
 fn samples(z: &Tensor, batch: &Batch, task: usize) -> Result<(Array2<f64>, Vec<usize>)> {
     let (positions, width) = (z.size()[1], z.size()[2] as usize);
     let (mut places, mut labels) = (vec![], vec![]);
@@ -54,7 +55,7 @@ fn samples(z: &Tensor, batch: &Batch, task: usize) -> Result<(Array2<f64>, Vec<u
     Ok((Array2::from_shape_vec((places.len(), width), values).map_err(wrong)?, labels))
 }
 
-/// 0 for a head that is dead: its z is the same everywhere.
+/// V-information in nats; 0 for a dead head, whose z is constant.
 fn nats_of(x: ArrayView2<f64>, labels: &[usize], seed: u64) -> Result<f64> {
     if x.rows().into_iter().all(|row| row == x.row(0)) {
         return Ok(0.0);

@@ -1,4 +1,4 @@
-//! What the models of a cell are asked.
+//! What is measured of the models in a cell?
 
 use super::row;
 use super::training::Measure;
@@ -12,10 +12,10 @@ use crate::model::Model;
 use crate::table::Observation;
 use ndarray::{Array3, Axis, s};
 
-/// The least that a layer does for an index of its division to mean something, in nats.
+/// Minimum effect of a layer for an index of its division to be meaningful, in nats.
 const LEAST: f64 = 0.1;
 
-/// What a measure reads.
+/// The inputs of a measure.
 pub(super) struct Asked<'a> {
     pub probe: &'a Probe,
     /// The same models on other sequences.
@@ -32,14 +32,14 @@ pub(super) struct Asked<'a> {
     pub width: usize,
 }
 
-/// What was measured before any training, where a measure is held against it.
+/// Values measured before training, for measures that are relative to them.
 #[derive(Default)]
 pub(super) struct Start {
     cka: Vec<f64>,
 }
 
 impl Asked<'_> {
-    /// Rows of the losses.
+    /// Observations of the losses.
     pub(super) fn losses(&self) -> Result<Vec<Observation>> {
         let losses = self.probe.losses()?;
         let mut rows = vec![];
@@ -56,7 +56,7 @@ impl Asked<'_> {
         Ok(rows)
     }
 
-    /// Rows of a measure.
+    /// Observations of one measure.
     pub(super) fn measure(&self, measure: Measure, start: &mut Start) -> Result<Vec<Observation>> {
         match measure {
             Measure::Division => self.division(),
@@ -75,12 +75,12 @@ impl Asked<'_> {
         self.layers - 1
     }
 
-    /// A row about a whole run.
+    /// An observation about a whole run.
     pub(super) fn of_run(&self, run: usize, metric: &str, value: f64) -> Observation {
         row(self.seeds[run], self.step, metric, value)
     }
 
-    /// A row about a head and a task.
+    /// An observation about a head and a task.
     pub(super) fn detail(
         &self,
         run: usize,
@@ -201,7 +201,7 @@ impl Asked<'_> {
         Ok(rows)
     }
 
-    /// What a task loses without a head, less what it loses without another of its layer.
+    /// Increase of a task's loss when a head is ablated, minus the mean increase over the other heads of its layer.
     fn role_cost(&self, run: usize, layer: usize, head: usize, task: usize) -> Result<f64> {
         let alone: Vec<Vec<usize>> = (0..self.heads).map(|head| vec![head]).collect();
         let losses = self.probe.losses_without(layer, &alone, Ablation::Mean)?;
@@ -215,7 +215,7 @@ impl Asked<'_> {
     }
 }
 
-/// The mean over tasks of (loss - floor) / (chance - floor) of a run.
+/// Excess loss of a run: the mean over tasks of (loss - floor) / (chance - floor).
 pub(super) fn excess(losses: &Losses, tasks: &[TaskInfo], run: usize) -> f64 {
     let known =
         tasks.iter().enumerate().filter(|(task, info)| losses.count[[run, *task]] > 0.0 && info.chance > info.floor);
@@ -224,7 +224,7 @@ pub(super) fn excess(losses: &Losses, tasks: &[TaskInfo], run: usize) -> f64 {
     shares.iter().sum::<f64>() / shares.len() as f64
 }
 
-/// The mean over pairs of different heads of `[run, head, head]`, without missing values; NaN where there is no pair.
+/// Mean over pairs of distinct heads of `[run, head, head]`, ignoring NaN; NaN if there is no pair.
 fn over_pairs(matrix: &Array3<f64>) -> Vec<f64> {
     let mean = |own: ndarray::ArrayView2<f64>| {
         let pairs = own.indexed_iter().filter(|((a, b), value)| a < b && !value.is_nan());
@@ -234,7 +234,7 @@ fn over_pairs(matrix: &Array3<f64>) -> Vec<f64> {
     matrix.outer_iter().map(mean).collect()
 }
 
-/// How often the best fixed offset from the query meets the source of a kind of dependency.
+/// How often the best fixed offset from the query hits the source, for one kind of dependency.
 fn best_offset(batch: &Batch, kind: &str) -> f64 {
     let all = batch.samples.iter().flat_map(|sample| &sample.dependencies);
     let mut counts = std::collections::BTreeMap::new();

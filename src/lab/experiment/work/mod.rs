@@ -1,4 +1,4 @@
-//! What a cell computes.
+//! What does a cell compute?
 
 mod circle;
 mod information;
@@ -20,42 +20,42 @@ use std::collections::BTreeMap;
 use crate::error::Result;
 use crate::table::{Keys, Observation};
 
-/// What a cell's work gave.
+/// The result of a cell's work.
 #[derive(Default)]
 pub(super) struct Computed {
     /// The rows of all seeds.
     pub rows: Vec<Observation>,
-    /// What was read from files.
+    /// The inputs that were read from files.
     pub read: Vec<Input>,
-    /// SHA-256 of the parameters that each seed's model had at the end, where one was trained or drawn.
+    /// SHA-256 of the final parameters of each seed's model, if one was trained or initialised.
     pub parameters: BTreeMap<u64, String>,
 }
 
-/// Something that was read from files.
+/// An input that was read from files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
-    /// A model's name or a file's path, as the cell has it.
+    /// A model's name or a file's path, as written in the cell.
     pub name: String,
     /// SHA-256 of its files.
     pub sha256: String,
 }
 
-/// What a cell computes.
+/// The work of a cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
-    /// Trained models, asked questions on the way.
+    /// Trains models and measures them during training.
     Training(Box<Training>),
-    /// Attention that rank 2 is enough for, without training.
+    /// Constructs attention from logits of rank 2, without training.
     Circle(Circle),
-    /// What a linear head of a given width keeps.
+    /// Trains a linear head of a given width and compares it with the optimum.
     Regression(Regression),
-    /// A model that is there already, asked which heads play which roles.
+    /// Tests which heads of an existing model play which roles.
     Pretrained(Pretrained),
 }
 
 impl Work {
-    /// The rows of all seeds, without the cell's name, and where they come from.
+    /// Computes the rows of all seeds, without the cell's name, and their provenance.
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         match self {
             Self::Training(training) => training.compute(seeds),
@@ -65,7 +65,7 @@ impl Work {
         }
     }
 
-    /// What would be read from files, as it is now.
+    /// The files that would be read, hashed as they are now.
     pub(super) fn inputs(&self) -> Result<Vec<Input>> {
         match self {
             Self::Pretrained(pretrained) => pretrained.inputs(),
@@ -73,7 +73,7 @@ impl Work {
         }
     }
 
-    /// The model's name, for provenance; none where there is no model.
+    /// The model's name, for provenance; empty if there is no model.
     pub(super) fn model(&self) -> &str {
         match self {
             Self::Training(_) => "trained",

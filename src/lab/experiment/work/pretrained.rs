@@ -1,4 +1,4 @@
-//! Roles of heads in a model that is there, on annotated text.
+//! Which roles do heads of an existing model play on annotated text?
 
 use std::path::{Path, PathBuf};
 
@@ -14,44 +14,47 @@ use crate::model::Model;
 use crate::stats::shuffled;
 use crate::table::{Observation, Table};
 
-/// Which heads of a model play which roles on annotated text, found on one half of the texts and judged on the other.
+/// Which heads of a model play which roles on annotated text? Heads are chosen on one half of the texts and tested on
+/// the other.
 ///
-/// A seed draws the texts, their halves and all that is random. Rows a role (`task`), see [`Roles::best`]:
-/// `accuracy` of the best head, `gain_over_offset` (that less the accuracy of the best fixed offset), `p_value` (whether
-/// distances alone would let the best of all heads be as right). Where `causal`, see [`Role::test`]: `effect`, of
-/// taking the head away where words look; `effect_rank`, the share of heads of like length whose removal does less.
+/// A seed determines the texts, the split into halves and all other randomness. Rows per role (`task`), see
+/// [`Roles::best`]: `accuracy` of the best head; `gain_over_offset`, that accuracy minus the accuracy of the best fixed
+/// offset; `p_value`, for the hypothesis that distances alone explain the accuracy of the best of all heads. If
+/// `causal`, see [`Role::test`]: `effect` of ablating the head at the words that attend; `effect_rank`, the share of
+/// heads with outputs of similar norm whose ablation has a smaller effect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pretrained {
-    /// A bundled name, a folder or a hub id.
+    /// A bundled name, a folder or a Hugging Face Hub id.
     pub model: String,
-    /// Its architecture and tokenizer with weights drawn by the seed: what annotation and architecture alone give.
+    /// Keep the architecture and tokenizer but draw random weights from the seed: a baseline for what annotation and
+    /// architecture alone explain.
     pub random: bool,
-    /// The texts.
+    /// The annotated texts.
     pub texts: Texts,
-    /// How many of them a seed draws.
+    /// Number of texts drawn per seed.
     pub count: usize,
-    /// The roles.
+    /// The roles to test.
     pub roles: Vec<String>,
-    /// Whether the best heads are taken away, too.
+    /// Whether to ablate the best heads as well.
     pub causal: bool,
 }
 
-/// Annotated texts.
+/// Sources of annotated texts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Texts {
-    /// Stories of the small English, of which every dependency is known.
+    /// Stories in the small English, with every dependency known.
     Stories {
-        /// Words in a story.
+        /// Number of words in a story.
         length: usize,
-        /// Which word looks.
+        /// Which word attends.
         looking: LookFrom,
     },
-    /// Universal Dependencies: a file, which is also looked for in the folder that the environment variable
-    /// `HEADSCOPE_DATA` names.
+    /// Universal Dependencies: a CoNLL-U file, also looked up in the folder named by the environment variable
+    /// `HEADSCOPE_DATA`.
     Conllu(PathBuf),
-    /// GAP, looked for likewise.
+    /// GAP: a file, looked up in the same way.
     Gap(PathBuf),
 }
 
@@ -59,7 +62,7 @@ impl Pretrained {
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         if self.roles.is_empty() || self.count < 2 {
             let found = format!("{} and {}", self.roles.len(), self.count);
-            return Err(Error::argument("roles, count", "a role or more, and two texts or more", found));
+            return Err(Error::argument("roles, count", "at least one role and at least two texts", found));
         }
         let model = Model::load(&self.model)?;
         let mut computed = Computed { read: self.inputs_with(&model)?, ..Computed::default() };
@@ -75,7 +78,7 @@ impl Pretrained {
         Ok(computed)
     }
 
-    /// The checkpoint and the annotation.
+    /// The checkpoint and the annotation files, with their hashes.
     pub(super) fn inputs(&self) -> Result<Vec<Input>> {
         self.inputs_with(&Model::load(&self.model)?)
     }
@@ -126,16 +129,17 @@ fn of_table(table: &Table, role: &str, seed: u64) -> Result<Vec<Observation>> {
     Ok(rows)
 }
 
-/// The same architecture and tokenizer with random weights, of a stream of their own: the seed's first draws the stories.
+/// The same architecture and tokenizer with random weights. They come from a random stream of their own, since the
+/// seed's first stream generates the stories.
 fn drawn(model: &Model, seed: u64) -> Result<Model> {
-    let none = || Error::argument("model", "one with a tokenizer", "none");
+    let none = || Error::argument("model", "a model with a tokenizer", "none");
     let tokenizer = model.tokenizer().ok_or_else(none)?.clone();
     let seed = Purpose::Weights.seed(seed);
     Ok(Model::random_as(model.config(), seed, model.kind(), model.device())?.with_tokenizer(tokenizer))
 }
 
 impl Texts {
-    /// All texts of a file; none where they are made.
+    /// All texts of a file; none if the texts are generated.
     fn read(&self) -> Result<Vec<Annotated>> {
         match self {
             Self::Stories { .. } => Ok(vec![]),
@@ -144,7 +148,7 @@ impl Texts {
         }
     }
 
-    /// Some texts of a seed.
+    /// Draws `count` texts for a seed.
     fn draw(&self, read: &[Annotated], count: usize, seed: u64) -> Result<Vec<Annotated>> {
         if let Self::Stories { length, looking } = self {
             return Language::English(English { length: *length }).annotated(count, seed, 0, *looking);
@@ -155,7 +159,7 @@ impl Texts {
     }
 }
 
-/// Where a file is: as it is named, or in the folder of data.
+/// Locates a file: at the path as given, or in the data folder.
 fn found(path: &Path) -> PathBuf {
     let data = std::env::var_os("HEADSCOPE_DATA").map(|data| Path::new(&data).join(path));
     match data.filter(|data| !path.exists() && data.exists()) {
@@ -169,7 +173,7 @@ fn found(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    /// The hashes are those of the checkpoint's files and of the annotation's bytes.
+    /// The hashes cover the checkpoint's files and the annotation's bytes.
     #[test]
     fn what_is_read_is_hashed() {
         let path = PathBuf::from("fixtures/made-up.conllu");
@@ -188,7 +192,7 @@ mod tests {
         assert_eq!(found[1].sha256, file::sha256(&std::fs::read(path).unwrap()));
     }
 
-    /// The model that a random cell asks does not share its random numbers with the first of its stories' stream.
+    /// A randomly initialised model does not share random numbers with the stream of its stories.
     #[test]
     fn random_models_have_a_stream_of_their_own() {
         let model = Model::load("english").unwrap();

@@ -1,4 +1,4 @@
-//! What a linear head of a given width keeps.
+//! Which directions does a linear head of a given width keep?
 
 use ndarray::{Array1, Array2, s};
 use rand::{Rng, SeedableRng};
@@ -13,25 +13,25 @@ use crate::table::Observation;
 
 /// Does a linear head of width k keep exactly the k directions that matter most to the loss?
 ///
-/// The head sees x, white noise of `d_model` dimensions, and is to write y = x B: it learns x W_V W_O, W_V `[d_model, k]`,
-/// W_O `[k, d_model]`, by gradient descent on the mean squared error, which is |B - W_V W_O|^2. The singular values of B fall
-/// by `decay` from each to the next. The optimum is the rank-k regression (Eckart & Young 1936): what is left is the sum of
-/// the squares of the singular values behind the k-th.
+/// The input x is white noise of `d_model` dimensions and the target is y = x B. The head learns x W_V W_O, with W_V
+/// `[d_model, k]` and W_O `[k, d_model]`, by gradient descent on the mean squared error |B - W_V W_O|^2. The singular
+/// values of B decrease by a factor `decay` from each to the next. The optimum is the rank-k regression (Eckart & Young
+/// 1936), whose error is the sum of the squared singular values after the k-th.
 ///
-/// Rows, in shares of |B|^2: `optimum` and `loss` (what is left after the last step), `gap` their difference;
-/// `kept_overlap`, the share of W_V's directions that lies among B's first k.
+/// Rows, as fractions of |B|^2: `optimum` and `loss` (the error after the last step), and their difference `gap`; also
+/// `kept_overlap`, the overlap of the column space of W_V with the first k directions of B.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Regression {
-    /// Width of the stream.
+    /// Width of the residual stream.
     pub d_model: usize,
     /// Width of the head.
     pub width: usize,
-    /// Ratio of each singular value to the one before.
+    /// Ratio of each singular value to the previous one.
     pub decay: f64,
-    /// Steps of gradient descent.
+    /// Number of gradient descent steps.
     pub steps: usize,
-    /// Their size, over the square of the largest singular value.
+    /// Step size, in units of 1 over the squared largest singular value.
     pub learning_rate: f64,
 }
 
@@ -71,5 +71,5 @@ impl Regression {
     }
 }
 
-/// Standard deviation of the weights at the start.
+/// Standard deviation of the initial weights.
 const START: f64 = 0.01;

@@ -1,4 +1,4 @@
-//! Models trained on a language and asked questions on the way.
+//! How do trained models change during training? Models trained on a language and measured along the way.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::stats::shuffled;
 use crate::table::Observation;
 use tch::Tensor;
 
-/// Models trained on a language, one for each seed, stacked, and asked questions on the way.
+/// Models trained on a language, one per seed, stacked, and measured during training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
@@ -21,98 +21,101 @@ pub struct Training {
     pub model: ModelConfig,
     /// The language.
     pub language: Language,
-    /// How to train; the seed is the run's.
+    /// Training options; the seed is replaced by the run's.
     pub train: TrainOptions,
-    /// What training starts from.
+    /// The initial parameters.
     pub start: Start,
-    /// What is asked.
+    /// What to measure.
     pub measures: Vec<Measure>,
-    /// Steps at which it is asked, evenly spread, the first and the last among them.
+    /// Number of steps at which to measure, evenly spaced, including the first and the last.
     pub records: usize,
-    /// Held-out sequences of each run.
+    /// Held-out sequences per run.
     pub held_out: usize,
-    /// How training goes on behind its last step, where it does: what is asked is asked again, as often.
+    /// An optional second phase of training, measured in the same way and equally often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<After>,
 }
 
-/// More training with other heads frozen or scaled than before, as where one is deleted. It starts anew in all but the
-/// parameters: the optimiser's moments, the schedule, the stream of sequences.
+/// A second phase of training, with other heads frozen or scaled than in the first; a scale of 0 deletes a head. Only
+/// the parameters carry over: the optimiser's moments, the schedule and the stream of sequences restart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct After {
-    /// For how many more steps.
+    /// Number of additional steps.
     pub steps: usize,
-    /// What is different about some heads from here on.
+    /// Head options from here on.
     pub heads: HeadOptions,
 }
 
-/// What training starts from.
+/// Initial parameters of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// Parameters drawn at random.
+    /// Random parameters.
     Fresh,
-    /// Head 0 of layer 0 has a content of its own, and embeddings, norms and unembedding go with it: they come from models
-    /// in which head 0 alone has learned one task. The other heads are drawn at random.
+    /// Head 0 of layer 0 is prescribed, as are the embeddings, norms and unembedding: they come from models in which
+    /// head 0 alone has learned one task. The other heads are random.
     Taken {
-        /// The task that head 0 has learned, as its place in the language's list.
+        /// The task that head 0 has learned, as an index into the language's tasks.
         task: usize,
-        /// For how many steps.
+        /// Number of steps for which head 0 is trained.
         steps: usize,
-        /// What head 0 then is.
+        /// What is then put in place as head 0.
         occupant: Occupant,
     },
 }
 
-/// What stands in the place of head 0.
+/// The head that takes position 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Occupant {
     /// The head that has solved the task.
     Solved,
-    /// A head drawn at random.
+    /// A randomly initialised head.
     Random,
-    /// The head that has solved the task, with the dimensions of the stream that it reads and writes shuffled.
+    /// The head that has solved the task, with the dimensions of the residual stream that it reads and writes shuffled.
     Shuffled,
 }
 
-/// A question to the models of a cell, at every recorded step. `loss` and `accuracy` of each task and `excess_loss` are
-/// always measured.
+/// A measurement of a cell's models, taken at every recorded step. `loss` and `accuracy` of each task and `excess_loss`
+/// are always measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
-    /// Who does what, from Shapley values under mean ablation. Of each layer's heads: `shapley` in nats by head and task.
-    /// Of the whole: `total_effect` (nats that all heads of the layer together take off the mean task's loss), and, where
-    /// that is at least 0.1, `specialisation` (0 to 1) and `participation` (heads a task). In models of several layers of
-    /// the last one.
+    /// How the last layer's heads divide the tasks, by Shapley values under mean ablation. Per head and task:
+    /// `shapley`, in nats. Per run: `total_effect`, the nats by which all heads of the layer together reduce the mean
+    /// task's loss, and, if that is at least 0.1, `specialisation` (0 to 1) and `participation` (heads per task).
     Division,
-    /// Whether heads look alike: `pattern_divergence`, the mean over pairs of a layer's heads of the Jensen-Shannon
-    /// divergence of their patterns over ln 2, where predictions are made; of the last layer.
+    /// How differently the last layer's heads attend: `pattern_divergence`, the mean over pairs of heads of the
+    /// Jensen-Shannon divergence of their patterns divided by ln 2, at the positions where predictions are made.
     Patterns,
-    /// Whether heads write alike: `cka`, the mean over pairs of the last layer's heads that are not dead, and `cka_gain`:
-    /// (cka - cka at step 0) / (1 - cka at step 0), since wide heads are alike before any training.
+    /// How similar the last layer's head outputs are: `cka`, the mean over pairs of heads that are not dead, and
+    /// `cka_gain`, (cka - cka at step 0) / (1 - cka at step 0), since wide heads are similar before any training.
     Written,
-    /// Whether heads read and write alike by their weights: `query_overlap`, `key_overlap`, `value_overlap` and
-    /// `write_overlap`, means over pairs of the last layer's heads of the mean squared cosine of the principal angles between
-    /// their subspaces; of random ones d_head / d_model.
+    /// How similar the subspaces are that the last layer's heads read and write: `query_overlap`, `key_overlap`,
+    /// `value_overlap` and `write_overlap`. Each is the mean over pairs of heads of the mean squared cosine of the
+    /// principal angles between their subspaces; its expectation for random subspaces is d_head / d_model.
     Overlaps,
-    /// Who gets which gradient in the last layer: `gradient_share`, by head and task.
+    /// How each task's gradient is distributed over the last layer's heads: `gradient_share`, by head and task.
     Gradients,
-    /// How much of what heads other than 0 do is this task's, `others_share`: their positive Shapley values of it over those
-    /// of all tasks; missing where they do less than 0.1 nat. And `others_gradient_share`, the same of squared gradients.
+    /// How much of the work of heads other than 0 goes to one task: `others_share`, their positive Shapley values for
+    /// the task over those for all tasks, missing if the total is below 0.1 nat; and `others_gradient_share`, the same
+    /// ratio of squared gradients.
     Others(
-        /// The task, as its place in the language's list.
+        /// The task, as an index into the language's tasks.
         usize,
     ),
-    /// Roles: for each kind of dependency, the head that looks most at its source in one half of the held-out sequences,
-    /// judged on the other half: `role_attention`; `role_score`, the same less that of the best fixed offset; `role_cost`,
-    /// what the task's loss rises by without the head, less what it rises by without another head of its layer, in nats.
+    /// Roles of heads: for each kind of dependency, the head that attends most to the source is chosen on one half of
+    /// the held-out sequences and tested on the other. `role_attention`, its attention; `role_score`, that minus the
+    /// score of the best fixed offset; `role_cost`, the increase of the task's loss when the head is ablated minus the
+    /// increase for other heads of its layer, in nats.
     Roles,
-    /// How much a linear reader gets of each task's answer from each head's z, and how heads divide it: `information` in nats
-    /// by head and task; of the whole, where all heads together have 0.1 nat, `information_specialisation`.
+    /// How much a linear probe can read of each task's answer from each head's z, and how the heads divide it:
+    /// `information` in nats by head and task; per run, `information_specialisation` if all heads together carry at
+    /// least 0.1 nat.
     Information,
-    /// What cutting every head's QK product to rank 1, 2, 4, ... adds to the excess loss: `truncation_cost_1`, ...
+    /// Increase of the excess loss when every head's QK product is truncated to rank 1, 2, 4, ...: `truncation_cost_1`,
+    /// ...
     Truncated,
 }
 
@@ -120,7 +123,7 @@ impl Training {
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         if self.records < 2 || self.held_out < 2 {
             let found = format!("{} and {}", self.records, self.held_out);
-            return Err(Error::argument("records, held_out", "2 or more of each", found));
+            return Err(Error::argument("records, held_out", "at least 2 of each", found));
         }
         let mut trainer = self.begin(seeds)?;
         let mut rows = self.asked(&mut trainer, &self.train, seeds)?;
@@ -130,7 +133,7 @@ impl Training {
             let mut more = self.asked(&mut trainer, &train, seeds)?;
             let before = self.train.steps as u32;
             more.iter_mut().for_each(|row| row.keys.step = row.keys.step.map(|step| step + before));
-            rows.retain(|row| row.keys.step != Some(before)); // asked again of the heads as they are from here on
+            rows.retain(|row| row.keys.step != Some(before)); // measured again below, with the new head options
             rows.append(&mut more);
         }
         let hash = |(&seed, model): (&u64, Model)| Ok((seed, model.sha256()?));
@@ -138,7 +141,7 @@ impl Training {
         Ok(Computed { rows, parameters, read: vec![] })
     }
 
-    /// Trains to the last step, and asks on the way.
+    /// Trains to the last step and measures along the way.
     fn asked(&self, trainer: &mut Trainer, train: &TrainOptions, seeds: &[u64]) -> Result<Vec<Observation>> {
         let batch = |number: u64| {
             let of = |seed: &u64| self.language.batch(self.held_out, *seed, number);
@@ -177,7 +180,7 @@ impl Training {
         };
         let tasks = self.language.tasks().len();
         if task >= tasks || self.model.n_heads < 2 {
-            let expected = format!("a task below {tasks}, and two heads or more");
+            let expected = format!("a task below {tasks}, and at least two heads");
             return Err(Error::argument("taken", expected, format!("task {task}, {} heads", self.model.n_heads)));
         }
         let silent = (1..self.model.n_heads).map(|head| (0, head, 0.0)).collect();

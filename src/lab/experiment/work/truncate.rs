@@ -1,4 +1,4 @@
-//! What is lost when every head's QK product is cut to a rank.
+//! How much does a model lose when every head's QK product is truncated to a given rank?
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,12 @@ use crate::lab::trace::Probe;
 use crate::model::{CircuitOptions, Model};
 use crate::table::Observation;
 
-/// The ranks that are tried, below the width of a head.
+/// The ranks to test; those below d_head are used.
 const RANKS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 impl Asked<'_> {
-    /// Excess loss with W_Q W_K^T of every head replaced by its best approximation of a rank, less that of the whole.
+    /// Excess loss with every head's W_Q W_K^T replaced by its best approximation of a given rank, minus the original
+    /// excess loss.
     pub(super) fn truncated(&self) -> Result<Vec<Observation>> {
         let whole = self.probe.losses()?;
         let mut rows = vec![];
@@ -31,7 +32,7 @@ impl Asked<'_> {
     }
 }
 
-/// The model with the keys of every head cut to a rank; see [`Circuits::keys_for_queries`].
+/// The model with the keys of every head truncated to a given rank; see [`Circuits::keys_for_queries`].
 ///
 /// [`Circuits::keys_for_queries`]: crate::circuits::Circuits::keys_for_queries
 fn truncated(model: &Model, rank: usize) -> Result<Model> {
