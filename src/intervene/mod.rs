@@ -1,14 +1,15 @@
-//! Causal questions: change an activation, measure what becomes of the output.
+//! Which activations cause the output? Change them and measure the effect.
 //!
-//! | where | what |
+//! | item | what it answers |
 //! |---|---|
-//! | [`Sweep`] | many variants of one run, computed together, as one table |
-//! | [`Every`], [`subsets`] | along which axes it has variants, or of which sets of parts |
-//! | [`Ablation`] | what a head is replaced with |
-//! | [`direct_attribution`], [`logit_lens`] | what each part writes towards an answer, and what is known at each depth |
-//! | [`Paths`] | which part tells which: path patching from senders to receivers |
-//! | [`Estimate`] | the same from gradients |
-//! | [`shapley`], [`shapley_values`] | what heads do together, shared out among them |
+//! | [`Sweep`] | what changes when activations are ablated, patched or edited: many variants of a run, one table |
+//! | [`Every`], [`subsets`] | which variants to compute: one per index of an axis, or one per set of components |
+//! | [`Ablation`] | what replaces an ablated activation |
+//! | [`Paths`] | which component passes information to which: path patching from senders to receivers |
+//! | [`Estimate`] | the effects of a sweep or of paths, estimated from gradients |
+//! | [`shapley`], [`shapley_values`] | how to divide a joint effect among heads |
+//! | [`direct_attribution`] | what each component writes towards an answer |
+//! | [`logit_lens`] | what the model would answer at each depth |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod engine;

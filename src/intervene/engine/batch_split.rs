@@ -1,4 +1,4 @@
-//! A batch in parts, one after another, where memory does not hold all of it; and the parts' values as one.
+//! What if the batch does not fit into memory? Compute it in parts, one after another, and join their values.
 
 use ndarray::{Array2, Axis, concatenate};
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::model::{ModelConfig, Tokens};
 
-/// Prompts that are computed together: `n` of a batch of `of`, from `first` on.
+/// Prompts computed together: `first..first + n` of a batch of `of`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::intervene) struct Part {
     pub first: usize,
@@ -21,18 +21,18 @@ impl Part {
         Self { first: 0, n: batch, of: batch }
     }
 
-    /// A batch in as few parts as hold at most `most` prompts, about as many in each.
+    /// Splits a batch into the fewest parts of at most `most` prompts, of about equal size.
     pub(in crate::intervene) fn at_most(most: usize, batch: usize) -> Vec<Self> {
         let n = batch.div_ceil(batch.div_ceil(most.clamp(1, batch)));
         (0..batch).step_by(n).map(|first| Self { first, n: n.min(batch - first), of: batch }).collect()
     }
 
-    /// Its prompts, padded as the whole batch is.
+    /// The part's prompts, padded like the whole batch.
     pub(in crate::intervene) fn tokens(self, tokens: &Tokens) -> Result<Tokens> {
         if self.n == self.of { Ok(tokens.clone()) } else { tokens.select(&self.prompts()) }
     }
 
-    /// Whether no other part follows.
+    /// Whether this is the last part.
     pub(in crate::intervene) fn is_last(self) -> bool {
         self.first + self.n == self.of
     }
@@ -41,7 +41,7 @@ impl Part {
         (self.first..self.first + self.n).collect()
     }
 
-    /// The variants as they are for its prompts; one that changes others only has no edit.
+    /// The variants restricted to the part's prompts. A variant that changes only other prompts has no edit left.
     pub(in crate::intervene) fn variants(self, variants: &[Variant]) -> Vec<Variant> {
         if self.n == self.of {
             return variants.to_vec();
@@ -61,13 +61,13 @@ impl Part {
         variants.iter().map(here).collect()
     }
 
-    /// The metric of its prompts.
+    /// The metric for the part's prompts.
     pub(in crate::intervene) fn metric(self, metric: &Metric) -> Result<Metric> {
         if self.n == self.of { Ok(metric.clone()) } else { metric.of_prompts(self.first, self.n, self.of) }
     }
 }
 
-/// Fails where an edit names a prompt that is not there; each part sees its own only.
+/// Fails if an edit names a prompt that does not exist. Parts cannot check this: each sees only its own prompts.
 pub(in crate::intervene) fn check_prompts(variants: &[Variant], config: &ModelConfig, tokens: &Tokens) -> Result<()> {
     for edit in variants.iter().flat_map(|variant| &variant.edits).filter(|edit| edit.at.prompts.is_some()) {
         edit.site.check(config)?;
@@ -76,7 +76,7 @@ pub(in crate::intervene) fn check_prompts(variants: &[Variant], config: &ModelCo
     Ok(())
 }
 
-/// The values of the parts, `[variant, cell]` each, as those of the whole batch.
+/// Joins the values of the parts, `[variant, cell]` each, along the cells of the whole batch.
 pub(in crate::intervene) fn side_by_side(parts: &[Array2<f64>]) -> Result<Array2<f64>> {
     let views: Vec<_> = parts.iter().map(Array2::view).collect();
     concatenate(Axis(1), &views).map_err(|_| Error::Shape {

@@ -1,4 +1,4 @@
-//! The finished rows of a sweep that is still under way, kept so that it can go on where it was stopped.
+//! How does an interrupted sweep resume? Its journal keeps the variants that are finished.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -10,31 +10,31 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 
-/// A file with one line for each finished variant, added as it is finished. Every line carries a hash, of the line and of what
-/// is computed: one that was cut off, damaged or edited, or that another sweep left, is computed again.
+/// A file with one line per finished variant, appended as variants finish. Every line carries a hash of itself and of
+/// the sweep. A line that is truncated, damaged, edited or of another sweep is recomputed.
 pub(in crate::intervene) struct Journal {
     path: PathBuf,
     file: BufWriter<File>,
-    /// What is computed.
+    /// A description of the sweep.
     sweep: String,
-    /// Finished values by variant and first cell of the part of the batch that they are of.
+    /// Finished values.
     known: Known,
-    /// The first cell of the part that is being computed.
+    /// The first cell of the current part of the batch.
     first: usize,
-    /// No other process writes the same file.
+    /// Keeps other processes from writing the same file.
     _lock: Lock,
 }
 
-/// Finished values by variant and first cell.
+/// Finished values by variant and by the first cell of their part of the batch.
 type Known = HashMap<(usize, usize), Vec<f64>>;
 
-/// The first line: what is computed.
+/// The first line: a description of the sweep.
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Head {
     sweep: String,
 }
 
-/// A variant that is finished for a part of the batch; values as their bits, so that none is rounded.
+/// A variant finished for one part of the batch. Values are stored as bits, so that none is rounded.
 #[derive(Serialize, Deserialize)]
 struct Row {
     variant: usize,
@@ -42,7 +42,7 @@ struct Row {
     bits: Vec<u64>,
 }
 
-/// A row and the hash of it and of its sweep.
+/// A row with the hash of itself and its sweep.
 #[derive(Serialize, Deserialize)]
 struct Line {
     row: Row,
@@ -50,7 +50,7 @@ struct Line {
 }
 
 impl Row {
-    /// 64 bits against damage, not against an adversary.
+    /// 64 bits: enough against damage, not against an adversary.
     fn hash(&self, sweep: &str) -> String {
         let bits: Vec<String> = self.bits.iter().map(u64::to_string).collect();
         let mut hash = file::sha256(format!("{sweep} {} {} {}", self.variant, self.first, bits.join(" ")).as_bytes());
@@ -60,11 +60,11 @@ impl Row {
 }
 
 impl Journal {
-    /// Opens the journal of the sweep that `sweep` describes in every respect, with what an earlier run finished of it.
-    /// Damaged lines are named on the standard error stream and removed.
+    /// Opens the journal of a sweep, with what an earlier run has finished. `sweep` must describe the sweep completely.
+    /// Damaged lines are reported on standard error and removed.
     ///
     /// # Errors
-    /// Where the file is another sweep's, another process writes it, or it cannot be written.
+    /// If the file belongs to another sweep, another process holds it, or it cannot be read or written.
     pub(in crate::intervene) fn open(path: &Path, sweep: &str) -> Result<Self> {
         let lock = Lock::hold(path)?;
         let found = match File::open(path) {
@@ -84,7 +84,7 @@ impl Journal {
         }
         let file = OpenOptions::new().append(true).open(path).map_err(Error::io("write", path))?;
         if found.whole > 0 && found.damaged.is_empty() {
-            file.set_len(found.whole).map_err(Error::io("write", path))?; // without a line that was cut off
+            file.set_len(found.whole).map_err(Error::io("write", path))?; // drops a truncated last line
         }
         let known = found
             .good
@@ -94,24 +94,24 @@ impl Journal {
         Ok(Self { path, file, sweep: sweep.to_owned(), known: known.collect(), first: 0, _lock: lock })
     }
 
-    /// From here on the part of the batch whose cells begin at `first`.
+    /// Switches to the part of the batch whose cells start at `first`.
     pub(in crate::intervene) fn at(&mut self, first: usize) {
         self.first = first;
     }
 
-    /// A variant's values at `cells` cells, where they are known.
+    /// A variant's values in the current part, if they are known and there are `cells` of them.
     pub(in crate::intervene) fn get(&self, variant: usize, cells: usize) -> Option<&[f64]> {
         self.known.get(&(variant, self.first)).map(Vec::as_slice).filter(|values| values.len() == cells)
     }
 
-    /// A variant is finished.
+    /// Appends the values of a finished variant.
     pub(in crate::intervene) fn push(&mut self, variant: usize, values: impl Iterator<Item = f64>) -> Result<()> {
         let row = Row { variant, first: self.first, bits: values.map(f64::to_bits).collect() };
         let hash = row.hash(&self.sweep);
         write_line(&self.path, &mut self.file, &Line { row, hash })
     }
 
-    /// Hands what was pushed to the operating system.
+    /// Passes buffered lines to the operating system.
     pub(in crate::intervene) fn flush(&mut self) -> Result<()> {
         self.file.flush().map_err(Error::io("write", &self.path))
     }
@@ -122,13 +122,13 @@ fn write_line(path: &Path, file: &mut impl Write, line: &impl Serialize) -> Resu
     text.and_then(|text| writeln!(file, "{text}")).map_err(Error::io("write", path))
 }
 
-/// What a journal's file holds.
+/// What a journal's file contains.
 #[derive(Default)]
 struct Found {
     good: Vec<Line>,
-    /// Numbers of the damaged lines, the first is 1.
+    /// Numbers of the damaged lines, from 1.
     damaged: Vec<usize>,
-    /// Bytes of its whole lines.
+    /// Length in bytes of the complete lines.
     whole: u64,
 }
 
@@ -140,7 +140,7 @@ impl Found {
             bytes.clear();
             reader.read_until(b'\n', &mut bytes).map_err(Error::io("read", path))?;
             if bytes.last() != Some(&b'\n') {
-                // The end, or a line that was cut off; the first one only where it begins as ours does.
+                // The end of the file, or a truncated line. A truncated head must be a prefix of ours.
                 if number == 1 && !serde_json::to_vec(&head).is_ok_and(|head| head.starts_with(&bytes)) {
                     found.damaged.push(number);
                 }
@@ -155,7 +155,7 @@ impl Found {
                 _ => found.damaged.push(number),
             }
         }
-        // A damaged head is known by a row that is of this sweep.
+        // With a damaged head, at least one row must show that the file is this sweep's.
         if found.damaged.first() == Some(&1) && found.good.is_empty() {
             return Err(Error::Format {
                 path: path.to_owned(),

@@ -1,4 +1,4 @@
-//! What a sweep may take of the machine.
+//! How much of the machine may a sweep use?
 
 use tch::Device;
 
@@ -7,21 +7,21 @@ use crate::device::free_memory;
 use crate::memory::usable;
 use crate::model::{Model, products_take};
 
-/// Threads, memory, and how wide products are computed.
+/// Threads, memory, and how to compute wide products.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::intervene) struct Machine {
-    /// How many stacks of variants may be computed at once: as many as libtorch would have threads, each then on one. A GPU
-    /// does one after another, and the naive loop is one.
+    /// How many stacks of variants may be computed at once, each on its own thread: libtorch's number of threads on the
+    /// CPU, and 1 on a GPU or with the naive strategy.
     pub threads: usize,
-    /// Bytes that activations may take, those of the unchanged run among them.
+    /// Bytes available to activations, including those of the unchanged run.
     pub memory: usize,
-    /// Wide products are computed without a copy of the matrix: memory does not hold one for each thread.
+    /// Whether wide products are computed without a copy of the matrix, because memory does not hold one per thread.
     pub plain: bool,
 }
 
 impl Machine {
-    /// What there is for a sweep of `model` that may hold `memory` bytes beside it, never more than is free; a quarter of what is
-    /// free, where nothing is said.
+    /// The resources of a sweep of `model` limited to `memory` bytes besides the model, and to what is free. Default: a
+    /// quarter of what is free.
     pub(in crate::intervene) fn of(model: &Model, strategy: Strategy, memory: Option<usize>) -> Self {
         let free = free_memory(model.device());
         let memory = memory.map_or(free / 4, |most| most.min(free));

@@ -1,10 +1,11 @@
-//! How a sweep is computed.
+//! How is a sweep computed without a whole pass per variant?
 //!
-//! A variant joins the pass where it first departs from the unchanged run: at a step of a block, with that run's
-//! activations, and from the first position that it changes, with that run's keys and values before it. Where only some
-//! heads of a block change, what they write anew is added to the residual stream. Variants that start at the same position
-//! go through the layers together, stacked on the batch axis. Where the metric reads one position of each prompt, the last
-//! block computes no other, and only the logits that it reads are computed.
+//! A variant joins the pass where it departs from the unchanged run: at a step of a block, with the unchanged
+//! activations up to there, and at the first position that it changes, with the unchanged keys and values before it. If
+//! it changes only some heads of a block, only those are recomputed, and the change of their output is added to the
+//! unchanged residual stream. Variants that start at the same position go through the layers together, stacked on the
+//! batch axis. If the metric reads one position per prompt, the last block computes only that position, and only the
+//! logits that are read.
 
 mod batch_split;
 mod journal;
@@ -36,11 +37,11 @@ use crate::model::{
 use crate::progress::Progress;
 use crate::workers::{Shared, readable, spread};
 
-/// How often the logits are held while a metric is read from them: themselves, their logarithms, what is compared; and what
-/// products and gaps in the heap add to that, as measured (`cargo bench --bench sweep`).
+/// How many times the logits are held while a metric is read from them: the logits, their logarithms, what they are
+/// compared with, and the overhead of products and heap fragmentation, as measured (`cargo bench --bench sweep`).
 const READ: usize = 10;
 
-/// What a sweep is over, and how it may be computed.
+/// The inputs of a sweep, and the resources that it may use.
 #[derive(Clone, Copy)]
 pub(super) struct Setup<'a> {
     pub model: &'a Model,
@@ -49,9 +50,9 @@ pub(super) struct Setup<'a> {
     pub per_token: bool,
     pub strategy: Strategy,
     pub machine: Machine,
-    /// Bytes of its memory that are held throughout.
+    /// Bytes of the memory that are held throughout.
     pub kept: usize,
-    /// Set from outside to end the work between two stacks of variants.
+    /// Set from outside to stop between two stacks of variants.
     pub stop: Option<&'a AtomicBool>,
 }
 
@@ -60,17 +61,17 @@ pub(super) struct Engine<'a> {
     setup: Setup<'a>,
     base: Base,
     pub reader: Reader<'a>,
-    /// The metric of the unchanged run, one value a cell.
+    /// The metric of the unchanged run, one value per cell.
     pub baseline: Vec<f64>,
 }
 
-/// Where finished values are kept: a journal, and the numbers that the variants have there.
+/// Where finished values are kept: a journal, and the variants' numbers in it.
 pub(super) struct Kept<'j> {
     pub journal: &'j mut Journal,
     pub numbers: &'j [usize],
 }
 
-/// Variants of a group that go through the layers together, sorted by where they join; each with its number.
+/// Variants of a group that go through the layers together, sorted by where they join, each with its number.
 struct Stack {
     group: Group,
     members: Vec<(Place, usize)>,
@@ -78,9 +79,9 @@ struct Stack {
 
 /// The unchanged run.
 struct Base {
-    /// Its values where variants join.
+    /// The values that variants join with.
     values: Unchanged,
-    /// Its keys and values, where variants leave out positions.
+    /// The keys and values of positions that variants do not recompute.
     past: KvCache,
 }
 
@@ -89,7 +90,7 @@ readable!(Engine<'a> { setup, base, reader; baseline });
 readable!(Base { values, past; });
 
 impl<'a> Engine<'a> {
-    /// Runs the unchanged run, and keeps of it what `variants` need, and `more`.
+    /// Computes the unchanged run, and keeps the values that `variants` need and those of `more`.
     pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[(usize, Wire)]) -> Result<Self> {
         setup.model.check_tokens(setup.tokens)?;
         let changed = variants.iter().filter(|variant| !variant.edits.is_empty());
@@ -103,13 +104,13 @@ impl<'a> Engine<'a> {
         Ok(Self { setup, base, reader, baseline })
     }
 
-    /// What is kept of the unchanged run.
+    /// The values kept of the unchanged run.
     pub(super) fn unchanged(&self) -> &Unchanged {
         &self.base.values
     }
 
-    /// The metric of every variant, `[variant, cell]`. What the journal holds is not computed again; what is computed, it
-    /// receives at once. A variant without an edit is the unchanged run.
+    /// The metric of each variant, `[variant, cell]`. Values in the journal are not recomputed, and new values are
+    /// written to it at once. A variant without edits is the unchanged run.
     pub(super) fn values(
         &self,
         variants: &[Variant],
@@ -134,7 +135,7 @@ impl<'a> Engine<'a> {
         progress.add(variants.len() - groups.values().map(Vec::len).sum::<usize>());
         let (stacks, threads) = self.stacks(groups);
         self.prepare(variants, bank)?;
-        // SAFETY: a pass writes only to tensors that it has made itself, and keeps no graph.
+        // SAFETY: a pass writes only to tensors that it has allocated itself, and records no graph.
         let shared = unsafe { Shared::new((self, bank)) };
         let each = |number: usize| {
             let (&(engine, bank), stack) = (shared.get(), &stacks[number]);
@@ -157,7 +158,7 @@ impl<'a> Engine<'a> {
         if done < stacks.len() { Err(progress.stopped()) } else { Ok(values) }
     }
 
-    /// Makes what edits compute from the bank (means, bases) once, before threads share it.
+    /// Computes once what edits derive from the bank (means, bases), before threads share it.
     fn prepare(&self, variants: &[Variant], bank: &Bank) -> Result<()> {
         let Setup { model, tokens, .. } = self.setup;
         for edit in variants.iter().flat_map(|variant| &variant.edits) {
@@ -168,8 +169,7 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// The variants of each group in stacks that go through the layers together, the most work first, and how many stacks at
-    /// once.
+    /// Splits each group into stacks, the most work first, and says how many stacks to compute at once.
     fn stacks(&self, groups: BTreeMap<Group, Vec<(Place, usize)>>) -> (Vec<Stack>, usize) {
         let mut threads = self.setup.machine.threads;
         let mut stacks = vec![];
@@ -182,13 +182,13 @@ impl<'a> Engine<'a> {
         (stacks, threads)
     }
 
-    /// Fails where the work was stopped from outside.
+    /// Fails if the work has been stopped from outside.
     pub(super) fn check_stop(&self, progress: &Progress) -> Result<()> {
         let stopped = self.setup.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
         if stopped { Err(progress.stopped()) } else { Ok(()) }
     }
 
-    /// The end of the runs of a stack of variants.
+    /// The end of the pass of a stack of variants.
     fn compute(&self, stack: &Stack, variants: &[Variant], bank: &Bank) -> Result<Output> {
         let Setup { model, tokens, .. } = self.setup;
         let Stack { group, members: chunk } = stack;
@@ -209,8 +209,9 @@ impl<'a> Engine<'a> {
         Ok(Output { resid, logits, first, picked })
     }
 
-    /// The first `layers` blocks for `variants`, in which nothing else changes what heads write (nor, with frozen MLPs, what
-    /// MLPs write): the residual stream after them, what `taps` hold, and which variant each copy is.
+    /// Runs the first `layers` blocks of `variants` with all other head outputs frozen (and MLP outputs, if `freeze`
+    /// says so). Returns the residual stream after them, the values at `taps`, and which variant each copy of the batch
+    /// is.
     pub(super) fn frozen(
         &self,
         variants: &[Variant],
@@ -236,7 +237,7 @@ impl<'a> Engine<'a> {
         Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_records().0, order))
     }
 
-    /// How many senders go through the layers together, where what they change at `taps` is kept.
+    /// How many senders go through the layers together if their values at `taps` are kept.
     pub(super) fn senders_at_once(&self, taps: &[Site]) -> usize {
         let Setup { model, tokens, .. } = self.setup;
         let kept: i64 = taps
@@ -248,8 +249,7 @@ impl<'a> Engine<'a> {
         (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.most_at_once(group))
     }
 
-    /// The first position that need be computed where positions do not look at each other and the metric reads the last
-    /// ones.
+    /// The first position that must be computed if attention is frozen and the metric reads only last positions.
     pub(super) fn last_positions(&self) -> usize {
         let shortest = self.setup.tokens.lengths().into_iter().min().unwrap_or(1);
         if self.reader.wanted(0).is_some() { shortest - 1 } else { 0 }
@@ -268,7 +268,7 @@ impl<'a> Engine<'a> {
         Joins { ids, copies, heads, base: Some(&self.base.values), first }
     }
 
-    /// Adds the edits of the variants, each for its own rows of the stack.
+    /// Adds the edits of each variant for its rows of the stack.
     fn push(
         &self,
         program: &mut Program,
@@ -292,7 +292,7 @@ impl<'a> Engine<'a> {
 }
 
 impl Setup<'_> {
-    /// The unchanged run with these values of it, and its end.
+    /// Computes the unchanged run, keeping `values` of it, and returns it with its end.
     fn base(&self, values: Vec<(usize, Wire)>, keeps_past: bool) -> Result<(Base, Output)> {
         let last = Site::ResidPost(self.model.config().n_layers - 1);
         let program = Program::taps([last]).plain(self.machine.plain);
@@ -307,7 +307,7 @@ impl Setup<'_> {
     }
 }
 
-/// `[n, cell]` to ndarray.
+/// Copies `[n, cell]` to an ndarray.
 pub(super) fn to_array(values: &Tensor) -> Result<Array2<f64>> {
     let (n, cells) = values.size2().map_err(Error::torch("reading a metric"))?;
     let flat = Vec::<f64>::try_from(values.flatten(0, -1)).map_err(Error::torch("reading a metric"))?;

@@ -1,4 +1,4 @@
-//! From the metric of every variant to the rows of a table.
+//! How do the values of variants become the rows of a table?
 
 use super::batch_split::Part;
 use crate::error::{Error, Result};
@@ -6,24 +6,24 @@ use crate::intervene::metric::Metric;
 use crate::stats::{BootstrapMethod, BootstrapOptions, bootstrap};
 use crate::table::{Keys, Observation};
 
-/// How values become rows.
+/// Turns values into rows.
 pub(in crate::intervene) struct Outcome<'a> {
     pub metric: &'a Metric,
-    /// What each value of a variant is about: a prompt, and where there is one value a token, its position.
+    /// The cell of each value: its prompt and, with one value per token, the token's position.
     pub cells: Vec<(usize, Option<usize>)>,
-    /// The metric of the unchanged run, one value a cell.
+    /// The metric of the unchanged run, one value per cell.
     pub baseline: Vec<f64>,
-    /// The metric of the run from which activations come, where values are to be put on the scale between the two.
+    /// The metric of the run that patches come from, if values are normalised.
     pub other: Option<Vec<f64>>,
-    /// That scale begins at the unchanged run, not at the other one.
+    /// Whether the normalised scale starts (0) at the unchanged run, rather than ends there (1).
     pub denoises: bool,
     pub per_prompt: bool,
-    /// Resamples prompts for an interval of the mean, with this seed.
+    /// The seed of the bootstrap over prompts, if an interval is requested.
     pub interval: Option<u64>,
 }
 
 impl<'a> Outcome<'a> {
-    /// Of no prompt yet.
+    /// An outcome without prompts; [`Outcome::add`] adds them.
     pub(in crate::intervene) fn new(
         metric: &'a Metric,
         denoises: bool,
@@ -33,11 +33,11 @@ impl<'a> Outcome<'a> {
         Self { metric, cells: vec![], baseline: vec![], other: None, denoises, per_prompt, interval }
     }
 
-    /// The cells of a part, the metric of its unchanged run, and that of the run from which activations come where values
-    /// are to be put on the scale between the two.
+    /// Adds the cells of a part, the metric of its unchanged run, and that of the run that patches come from if values
+    /// are normalised.
     ///
     /// # Errors
-    /// Where the part is the last and the ends of that scale are the same.
+    /// If the part is the last and both ends of the normalised scale are the same.
     pub(in crate::intervene) fn add(
         &mut self,
         part: Part,
@@ -53,7 +53,7 @@ impl<'a> Outcome<'a> {
         if part.is_last() { self.check() } else { Ok(()) }
     }
 
-    /// Fails where values are to be put on a scale whose ends are the same.
+    /// Fails if values are normalised to a scale whose ends are the same.
     fn check(&self) -> Result<()> {
         let Some(other) = &self.other else { return Ok(()) };
         let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1e-300);
@@ -70,7 +70,7 @@ impl<'a> Outcome<'a> {
         Ok(())
     }
 
-    /// The rows of one variant: of the mean over prompts, or one a prompt or token.
+    /// The rows of one variant: one of the mean over prompts, or one per prompt or token.
     pub(in crate::intervene) fn rows(&self, keys: &Keys, values: &[f64]) -> Result<Vec<Observation>> {
         let row = |keys, [value, baseline]: [f64; 2]| Observation {
             keys,
@@ -98,7 +98,7 @@ impl<'a> Outcome<'a> {
         Ok(each.collect())
     }
 
-    /// Value and baseline of the mean over some cells, on the scale that was asked for.
+    /// Value and baseline, averaged over some cells and normalised if requested.
     fn scaled(&self, values: &[f64], cells: &[usize]) -> [f64; 2] {
         let mean = |values: &[f64]| cells.iter().map(|&cell| values[cell]).sum::<f64>() / cells.len() as f64;
         let (value, baseline) = (mean(values), mean(&self.baseline));

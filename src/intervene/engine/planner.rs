@@ -1,4 +1,4 @@
-//! Which variants go through the layers together, from where, how many at once, and what that costs.
+//! Which variants go through the layers together, from where, how many at once, and at what cost?
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,40 +10,40 @@ use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::model::{Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays};
 
-/// What variants must have in common to go through the layers together; the order is that of computing.
+/// What variants must share to go through the layers together. Groups are computed in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::intervene) struct Group {
-    /// The pass computes the logits itself: they are edited, or the whole loop is asked for.
+    /// The pass itself computes the logits, because they are edited or the strategy is naive.
     pub whole: bool,
-    /// The first position that is computed.
+    /// The first position computed.
     pub first: usize,
-    /// Something is edited behind the last block's input, so that its positions can't all be left out.
+    /// Something in the last block is edited at or after its keys, so the block cannot drop positions there.
     pub late: bool,
 }
 
-/// With which others a variant is computed, and where it joins them.
+/// Where a variant joins the pass, and with which group.
 #[derive(Debug, Clone)]
 pub(in crate::intervene) struct Place {
     pub group: Group,
     pub entry: Entry,
-    /// The heads that it changes in the block where it joins, where it joins with them only.
+    /// The heads that it changes in the block where it joins, if it joins with these heads only.
     pub heads: Option<Vec<usize>>,
-    /// Nothing of the last block behind its heads is changed: only what is read need be computed there.
+    /// Nothing in the last block after its heads is edited, so only what the metric reads is computed there.
     pub ends_with_heads: bool,
 }
 
 impl Place {
-    /// Whether an edit at `site` is of the heads with which the variant joins.
+    /// Whether an edit at `site` is among the heads that the variant joins with.
     pub(super) fn within(&self, site: Site) -> bool {
         site.layer() == Some(self.entry.layer()) && site.is_by_head()
     }
 }
 
-/// More tokens at once gain nothing: the matrix products are long enough, and what they give is still in the cache.
+/// The most tokens worth stacking: matrix products are long enough by then, and their results still fit in the cache.
 const MOST_TOKENS: usize = 2048;
-/// Fewer lose much.
+/// The fewest tokens worth stacking; shorter products are much slower per token.
 const ENOUGH_TOKENS: usize = 512;
-/// Stacks that a thread should have to do, so that all are done at about the same time.
+/// The number of stacks per thread that lets all threads finish at about the same time.
 const STACKS: usize = 4;
 
 impl Setup<'_> {
@@ -65,7 +65,7 @@ impl Setup<'_> {
         }
         let last = wiring.n_layers() - 1;
         let block = wiring.block(last);
-        // By the number of the step in which they fire, the edits of the last block.
+        // The steps in which the edits of the last block fire.
         let steps: Vec<usize> = edits
             .iter()
             .filter(|edit| edit.site.layer() == Some(last))
@@ -79,12 +79,12 @@ impl Setup<'_> {
         Ok(Place { group, entry, heads, ends_with_heads })
     }
 
-    /// How many stacks of a group memory holds at once.
+    /// How many stacks of a group are computed at once: what memory holds, at most one per thread.
     pub(super) fn workers(&self, group: Group) -> usize {
         (self.budget() / self.bytes(group).max(1)).clamp(1, self.machine.threads)
     }
 
-    /// The most variants of a group that are computed in a stack.
+    /// The most variants of a group in a stack.
     pub(super) fn most_at_once(&self, group: Group) -> usize {
         if self.strategy == Strategy::Naive {
             return 1;
@@ -93,36 +93,36 @@ impl Setup<'_> {
         (own / self.bytes(group).max(1)).clamp(1, MOST_TOKENS.div_ceil(self.computed(group)))
     }
 
-    /// How many of `n` variants of a group are computed in a stack, so that every thread has several to do.
+    /// How many of a group's `n` variants go in a stack, so that every thread gets several stacks.
     pub(super) fn at_once(&self, group: Group, n: usize) -> usize {
         let shared = n.div_ceil(STACKS * self.workers(group)).max(ENOUGH_TOKENS.div_ceil(self.computed(group)));
         let most = self.most_at_once(group);
         if self.workers(group) > 1 { most.min(shared) } else { most }
     }
 
-    /// Tokens of a variant that are computed.
+    /// The number of tokens computed per variant.
     fn computed(&self, group: Group) -> usize {
         self.tokens.batch() * (self.tokens.positions() - group.first)
     }
 
-    /// Bytes that stacked activations may take.
+    /// Bytes available to stacked activations.
     pub(super) fn budget(&self) -> usize {
         self.machine.memory.saturating_sub(self.kept)
     }
 
-    /// Bytes that the batch's values at some sites take.
+    /// Bytes of the batch's values at some sites.
     pub(in crate::intervene) fn bytes_at(&self, sites: &[Site]) -> usize {
         let (batch, positions) = (self.tokens.batch(), self.tokens.positions());
         let size = |site: &Site| site.shape(self.model.config(), batch, positions).iter().product::<i64>() as usize;
         sites.iter().map(size).sum::<usize>() * self.model.kind().elt_size_in_bytes()
     }
 
-    /// Bytes that the batch takes for so many numbers at each position.
+    /// Bytes of `width` numbers at each position of the batch.
     pub(in crate::intervene) fn bytes_of(&self, width: usize) -> usize {
         self.tokens.batch() * self.tokens.positions() * width * self.model.kind().elt_size_in_bytes()
     }
 
-    /// Bytes that are kept of the unchanged run for variants that join at `places`, and `more`.
+    /// Bytes kept of the unchanged run for variants that join at `places`, and for `more`.
     pub(in crate::intervene) fn base_bytes(&self, places: &[Place], more: &[(usize, Wire)]) -> usize {
         let (config, wiring) = (self.model.config(), self.model.wiring());
         let entries: BTreeSet<Entry> = places.iter().map(|place| place.entry).collect();
@@ -138,8 +138,8 @@ impl Setup<'_> {
         self.bytes_of(width + values.into_iter().map(|(_, wire)| wire.width(config)).sum::<usize>())
     }
 
-    /// About how many bytes one variant of a group takes at the fullest moment of its pass: as if a block held all of its
-    /// values until its end, the widest twice, and three patterns.
+    /// Estimated peak bytes of one variant of a group, as if a block held all of its values until its end, the widest
+    /// one twice, and three patterns.
     pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
         let (config, tokens) = (self.model.config(), self.computed(group));
         let widths = |layer| self.model.wiring().block(layer).steps().iter().map(|step| step.wire.width(config));
@@ -151,7 +151,8 @@ impl Setup<'_> {
         (tokens * (width + experts) + pattern + logits) * self.model.kind().elt_size_in_bytes()
     }
 
-    /// Fails where so many steps of integrated gradients, which go through all layers together and back, do not fit in memory.
+    /// Fails if memory does not hold all `steps` of integrated gradients, which go through all layers, and back,
+    /// together.
     pub(in crate::intervene) fn check_steps(&self, steps: usize) -> Result<()> {
         let pass = self.bytes(Group { whole: false, first: 0, late: false });
         let limit = crate::memory::usable(crate::device::free_memory(self.model.device()));
@@ -159,14 +160,15 @@ impl Setup<'_> {
     }
 }
 
-/// The first position at which something can differ from the unchanged run. The query at a causal model's first position
-/// makes no difference: it sees one key, whatever it asks for.
+/// The first position at which an edit can change anything. In a causal model without attention sinks, the first query
+/// cannot: it sees a single key, which gets all of its attention.
 fn first_position(edit: &Edit, config: &ModelConfig) -> usize {
     let least = usize::from(config.causal && !config.sinks && matches!(edit.site, Site::Q(_)));
     edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0).max(least)
 }
 
-/// Where a run with these edits departs from the unchanged one, and the heads in which it does, where that is all.
+/// Where a run with these edits departs from the unchanged one, and the heads in which it does, if nothing else changes
+/// there.
 fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usize>>) {
     let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
     let Some(layer) = layers.and_then(|layers| layers.into_iter().min()) else { return (Entry::START, None) };
@@ -177,15 +179,15 @@ fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usiz
         return (Entry { cut: Cut::After { layer, step: wiring.lands() }, how }, Some(heads));
     }
     let to = wiring.attend_step() - 1;
-    // The last block may leave out queries, and knows best which.
+    // In the last block, queries may be dropped instead.
     if step < to && layer + 1 < model.wiring().n_layers() && one_position(&here, wiring, step, first) {
         return (Entry { cut: Cut::After { layer, step: to }, how: How::FirstPosition { from: step } }, None);
     }
     (Entry::after(layer, step), None)
 }
 
-/// The heads that the edits of a block change, if that is all that they change before a change of what heads write has
-/// landed in the residual stream.
+/// The heads that the edits of a block change, if they change nothing else up to the step at which head outputs are
+/// added to the residual stream.
 fn some_heads(here: &[&Edit], wiring: &BlockWiring, config: &ModelConfig) -> Option<(How, Vec<usize>)> {
     let lands = wiring.lands();
     let landed = wiring.steps()[lands].wire;
@@ -204,13 +206,13 @@ fn some_heads(here: &[&Edit], wiring: &BlockWiring, config: &ModelConfig) -> Opt
     some.then(|| (How::Heads { attend, n: heads.len() }, heads.into_iter().collect()))
 }
 
-/// Whether the edits of a block change the first computed position alone, up to where positions look at each other.
+/// Whether the edits of a block, up to attention, change only the first computed position.
 fn one_position(here: &[&Edit], wiring: &BlockWiring, from: usize, first: usize) -> bool {
     here.iter().all(|edit| match wiring.fires_in(edit.site) {
         Some(step) if step <= from => {
             edit.at.positions.as_ref().is_some_and(|positions| positions.iter().all(|&position| position == first))
         }
-        // A value between two steps is edited when it is whole; what is made inside a step is not.
+        // A value between two steps is complete when it is edited; a value inside a step is not.
         Some(step) if step < wiring.attend_step() => {
             wiring.steps()[step].wire.site(0).is_some_and(|site| site.at_layer(0) == edit.site.at_layer(0))
         }
@@ -218,27 +220,27 @@ fn one_position(here: &[&Edit], wiring: &BlockWiring, from: usize, first: usize)
     })
 }
 
-/// How a sweep would be computed, and what it costs beside the loop over whole passes.
+/// How a sweep would be computed, and at what cost compared with one whole pass per variant.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
-    /// Variants that go through the layers together.
+    /// The groups of variants that go through the layers together.
     pub groups: Vec<PlannedGroup>,
-    /// Multiplications that the sweep needs, the unchanged run among them.
+    /// Multiplications needed, including those of the unchanged run.
     pub needed: f64,
-    /// Multiplications of one whole pass a variant and for the unchanged run.
+    /// Multiplications of one whole pass per variant and one for the unchanged run.
     pub naive: f64,
-    /// How many stacks may be computed at once, each on threads of its own.
+    /// How many stacks may be computed at once, each on its own threads.
     pub stacks: usize,
-    /// Bytes that stacked activations may take.
+    /// Bytes available to stacked activations.
     pub budget: usize,
-    /// Bytes that the unchanged run and the activations that edits read take.
+    /// Bytes of the unchanged run and of the activations that edits read.
     pub kept: usize,
-    /// In how many parts the batch is computed, one after another, because memory does not hold all prompts at once.
+    /// The number of parts that the batch is split into because memory does not hold all prompts at once.
     pub parts: usize,
 }
 
 impl Explanation {
-    /// The same of more parts of the batch.
+    /// Adds the explanation of another part of the batch.
     pub(in crate::intervene) fn and(mut self, part: &Self) -> Self {
         for group in &part.groups {
             let alike =
@@ -255,20 +257,20 @@ impl Explanation {
     }
 }
 
-/// Variants that go through the layers together.
+/// A group of variants that go through the layers together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlannedGroup {
-    /// How many there are.
+    /// The number of variants.
     pub variants: usize,
-    /// The first position that is computed.
+    /// The first position computed.
     pub first_position: usize,
-    /// The layers at which they join, and how many at each.
+    /// How many variants join at each layer.
     pub joins: BTreeMap<usize, usize>,
-    /// How many are stacked at once.
+    /// How many variants go in a stack.
     pub at_once: usize,
-    /// About how many bytes they then take.
+    /// Estimated bytes of a stack.
     pub bytes: usize,
-    /// Multiplications that they need.
+    /// Multiplications needed.
     pub needed: f64,
 }
 
@@ -306,7 +308,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// A large number: `12.3 G`.
+/// Formats a large number: `12.30 G`.
 fn large(n: f64) -> String {
     let scale = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(unit, _)| n >= *unit);
     scale.map_or_else(|| format!("{n:.0}"), |(unit, name)| format!("{:.2} {name}", n / unit))
@@ -317,10 +319,10 @@ fn mebibytes(bytes: usize) -> String {
 }
 
 impl Engine<'_> {
-    /// How the sweep would be computed.
+    /// Explains how the sweep would be computed.
     pub(in crate::intervene) fn explain(&self, variants: &[Variant]) -> Result<Explanation> {
         let whole = self.arithmetic(None);
-        // Of the unchanged run no more logits are computed than of a variant.
+        // The unchanged run computes only the logits that the metric reads, as a variant does.
         let vocab = self.setup.model.config().d_model * self.setup.model.config().vocab;
         let (tokens, read) = (self.setup.tokens.batch() * self.setup.tokens.positions(), self.reader.unembedded(0));
         let unchanged = whole - (tokens.saturating_sub(read) * vocab) as f64;
@@ -357,7 +359,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Multiplications in the matrix products of a variant's pass, or of a whole one.
+    /// Multiplications in the matrix products of a variant's pass, or of a whole pass.
     fn arithmetic(&self, place: Option<&Place>) -> f64 {
         let Setup { model, tokens, .. } = self.setup;
         let (config, wiring) = (model.config(), model.wiring());
@@ -386,16 +388,16 @@ impl Engine<'_> {
     }
 }
 
-/// What a block works on.
+/// The size of a block's work.
 struct Work<'a> {
     model: &'a Model,
     batch: usize,
-    /// Positions that are computed, and that are attended to.
+    /// The number of positions computed, and the number attended to.
     positions: usize,
     keys: usize,
-    /// The step after which one position of each prompt goes on.
+    /// The step after which only one position of each prompt is computed.
     trim: Option<usize>,
-    /// That position looks at the stream itself.
+    /// Whether that position attends directly to the residual stream (the `last_query` fast path).
     last_query: bool,
 }
 
@@ -407,13 +409,14 @@ impl Work<'_> {
         wiring.products(&wiring.steps()[number], self.model.config(), &size)
     }
 
-    /// The work of the steps after one, or of all.
+    /// The work of the steps after `step`, or of all steps.
     fn after(&self, layer: usize, step: Option<usize>) -> f64 {
         let wiring = self.model.wiring().block(layer);
         let first = step.map_or(0, |step| step + 1);
         if self.last_query && first <= wiring.keys_done() {
             let ModelConfig { d_model, d_head, n_heads, .. } = *self.model.config();
-            // q, both ways between a head's dimensions and the stream's, new positions in the stream, others in the head's.
+            // The query and both projections between d_head and d_model; attention over recomputed positions in
+            // d_model, and over the others in d_head.
             let looked_at = self.positions * d_model + (self.keys - self.positions) * d_head;
             let shortcut = self.batch * n_heads * (3 * d_model * d_head + 2 * looked_at);
             return shortcut as f64 + self.after(layer, Some(wiring.attend_step()));
@@ -421,7 +424,7 @@ impl Work<'_> {
         (first..wiring.steps().len()).map(|number| self.step(layer, number, self.positions, None)).sum()
     }
 
-    /// The work of rows in the layer where they join.
+    /// The work of a variant in the layer where it joins.
     fn of(&self, entry: Entry) -> f64 {
         let Cut::After { layer, step } = entry.cut else { return self.after(0, None) };
         let wiring = self.model.wiring().block(layer);

@@ -1,24 +1,24 @@
-//! What is computed many times over: variants of one run, and how.
+//! What does a sweep compute? Variants of one run, by one of two strategies.
 
 use crate::model::Edit;
 use crate::table::Keys;
 
-/// One variant of a run: what is changed, and what its row in the table is about.
+/// One variant of a run: what changes, and the keys of its row in the table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Variant {
     /// The row's keys.
     pub keys: Keys,
-    /// The edits; all of them apply together.
+    /// The edits, which all apply together.
     pub edits: Vec<Edit>,
 }
 
-/// How to compute a sweep. The results are the same to float tolerance.
+/// How to compute a sweep. The results agree to floating-point tolerance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// Variants join the pass where they depart from the unchanged run, stacked on the batch axis, from their first changed
-    /// position on; only the positions and logits that the metric reads are computed at the end.
+    /// Variants are stacked on the batch axis, and each joins the pass at the step and position where it departs from
+    /// the unchanged run. At the end, only the positions and logits that the metric reads are computed.
     #[default]
     Auto,
-    /// One whole forward pass for each variant: what every peer does, and what the other is tested against.
+    /// One whole forward pass per variant: the reference that [`Strategy::Auto`] is tested against.
     Naive,
 }

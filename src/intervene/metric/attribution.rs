@@ -1,4 +1,4 @@
-//! What each part of the model writes towards an answer, and what the model would answer at each depth.
+//! What does each component write towards an answer, and what would the model answer at each depth?
 
 use tch::{Kind, Tensor};
 
@@ -7,16 +7,17 @@ use crate::error::{Error, Result};
 use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
 use crate::table::{Keys, Observation, Provenance, Table};
 
-/// Which parts of the model write the answer? Direct logit attribution of a logit, or a logit difference, at each prompt's
-/// last token.
+/// Which components write the answer? Direct logit attribution of a logit, or of a logit difference, at each prompt's
+/// last token (Elhage et al. 2021).
 ///
-/// The residual stream is a sum of terms t: embeddings, what each head writes, biases, what each MLP writes. With the final
-/// norm's scale s frozen, each contributes (t / s) . (gamma * (W_U[:, correct] - W_U[:, wrong])), t centred where the norm
-/// is a LayerNorm. The rows, with those of the biases of norm and unembedding, sum to it exactly
-/// (Elhage et al. 2021). It counts only what a part writes directly, not what later parts make of it.
+/// The final residual stream is a sum of terms t: embeddings, head outputs, biases and MLP outputs. With the scale s of
+/// the final norm frozen, each contributes `(t / s) . (gamma * (W_U[:, correct] - W_U[:, wrong]))`, where t is centred
+/// if the norm is a LayerNorm. All rows, including those of the biases of the final norm and the unembedding, sum
+/// exactly to the metric. Only direct effects count: not what later components compute from a term.
 ///
-/// One row a term, mean over prompts; the column `site` says which: `embed`, `pos_embed`, `result` (with `layer` and
-/// `head`), `attn_bias`, `mlp_out` (with `layer`), `ln_final_bias`, `unembed_bias`. Values are logits.
+/// One row per term, mean over prompts, in logits. Column `site` names the term: `embed`, `pos_embed`, `type_embed`,
+/// `result` (with `layer` and `head`), `attn_bias`, `attn_norm_bias`, `mlp_out` (with `layer`), `ln_final_bias`,
+/// `unembed_bias`, or `resid_pre` if a norm or a projection follows the embeddings.
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -30,12 +31,12 @@ use crate::table::{Keys, Observation, Provenance, Table};
 /// # Ok::<(), headscope::Error>(())
 /// ```
 ///
-/// Where attention or MLPs end in a norm of their own, its divisor is frozen too. Where logits are capped, the terms sum to the
+/// If a norm follows attention within the block, its scale is frozen too. If logits are capped, the terms sum to the
 /// logit before the cap.
 ///
 /// # Errors
-/// Where the metric is no logit nor a difference of two, or the last residual stream is no sum of what parts wrote (norms
-/// after each sum: BERT), or logits are not linear in it.
+/// If the metric is neither a logit nor a difference of two, if the final residual stream is not a sum of what
+/// components write (post-norm models such as BERT), or if logits are not linear in the normalised stream.
 pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
     let (config, wiring) = (model.config(), model.wiring());
     if !matches!(metric, Metric::Logit(_) | Metric::LogitDifference(..)) {
@@ -57,7 +58,7 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
 }
 
-/// What the first residual stream is a sum of: its parts, or itself where a norm or a projection follows their sum.
+/// The terms of the first residual stream: the embeddings, or the stream itself if a norm or a projection follows them.
 fn embeddings(config: &ModelConfig) -> Vec<Site> {
     match config.embed_norm || matches!(config.embed_projection, EmbedProjection::Sum(_)) {
         true => vec![Site::ResidPre(0)],
@@ -114,7 +115,7 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) ->
             }
             through = centred(config, &(&through * &norm.w)) / at(Site::Ln1PostScale(layer))?;
         }
-        // z_h (W_O^h g), in the space of the head: nothing of the size of the heads' results is made.
+        // z_h (W_O^h g), within the space of the head: head outputs in d_model are never materialised.
         let readers = model.w_o(layer)?.matmul(&through.tr()).permute([2, 0, 1]);
         let heads = (at(Site::Z(layer))? * readers).sum_dim_intlist([2i64].as_slice(), false, None);
         for (head, value) in heads.unbind(1).iter().enumerate() {
@@ -130,7 +131,7 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) ->
     Ok(())
 }
 
-/// What reads the centred stream, as what reads the stream.
+/// A direction that reads the centred stream, turned into one that reads the stream itself.
 fn centred(config: &ModelConfig, through: &Tensor) -> Tensor {
     match config.norm {
         NormKind::Layer => through - through.mean_dim([-1i64].as_slice(), true, None::<Kind>),
@@ -147,15 +148,24 @@ fn provenance(model: &Model, what: &str, metric: &Metric, tokens: &Tokens) -> Re
     model.provenance(serde_json::json!({"what": what, "metric": metric, "tokens": tokens.provenance()}), None)
 }
 
-/// What would the model answer if it stopped here? The logit lens: the metric of the residual stream at each depth, read
-/// through the final norm and the unembedding (nostalgebraist 2020).
+/// What would the model answer if it stopped at this depth? The logit lens: the metric of the residual stream at each
+/// depth, read through the final norm and the unembedding (nostalgebraist 2020).
 ///
-/// One row for the stream entering each layer (`resid_pre`), between attention and MLP (`resid_mid`) and leaving the last
-/// layer (`resid_post`), mean over prompts. Early layers need not speak the unembedding's language: a low value there does
-/// not show that the answer is not known.
+/// One row for the stream that enters each layer (`resid_pre`), the stream between attention and MLP (`resid_mid`), and
+/// the stream that leaves the last layer (`resid_post`), mean over prompts. A low value at an early depth does not show
+/// that the answer is unknown there: the stream need not yet be in the unembedding's basis.
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+/// let lens = logit_lens(&model, &tokens, &Metric::Loss)?;
+/// assert_eq!(lens.len(), 7); // two depths in each of 3 layers, and the end
+/// # Ok::<(), headscope::Error>(())
+/// ```
 ///
 /// # Errors
-/// Where the metric does not fit the model.
+/// If the metric does not fit the model.
 pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
     let config = model.config();
     let last = Site::ResidPost(config.n_layers - 1);

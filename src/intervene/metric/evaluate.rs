@@ -1,4 +1,4 @@
-//! How a metric is read from the end of a pass: only the positions and the logits that it needs.
+//! What does a metric read from the end of a pass? Only the positions and logits that it needs.
 
 use tch::{Kind, Tensor};
 
@@ -9,14 +9,14 @@ use crate::workers::readable;
 
 /// The end of a pass over `n` stacked copies of the batch.
 pub(in crate::intervene) struct Output {
-    /// The residual stream behind the last block, `[n * batch, position, d_model]`.
+    /// The residual stream after the last block, `[n * batch, position, d_model]`.
     pub resid: Tensor,
-    /// The logits `[n * batch, position, vocab]`, where an edit behind the residual stream made them differ from what
-    /// follows from it.
+    /// The logits `[n * batch, position, vocab]`, if an edit after the last block makes them differ from the unembedded
+    /// `resid`.
     pub logits: Option<Tensor>,
-    /// The first position that was computed.
+    /// The first position computed.
     pub first: i64,
-    /// Only the wanted position of each prompt is there.
+    /// Whether `resid` holds only the one position of each prompt that the metric reads.
     pub picked: bool,
 }
 
@@ -27,7 +27,7 @@ impl Output {
     }
 }
 
-/// Logits are computed at most this many values at a time.
+/// The most logits computed at a time.
 const BLOCK: usize = 1 << 24;
 
 /// A metric bound to a model, a batch and its unchanged run.
@@ -36,21 +36,21 @@ pub(in crate::intervene) struct Reader<'a> {
     metric: &'a Metric,
     batch: i64,
     positions: i64,
-    /// One value a token, not their mean over a prompt.
+    /// One value per token, instead of the mean over a prompt.
     per_token: bool,
     /// Lengths of the prompts, `[batch]`.
     lengths: Tensor,
-    /// Real tokens, `[batch, position]`.
+    /// Which tokens are not padding, `[batch, position]`.
     valid: Tensor,
-    /// Flat indices (prompt * positions + position) of where the metric reads logits.
+    /// Where the metric reads logits: flat indices (prompt * positions + position), called places below.
     places: Tensor,
-    /// The token whose logit each place is scored on; for the logit difference two a prompt.
+    /// The token scored at each place; two tensors for the logit difference.
     targets: Vec<Tensor>,
-    /// What a relative metric compares with: ln p at the places, or pooled embeddings.
+    /// What a relative metric compares with: ln p at each place, or the pooled embeddings.
     base: Option<Tensor>,
-    /// The metric of the unchanged run at each place, where it is a mean over places.
+    /// The metric of the unchanged run at each place, if the metric is a mean over places.
     unchanged: Option<Tensor>,
-    /// How many places are read at a time.
+    /// The number of places read at a time.
     at_once: i64,
 }
 
@@ -60,8 +60,8 @@ readable!(Reader<'a> {
 });
 
 impl<'a> Reader<'a> {
-    /// Binds `metric`; `base` is the end of the unchanged run; at most `values` logits are computed at a time, but all of a
-    /// place.
+    /// Binds `metric` to a batch whose unchanged run ends in `base`. At most `values` logits are computed at a time,
+    /// but never less than one place.
     pub(in crate::intervene) fn new(
         model: &'a Model,
         metric: &'a Metric,
@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    /// Asks for one value a token, in place of their mean over a prompt.
+    /// Sets whether to read one value per token, instead of the mean over a prompt.
     pub(in crate::intervene) fn per_token(mut self, per_token: bool) -> Result<Self> {
         if per_token && !self.metric.by_token() {
             return Err(Error::argument("per_token", "a metric with a value for each token", self.metric.name()));
@@ -112,8 +112,8 @@ impl<'a> Reader<'a> {
         Ok(self)
     }
 
-    /// What each value of [`Reader::read`] is about: a prompt, and the position of the token that is predicted where there
-    /// is one value a token.
+    /// The cell of each value of [`Reader::read`]: its prompt and, with one value per token, the predicted token's
+    /// position.
     pub(in crate::intervene) fn cells(&self) -> Result<Vec<(usize, Option<usize>)>> {
         if !self.per_token {
             return Ok((0..self.batch as usize).map(|prompt| (prompt, None)).collect());
@@ -124,13 +124,13 @@ impl<'a> Reader<'a> {
         Ok(places.into_iter().map(cell).collect())
     }
 
-    /// Whether each position is scored on the token behind it.
+    /// Whether each position is scored on the next token.
     fn shifts(&self) -> bool {
         self.model.config().causal && !matches!(self.metric, Metric::Kl)
     }
 
-    /// For a logit or a difference of two: what the unembedding of one answer has more than that of the other,
-    /// `[batch, d_model]`, and the same of its bias, `[batch]`; nothing where logits are not linear in the normalised stream.
+    /// The direction `[batch, d_model]` of the normalised residual stream that a logit, or a difference of two, is the
+    /// component along, and the bias `[batch]`. `None` if logits are not linear in the normalised stream.
     pub(in crate::intervene) fn direction(&self) -> Option<(Tensor, Tensor)> {
         let of = |ids: &Tensor| self.model.logit_directions(ids);
         match self.targets.as_slice() {
@@ -143,17 +143,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The last real position of each prompt, `[batch, position, ..]` to `[batch, ..]`.
+    /// Selects the last token of each prompt, `[batch, position, ..]` to `[batch, ..]`.
     pub(in crate::intervene) fn last(&self, x: &Tensor) -> Tensor {
         x.flatten(0, 1).index_select(0, &self.places)
     }
 
-    /// The one position of each prompt that the metric reads, `[batch]`, counted from `first`; nothing where it reads more.
+    /// The one position of each prompt that the metric reads, counted from `first`, `[batch]`. `None` if it reads more
+    /// than one.
     pub(in crate::intervene) fn wanted(&self, first: i64) -> Option<Tensor> {
         (!self.metric.answers().is_empty()).then(|| &self.lengths - (1 + first))
     }
 
-    /// How many rows of the residual stream are unembedded for one copy of the batch from `first` on.
+    /// The number of positions unembedded for one copy of the batch, from `first` on.
     pub(in crate::intervene) fn unembedded(&self, first: i64) -> usize {
         match self.metric {
             Metric::Logit(_) | Metric::LogitDifference(..) | Metric::EmbeddingDistance => 0,
@@ -162,7 +163,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Where the metric reads logits, and of which tokens.
+    /// The places where the metric reads logits, and the tokens scored there.
     fn places(&self, tokens: &Tokens) -> Result<(Tensor, Vec<Tensor>)> {
         let (mut places, mut targets) = (vec![], vec![]);
         if self.metric.by_token() {
@@ -196,13 +197,12 @@ impl<'a> Reader<'a> {
         Ok((Tensor::from_slice(&places), answers))
     }
 
-    /// The metric of each of the stacked copies, `[n, cell]` with a cell for each prompt (or token: [`Reader::cells`]),
-    /// float64 on the CPU.
+    /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Reader::cells`].
     pub(in crate::intervene) fn read(&self, output: &Output) -> Result<Tensor> {
         Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
     }
 
-    /// [`Reader::read`] where the model computes, with its graph where there is one.
+    /// [`Reader::read`] on the model's device, attached to the graph if there is one.
     pub(in crate::intervene) fn values(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         match self.metric {
@@ -231,7 +231,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What the answers score at each prompt's last token, `[n, batch]`.
+    /// The scores of the answers at each prompt's last token, `[n, batch]`.
     fn at_answers(&self, output: &Output, n: i64) -> Result<Tensor> {
         let places = match output.picked {
             true => Tensor::arange(n * self.batch, (Kind::Int64, self.model.device())),
@@ -246,8 +246,8 @@ impl<'a> Reader<'a> {
         Ok(values.view([n, self.batch]))
     }
 
-    /// The metric at every place that it reads, or its mean over those of a prompt: `[n, cell]`. What stands before the
-    /// first computed position is as in the unchanged run.
+    /// The metric at every place, or its mean over the places of each prompt, `[n, cell]`. Places before the first
+    /// computed position take their values from the unchanged run.
     fn over_tokens(&self, output: &Output, n: i64) -> Result<Tensor> {
         let device = self.model.device();
         let known = self.places.remainder(self.positions).lt(output.first);
@@ -268,15 +268,15 @@ impl<'a> Reader<'a> {
         Ok(zeros(&[n, self.batch]).index_add(1, &prompt, &all) / counts)
     }
 
-    /// The metric at flat places of an output, which are the batch's places with these numbers, `[place]`.
+    /// The metric at flat `places` of an output, `[place]`; `numbers` are their indices among the batch's places.
     fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
         let blocks = places.split(self.at_once, 0).into_iter().zip(numbers.split(self.at_once, 0));
         let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
         Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
     }
 
-    /// ln p at the metric's places, `[place, vocab]`, made in the blocks in which it is read: logits and logarithms are never
-    /// all there together.
+    /// ln p at the metric's places, `[place, vocab]`, computed block by block so that all logits and all logarithms are
+    /// never held at once.
     fn log_p(&self, output: &Output) -> Result<Tensor> {
         let kind = (self.model.kind(), self.model.device());
         let all = Tensor::empty([self.places.size()[0], self.model.config().vocab as i64], kind);
@@ -287,7 +287,7 @@ impl<'a> Reader<'a> {
         Ok(all)
     }
 
-    /// [`Reader::values_at`] for as many places as fit.
+    /// [`Reader::values_at`] for one block of places.
     fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
         let logits = self.logits_at(output, places)?;
         let sum = |x: Tensor| x.sum_dim_intlist([1i64].as_slice(), false, None);
@@ -310,7 +310,7 @@ impl<'a> Reader<'a> {
         Tensor::arange(self.places.size()[0], (Kind::Int64, self.model.device()))
     }
 
-    /// `places` of the batch as flat places of `n` stacked copies, of which only positions from the first on are there.
+    /// `places` of the batch as flat places of `n` stacked copies that start at the first computed position.
     fn stacked(&self, places: &Tensor, output: &Output, n: i64) -> Tensor {
         let there = self.positions - output.first;
         let prompt = places.divide_scalar_mode(self.positions, "floor");
@@ -319,7 +319,7 @@ impl<'a> Reader<'a> {
         (offsets.unsqueeze(1) + places.unsqueeze(0)).flatten(0, 1)
     }
 
-    /// All logits at flat places, `[place, vocab]`.
+    /// The logits at flat places, `[place, vocab]`.
     fn logits_at(&self, output: &Output, places: &Tensor) -> Result<Tensor> {
         match &output.logits {
             Some(logits) => Ok(logits.flatten(0, 1).index_select(0, places)),
@@ -327,7 +327,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One logit at each flat place, `[place]`: a dot product, where the whole row is not needed.
+    /// One logit at each flat place, `[place]`: a dot product instead of a whole row of logits.
     fn logit_of(&self, output: &Output, places: &Tensor, ids: &Tensor) -> Result<Tensor> {
         match &output.logits {
             Some(logits) => {
@@ -338,12 +338,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The logits everywhere.
+    /// The logits at all computed positions.
     fn all_logits(&self, output: &Output) -> Result<Tensor> {
         output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), |logits| Ok(logits.shallow_clone()))
     }
 
-    /// The mean over real tokens, `[n * batch, d_model]`.
+    /// The mean of the residual stream over tokens, padding excluded, `[n * batch, d_model]`.
     fn pooled(&self, resid: &Tensor) -> Tensor {
         let n = resid.size()[0] / self.batch;
         let valid = self.valid.repeat([n, 1]).unsqueeze(-1);

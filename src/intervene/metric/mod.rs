@@ -1,4 +1,4 @@
-//! What is measured on a run.
+//! What is measured on a run? One number per prompt, or per token.
 
 mod attribution;
 mod evaluate;
@@ -13,13 +13,13 @@ pub(super) use self::evaluate::{Output, Reader};
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
 
-/// A measurement: one number a prompt, or a token ([`Metric::by_token`]).
+/// What to measure on a run: one number per prompt, or per token ([`Metric::by_token`]).
 #[derive(Clone)]
 pub enum Metric {
-    /// Mean of -ln p(next token) over a prompt's positions but the last, in nats. A bidirectional model with logits is
-    /// scored on the token at each position itself.
+    /// Mean of -ln p(next token) over all positions of a prompt except the last, in nats. A bidirectional model with
+    /// logits is scored on the token at each position itself.
     Loss,
-    /// Share of those tokens that are the model's first choice: no other has a larger logit.
+    /// Share of those tokens that are the model's first choice, that is, no other token has a larger logit.
     Accuracy,
     /// Mean over positions of KL(p without the intervention || p with it), in nats.
     Kl,
@@ -29,33 +29,34 @@ pub enum Metric {
     LogitDifference(Answer, Answer),
     /// Probability of the answer at the prompt's last token.
     Probability(Answer),
-    /// How many tokens have a larger logit than the answer at the prompt's last token: 0 is the model's first choice.
+    /// How many tokens have a larger logit than the answer at the prompt's last token; 0 is the model's first choice.
     Rank(Answer),
-    /// Cosine distance of the mean-pooled last residual stream from that without the intervention: 0 is no change.
+    /// Cosine distance between the mean-pooled final residual streams with and without the intervention; 0 is no
+    /// change.
     EmbeddingDistance,
-    /// A function of the logits `[batch, position, vocab]` to `[batch]`, under a name of your own. Its author says by `version`
-    /// when it is another one: nothing else tells two functions apart, and finished rows are kept for the same one only.
+    /// A function of your own from logits `[batch, position, vocab]` to `[batch]`. Functions cannot be compared, so a
+    /// journal recognises this metric by its name and version: change the version whenever you change the function.
     Custom {
-        /// Its name in tables.
+        /// Name in tables.
         name: String,
-        /// Its version, in provenance.
+        /// Version in provenance.
         version: Option<String>,
         /// The function.
         read: Reading,
     },
 }
 
-/// A user's function of the logits.
+/// A user-defined function of the logits: `[batch, position, vocab]` to `[batch]`.
 pub type Reading = Arc<dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync>;
 
 /// A token that a metric asks about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// A text that is one token, such as `" Mary"`.
+    /// A text that is a single token, such as `" Mary"`.
     Text(String),
-    /// An id.
+    /// A token id.
     Id(i64),
-    /// An id for each prompt.
+    /// A token id for each prompt.
     PerPrompt(Vec<i64>),
 }
 
@@ -78,7 +79,7 @@ impl From<Vec<i64>> for Answer {
 }
 
 impl Answer {
-    /// The id for each prompt of a batch.
+    /// The token id for each prompt of a batch.
     pub(in crate::intervene) fn ids(&self, model: &Model, batch: usize) -> Result<Vec<i64>> {
         let vocab = model.config().vocab as i64;
         let ids = match self {
@@ -114,37 +115,60 @@ impl fmt::Debug for Metric {
 }
 
 impl Metric {
-    /// [`Metric::Logit`] of a text, an id, or one id for each prompt.
+    /// [`Metric::Logit`] of a text, a token id, or one id per prompt.
     pub fn logit(answer: impl Into<Answer>) -> Self {
         Self::Logit(answer.into())
     }
 
-    /// [`Metric::LogitDifference`] from texts, ids, or one id for each prompt.
+    /// [`Metric::LogitDifference`] of texts, token ids, or one id per prompt each.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let metric = Metric::logit_difference(vec![3, 5], vec![4, 6]); // of two prompts
+    /// assert_eq!((metric.name(), metric.unit()), ("logit_difference", "logits"));
+    /// ```
     pub fn logit_difference(correct: impl Into<Answer>, wrong: impl Into<Answer>) -> Self {
         Self::LogitDifference(correct.into(), wrong.into())
     }
 
-    /// [`Metric::Probability`] of a text, an id, or one id for each prompt.
+    /// [`Metric::Probability`] of a text, a token id, or one id per prompt.
     pub fn probability(answer: impl Into<Answer>) -> Self {
         Self::Probability(answer.into())
     }
 
-    /// [`Metric::Rank`] of a text, an id, or one id for each prompt.
+    /// [`Metric::Rank`] of a text, a token id, or one id per prompt.
     pub fn rank(answer: impl Into<Answer>) -> Self {
         Self::Rank(answer.into())
     }
 
-    /// [`Metric::Custom`] without a version: a sweep of it keeps no journal.
+    /// [`Metric::Custom`] without a version. A sweep with it cannot keep a journal.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let margin = Metric::custom("margin", |logits| {
+    ///     let (top, _) = logits.select(1, -1).topk(2, -1, true, true); // [batch, 2], at the last position
+    ///     Ok(top.select(1, 0) - top.select(1, 1)) // [batch]
+    /// });
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(margin).run()?;
+    /// assert!(table.f64("value")?.iter().all(|&margin| margin >= 0.0));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn custom(name: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
         Self::Custom { name: name.to_owned(), version: None, read: Arc::new(read) }
     }
 
-    /// [`Metric::Custom`] with a version, which you change whenever you change the function.
+    /// [`Metric::Custom`] with a version, to be changed whenever the function changes.
     ///
     /// ```
     /// use headscope::prelude::*;
-    /// let largest = Metric::versioned("largest", "1", |logits| Ok(logits.select(1, 0).amax(-1, false)));
-    /// assert_eq!(format!("{largest:?}"), "largest, version 1");
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let largest = Metric::versioned("largest", "1", |logits| Ok(logits.select(1, -1).amax(-1, false)));
+    /// assert_eq!(format!("{largest:?}"), "largest, version 1"); // as in provenance
+    /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).metric(largest).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn versioned(
         name: &str,
@@ -154,7 +178,7 @@ impl Metric {
         Self::Custom { name: name.to_owned(), version: Some(version.to_owned()), read: Arc::new(read) }
     }
 
-    /// Fails where two functions could have the same description.
+    /// Fails if a journal could not tell this metric from another.
     pub(super) fn check_told_apart(&self) -> Result<()> {
         let Self::Custom { name, version: None, .. } = self else { return Ok(()) };
         let expected = "a metric that is told from others: Metric::versioned(name, version, function) instead of \
@@ -162,7 +186,7 @@ impl Metric {
         Err(Error::argument("journal", expected, format!("`{name}` without a version")))
     }
 
-    /// The metric's name in tables.
+    /// The name in tables.
     pub fn name(&self) -> &str {
         match self {
             Self::Loss => "loss",
@@ -177,7 +201,7 @@ impl Metric {
         }
     }
 
-    /// The unit of its values.
+    /// The unit of the values; empty if they have none.
     pub fn unit(&self) -> &'static str {
         match self {
             Self::Loss | Self::Kl => "nats",
@@ -188,17 +212,17 @@ impl Metric {
         }
     }
 
-    /// Whether it is a mean over a prompt's tokens, and so has a value for each of them.
+    /// Whether the metric is a mean over a prompt's tokens, with a value for each token.
     pub fn by_token(&self) -> bool {
         matches!(self, Self::Loss | Self::Accuracy | Self::Kl)
     }
 
-    /// Whether it compares with the unchanged run, and so has no value, nor a gradient, of its own there.
+    /// Whether the metric compares with the unchanged run, where its value and its gradient are therefore zero.
     pub(in crate::intervene) fn is_relative(&self) -> bool {
         matches!(self, Self::Kl | Self::EmbeddingDistance)
     }
 
-    /// The metric of `n` prompts of a batch of `of`, from `first` on.
+    /// The metric for prompts `first..first + n` of a batch of `of`.
     pub(in crate::intervene) fn of_prompts(&self, first: usize, n: usize, of: usize) -> Result<Self> {
         let some = |answer: &Answer| match answer {
             Answer::PerPrompt(ids) if ids.len() != of => {
@@ -216,7 +240,7 @@ impl Metric {
         })
     }
 
-    /// The tokens it asks about, at each prompt's last token.
+    /// The answers that it scores at each prompt's last token.
     pub(in crate::intervene) fn answers(&self) -> Vec<&Answer> {
         match self {
             Self::Logit(answer) | Self::Probability(answer) | Self::Rank(answer) => vec![answer],
@@ -225,8 +249,8 @@ impl Metric {
         }
     }
 
-    /// The first position that need be computed where `first` is the first that changes: what it reads before is as in the
-    /// unchanged run, and known.
+    /// The first position that must be computed if `first` is the first that changes. What the metric reads before it
+    /// is known from the unchanged run.
     pub(in crate::intervene) fn first(&self, first: usize, model: &Model, tokens: &Tokens) -> usize {
         let most = match self {
             _ if !model.config().causal => 0,

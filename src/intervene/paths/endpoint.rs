@@ -1,31 +1,31 @@
-//! The parts of a model between which paths lead: what writes into the residual stream, and what reads it.
+//! Where can a path start and end? Senders write to the residual stream, receivers read from it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::intervene::sweep::REFERENCE;
 use crate::model::{Action, Edit, Model, Site};
 
-/// A part of the model that writes into the residual stream: a sender.
+/// A sender: a component that writes to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Node {
     /// The token embeddings.
     Embed,
-    /// What a head writes: its z through W_O.
+    /// A head output, z W_O.
     Head {
         /// Layer.
         layer: usize,
         /// Head.
         head: usize,
     },
-    /// What an MLP writes.
+    /// An MLP output.
     Mlp {
         /// Layer.
         layer: usize,
     },
 }
 
-/// Where a part of the model reads the residual stream: a receiver.
+/// A receiver: an input at which a component reads from the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -50,7 +50,7 @@ pub enum Input {
         /// Key/value head.
         kv_head: usize,
     },
-    /// An MLP.
+    /// The input of an MLP.
     Mlp {
         /// Layer.
         layer: usize,
@@ -67,7 +67,7 @@ impl Node {
         (0..config.n_layers).flat_map(heads).collect()
     }
 
-    /// Every sender of a model: embeddings, heads, MLPs.
+    /// Every sender of a model: the token embeddings, heads and MLPs, in the order in which they write.
     pub fn all(model: &Model) -> Vec<Self> {
         let config = model.config();
         let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
@@ -94,7 +94,7 @@ impl Node {
         if let Self::Head { head, .. } = self { Some(head) } else { None }
     }
 
-    /// Whether a path leads from it to a receiver.
+    /// Whether a path leads from this sender to a receiver.
     pub(super) fn reaches(self, input: Input, model: &Model) -> bool {
         input.site().is_none_or(|site| model.wiring().reaches_input(self.site(), site))
     }
@@ -122,7 +122,7 @@ impl Input {
         (0..config.n_layers).flat_map(heads).collect()
     }
 
-    /// Every receiver of a model: queries, keys, values, MLPs, logits.
+    /// Every receiver of a model: queries, keys and values of each layer, its MLP, and finally the logits.
     pub fn all(model: &Model) -> Vec<Self> {
         let config = model.config();
         let mlps = (0..config.n_layers).filter(|_| config.has_mlp()).map(|layer| Self::Mlp { layer });
@@ -132,7 +132,7 @@ impl Input {
         all
     }
 
-    /// The site that holds what the receiver makes of its input; nothing at the logits, which are read at once.
+    /// The site of what the receiver computes from its input. `None` for the logits, which are read directly.
     pub(super) fn site(self) -> Option<Site> {
         match self {
             Self::Query { layer, .. } => Some(Site::Q(layer)),
@@ -143,7 +143,7 @@ impl Input {
         }
     }
 
-    /// Its head, at keys and values its key/value head.
+    /// Its head; the key/value head of keys and values.
     pub(super) fn head(self) -> Option<usize> {
         match self {
             Self::Query { head, .. } => Some(head),
@@ -152,7 +152,7 @@ impl Input {
         }
     }
 
-    /// Its place in a list: by layer, heads before the MLP.
+    /// Sorts receivers by layer, heads before the MLP.
     fn order(self) -> (usize, bool) {
         (self.site().and_then(Site::layer).unwrap_or(usize::MAX), matches!(self, Self::Mlp { .. }))
     }

@@ -1,4 +1,4 @@
-//! What would path patching find, by gradients? Edge attribution.
+//! What would path patching find, to first order? Edge attribution patching.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,12 +14,12 @@ use crate::intervene::sweep::{Estimate, Gradients, REFERENCE, back, backward};
 use crate::model::{Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire};
 
 impl Share<'_> {
-    /// Edge attribution of all pairs, `[pair, batch]`: `(sender's output' - sender's output) . dm/d(receiver's input)`, where
-    /// the gradient is taken through the receiver alone and its exact norm. With [`Estimate::Attribution`] at the unpatched
-    /// run (EAP, Syed et al. 2023), with [`Estimate::IntegratedGradients`] as the mean on the way from its embeddings to the
-    /// other run's (EAP-IG, Hanna et al. 2024).
+    /// Edge attribution of all pairs, `[pair, batch]`: `(sender's output' - sender's output) . dm/d(receiver's input)`.
+    /// The gradient flows through the receiver alone, including its norm. [`Estimate::Attribution`] takes it at the
+    /// unpatched run (EAP, Syed et al. 2023); [`Estimate::IntegratedGradients`] averages it along the straight line
+    /// from this run's embeddings to the other run's (EAP-IG, Hanna et al. 2024).
     ///
-    /// Of the heads only z is kept; what they write exists for one pair of layers at a time.
+    /// Only z of the heads is kept; head outputs exist for one pair of layers at a time.
     pub(super) fn edge_effects(&self, engine: &Engine<'_>, pairs: &[Pair], estimate: Estimate) -> Result<Array2<f64>> {
         let paths = self.paths;
         let edges = Edges::new(self, engine, estimate)?;
@@ -50,7 +50,7 @@ impl Share<'_> {
 }
 
 impl Paths<'_> {
-    /// Every sender once.
+    /// All senders, each once.
     fn nodes(&self) -> Vec<Node> {
         let mut nodes: Vec<Node> = self.senders.iter().flatten().copied().collect();
         nodes.sort_unstable();
@@ -76,13 +76,13 @@ impl Paths<'_> {
     }
 }
 
-/// What edge attribution needs of the runs.
+/// The changes and gradients that edge attribution multiplies.
 struct Edges<'a> {
     share: &'a Share<'a>,
     engine: &'a Engine<'a>,
-    /// By how much what each sender's site holds changes.
+    /// The change at each sender's site, other run minus this run.
     changes: BTreeMap<Site, Tensor>,
-    /// Values where receivers read, and behind them, at each step: `[step * batch, ..]`.
+    /// The activations that receivers read and those that they compute, at each step, `[step * batch, ..]`.
     values: BTreeMap<Site, Tensor>,
     /// Gradients of the metric there.
     gradients: Gradients,
@@ -112,7 +112,7 @@ impl<'a> Edges<'a> {
         Ok(edges)
     }
 
-    /// The pass at each step: the unpatched run, or on the way from its embeddings to the other run's.
+    /// The program of all steps: the unpatched run, or with embeddings interpolated towards the other run's.
     fn program(&self, estimate: Estimate) -> Result<Program> {
         let mut program = Program::taps([]);
         program.differentiable = true;
@@ -133,8 +133,8 @@ impl<'a> Edges<'a> {
         Ok(program)
     }
 
-    /// Gradients of the metric with respect to the inputs of receivers of one kind and layer, through each alone:
-    /// `[batch, position, receiver, d_model]`.
+    /// Gradients of the metric with respect to the inputs of receivers of one kind and layer, each through that
+    /// receiver alone, `[batch, position, receiver, d_model]`.
     fn at_inputs(&self, inputs: &[Input]) -> Result<Tensor> {
         let model = self.share.model();
         let heads: Vec<i64> = inputs.iter().map(|input| input.head().unwrap_or(0) as i64).collect();
@@ -190,7 +190,7 @@ impl<'a> Edges<'a> {
         Ok(found.unflatten(0, [self.steps, -1]).mean_dim([0i64].as_slice(), false, None))
     }
 
-    /// The scores of every sender before `input` against those receivers, `[batch, receiver]`.
+    /// The scores of every sender before `input` with the receivers of `gradients`, `[batch, receiver]` each.
     fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, Array2<f64>)>> {
         let mut all = vec![];
         let model = self.share.model();
@@ -205,7 +205,7 @@ impl<'a> Edges<'a> {
                 Node::Mlp { .. } => (change * model.config().residual_scale).unsqueeze(2),
                 Node::Embed => change.unsqueeze(2),
             };
-            // Sums over positions and d_model, one product a prompt.
+            // Sums over positions and d_model, with one matrix product per prompt.
             let flat = |x: &Tensor| x.transpose(1, 2).flatten(2, 3);
             let scores = flat(gradients).bmm(&flat(&written).transpose(1, 2)).to_kind(Kind::Double);
             for node in together {
@@ -217,7 +217,7 @@ impl<'a> Edges<'a> {
     }
 }
 
-/// The value of the residual stream that a receiver reads.
+/// The site of the residual stream that a receiver reads.
 fn read_by(input: Input, model: &Model) -> Site {
     let last = Site::ResidPost(model.config().n_layers - 1);
     let Some((layer, wire)) = input.site().and_then(|site| site.layer().zip(Wire::of(site))) else { return last };

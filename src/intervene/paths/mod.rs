@@ -1,4 +1,4 @@
-//! Which part of the model tells which: path patching.
+//! Which component of the model passes information to which? Path patching from senders to receivers.
 
 mod endpoint;
 mod estimate;
@@ -14,17 +14,17 @@ use crate::error::{Error, Result};
 use crate::model::{Freeze, Model, Tokens};
 use crate::table::{Keys, Provenance};
 
-/// Which part of the model tells which? Path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023), exact.
+/// Which component passes information to which? Exact path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023).
 ///
-/// For each sender and receiver: the senders write what they write in the other run, all other heads what they write in
-/// this one, MLPs between them compute anew (or are frozen: [`Paths::frozen_mlps`]). What the receivers read then is
-/// stored, and this run is repeated with the receivers reading that and everything behind them computed: the effect on
-/// the metric is that of the paths from sender to receiver through the residual stream (and the MLPs between). Norms are
-/// computed, never linearised.
+/// Each pair of sender and receiver takes two passes. In the first, the sender's output comes from the other run, all
+/// other head outputs are frozen to this run, and MLPs are recomputed (or frozen too: [`Paths::frozen_mlps`]); what the
+/// receiver then reads is stored. In the second, the receiver reads the stored input, and everything after it is
+/// recomputed. The change of the metric is the effect of the paths that lead from sender to receiver through the
+/// residual stream, and through the MLPs in between. Norms are recomputed, never linearised.
 ///
-/// One row a sender and receiver, for all pairs where the receiver comes after the sender: columns `from_layer`,
-/// `from_site`, `from_head` and `layer`, `site`, `head` (`kv_head` for keys and values). A set of several senders or
-/// receivers is patched together, and is named in `from_site` or `site`.
+/// One row per pair in which the receiver comes after the sender. Columns `from_layer`, `from_site` and `from_head` are
+/// the sender; `layer`, `site` and `head` (`kv_head` for keys and values) the receiver. The members of a set are
+/// patched together, and are named in `from_site` or `site`.
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -59,13 +59,30 @@ pub struct Paths<'a> {
 }
 
 impl<'a> Paths<'a> {
-    /// The clean run, in which senders write what they write in the corrupted one: which paths does the behaviour need?
-    /// At first from every head to the logits.
+    /// Noising: which paths are necessary for the behaviour? In the clean run, senders write their corrupted outputs.
+    /// By default from every head to the logits. The prompts of the two batches must have the same lengths.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn noise(model: &'a Model, clean: &'a Tokens, corrupt: &'a Tokens) -> Self {
         Self::new(model, clean, corrupt, false)
     }
 
-    /// The corrupted run, in which senders write what they write in the clean one: which paths restore the behaviour?
+    /// Denoising: which paths suffice to restore the behaviour? In the corrupted run, senders write their clean
+    /// outputs. By default from every head to the logits. The prompts of the two batches must have the same lengths.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::patch(&model, &clean, &corrupt).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn patch(model: &'a Model, clean: &'a Tokens, corrupt: &'a Tokens) -> Self {
         Self::new(model, corrupt, clean, true)
     }
@@ -92,98 +109,232 @@ impl<'a> Paths<'a> {
         }
     }
 
-    /// These senders, each by itself.
+    /// Sets the senders, each patched by itself. Default: every head.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let senders = [Node::Embed, Node::Mlp { layer: 0 }];
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).senders(senders).run()?.len(), 2);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn senders(self, nodes: impl IntoIterator<Item = Node>) -> Self {
         self.sender_sets(nodes.into_iter().map(|node| vec![node]))
     }
 
-    /// These sets of senders, each changed together.
+    /// Sets the sets of senders; the members of a set are patched together.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let set = vec![Node::Head { layer: 0, head: 1 }, Node::Head { layer: 1, head: 2 }];
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).sender_sets([set]).run()?.len(), 1);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn sender_sets(mut self, sets: impl IntoIterator<Item = Vec<Node>>) -> Self {
         self.senders = sets.into_iter().collect();
         self
     }
 
-    /// These receivers, each by itself.
+    /// Sets the receivers, each patched by itself. Default: the logits.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).receivers([Input::Mlp { layer: 2 }]).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn receivers(self, inputs: impl IntoIterator<Item = Input>) -> Self {
         self.receiver_sets(inputs.into_iter().map(|input| vec![input]))
     }
 
-    /// These sets of receivers, each changed together.
+    /// Sets the sets of receivers; the members of a set are patched together.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let set = vec![Input::Query { layer: 2, head: 0 }, Input::Query { layer: 2, head: 1 }];
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).receiver_sets([set]).run()?.len(), 4 + 4);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn receiver_sets(mut self, sets: impl IntoIterator<Item = Vec<Input>>) -> Self {
         self.receivers = sets.into_iter().collect();
         self
     }
 
-    /// MLPs between sender and receiver write what they write in the unpatched run, so that only the direct path counts.
+    /// Freezes the MLPs between sender and receiver to the unpatched run, so that only the direct path counts.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).frozen_mlps().run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn frozen_mlps(mut self) -> Self {
         self.freeze.mlps = true;
         self
     }
 
-    /// What is measured; the loss, unless said otherwise.
+    /// Sets the metric. Default: [`Metric::Loss`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).metric(Metric::logit(3)).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn metric(mut self, metric: Metric) -> Self {
         self.metric = metric;
         self
     }
 
-    /// At most this many bytes beside the model, as [`Sweep::memory`](crate::intervene::Sweep::memory) has it.
+    /// Limits the memory used besides the model, in bytes; see [`Sweep::memory`](crate::intervene::Sweep::memory).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert!(Paths::noise(&model, &clean, &corrupt).memory(1 << 20).explain()?.budget <= 1 << 20);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// One row a pair and prompt, in place of the mean over prompts.
+    /// One row per pair and prompt, instead of the mean over prompts.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let clean = Tokens::new(&[vec![5, 6, 7, 8], vec![8, 7, 6, 5]])?;
+    /// let corrupt = Tokens::new(&[vec![5, 60, 7, 8], vec![8, 70, 6, 5]])?;
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).per_prompt().run()?.len(), 12 * 2);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn per_prompt(mut self) -> Self {
         self.per_prompt = true;
         self
     }
 
-    /// One row a pair, prompt and token that is predicted, as [`Sweep::per_token`](crate::intervene::Sweep::per_token) has it.
+    /// One row per pair, prompt and predicted token; see [`Sweep::per_token`](crate::intervene::Sweep::per_token).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).per_token().run()?.len(), 12 * 3); // all but the first token
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn per_token(mut self) -> Self {
         self.per_token = true;
         self
     }
 
-    /// Puts the metric on the scale from the corrupted run (0) to the clean one (1).
+    /// Rescales the metric so that the corrupted run scores 0 and the clean run 1.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let table = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit(3)).normalised().run()?;
+    /// assert_eq!(table.f64("baseline")?[0], 1.0); // the clean run
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn normalised(mut self) -> Self {
         self.normalised = true;
         self
     }
 
-    /// Adds an interval of the mean over prompts, as [`Sweep::interval`](crate::intervene::Sweep::interval) does.
+    /// Adds a 95 % interval of the mean over prompts; see [`Sweep::interval`](crate::intervene::Sweep::interval).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let clean = Tokens::new(&[vec![5, 6, 7, 8], vec![8, 7, 6, 5]])?;
+    /// let corrupt = Tokens::new(&[vec![5, 60, 7, 8], vec![8, 70, 6, 5]])?;
+    /// let table = Paths::noise(&model, &clean, &corrupt).interval(0).run()?;
+    /// assert!(table.f64("low")?[0] <= table.f64("high")?[0]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn interval(mut self, seed: u64) -> Self {
         self.interval = Some(seed);
         self
     }
 
-    /// Estimates the effects of the direct paths (with [`Paths::frozen_mlps`]) from gradients, all pairs from one pass
-    /// forward and back: edge attribution (EAP, Syed et al. 2023), with integrated gradients EAP-IG (Hanna et al. 2024).
+    /// Estimates the effects of direct paths from gradients, all pairs from one forward and backward pass: edge
+    /// attribution patching (EAP, Syed et al. 2023), or EAP-IG with integrated gradients (Hanna et al. 2024). Needs
+    /// [`Paths::frozen_mlps`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let paths = Paths::noise(&model, &clean, &corrupt).frozen_mlps();
+    /// assert_eq!(paths.estimate(Estimate::Attribution).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn estimate(mut self, estimate: Estimate) -> Self {
         self.estimate = Some(estimate);
         self
     }
 
-    /// Beside estimates, the exact rows (`method` is `exact`) of the `n` pairs of largest estimated effect, and in the
-    /// table's provenance (`agreement`) how well the two agree there.
+    /// Adds exact rows (`method` is `exact`) for the `n` pairs with the largest estimated effects. The table's
+    /// provenance says how well the two agree there (`agreement`: Pearson and Spearman correlation).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let paths = Paths::noise(&model, &clean, &corrupt).frozen_mlps().estimate(Estimate::Attribution);
+    /// assert_eq!(paths.exact(3).run()?.len(), 12 + 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn exact(mut self, n: usize) -> Self {
         self.exact = n;
         self
     }
 
-    /// Writes finished pairs to this file as they come, and goes on from those that an interrupted run of the same left
-    /// there, as [`Sweep::journal`](crate::intervene::Sweep::journal) does.
+    /// Writes finished pairs to this file, and skips those that an interrupted run of the same paths has already
+    /// written there; see [`Sweep::journal`](crate::intervene::Sweep::journal).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let path = std::env::temp_dir().join(format!("headscope-paths-{}.partial", std::process::id()));
+    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).journal(&path).run()?.len(), 12);
+    /// assert!(path.exists() && std::fs::remove_file(path).is_ok());
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
         self.journal = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Ends the run with [`Error::Stopped`] soon after `stop` is set.
+    /// Ends the run with [`Error::Stopped`] soon after `stop` is set, for example by a signal handler.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let stop = std::sync::atomic::AtomicBool::new(true);
+    /// let stopped = Paths::noise(&model, &clean, &corrupt).stop(&stop).run();
+    /// assert!(matches!(stopped, Err(Error::Stopped { .. })));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
         self.stop = Some(stop);
         self
     }
 
-    /// Numbers of the senders and receivers between which there is a path.
+    /// The pairs of sender and receiver between which a path leads.
     pub(super) fn pairs(&self) -> Result<Vec<(usize, usize)>> {
         self.check()?;
         let meets = |senders: &[Node], inputs: &[Input]| {

@@ -1,4 +1,4 @@
-//! Paths computed: part by part of the batch, a block of senders at a time.
+//! How do paths become a table? Part by part of the batch, and one block of senders at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,10 +17,10 @@ use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
-/// A sender and a receiver, by their numbers.
+/// The indices of a sender and a receiver.
 pub(super) type Pair = (usize, usize);
 
-/// What paths are over in one part of the batch.
+/// Paths restricted to one part of the batch.
 pub(super) struct Share<'a> {
     pub paths: &'a Paths<'a>,
     pub tokens: Tokens,
@@ -32,10 +32,11 @@ pub(super) struct Share<'a> {
 }
 
 impl Paths<'_> {
-    /// Computes the table.
+    /// Runs the paths. Column `value` is the metric of each pair, column `baseline` that of the unpatched run.
     ///
     /// # Errors
-    /// Where a sender or receiver does not exist, no receiver comes after a sender, or the two batches do not fit.
+    /// If a sender or receiver does not exist, no receiver comes after a sender, the two batches differ in their
+    /// prompts' lengths, or options contradict each other; [`Error::Stopped`] if it was stopped.
     pub fn run(&self) -> Result<Table> {
         let pairs = self.pairs()?;
         let provenance = self.provenance()?;
@@ -51,7 +52,7 @@ impl Paths<'_> {
         })
     }
 
-    /// The exact metric of every pair, `[pair, cell]`.
+    /// The exact metric of each pair, `[pair, cell]`.
     fn values(&self, pairs: &[Pair], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
         let shares = self.shares(1)?;
         let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
@@ -69,7 +70,7 @@ impl Paths<'_> {
         Ok((outcome, side_by_side(&parts)?))
     }
 
-    /// The table of estimates, and of the exact values that were asked for beside them.
+    /// The table of estimates, with the exact rows requested by [`Paths::exact`].
     fn estimated(&self, pairs: &[Pair], estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
         self.check_edges(estimate)?;
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
@@ -100,8 +101,17 @@ impl Paths<'_> {
         Table::new(rows, provenance)
     }
 
-    /// How the receivers' passes would be computed, one a pair (a sender's own pass comes before them, one for all of its
-    /// receivers). Computes the unchanged run only.
+    /// How would the paths be computed? Explains the receivers' passes, one per pair; the sender's pass before them,
+    /// shared by all of its receivers, is not included. Computes only the unchanged run.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let paths = Paths::noise(&model, &clean, &corrupt).receivers(Input::queries(&model));
+    /// println!("{}", paths.explain()?);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Paths::run`].
@@ -126,7 +136,7 @@ impl Paths<'_> {
         Journal::open(path, &sha256(serde_json::json!(options).to_string().as_bytes())).map(Some)
     }
 
-    /// The batch in parts that memory holds, where a pass' activations are held `held` times over.
+    /// Splits the batch into parts that fit into memory if a pass holds its activations `held` times.
     fn shares(&self, held: usize) -> Result<Vec<Share<'_>>> {
         let batch = self.tokens.batch();
         let machine = Machine::of(self.model, Strategy::Auto, self.memory);
@@ -141,12 +151,12 @@ impl Paths<'_> {
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0).saturating_mul(held);
         let pass = pass.saturating_add(setup.bytes_at(&self.reads().0));
-        let custom = matches!(self.metric, Metric::Custom { .. }); // a function of the user's own sees the whole batch
+        let custom = matches!(self.metric, Metric::Custom { .. }); // a custom metric sees the whole batch
         let most = if custom { batch } else { machine.memory / (kept.saturating_add(pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 
-    /// The values of the unpatched run that frozen parts keep.
+    /// The values of the unpatched run that frozen components keep.
     fn needs(&self) -> Vec<(usize, Wire)> {
         let wiring = self.model.wiring();
         let senders: Vec<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
@@ -161,13 +171,13 @@ impl Paths<'_> {
         needs
     }
 
-    /// The sites at which senders write.
+    /// The sites of the senders.
     fn sent(&self) -> Vec<Site> {
         let sites: BTreeSet<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
         sites.into_iter().collect()
     }
 
-    /// The sites at which receivers read, and how many layers lead there.
+    /// The sites of the receivers, and how many layers must be computed to reach them.
     fn reads(&self) -> (Vec<Site>, usize) {
         let inputs = || self.receivers.iter().flatten();
         let sites: BTreeSet<Site> = inputs().filter_map(|input| input.site()).collect();
@@ -207,7 +217,7 @@ impl<'a> Share<'a> {
         self.paths.receivers.iter().filter_map(|inputs| receiving(inputs, "")).collect()
     }
 
-    /// Adds this part's cells and baseline.
+    /// Adds the cells and the baseline of this part.
     fn add_to(&self, outcome: &mut Outcome<'_>, engine: &Engine<'_>) -> Result<()> {
         let other = match self.paths.normalised {
             true => Some(Engine::new(Setup { tokens: &self.other, ..self.setup() }, &[], &[])?.baseline),
@@ -216,7 +226,7 @@ impl<'a> Share<'a> {
         outcome.add(self.part, engine.reader.cells()?, &engine.baseline, other)
     }
 
-    /// What the senders write in the other run.
+    /// The senders' activations in the other run.
     pub(super) fn bank(&self) -> Result<Bank> {
         let mut bank = Bank::default();
         bank.insert_run(
@@ -226,7 +236,7 @@ impl<'a> Share<'a> {
         Ok(bank)
     }
 
-    /// The metric of every pair, `[pair, cell]`.
+    /// The metric of each pair, `[pair, cell]`.
     fn values(
         &self,
         engine: &Engine<'_>,
@@ -289,30 +299,31 @@ fn sending(nodes: &[Node]) -> Variant {
     Variant { keys: Keys::default(), edits: nodes.iter().map(|node| node.edit()).collect() }
 }
 
-/// The receivers read what the bank has as `key`; nothing for the logits.
+/// The variant in which receivers take their activations from the bank's `key`. `None` for the logits.
 fn receiving(inputs: &[Input], key: &str) -> Option<Variant> {
     let edits: Option<Vec<Edit>> = inputs.iter().map(|input| input.edit(key)).collect();
     Some(Variant { keys: Keys::default(), edits: edits? })
 }
 
-/// What a block of senders made the receivers read.
+/// What the receivers read when a block of senders is patched.
 struct Read<'a> {
-    /// Numbers of the senders.
+    /// Indices of the senders.
     block: &'a [usize],
-    /// Which of them each copy of the batch in `taps` is.
+    /// The position in `block` of the sender of each copy of the batch in `taps`.
     order: &'a [usize],
     taps: &'a BTreeMap<Site, Tensor>,
     batch: i64,
 }
 
 impl Read<'_> {
-    /// The variants in which receivers read that, the numbers of their pairs among `here`, and the activations.
+    /// The variants in which receivers read this, the indices of their pairs (from `here`), and the bank with what they
+    /// read.
     fn variants(&self, paths: &Paths<'_>, pairs: &[Pair], here: &[usize]) -> (Vec<Variant>, Vec<usize>, Bank) {
         let (mut variants, mut numbers, mut bank) = (vec![], vec![], Bank::default());
         for (row, &place) in self.order.iter().enumerate() {
             let key = self.block[place].to_string();
             for (&site, tensor) in self.taps {
-                // Rows that join behind a site are not in its record: no path leads there.
+                // Rows that join the pass after a site are missing from its record: no path leads there.
                 let start = row as i64 * self.batch;
                 if start < tensor.size()[0] {
                     bank.insert(&key, site, tensor.narrow(0, start, self.batch));
@@ -321,7 +332,7 @@ impl Read<'_> {
             for &number in here.iter().filter(|&&number| pairs[number].0 == self.block[place]) {
                 let (s, r) = pairs[number];
                 let mut inputs = paths.receivers[r].clone();
-                // A receiver before the sender reads what it always reads.
+                // A receiver before the sender keeps its unchanged input.
                 inputs.retain(|input| paths.senders[s].iter().any(|node| node.reaches(*input, paths.model)));
                 if let Some(variant) = receiving(&inputs, &key) {
                     variants.push(variant);

@@ -1,4 +1,4 @@
-//! What a head is replaced with when it is taken away.
+//! What replaces an activation that is ablated?
 
 use rand::SeedableRng;
 use rand::seq::IndexedRandom;
@@ -8,30 +8,30 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::{Action, Tokens};
 
-/// What an ablated activation becomes.
+/// What replaces an ablated activation.
 ///
-/// The kinds answer different questions: zero removes the head and its bias towards an average output; the mean leaves
-/// that average and removes what depends on the prompt; resampling leaves a realistic output that belongs to another
-/// prompt (Chan et al. 2022; Miller et al. 2024 on how much the choice matters).
+/// The kinds answer different questions. Zero ablation removes the whole head output, its average included. Mean
+/// ablation keeps the average and removes what depends on the prompt. Resampling keeps the output realistic, but takes
+/// it from another prompt (Chan et al. 2022; see Miller et al. 2024 on how much the choice matters).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ablation {
     /// Zero.
     Zero,
-    /// Its mean over the reference prompts, position by position.
+    /// Its mean over the reference prompts, per position.
     Mean,
-    /// What it is on another reference prompt, drawn with this seed, at the same positions.
+    /// Its value at the same positions of another reference prompt, drawn at random.
     Resample {
         /// Seed of the draw.
         seed: u64,
     },
 }
 
-/// The key under which a sweep's reference activations stand in the bank.
+/// The bank's key for a sweep's reference activations.
 pub(in crate::intervene) const REFERENCE: &str = "reference";
 
 impl Ablation {
-    /// The edit's action; all but zero read [`REFERENCE`].
+    /// The action of its edits. All but zero ablation read [`REFERENCE`].
     pub(super) fn action(self) -> Action {
         match self {
             Self::Zero => Action::Zero,
@@ -40,7 +40,7 @@ impl Ablation {
         }
     }
 
-    /// The seed, where chance takes part.
+    /// The seed, if the ablation is random.
     pub(super) fn seed(self) -> Option<u64> {
         match self {
             Self::Resample { seed } => Some(seed),
@@ -49,7 +49,8 @@ impl Ablation {
     }
 }
 
-/// For each prompt another prompt of `reference`, at least as long; never itself where the two are one batch.
+/// Draws for each prompt a prompt of `reference` that is at least as long, and never the prompt itself if the two
+/// batches are the same.
 pub(super) fn draw(tokens: &Tokens, reference: &Tokens, seed: u64) -> Result<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (lengths, others) = (tokens.lengths(), reference.lengths());

@@ -1,28 +1,27 @@
-//! Along which axes of a site a sweep has variants.
+//! Which variants does a sweep along some axes of a site consist of?
 
 use crate::intervene::engine::Variant;
 use crate::model::{Action, Axis, Edit, ModelConfig, Site};
 use crate::table::Keys;
 
-/// An axis along which [`Sweep::each`](super::Sweep::each) makes one variant an index, in every layer. Several together
-/// make one for each combination: `[Every::Head, Every::Position]`, `[Every::Query, Every::Key]`.
+/// An axis along which [`Sweep::each`](super::Sweep::each) makes one variant per index, in every layer. Several axes
+/// make one variant per combination: `[Every::Head, Every::Position]`, `[Every::Query, Every::Key]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Every {
-    /// The layer alone: its whole site changes at once.
+    /// Layers: the whole site of a layer changes at once.
     Layer,
-    /// Heads; at `k` and `v` key/value heads.
+    /// Query heads; key/value heads at `k` and `v`.
     Head,
-    /// Key/value heads; where a site has query heads, those that share one change together.
+    /// Key/value heads. At a site with query heads, the query heads that share a key/value head change together.
     KvHead,
-    /// Positions; at `scores` and `pattern` those that attend. A prompt that is too short to have a position is not changed
-    /// there, and counts in the mean as it is.
+    /// Positions; query positions at `scores` and `pattern`. A prompt too short to have a position stays unchanged
+    /// there and still counts in the mean.
     Position,
-    /// Attending positions, at `scores` and `pattern`; elsewhere the same as [`Every::Position`].
+    /// Query positions at `scores` and `pattern`; the same as [`Every::Position`] elsewhere.
     Query,
-    /// Positions attended to, at `scores` and `pattern`. Of a causal model's edges (query, key) those into the future,
-    /// which are not there, have no variant.
+    /// Key positions at `scores` and `pattern`. In a causal model, edges (query, key) into the future have no variant.
     Key,
-    /// Coordinates of the site's last axis: at `mlp_pre` and `mlp_post` the neurons.
+    /// Coordinates of the site's last axis; neurons at `mlp_pre` and `mlp_post`.
     Neuron,
 }
 
@@ -32,7 +31,7 @@ impl AsRef<[Every]> for Every {
     }
 }
 
-/// The variants of one site: `action` at each index along `every`.
+/// The variants of one site: `action` at each index, or combination of indices, of `every`.
 pub(super) fn variants(
     site: Site,
     every: &[Every],
@@ -63,7 +62,7 @@ pub(super) fn variants(
     variants
 }
 
-/// What an index is one of.
+/// An axis of a site, once aliases are resolved.
 #[derive(Clone, Copy, PartialEq)]
 enum Along {
     Head,
@@ -73,13 +72,13 @@ enum Along {
     Neuron,
 }
 
-/// The axes that `every`, sorted, asks for, each once.
+/// The axes that `every`, which is sorted, selects, each once.
 fn axes(site: Site, every: &[Every]) -> Vec<Along> {
     let mut axes = vec![];
     for each in every {
         axes.push(match each {
             Every::Layer => continue,
-            // At keys and values a head is a key/value head; asked for both, heads are the finer.
+            // At `k` and `v` a head is a key/value head. If both kinds are selected, query heads are the finer axis.
             Every::Head => Along::Head,
             Every::KvHead if axes.contains(&Along::Head) => continue,
             Every::KvHead if has(site, Axis::KvHead) => Along::Head,
@@ -93,7 +92,7 @@ fn axes(site: Site, every: &[Every]) -> Vec<Along> {
     axes
 }
 
-/// `variant`, narrowed to one index of an axis.
+/// `variant` narrowed to one index of an axis.
 fn at(variant: &Variant, axis: Along, index: usize, config: &ModelConfig) -> Variant {
     let Variant { mut keys, mut edits } = variant.clone();
     for edit in &mut edits {

@@ -1,11 +1,11 @@
-//! What a sweep does to the activations that it changes.
+//! What does a sweep do to the activations that it changes?
 
 use serde::Serialize;
 
 use super::ablation::{Ablation, REFERENCE};
 use crate::model::Action;
 
-/// What happens to an activation in a sweep made by [`Sweep::each`].
+/// A sweep's own action on the sites that [`Sweep::each`](super::Sweep::each) selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Change {
@@ -14,7 +14,7 @@ pub(super) enum Change {
     Patch(Direction),
 }
 
-/// Which run is patched, and from which.
+/// The direction of a patch: denoising (clean into corrupted) or noising (corrupted into clean).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Direction {
@@ -31,7 +31,7 @@ impl Change {
         }
     }
 
-    /// The seed, where chance takes part.
+    /// The seed, if the change is random.
     pub(super) fn seed(self) -> Option<u64> {
         match self {
             Self::Ablation(ablation) => ablation.seed(),

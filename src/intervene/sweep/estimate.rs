@@ -1,4 +1,4 @@
-//! What would a sweep find, by gradients? One pass back instead of a pass for each variant.
+//! What would a sweep find, to first order? Gradients estimate all variants from one backward pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,28 +14,30 @@ use crate::model::{
 };
 use crate::stats::{pearson, spearman};
 
-/// How to estimate what a sweep would find. With a the unchanged activations, a' those of a variant and m the metric:
+/// How to estimate the effects of a sweep, or of paths, from gradients.
+///
+/// Below, a are the activations of the unchanged run, a' those of a variant, and m is the metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Estimate {
-    /// `(a' - a) . dm/da` at the unchanged run (Nanda 2023): exact where the metric is linear in a, else off by the square
-    /// of the change; one pass forward and back for all variants.
+    /// Attribution patching (Nanda 2023): `(a' - a) . dm/da` at the unchanged run. Exact if the metric is linear in a;
+    /// otherwise the error is of second order in the change. One forward and one backward pass for all variants.
     Attribution,
-    /// `(a' - a) . (mean of dm/da at a + (k - 1/2)/steps (a' - a))`, k from 1 to `steps`, where the whole site moves
-    /// (Sundararajan et al. 2017): sees saturation; one pass a site and step.
+    /// Integrated gradients (Sundararajan et al. 2017): `(a' - a) . (mean of dm/da at a + (k - 1/2)/steps (a' - a))`, k
+    /// from 1 to `steps`, with the whole site moving. Accounts for saturation. One pass per site and step.
     IntegratedGradients {
         /// Number of steps.
         steps: usize,
     },
-    /// AtP* (Kramár et al. 2024). Two corrections of the attribution: queries and keys are taken through their softmax,
-    /// `(pattern' - pattern) . dm/dpattern`; and gradients are taken once for each layer with the way back through that
-    /// layer blocked, so that a direct and an indirect effect can't cancel in all of them. The effect is a magnitude,
-    /// `1/(L - 1)` times the sum over blocked layers of `|estimate|`, by prompt.
+    /// AtP* (Kramár et al. 2024): attribution patching with two corrections. Queries and keys are evaluated through the
+    /// softmax, `(pattern' - pattern) . dm/dpattern`. And gradients are taken L times, each time blocked at one of the
+    /// L layers, so that direct and indirect effects cannot cancel in all of them. The effect is a magnitude per
+    /// prompt: `1/(L - 1)` times the sum of `|estimate|` over the blocked layers.
     AtpStar,
 }
 
 impl Estimate {
-    /// Its name in the column `method`.
+    /// The name in column `method`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Attribution => "attribution",
@@ -55,10 +57,10 @@ impl Estimate {
     }
 }
 
-/// Gradients of the metric on each prompt, by site; none where no way leads from it to the metric.
+/// Gradients of each prompt's metric, by site. A site that does not affect the metric has none.
 pub(in crate::intervene) type Gradients = BTreeMap<Site, Tensor>;
 
-/// A pass forward and back: what the program records, and the gradients there.
+/// One forward and backward pass: the activations that the program records, and the gradients there.
 pub(in crate::intervene) fn back(
     setup: &Setup<'_>,
     engine: &Engine<'_>,
@@ -81,19 +83,19 @@ pub(in crate::intervene) fn back(
     })
 }
 
-/// Gradients of a number.
+/// The gradients of a scalar.
 pub(in crate::intervene) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
 }
 
-/// Estimates for the variants of a sweep.
+/// Estimates the effects of a sweep's variants.
 pub(in crate::intervene) struct Estimator<'a> {
     setup: Setup<'a>,
     engine: &'a Engine<'a>,
     bank: &'a Bank,
-    /// The unchanged run's values at every site that is edited, and the patterns of layers whose queries or keys are.
+    /// The unchanged run's values at every edited site, and the patterns of layers whose queries or keys are edited.
     values: BTreeMap<Site, Tensor>,
-    /// The gradients there, with no way back blocked.
+    /// The gradients there, with no layer blocked.
     gradients: Gradients,
 }
 
@@ -134,7 +136,7 @@ impl<'a> Estimator<'a> {
         }
     }
 
-    /// The unchanged run's values at `sites` and the gradients there, with the way back through one layer blocked.
+    /// The unchanged run's values at `sites` and the gradients there, which do not flow through layer `blocked`.
     fn run(
         &self,
         sites: impl IntoIterator<Item = Site>,
@@ -147,7 +149,7 @@ impl<'a> Estimator<'a> {
         back(&self.setup, self.engine, &program, &Joins::whole(tokens.ids(model.device())))
     }
 
-    /// Sums (a' - a) . gradient over what each variant changes.
+    /// (a' - a) . gradient of each variant, summed over what it changes, `[variant, batch]`.
     fn along(&self, variants: &[Variant], gradients: &Gradients, through_softmax: bool) -> Result<Array2<f64>> {
         let mut products: Vec<(Site, Action, Option<Tensor>)> = vec![];
         let mut effects = Array2::zeros((variants.len(), self.setup.tokens.batch()));
@@ -177,7 +179,7 @@ impl<'a> Estimator<'a> {
         Ok(effects)
     }
 
-    /// a' - a of an edit's action over its whole site.
+    /// a' - a if an edit's action applied to the whole site.
     fn change(&self, edit: &Edit) -> Result<Tensor> {
         let site = edit.site;
         let value = &self.values[&site];
@@ -201,9 +203,9 @@ impl<'a> Estimator<'a> {
         program.push(edit.clone(), entry, window, self.setup.model.config(), self.setup.tokens)
     }
 
-    /// The sum, by prompt, over the part of a site that an edit addresses.
+    /// The sum per prompt over the part of a site that an edit selects.
     fn sum_at(&self, edit: &Edit, product: &Tensor) -> Result<ndarray::Array1<f64>> {
-        // Checks the selector against the site, as an exact run would.
+        // Checks the selector against the site as an exact run does.
         self.push(&mut Program::taps([]), edit, &Window::default())?;
         let axes = edit.site.axes();
         let index = |indices: &[usize]| {
@@ -219,12 +221,12 @@ impl<'a> Estimator<'a> {
         let mut sums = part.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if let Some(prompts) = edit.at.on(axes[0], false) {
             let here = sums.zeros_like().index_fill(0, &index(prompts), 1.0);
-            sums = &sums * here; // not `*=`, which works in place
+            sums = &sums * here; // not `*=`, which is in place
         }
         Ok(to_array(&sums.unsqueeze(0).to_device(tch::Device::Cpu))?.row(0).to_owned())
     }
 
-    /// (pattern' - pattern) . gradient, with the pattern that an edit of queries or keys leads to.
+    /// (pattern' - pattern) . gradient, where pattern' is computed from the edited queries or keys.
     fn through_softmax(&self, edit: &Edit, gradients: &Gradients) -> Result<ndarray::Array1<f64>> {
         let Setup { model, tokens, .. } = self.setup;
         let (Some(layer), Some(site)) = (edit.site.layer(), pattern_of(edit.site)) else {
@@ -251,7 +253,7 @@ impl<'a> Estimator<'a> {
         Joins::at(entry, n, ids, Some(self.engine.unchanged()))
     }
 
-    /// [`Estimate::IntegratedGradients`]: the steps of a site go through the layers together.
+    /// [`Estimate::IntegratedGradients`]; all steps of a site are stacked in one pass.
     fn integrated(&self, variants: &[Variant], steps: usize) -> Result<Array2<f64>> {
         self.setup.check_steps(steps)?;
         let mut kinds: Vec<(Site, Action)> = vec![];
@@ -277,7 +279,7 @@ impl<'a> Estimator<'a> {
         Ok(effects)
     }
 
-    /// The mean gradient on the way to what an edit makes of its whole site.
+    /// The mean gradient along the straight line from a site's unchanged value to its edited one.
     fn mean_gradient(&self, edit: &Edit, steps: usize) -> Result<Gradients> {
         let Setup { model, tokens, .. } = self.setup;
         let (site, batch) = (edit.site, tokens.batch());
@@ -301,7 +303,7 @@ impl<'a> Estimator<'a> {
     }
 }
 
-/// The pattern that queries and keys of a layer lead to.
+/// The pattern computed from a layer's queries or keys.
 fn pattern_of(site: Site) -> Option<Site> {
     match site {
         Site::Q(layer) | Site::K(layer) => Some(Site::Pattern(layer)),
@@ -309,7 +311,7 @@ fn pattern_of(site: Site) -> Option<Site> {
     }
 }
 
-/// Where a run that is changed at a site joins, and where one whose queries or keys are changed does.
+/// Where a run that is changed at a site joins the unchanged run.
 fn entry(site: Site, wiring: &Wiring) -> Entry {
     match site.layer().zip(Wire::of(site)) {
         Some((layer, wire)) => Entry::after(layer, wiring.block(layer).departs(Wires::NONE.with(wire))),
@@ -317,7 +319,7 @@ fn entry(site: Site, wiring: &Wiring) -> Entry {
     }
 }
 
-/// The values of the unchanged run that estimates join with.
+/// The values of the unchanged run that the passes of an estimate start from.
 pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)> {
     let sites: BTreeSet<Site> = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site).collect();
     let entries = sites.into_iter().flat_map(|site| {
@@ -328,7 +330,7 @@ pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)>
     entries.flatten().flat_map(|entry| entry.needs(wiring)).collect()
 }
 
-/// The numbers of the `n` variants of largest estimated effect, `[variant, cell]`, summed over prompts.
+/// The numbers of the `n` variants with the largest magnitude of effect, summed over the cells of `[variant, cell]`.
 pub(in crate::intervene) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
     let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
     let mut largest: Vec<usize> = (0..size.len()).collect();
@@ -337,8 +339,8 @@ pub(in crate::intervene) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usiz
     largest
 }
 
-/// How well the estimated effects of some variants agree with their exact values, `[variant, cell]`; nothing where one of
-/// them does not vary.
+/// Pearson and Spearman correlation between the estimated and the exact values, `[variant, cell]`, of some variants;
+/// null if either is constant.
 pub(in crate::intervene) fn agreement(
     numbers: &[usize],
     effects: &Array2<f64>,

@@ -1,4 +1,4 @@
-//! What becomes of the output when activations change? Many variants of one run, as one table.
+//! How does the output change when activations change? Many variants of a run, measured in one table.
 
 mod ablation;
 mod axes;
@@ -30,8 +30,10 @@ use crate::error::{Error, Result};
 use crate::model::{Action, Bank, Edit, Model, Run, Site, Tokens};
 use crate::table::Keys;
 
-/// A sweep: (a batch, variants of its run, a metric) -> a table. It says what is wanted; the engine decides how to
-/// compute it.
+/// Runs many variants of a batch, each with different activations changed, and tabulates a metric of each.
+///
+/// The builder says what to compute; the engine decides how ([`Sweep::explain`] shows its plan). By default a sweep
+/// covers the head output z of every head in every layer, and measures the loss.
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -44,9 +46,9 @@ use crate::table::Keys;
 pub struct Sweep<'a> {
     pub(super) model: &'a Model,
     pub(super) tokens: &'a Tokens,
-    /// The prompts from which patches come.
+    /// The prompts that activations are patched from.
     pub(super) other: Option<&'a Tokens>,
-    /// The prompts of an ablation's means and draws, where they are others than `tokens`.
+    /// Reference prompts of an ablation, if other than `tokens`.
     pub(super) references: Option<&'a Tokens>,
     change: Change,
     pub(super) variants: Vec<Variant>,
@@ -59,29 +61,39 @@ pub struct Sweep<'a> {
     pub(super) interval: Option<u64>,
     pub(super) journal: Option<PathBuf>,
     pub(super) stop: Option<&'a AtomicBool>,
-    /// Activations of other runs, and tensors, that edits refer to.
+    /// Tensors and activations of other runs that edits refer to.
     pub(super) bank: Bank,
     pub(super) estimate: Option<Estimate>,
     pub(super) exact: usize,
 }
 
 impl<'a> Sweep<'a> {
-    /// An ablation of every head of every layer; narrow or change it with [`Sweep::each`] or [`Sweep::variants`].
+    /// Ablation: how much does the model rely on each head? By default one variant per head of every layer; choose
+    /// others with [`Sweep::each`] or [`Sweep::variants`].
     pub fn ablate(model: &'a Model, tokens: &'a Tokens, ablation: Ablation) -> Self {
         Self::new(model, tokens, None, Change::Ablation(ablation))
     }
 
-    /// Attention edges cut: at first every edge of every head of every layer, in turn; choose others with [`Sweep::each`] at
-    /// `scores`. What does the model lose when it cannot look there? The other weights of the query are renormalised
-    /// ([`Action::KnockOut`]; Geva et al. 2023).
+    /// Attention knockout: what does the model lose when a query cannot attend to a key? The query's remaining weights
+    /// are renormalised ([`Action::KnockOut`]; Geva et al. 2023).
+    ///
+    /// By default one variant per edge (query, key) of every head; choose others with [`Sweep::each`] at `scores`.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// assert_eq!(Sweep::knock_out(&model, &tokens).run()?.len(), 3 * 4 * 15); // layers, heads, causal edges
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn knock_out(model: &'a Model, tokens: &'a Tokens) -> Self {
         Self::new(model, tokens, None, Change::KnockOut).each(Site::Scores, [Every::Head, Every::Query, Every::Key])
     }
 
-    /// Activation patching that denoises: the corrupted run receives clean activations, at first z of every head of every
-    /// layer; choose sites and indices with [`Sweep::each`]. What suffices to restore the behaviour?
+    /// Activation patching by denoising: which activations suffice to restore the behaviour? Each variant patches clean
+    /// activations into the corrupted run, by default z of one head; choose sites and axes with [`Sweep::each`].
     ///
-    /// The prompts of the two batches must have the same lengths: positions stand for each other.
+    /// The prompts of the two batches must have the same lengths, so that their positions correspond.
     ///
     /// ```
     /// use headscope::prelude::*;
@@ -100,8 +112,16 @@ impl<'a> Sweep<'a> {
         Self::new(model, corrupt, Some(clean), Change::Patch(Direction::Denoise))
     }
 
-    /// Activation patching that adds noise: the clean run receives corrupted activations. What does the behaviour need? Not
-    /// the mirror image of [`Sweep::patch`] (Heimersheim & Nanda 2024).
+    /// Activation patching by noising: which activations are necessary for the behaviour? Each variant patches
+    /// corrupted activations into the clean run. Not the mirror image of [`Sweep::patch`] (Heimersheim & Nanda 2024).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// assert_eq!(Sweep::noise(&model, &clean, &corrupt).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn noise(model: &'a Model, clean: &'a Tokens, corrupt: &'a Tokens) -> Self {
         Self::new(model, clean, Some(corrupt), Change::Patch(Direction::Noise))
     }
@@ -130,44 +150,82 @@ impl<'a> Sweep<'a> {
         sweep.each(Site::Z, Every::Head)
     }
 
-    /// Puts the metric on the scale from the corrupted run (0) to the clean one (1); for patching only.
+    /// Rescales the metric so that the corrupted run scores 0 and the clean run 1. For patching only.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
+    /// let sweep = Sweep::patch(&model, &clean, &corrupt).each(Site::ResidPre, Every::Layer);
+    /// let table = sweep.metric(Metric::logit_difference(3, 4)).normalised().run()?;
+    /// assert!((table.f64("value")?[0] - 1.0).abs() < 1e-3); // the whole stream restores everything
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn normalised(mut self) -> Self {
         self.normalised = true;
         self
     }
 
-    /// One variant for each index along an axis, `each(Site::Z, Every::Head)`, or along several,
-    /// `each(Site::Pattern, [Every::Head, Every::Query, Every::Key])`, in every layer. Replaces the variants there were.
+    /// One variant per index of an axis (`Every::Head`), or per combination of indices of several axes, in every layer.
+    /// Replaces the current variants.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::Z, [Every::Head, Every::Position]);
+    /// assert_eq!(sweep.planned().len(), 3 * 4 * 5);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn each(self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>) -> Self {
         let action = self.change.action();
         self.each_with(site, every, action)
     }
 
-    /// [`Sweep::each`] with any action in place of the sweep's own: scale, add a direction, project out or onto a subspace
-    /// (their tensors: [`Sweep::with_tensor`]).
+    /// [`Sweep::each`] with another action than the sweep's own: scale, add a direction, project onto or out of a
+    /// subspace. [`Sweep::with_tensor`] supplies the tensors.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero);
+    /// let table = sweep.each_with(Site::MlpOut, Every::Layer, Action::Scale { factor: 0.5 }).run()?;
+    /// assert_eq!(table.len(), 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn each_with(mut self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>, action: Action) -> Self {
         let config = self.model.config();
         let mut sites: Vec<Site> = (0..config.n_layers).map(site).collect();
-        sites.dedup(); // a site without layers is one site
+        sites.dedup(); // a site outside the layers, such as `embed`, appears once
         let positions = self.tokens.positions();
         let of = |site| axes::variants(site, every.as_ref(), &action, config, positions);
         self.variants = sites.into_iter().flat_map(of).collect();
         self
     }
 
-    /// Only the variants whose keys `keep` accepts: `only(|keys| keys.layer == Some(5))`.
+    /// Keeps only the variants whose keys satisfy `keep`.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).only(|keys| keys.layer == Some(2));
+    /// assert_eq!(sweep.planned().len(), 4);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn only(mut self, keep: impl Fn(&Keys) -> bool) -> Self {
         self.variants.retain(|variant| keep(&variant.keys));
         self
     }
 
-    /// What this sweep does to a site, as an edit that can be narrowed: a part for [`Sweep::sets`].
+    /// This sweep's action on `site`, as an edit that can be narrowed: an element of a set for [`Sweep::sets`].
     pub fn edit(&self, site: Site) -> Edit {
         Edit::new(site, self.change.action())
     }
 
-    /// One variant for each of these sets of parts, which change together, whatever they are: heads, positions, neurons.
-    /// Column `set` names the parts, `parts` is their number. Replaces the variants there were.
+    /// One variant per set of edits, which apply together: any mix of heads, positions and neurons. Column `set` names
+    /// the edited parts, column `parts` counts them. Replaces the current variants.
     ///
     /// ```
     /// use headscope::prelude::*;
@@ -184,13 +242,23 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// The variants as they stand.
+    /// The current variants.
     pub fn planned(&self) -> &[Variant] {
         &self.variants
     }
 
-    /// One variant for each length of `order`: the first head of it ablated, the first two, and so on to all of them.
-    /// Heads are (layer, head); the column `parts` says how many are gone. Replaces the variants there were.
+    /// Changes the heads of `order`, given as (layer, head), cumulatively: the first variant changes the first head,
+    /// the second the first two, and the last all of them. Column `parts` counts the changed heads. Replaces the
+    /// current variants.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).one_after_another(&[(0, 1), (2, 3)]).run()?;
+    /// assert_eq!(table.f64("parts")?, [1.0, 2.0]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn one_after_another(mut self, order: &[(usize, usize)]) -> Self {
         let variant = |n: usize| {
             let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -203,28 +271,51 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// These variants in place of those there were.
+    /// Sets the variants, each with the keys of its row. Replaces the current variants.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let keys = Keys { variant: Some(0), ..Keys::default() };
+    /// let edits = vec![Edit::new(Site::Z(0), Action::Zero), Edit::new(Site::MlpOut(0), Action::Zero)];
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).variants(vec![Variant { keys, edits }]).run()?;
+    /// assert_eq!(table.len(), 1);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn variants(mut self, variants: Vec<Variant>) -> Self {
         self.variants = variants;
         self
     }
 
-    /// Makes the activations of `run` known to edits as `key`, as [`Plan::with`](crate::model::Plan::with) does. A run has
-    /// as many prompts as the batch, or one for all of them. What a patch patches from, and means are taken over, is known as
-    /// `reference`.
+    /// Makes the activations of `run` available to edits as `key`, as [`Plan::with`](crate::model::Plan::with) does.
+    /// The run has one prompt per prompt of the batch, or a single one for all. The key `reference` is taken: it holds
+    /// the activations that patches and ablations of this sweep read.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let plan = Plan::new().taps((0..3).map(Site::MlpOut));
+    /// let source = model.run(&Tokens::new(&[vec![9, 8, 7, 6, 5]])?, &plan)?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).with("source", &source);
+    /// let table = sweep.each_with(Site::MlpOut, Every::Layer, Action::replace("source")).run()?;
+    /// assert_eq!(table.len(), 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn with(mut self, key: &str, run: &Run) -> Self {
         self.bank.insert_run(key, run);
         self
     }
 
-    /// Makes `tensor` known to edits at `site` as `key`: a direction to add, a subspace to project onto or out of.
+    /// Makes `tensor` available to edits at `site` as `key`: a direction to add, a subspace to project onto or out of.
     ///
     /// ```
     /// use headscope::prelude::*;
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
     /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
-    /// // What does the model lose without the direction that says "3, not 4", at each depth?
-    /// let w_e = model.parameters()[0].1; // [vocab, d_model], and in this model the unembedding too
+    /// // What does the model lose at each depth without the direction that separates token 3 from token 4?
+    /// let w_e = model.parameters()[0].1; // [vocab, d_model], tied to the unembedding
     /// let direction = (w_e.get(3) - w_e.get(4)).unsqueeze(0); // [1, d_model]
     /// let mut sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit_difference(3, 4));
     /// for layer in 0..3 {
@@ -239,82 +330,183 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// What is measured; the loss, unless said otherwise.
+    /// Sets the metric. Default: [`Metric::Loss`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::probability(3)).run()?;
+    /// assert!(table.f64("value")?.iter().all(|p| (0.0..=1.0).contains(p)));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn metric(mut self, metric: Metric) -> Self {
         self.metric = metric;
         self
     }
 
-    /// The prompts over which means are taken and from which others are drawn; the batch itself, unless said otherwise. For
-    /// ablations that read them only: with others the run is an error.
+    /// Sets the prompts that a mean ablation averages over and a resampling ablation draws from. Default: the batch
+    /// itself. It is an error if the sweep is a patch or no edit reads the reference.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let reference = Tokens::new(&[vec![1, 2, 3, 4, 5], vec![11, 12, 13, 14, 15]])?;
+    /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Mean).reference(&reference).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn reference(mut self, tokens: &'a Tokens) -> Self {
         self.references = Some(tokens);
         self
     }
 
-    /// How to compute.
+    /// Sets how the sweep is computed. Default: [`Strategy::Auto`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = |strategy| Sweep::ablate(&model, &tokens, Ablation::Zero).strategy(strategy);
+    /// let (fast, naive) = (sweep(Strategy::Auto).run()?, sweep(Strategy::Naive).run()?);
+    /// assert!((fast.f64("value")?[0] - naive.f64("value")?[0]).abs() < 1e-4);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
         self
     }
 
-    /// At most this many bytes for what is held beside the model: the unchanged run, the activations that edits read, and
-    /// stacked variants. Where all prompts together would take more, they are computed in parts, down to one variant of one
-    /// prompt; a metric of your own sees the whole batch, which is then not divided. Unless said otherwise, a quarter of what
-    /// is free on the model's device.
+    /// Limits the memory used besides the model, in bytes: for the unchanged run, the activations that edits read, and
+    /// stacked variants. Default: a quarter of what is free on the model's device.
+    ///
+    /// If all prompts together need more, the batch is split, down to one variant of one prompt at a time. A custom
+    /// metric sees the whole batch, so with one the batch is never split.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// assert!(Sweep::ablate(&model, &tokens, Ablation::Zero).memory(1 << 20).explain()?.budget <= 1 << 20);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn memory(mut self, bytes: usize) -> Self {
         self.memory = Some(bytes);
         self
     }
 
-    /// One row a variant and prompt, in place of the mean over prompts.
+    /// One row per variant and prompt, instead of the mean over prompts.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
+    /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).per_prompt().run()?.len(), 12 * 2);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn per_prompt(mut self) -> Self {
         self.per_prompt = true;
         self
     }
 
-    /// One row a variant, prompt and token that is predicted (`target`, its position), for a metric that is a mean over a
-    /// prompt's tokens: the per-token loss.
+    /// One row per variant, prompt and predicted token, whose position is column `target`: for example the per-token
+    /// loss. Needs a metric that is a mean over tokens ([`Metric::by_token`]).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).per_token().run()?;
+    /// assert_eq!(table.len(), 12 * 4); // the first token is not predicted
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn per_token(mut self) -> Self {
         self.per_token = true;
         self
     }
 
-    /// Adds an interval of the mean over prompts (`low`, `high`): prompts are drawn anew with this seed (percentile
-    /// bootstrap, 95 %). It says how far the value depends on which prompts were taken, if they are independent.
+    /// Adds a 95 % interval of the mean over prompts (columns `low` and `high`): a percentile bootstrap over prompts
+    /// with this seed. If the prompts are independent, it shows how much the value depends on their choice.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).interval(0).run()?;
+    /// assert!(table.f64("low")?[0] <= table.f64("high")?[0]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn interval(mut self, seed: u64) -> Self {
         self.interval = Some(seed);
         self
     }
 
-    /// Writes finished rows to this file as they come, and goes on from those that an earlier, interrupted run of the same
-    /// sweep left there. The file stays; delete it when the table is written.
+    /// Writes finished variants to this file, and skips those that an interrupted run of the same sweep has already
+    /// written there. The file is kept; delete it once you have the table.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let path = std::env::temp_dir().join(format!("headscope-sweep-{}.partial", std::process::id()));
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).journal(&path).run()?;
+    /// assert!(path.exists() && std::fs::remove_file(path).is_ok());
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
         self.journal = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Ends the run with [`Error::Stopped`] soon after `stop` is set.
+    /// Ends the run with [`Error::Stopped`] soon after `stop` is set, for example by a signal handler.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let stop = std::sync::atomic::AtomicBool::new(true);
+    /// let stopped = Sweep::ablate(&model, &tokens, Ablation::Zero).stop(&stop).run();
+    /// assert!(matches!(stopped, Err(Error::Stopped { .. })));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
         self.stop = Some(stop);
         self
     }
 
-    /// Estimates the effects from gradients in place of computing them; `method` says how in every row.
+    /// Estimates the effects from gradients instead of computing them. Column `method` names the estimate.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).estimate(Estimate::Attribution);
+    /// assert_eq!(sweep.run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn estimate(mut self, estimate: Estimate) -> Self {
         self.estimate = Some(estimate);
         self
     }
 
-    /// Beside estimates, the exact rows (`method` is `exact`) of the `n` variants of largest estimated effect. How well the
-    /// two agree there is in the table's provenance (`agreement`: Pearson's and Spearman's correlation).
+    /// Adds exact rows (`method` is `exact`) for the `n` variants with the largest estimated effects. The table's
+    /// provenance says how well the two agree there (`agreement`: Pearson and Spearman correlation).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).estimate(Estimate::Attribution);
+    /// assert_eq!(sweep.exact(3).run()?.len(), 12 + 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn exact(mut self, n: usize) -> Self {
         self.exact = n;
         self
     }
 }
 
-/// Fails where the positions of two batches can't stand for each other.
+/// Fails if the prompts of two batches differ in length, so that their positions do not correspond.
 pub(in crate::intervene) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
     let (lengths, others) = (tokens.lengths(), other.lengths());
     if lengths != others {

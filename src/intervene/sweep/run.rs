@@ -1,4 +1,5 @@
-//! A sweep computed: part by part, from the activations that its edits read to its table.
+//! How does a sweep become a table? Part by part of the batch: read the activations that edits need, run the variants,
+//! collect the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,33 +21,34 @@ use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
-/// What a sweep is over in one part of its batch.
+/// A sweep restricted to one part of its batch.
 struct Share {
     part: Part,
     tokens: Tokens,
     variants: Vec<Variant>,
     metric: Metric,
-    /// Bytes that the unchanged run and the activations that edits read take.
+    /// Bytes taken by the unchanged run and by the activations that edits read.
     kept: usize,
 }
 
-/// How a sweep's batch is computed: its parts, and what is known before the first of them.
+/// How the batch of a sweep is computed: its parts, and what all parts share.
 struct Course {
     parts: Vec<Part>,
     machine: Machine,
-    /// Bytes that are kept of the unchanged run and others, for all prompts together.
+    /// Bytes kept of the unchanged run and the reference runs, for all prompts together.
     kept: usize,
     /// Means over all reference prompts.
     means: BTreeMap<Site, Tensor>,
-    /// For each prompt the reference prompt that it takes from, where chance decides.
+    /// For each prompt the reference prompt drawn for it, if the ablation resamples.
     draws: Option<Vec<usize>>,
 }
 
 impl Sweep<'_> {
-    /// Computes the table: the metric of each variant, and as `baseline` that of the unchanged run.
+    /// Runs the sweep. Column `value` is the metric of each variant, column `baseline` that of the unchanged run.
     ///
     /// # Errors
-    /// Where a token, an edit or the metric does not fit the model, or the reference does not fit the batch.
+    /// If a token, an edit or the metric does not fit the model, the reference does not fit the batch, or options
+    /// contradict each other; [`Error::Stopped`] if it was stopped.
     pub fn run(&self) -> Result<Table> {
         self.check()?;
         let provenance = self.provenance()?;
@@ -62,7 +64,7 @@ impl Sweep<'_> {
         })
     }
 
-    /// The metric of variants, `[variant, cell]`.
+    /// The metric of each variant, `[variant, cell]`.
     fn values(&self, variants: &[Variant], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
         let course = self.course(variants, &[], 1)?;
         let mut outcome = self.outcome();
@@ -83,7 +85,7 @@ impl Sweep<'_> {
         Ok((outcome, side_by_side(&parts)?))
     }
 
-    /// The table of estimates, and of the exact values that were asked for beside them.
+    /// The table of estimates, with the exact rows requested by [`Sweep::exact`].
     fn estimated(&self, estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
         let needs = estimate::needs(&self.variants, self.model.wiring());
         let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
@@ -116,8 +118,19 @@ impl Sweep<'_> {
         Table::new(rows, provenance)
     }
 
-    /// How the sweep would be computed: what goes through the layers together and from where, how many multiplications that
-    /// takes beside one whole pass a variant, and how much memory. Computes the unchanged run only.
+    /// How would the sweep be computed? Which variants are stacked and where they join the pass, how many
+    /// multiplications that takes compared with one whole pass per variant, and how much memory. Computes only the
+    /// unchanged run.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let explained = Sweep::ablate(&model, &tokens, Ablation::Zero).explain()?;
+    /// assert!(explained.needed < explained.naive);
+    /// println!("{explained}");
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Sweep::run`].
@@ -141,8 +154,8 @@ impl Sweep<'_> {
         Outcome::new(&self.metric, denoises, self.per_prompt, self.interval)
     }
 
-    /// How the batch is computed; a variant's activations are held `held` times over, as where gradients go back through
-    /// all layers.
+    /// Plans the batch. `held` is how many times a variant's activations are held at once: the number of layers if
+    /// gradients flow back through them.
     fn course(&self, variants: &[Variant], more: &[(usize, Wire)], held: usize) -> Result<Course> {
         let batch = self.tokens.batch();
         check_prompts(variants, self.model.config(), self.tokens)?;
@@ -159,7 +172,7 @@ impl Sweep<'_> {
         let read = reads(variants, |action| !matches!(action, Action::Mean { .. }));
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
-        // A function of the user's own sees the whole batch; the naive loop is one.
+        // A custom metric sees the whole batch, and the naive strategy is not split.
         let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom { .. });
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
@@ -196,7 +209,7 @@ impl Sweep<'_> {
         }
     }
 
-    /// The metric of the run from which patches come, where values are put on the scale between the two.
+    /// The metric of the run that patches come from, if values are normalised.
     fn other_end(&self, share: &Share, course: &Course) -> Result<Option<Vec<f64>>> {
         let Some(other) = self.other.filter(|_| self.normalised) else { return Ok(None) };
         let tokens = share.part.tokens(other)?;
@@ -208,7 +221,7 @@ impl Sweep<'_> {
         self.other.or(self.references).unwrap_or(self.tokens)
     }
 
-    /// Means over all reference prompts, `at_once` of them in a run, at the sites where an edit reads one.
+    /// Means over all reference prompts at the sites where an edit reads a mean, computed `at_once` prompts at a time.
     fn means(&self, variants: &[Variant], at_once: usize, plain: bool) -> Result<BTreeMap<Site, Tensor>> {
         let sites = reads(variants, |action| matches!(action, Action::Mean { .. }));
         let mut means = Means::default();
@@ -226,7 +239,7 @@ impl Sweep<'_> {
         means.finish(self.tokens.positions())
     }
 
-    /// Fails where a reference is too short.
+    /// Fails if the reference is shorter than the batch.
     fn check_reference(&self, reference: &Tokens) -> Result<()> {
         if reference.positions() < self.tokens.positions() {
             let expected = format!("prompts of at least {} tokens, as the batch has", self.tokens.positions());
@@ -235,14 +248,14 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    /// The activations that the edits refer to: the user's own, and those of the reference run, drawn anew where the
+    /// The activations that edits read: the user's own, and those of the reference run, of the drawn prompts if the
     /// ablation resamples.
     fn bank(&self, share: &Share, course: &Course) -> Result<Bank> {
         for edit in self.variants.iter().flat_map(|variant| &variant.edits) {
             if let Action::Mean { key } = &edit.action
                 && key != REFERENCE
             {
-                let _ = self.bank.get(key, edit.site)?.mean(edit.site)?; // over all prompts, whatever the part
+                let _ = self.bank.get(key, edit.site)?.mean(edit.site)?; // over all prompts, not just this part's
             }
         }
         let Part { first, n, of } = share.part;
@@ -256,8 +269,8 @@ impl Sweep<'_> {
                 None => reference.clone(),
             };
             self.check_reference(&drawn)?;
-            // What stands behind the batch's last position cannot be used; cutting it off changes nothing before it in a
-            // causal model, and in the others the reference is run whole.
+            // Positions after the batch's last one are of no use. They are cut off after the run: a model that is not
+            // causal must see the whole reference.
             let run = self.model.run(&drawn, &Plan::new().taps(sites).plain(course.machine.plain))?;
             let mut own = Bank::default();
             own.insert_run(REFERENCE, &run);
@@ -270,7 +283,7 @@ impl Sweep<'_> {
         Ok(bank)
     }
 
-    /// The journal of this very sweep, where one was asked for.
+    /// Opens the journal, if one was requested, under a hash of everything that defines this sweep.
     fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
         let Some(path) = &self.journal else { return Ok(None) };
         self.metric.check_told_apart()?;
@@ -282,7 +295,7 @@ impl Sweep<'_> {
         Journal::open(path, &sha256(all.to_string().as_bytes())).map(Some)
     }
 
-    /// Fails where the options do not go together.
+    /// Fails if options contradict each other.
     fn check(&self) -> Result<()> {
         if self.variants.is_empty() {
             return Err(Error::argument("variants", "at least one", "none"));
@@ -360,7 +373,7 @@ impl Sweep<'_> {
     }
 }
 
-/// The sites at which an edit reads the reference run by an action that `wanted` accepts.
+/// The sites at which an edit whose action satisfies `wanted` reads the reference run.
 fn reads(variants: &[Variant], wanted: impl Fn(&Action) -> bool) -> Vec<Site> {
     let edits = variants.iter().flat_map(|variant| &variant.edits);
     let edits = edits.filter(|edit| edit.action.key() == Some(REFERENCE) && wanted(&edit.action));

@@ -1,4 +1,4 @@
-//! Variants that change several parts of the model together: sets, and the subsets of one.
+//! What do several components do together? Variants that change a whole set of them, and the subsets of a set.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +11,13 @@ use crate::intervene::engine::Variant;
 use crate::model::Edit;
 use crate::table::Keys;
 
-/// Which subsets of some parts are computed.
+/// Which subsets of a set of edits to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subsets {
-    /// All but the empty one, of at most 16 parts.
+    /// All non-empty subsets, of at most 16 edits.
     All,
-    /// This many different ones, drawn uniformly from all but the empty one.
+    /// Distinct non-empty subsets, drawn uniformly.
     Drawn {
         /// Number of subsets.
         n: usize,
@@ -26,10 +26,10 @@ pub enum Subsets {
     },
 }
 
-/// Most parts of which all subsets are computed.
+/// The largest set whose subsets are all computed.
 const MOST: usize = 16;
 
-/// What do several parts do together? Subsets of `parts`, for [`Sweep::sets`](super::Sweep::sets).
+/// What do several components do together? The subsets of `parts`, for [`Sweep::sets`](super::Sweep::sets).
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -43,7 +43,8 @@ const MOST: usize = 16;
 /// ```
 ///
 /// # Errors
-/// Where there is no part, or more than 16 for all subsets, or fewer subsets than are to be drawn.
+/// If `parts` is empty, if all subsets of more than 16 parts are requested, or if the number of subsets to draw is 0 or
+/// more than half of all non-empty ones.
 pub fn subsets(parts: &[Edit], which: Subsets) -> Result<Vec<Vec<Edit>>> {
     if parts.is_empty() {
         return Err(Error::argument("parts", "at least one", "none"));
@@ -66,9 +67,9 @@ pub fn subsets(parts: &[Edit], which: Subsets) -> Result<Vec<Vec<Edit>>> {
     Ok(masks.iter().map(of).collect())
 }
 
-/// `n` different masks of `parts` parts, none of them empty, in the order in which they were drawn.
+/// `n` distinct non-empty masks over `parts` parts, in the order in which they were drawn.
 fn drawn(parts: usize, n: usize, seed: u64) -> Result<Vec<Vec<bool>>> {
-    // Where nearly all are asked for, the last ones would be long in coming.
+    // Rejection sampling of nearly all subsets would take long to find the last ones.
     let most = if parts < 40 { ((1usize << parts) - 1) / 2 } else { usize::MAX };
     if n == 0 || n > most.max(1) {
         let expected = format!("1 to {} subsets of {parts} parts; of few parts, all can be had", most.max(1));
@@ -86,15 +87,15 @@ fn drawn(parts: usize, n: usize, seed: u64) -> Result<Vec<Vec<bool>>> {
     Ok(masks)
 }
 
-/// The variant in which all of `edits` apply; `set` names them, `parts` is their number.
+/// The variant in which all of `edits` apply; column `set` names them and `parts` counts them.
 pub(super) fn together(edits: Vec<Edit>) -> Variant {
     let names: Vec<String> = edits.iter().map(name_of).collect();
     let keys = Keys { set: Some(names.join("+")), parts: u32::try_from(edits.len()).ok(), ..Keys::default() };
     Variant { keys, edits }
 }
 
-/// What an edit changes: `z.3.5` is head 5 of layer 3, `z.3.5@2` that head at position 2, `pattern.3.5@7,2` its edge from
-/// position 7 to 2, `mlp_post.3:12` neuron 12.
+/// The name of what an edit changes: `z.3.5` is head 5 of layer 3, `z.3.5@2` that head at position 2, `pattern.3.5@7,2`
+/// its attention from position 7 to position 2, and `mlp_post.3:12` neuron 12.
 pub(in crate::intervene) fn name_of(edit: &Edit) -> String {
     let list = |indices: &[usize]| indices.iter().map(usize::to_string).collect::<Vec<_>>().join(".");
     let with = |sign: &str, indices: &Option<Vec<usize>>| {

@@ -1,4 +1,4 @@
-//! How to share out among heads what they do together: Shapley values.
+//! How much does each head contribute to what several heads do together? Shapley values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,19 +18,19 @@ use crate::table::{Keys, Observation, Table};
 /// Options of [`shapley`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShapleyOptions {
-    /// What an absent head is replaced with.
+    /// What replaces an absent head.
     pub ablation: Ablation,
-    /// Which subsets are computed.
+    /// Which subsets of the heads to compute.
     pub sampling: Sampling,
 }
 
-/// Which subsets of heads are computed.
+/// Which subsets of the heads to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampling {
-    /// All of them, for at most 12 heads.
+    /// All subsets, of at most 12 heads.
     All,
-    /// Those on the way along this many random orders in which heads leave, each also taken backwards.
+    /// The subsets along random orders in which the heads are ablated, each order paired with its reverse.
     Orders {
         /// Number of orders.
         n: usize,
@@ -45,18 +45,18 @@ impl Default for ShapleyOptions {
     }
 }
 
-/// Most heads of which all subsets are computed.
+/// The most heads whose subsets are all computed.
 pub(crate) const MOST: usize = 12;
 
-/// What is each head worth, if what several do together is shared out fairly? Shapley values of heads.
+/// What is each head's fair share of their joint effect? Shapley values of heads (Shapley 1953).
 ///
-/// With m(S) the metric where the heads outside S are ablated, and H heads,
-/// `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`: what the metric changes when the head
-/// leaves, averaged over the orders in which heads may leave. The values sum to m(none) - m(all), as an ablation's effects
-/// would if heads did not overlap; of the loss, a useful head has a positive value. A single ablation misses a head whose
-/// work another one takes over; this does not (Shapley 1953; science of redundancy: Wang et al. 2022).
+/// Let m(S) be the metric when the heads outside S are ablated, and H the number of heads. Then
+/// `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`: the change of the metric when h is
+/// ablated, averaged over all orders in which the heads can be ablated. The values sum to m(none) - m(all), as the
+/// effects of single ablations would if heads did not overlap. If the metric is the loss, a useful head has a positive
+/// value. A single ablation misses a head with a backup (Wang et al. 2022); the Shapley value does not.
 ///
-/// One row a head: `value`, and for sampled orders its interval (`low`, `high`: two standard errors over orders).
+/// One row per head: `value`, and for sampled orders an interval (`low`, `high`: two standard errors over the orders).
 ///
 /// ```
 /// use headscope::prelude::*;
@@ -69,7 +69,8 @@ pub(crate) const MOST: usize = 12;
 /// ```
 ///
 /// # Errors
-/// Where there is no head, one twice, or too many for all subsets, or an option or the metric does not fit.
+/// If `heads` is empty, names a head twice or one that does not exist, or is too long for all subsets; if there are
+/// fewer than 2 orders; or if the metric does not fit the model.
 pub fn shapley(
     model: &Model,
     tokens: &Tokens,
@@ -127,7 +128,7 @@ fn check(heads: &[(usize, usize)], options: &ShapleyOptions) -> Result<()> {
             Err(Error::argument("heads", format!("at most {MOST} for all subsets, or sampled orders"), heads.len()))
         }
         Sampling::Orders { n, .. } if n < 2 => Err(Error::argument("orders", "2 or more", n)),
-        // Each order has a variant for every length of it, and comes backwards, too.
+        // Each order, and its reverse, has one variant per prefix.
         Sampling::Orders { n, .. } => {
             crate::take::fits("orders", n, 2 * heads.len() * (heads.len() * size_of::<usize>() + size_of::<Variant>()))
         }
@@ -135,7 +136,7 @@ fn check(heads: &[(usize, usize)], options: &ShapleyOptions) -> Result<()> {
     }
 }
 
-/// Orders in which heads leave, each followed by its reverse; nothing where all subsets are computed.
+/// Random orders of ablation, each followed by its reverse; `None` if all subsets are computed.
 fn orders(heads: usize, sampling: Sampling) -> Option<Vec<Vec<usize>>> {
     let Sampling::Orders { n, seed } = sampling else { return None };
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -158,7 +159,7 @@ fn sorted(heads: &[usize]) -> Vec<usize> {
     heads
 }
 
-/// The variant without the heads of `absent`; its number keeps the rows in order.
+/// The variant in which the heads of `absent` are ablated; its number keeps the rows in order.
 fn variant(number: usize, absent: &[usize], heads: &[(usize, usize)], ablation: Ablation) -> Variant {
     let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     absent.iter().for_each(|&place| layers.entry(heads[place].0).or_default().push(heads[place].1));
@@ -166,27 +167,29 @@ fn variant(number: usize, absent: &[usize], heads: &[(usize, usize)], ablation: 
     Variant { keys: Keys { variant: u32::try_from(number).ok(), ..Keys::default() }, edits: edits.collect() }
 }
 
-/// Shapley values from the metric of every subset: `values[mask]` is m without the heads whose bits are set in `mask`.
+/// Shapley values from the metric of every subset: `values[mask]` is m with the heads ablated whose bits are set in
+/// `mask`.
 ///
-/// With H heads, `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`, S the heads that are there;
-/// see [`shapley`]. They sum to the last value less the first.
+/// With H heads and S the heads that are present:
+/// `phi_h = sum over S without h of |S|! (H - |S| - 1)! / H! [m(S) - m(S + h)]`; see [`shapley`]. The Shapley values
+/// sum to the last of `values` minus the first.
 ///
 /// ```
 /// use headscope::intervene::shapley_values;
-/// // The loss with both heads, without the first, without the second, without any: either will do.
+/// // The loss with both heads, without the first, without the second, without either: one of them suffices.
 /// let phi = shapley_values(&[0.0, 0.0, 0.0, 2.0])?;
 /// assert_eq!(phi, [1.0, 1.0]);
 /// # Ok::<(), headscope::Error>(())
 /// ```
 ///
 /// # Errors
-/// Where there are not 2^H values for an H of at least 1.
+/// If the number of values is not 2^H for an H of at least 1.
 pub fn shapley_values(values: &[f64]) -> Result<Vec<f64>> {
     if values.len() < 2 || !values.len().is_power_of_two() {
         return Err(Error::argument("values", "one for each subset of at least one head", values.len()));
     }
     let heads = values.len().ilog2() as usize;
-    // |S|! (H - |S| - 1)! / H! = 1 / (H C(H - 1, |S|)), by the number of heads that are absent before this one leaves.
+    // |S|! (H - |S| - 1)! / H! = 1 / (H C(H - 1, |S|)), indexed by how many heads are ablated before this one.
     let mut weights = vec![1.0 / heads as f64];
     for k in 1..heads {
         weights.push(weights[k - 1] * k as f64 / (heads - k) as f64);
@@ -199,7 +202,7 @@ pub fn shapley_values(values: &[f64]) -> Result<Vec<f64>> {
     Ok((0..heads).map(of).collect())
 }
 
-/// The means along orders, and their standard errors; an order and its reverse count as one draw.
+/// The mean of each head over the orders, and its standard error; an order and its reverse count as one draw.
 fn along(orders: &[Vec<usize>], heads: usize, values: &BTreeMap<Vec<usize>, f64>) -> Vec<(f64, Option<f64>)> {
     let mut draws = vec![vec![]; heads];
     for pair in orders.chunks(2) {
