@@ -89,6 +89,6 @@ fn the_trace_is_what_was_asked_for() {
     assert!(failed.status.code() == Some(2) && error.contains("shapley, roles"), "{error}");
     let failed = command(&[&tiny, "--out", out, "--steps", "30", "--resume"]).output().unwrap();
     let error = String::from_utf8(failed.stderr).unwrap();
-    let named = ["begun with", "train.steps 20", "train.steps 30", "train.trace.every 10", "every 200"];
+    let named = ["was started", "train.steps 20", "train.steps 30", "train.trace.every 10", "every 200"];
     assert!(failed.status.code() == Some(2) && named.iter().all(|part| error.contains(part)), "{error}");
 }
