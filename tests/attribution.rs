@@ -135,7 +135,7 @@ fn what_has_no_gradient_is_an_error() {
     says(estimate().estimate(Estimate::IntegratedGradients { steps: 0 }), "at least 1");
     let cut = Variant { keys: Keys::default(), edits: vec![Edit::new(Site::Scores(0), Action::KnockOut).head(0)] };
     says(estimate().variants(vec![cut]), "finite change");
-    says(Sweep::noise(&model, &clean, &corrupt).exact(3), "an exact sweep");
+    says(Sweep::noise(&model, &clean, &corrupt).exact(3), "exact values only");
 }
 
 #[test]
@@ -178,4 +178,42 @@ fn shapley_values_add_up() {
     }
     let error = shapley(&model, &tokens, &[(0, 1), (0, 1)], &Metric::Loss, &ShapleyOptions::default());
     assert!(error.unwrap_err().to_string().contains("each once"));
+}
+
+/// AtP* gives magnitudes: its rows say so, and agree with the magnitudes of exact effects, not with signed ones.
+#[test]
+fn atp_star_is_compared_as_magnitudes() {
+    let config = configs().remove(0);
+    let model = random(&config, 7);
+    let (clean, corrupt) = (some_tokens(3, 5, config.vocab, 1), some_tokens(3, 5, config.vocab, 2));
+    let sweep = || Sweep::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5));
+    let exact = sweep().per_prompt().run().unwrap().effect().unwrap();
+    let n = exact.len() / 3;
+    for normalised in [false, true] {
+        let sweep = if normalised { sweep().normalised() } else { sweep() };
+        let table = sweep.estimate(Estimate::AtpStar).exact(n).run().unwrap();
+        let text = |column: &str| {
+            let column = table.frame().column(column).unwrap().str().unwrap().clone();
+            column.iter().map(|text| text.unwrap().to_owned()).collect::<Vec<String>>()
+        };
+        let (methods, metrics) = (text("method"), text("metric"));
+        let rows = methods.iter().zip(&metrics).zip(table.f64("value").unwrap()).zip(table.f64("baseline").unwrap());
+        for (((method, metric), value), baseline) in rows {
+            assert_eq!(metric.contains("magnitude"), method == "atp_star", "{metric} of {method}");
+            assert!(method != "atp_star" || (value >= 0.0 && baseline == 0.0), "{value} from {baseline}");
+        }
+        let agreement = &table.provenance().options["what"]["agreement"];
+        assert_eq!(agreement["of"], "magnitudes of effects");
+        let estimates = sweep_effects(&table, "atp_star");
+        let sizes: Vec<f64> = (0..n).map(|v| (0..3).map(|prompt| exact[v * 3 + prompt].abs()).sum()).collect();
+        let expected = headscope::stats::pearson(&estimates, &sizes).unwrap();
+        assert_near("agreement", agreement["pearson"].as_f64().unwrap(), expected, MODEL);
+    }
+}
+
+/// The effects of one method, in the order of the rows.
+fn sweep_effects(table: &Table, method: &str) -> Vec<f64> {
+    let methods = table.frame().column("method").unwrap().str().unwrap().clone();
+    let effects = methods.iter().zip(table.effect().unwrap());
+    effects.filter(|(found, _)| *found == Some(method)).map(|(_, effect)| effect).collect()
 }

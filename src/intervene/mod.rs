@@ -17,10 +17,8 @@ mod metric;
 mod paths;
 mod sweep;
 
-pub use engine::{Explanation, PlannedGroup, Strategy, Variant};
+pub use engine::{Estimate, Explanation, PlannedGroup, Strategy, Variant};
 pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
 pub use paths::{Input, Node, Paths};
 pub(crate) use sweep::MOST;
-pub use sweep::{
-    Ablation, Estimate, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets,
-};
+pub use sweep::{Ablation, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets};

@@ -8,8 +8,10 @@
 //! logits that are read.
 
 mod batch_split;
+mod gradient;
 mod journal;
 mod machine;
+mod options;
 mod outcome;
 mod planner;
 mod variant;
@@ -21,8 +23,11 @@ use ndarray::{Array2, ArrayView1, Axis as NdAxis};
 use tch::Tensor;
 
 pub(super) use batch_split::{Part, check_prompts, side_by_side};
+pub use gradient::Estimate;
+pub(super) use gradient::{Gradients, back, backward, largest};
 pub(super) use journal::Journal;
 pub(super) use machine::Machine;
+pub(super) use options::{Options, REFERENCE, options, same_lengths};
 pub(super) use outcome::Outcome;
 use planner::Group;
 pub(super) use planner::Place;

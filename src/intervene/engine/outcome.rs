@@ -1,5 +1,6 @@
 //! How do the values of variants become the rows of a table?
 
+use super::Options;
 use super::batch_split::Part;
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
@@ -24,12 +25,8 @@ pub(in crate::intervene) struct Outcome<'a> {
 
 impl<'a> Outcome<'a> {
     /// An outcome without prompts; [`Outcome::add`] adds them.
-    pub(in crate::intervene) fn new(
-        metric: &'a Metric,
-        denoises: bool,
-        per_prompt: bool,
-        interval: Option<u64>,
-    ) -> Self {
+    pub(in crate::intervene) fn new(options: &'a Options<'_>, denoises: bool) -> Self {
+        let (metric, per_prompt, interval) = (&options.metric, options.per_prompt, options.interval);
         Self { metric, cells: vec![], baseline: vec![], other: None, denoises, per_prompt, interval }
     }
 

@@ -240,8 +240,21 @@ pub struct Explanation {
 }
 
 impl Explanation {
+    /// The explanation of a batch, from those of its parts.
+    pub(in crate::intervene) fn of_parts(parts: impl Iterator<Item = Result<Self>>) -> Result<Self> {
+        let mut whole: Option<Self> = None;
+        for part in parts {
+            let part = part?;
+            whole = Some(match whole {
+                Some(whole) => whole.and(&part),
+                None => part,
+            });
+        }
+        whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
+    }
+
     /// Adds the explanation of another part of the batch.
-    pub(in crate::intervene) fn and(mut self, part: &Self) -> Self {
+    fn and(mut self, part: &Self) -> Self {
         for group in &part.groups {
             let alike =
                 |known: &&mut PlannedGroup| known.first_position == group.first_position && known.joins == group.joins;

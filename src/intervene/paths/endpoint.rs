@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::intervene::sweep::REFERENCE;
+use crate::intervene::engine::REFERENCE;
 use crate::model::{Action, Edit, Model, Site};
 
 /// A sender: a component that writes to the residual stream.

@@ -8,9 +8,8 @@ use tch::{Kind, Tensor};
 use super::run::{Pair, Share};
 use super::{Input, Node, Paths};
 use crate::error::{Error, Result};
-use crate::intervene::engine::{Engine, to_array};
+use crate::intervene::engine::{Engine, Estimate, Gradients, REFERENCE, back, backward, to_array};
 use crate::intervene::metric::Output;
-use crate::intervene::sweep::{Estimate, Gradients, REFERENCE, back, backward};
 use crate::model::{Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire};
 
 impl Share<'_> {
@@ -59,14 +58,13 @@ impl Paths<'_> {
     }
 
     pub(super) fn check_edges(&self, estimate: Estimate) -> Result<()> {
-        estimate.check(&self.metric)?;
         if estimate == Estimate::AtpStar {
             let expected = "attribution or integrated gradients for paths";
             return Err(Error::argument("estimate", expected, estimate.name()));
         }
         if !self.freeze.mlps {
             let expected = "frozen MLPs: gradients estimate the direct path";
-            return Err(Error::argument("estimate", expected, "MLPs that compute anew"));
+            return Err(Error::argument("estimate", expected, "recomputed MLPs"));
         }
         if !self.model.wiring().adds_up() {
             let expected = "one whose residual stream is a sum";

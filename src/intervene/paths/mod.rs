@@ -4,12 +4,10 @@ mod endpoint;
 mod estimate;
 mod run;
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-
 pub use self::endpoint::{Input, Node};
+use super::engine::{Estimate, Options, options, same_lengths};
 use super::metric::Metric;
-use super::sweep::{Estimate, name_of, same_lengths};
+use super::sweep::name_of;
 use crate::error::{Error, Result};
 use crate::model::{Freeze, Model, Tokens};
 use crate::table::{Keys, Provenance};
@@ -46,19 +44,12 @@ pub struct Paths<'a> {
     pub(super) senders: Vec<Vec<Node>>,
     pub(super) receivers: Vec<Vec<Input>>,
     pub(super) freeze: Freeze,
-    pub(super) metric: Metric,
-    pub(super) memory: Option<usize>,
-    pub(super) per_prompt: bool,
-    pub(super) per_token: bool,
-    pub(super) normalised: bool,
-    pub(super) interval: Option<u64>,
-    pub(super) journal: Option<PathBuf>,
-    pub(super) stop: Option<&'a AtomicBool>,
-    pub(super) estimate: Option<Estimate>,
-    pub(super) exact: usize,
+    pub(super) options: Options<'a>,
 }
 
 impl<'a> Paths<'a> {
+    options!();
+
     /// Noising: which paths are necessary for the behaviour? In the clean run, senders write their corrupted outputs.
     /// By default from every head to the logits. The prompts of the two batches must have the same lengths.
     ///
@@ -96,16 +87,7 @@ impl<'a> Paths<'a> {
             senders: Node::heads(model).into_iter().map(|node| vec![node]).collect(),
             receivers: vec![vec![Input::Logits]],
             freeze: Freeze { mlps: false },
-            metric: Metric::Loss,
-            memory: None,
-            per_prompt: false,
-            per_token: false,
-            normalised: false,
-            interval: None,
-            journal: None,
-            stop: None,
-            estimate: None,
-            exact: 0,
+            options: Options::default(),
         }
     }
 
@@ -180,160 +162,6 @@ impl<'a> Paths<'a> {
         self
     }
 
-    /// Sets the metric. Default: [`Metric::Loss`].
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).metric(Metric::logit(3)).run()?.len(), 12);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn metric(mut self, metric: Metric) -> Self {
-        self.metric = metric;
-        self
-    }
-
-    /// Limits the memory used besides the model, in bytes; see [`Sweep::memory`](crate::intervene::Sweep::memory).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// assert!(Paths::noise(&model, &clean, &corrupt).memory(1 << 20).explain()?.budget <= 1 << 20);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn memory(mut self, bytes: usize) -> Self {
-        self.memory = Some(bytes);
-        self
-    }
-
-    /// One row per pair and prompt, instead of the mean over prompts.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let clean = Tokens::new(&[vec![5, 6, 7, 8], vec![8, 7, 6, 5]])?;
-    /// let corrupt = Tokens::new(&[vec![5, 60, 7, 8], vec![8, 70, 6, 5]])?;
-    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).per_prompt().run()?.len(), 12 * 2);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn per_prompt(mut self) -> Self {
-        self.per_prompt = true;
-        self
-    }
-
-    /// One row per pair, prompt and predicted token; see [`Sweep::per_token`](crate::intervene::Sweep::per_token).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).per_token().run()?.len(), 12 * 3); // all but the first token
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn per_token(mut self) -> Self {
-        self.per_token = true;
-        self
-    }
-
-    /// Rescales the metric so that the corrupted run scores 0 and the clean run 1.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let table = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit(3)).normalised().run()?;
-    /// assert_eq!(table.f64("baseline")?[0], 1.0); // the clean run
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn normalised(mut self) -> Self {
-        self.normalised = true;
-        self
-    }
-
-    /// Adds a 95 % interval of the mean over prompts; see [`Sweep::interval`](crate::intervene::Sweep::interval).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let clean = Tokens::new(&[vec![5, 6, 7, 8], vec![8, 7, 6, 5]])?;
-    /// let corrupt = Tokens::new(&[vec![5, 60, 7, 8], vec![8, 70, 6, 5]])?;
-    /// let table = Paths::noise(&model, &clean, &corrupt).interval(0).run()?;
-    /// assert!(table.f64("low")?[0] <= table.f64("high")?[0]);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn interval(mut self, seed: u64) -> Self {
-        self.interval = Some(seed);
-        self
-    }
-
-    /// Estimates the effects of direct paths from gradients, all pairs from one forward and backward pass: edge
-    /// attribution patching (EAP, Syed et al. 2023), or EAP-IG with integrated gradients (Hanna et al. 2024). Needs
-    /// [`Paths::frozen_mlps`].
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let paths = Paths::noise(&model, &clean, &corrupt).frozen_mlps();
-    /// assert_eq!(paths.estimate(Estimate::Attribution).run()?.len(), 12);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn estimate(mut self, estimate: Estimate) -> Self {
-        self.estimate = Some(estimate);
-        self
-    }
-
-    /// Adds exact rows (`method` is `exact`) for the `n` pairs with the largest estimated effects. The table's
-    /// provenance says how well the two agree there (`agreement`: Pearson and Spearman correlation).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let paths = Paths::noise(&model, &clean, &corrupt).frozen_mlps().estimate(Estimate::Attribution);
-    /// assert_eq!(paths.exact(3).run()?.len(), 12 + 3);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn exact(mut self, n: usize) -> Self {
-        self.exact = n;
-        self
-    }
-
-    /// Writes finished pairs to this file, and skips those that an interrupted run of the same paths has already
-    /// written there; see [`Sweep::journal`](crate::intervene::Sweep::journal).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let path = std::env::temp_dir().join(format!("headscope-paths-{}.partial", std::process::id()));
-    /// assert_eq!(Paths::noise(&model, &clean, &corrupt).journal(&path).run()?.len(), 12);
-    /// assert!(path.exists() && std::fs::remove_file(path).is_ok());
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
-        self.journal = Some(path.as_ref().to_owned());
-        self
-    }
-
-    /// Ends the run with [`Error::Stopped`] soon after `stop` is set, for example by a signal handler.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let stop = std::sync::atomic::AtomicBool::new(true);
-    /// let stopped = Paths::noise(&model, &clean, &corrupt).stop(&stop).run();
-    /// assert!(matches!(stopped, Err(Error::Stopped { .. })));
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
-        self.stop = Some(stop);
-        self
-    }
-
     /// The pairs of sender and receiver between which a path leads.
     pub(super) fn pairs(&self) -> Result<Vec<(usize, usize)>> {
         self.check()?;
@@ -379,24 +207,7 @@ impl<'a> Paths<'a> {
         if self.receivers.iter().any(|inputs| inputs.len() > 1 && inputs.contains(&Input::Logits)) {
             return Err(Error::argument("receivers", "the logits by themselves", "a set with others"));
         }
-        if self.normalised && self.metric.is_relative() {
-            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
-        }
-        if self.interval.is_some() && (self.per_prompt || self.per_token) {
-            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
-        }
-        match self.estimate {
-            Some(_) if self.per_token => {
-                return Err(Error::argument("estimate", "one value a prompt", "one row a token"));
-            }
-            Some(_) if self.journal.is_some() => {
-                return Err(Error::argument("journal", "exact paths", "estimates, which take one pass"));
-            }
-            None if self.exact > 0 => {
-                return Err(Error::argument("exact", "estimates beside which to put them", "exact paths"));
-            }
-            _ => {}
-        }
+        self.options.check()?;
         same_lengths(self.tokens, self.other)
     }
 
@@ -437,19 +248,14 @@ impl<'a> Paths<'a> {
     pub(super) fn provenance(&self) -> Result<Provenance> {
         let options = serde_json::json!({
             "change": "path patching",
-            "estimate": self.estimate,
             "direction": if self.denoises { "denoise" } else { "noise" },
             "senders": self.senders,
             "receivers": self.receivers,
             "mlps": if self.freeze.mlps { "frozen" } else { "recomputed" },
-            "metric": format!("{:?}", self.metric),
-            "normalised": self.normalised,
-            "per_prompt": self.per_prompt,
-            "per_token": self.per_token,
-            "interval": self.interval,
             "tokens": self.tokens.provenance(),
             "reference": self.other.provenance(),
         });
+        let options = self.options.describe(options);
         self.model.provenance(options, None)
     }
 }

@@ -6,13 +6,12 @@ use ndarray::{Array2, ArrayView1};
 use tch::Tensor;
 
 use super::{Input, Node, Paths};
-use crate::error::{Error, Result};
-use crate::file::sha256;
+use crate::error::Result;
 use crate::intervene::engine::{
-    Engine, Explanation, Journal, Kept, Machine, Outcome, Part, Place, Setup, Strategy, Variant, side_by_side, to_array,
+    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
+    largest, side_by_side, to_array,
 };
 use crate::intervene::metric::Metric;
-use crate::intervene::sweep::{self, Estimate, REFERENCE};
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
@@ -40,10 +39,10 @@ impl Paths<'_> {
     pub fn run(&self) -> Result<Table> {
         let pairs = self.pairs()?;
         let provenance = self.provenance()?;
-        tch::no_grad(|| match self.estimate {
+        tch::no_grad(|| match self.options.estimate {
             Some(estimate) => self.estimated(&pairs, estimate, provenance),
             None => {
-                let mut journal = self.open_journal(&provenance)?;
+                let mut journal = self.options.open_journal(&provenance)?;
                 let (outcome, values) = self.values(&pairs, journal.as_mut())?;
                 let rows = pairs.iter().zip(values.outer_iter());
                 let rows = rows.map(|(&(s, r), values)| outcome.rows(&self.keys(s, r), &values.to_vec()));
@@ -55,7 +54,7 @@ impl Paths<'_> {
     /// The exact metric of each pair, `[pair, cell]`.
     fn values(&self, pairs: &[Pair], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
         let shares = self.shares(1)?;
-        let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
+        let mut outcome = Outcome::new(&self.options, self.denoises);
         let mut progress = Progress::new("paths", pairs.len() * shares.len());
         let mut parts = vec![];
         for share in &shares {
@@ -71,10 +70,10 @@ impl Paths<'_> {
     }
 
     /// The table of estimates, with the exact rows requested by [`Paths::exact`].
-    fn estimated(&self, pairs: &[Pair], estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
+    fn estimated(&self, pairs: &[Pair], estimate: Estimate, provenance: Provenance) -> Result<Table> {
         self.check_edges(estimate)?;
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
-        let mut outcome = Outcome::new(&self.metric, self.denoises, self.per_prompt, self.interval);
+        let mut outcome = Outcome::new(&self.options, self.denoises);
         let mut parts = vec![];
         for share in self.shares(self.model.config().n_layers.saturating_mul(steps))? {
             let engine = Engine::new(share.setup(), &[], &[])?;
@@ -82,23 +81,11 @@ impl Paths<'_> {
             parts.push(share.edge_effects(&engine, pairs, estimate)?);
         }
         let effects = side_by_side(&parts)?;
-        let keys = |(s, r): Pair, method: &str| Keys { method: Some(method.to_owned()), ..self.keys(s, r) };
-        let mut rows = vec![];
-        for (&pair, effect) in pairs.iter().zip(effects.outer_iter()) {
-            let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| effect + base).collect();
-            rows.extend(outcome.rows(&keys(pair, estimate.name()), &values)?);
-        }
-        let largest = sweep::largest(&effects, self.exact);
-        if !largest.is_empty() {
-            let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
-            let (_, values) = self.values(&chosen, None)?;
-            for (&pair, values) in chosen.iter().zip(values.outer_iter()) {
-                rows.extend(outcome.rows(&keys(pair, "exact"), &values.to_vec())?);
-            }
-            let agreement = sweep::agreement(&largest, &effects, &values, &outcome.baseline);
-            provenance.options["what"]["agreement"] = agreement;
-        }
-        Table::new(rows, provenance)
+        let largest = largest(&effects, self.options.exact);
+        let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
+        let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
+        let keys: Vec<Keys> = pairs.iter().map(|&(s, r)| self.keys(s, r)).collect();
+        outcome.estimated(estimate, &keys, &effects, &largest, &exact, provenance)
     }
 
     /// How would the paths be computed? Explains the receivers' passes, one per pair; the sender's pass before them,
@@ -118,31 +105,19 @@ impl Paths<'_> {
     pub fn explain(&self) -> Result<Explanation> {
         let pairs = self.pairs()?;
         tch::no_grad(|| {
-            let mut whole: Option<Explanation> = None;
-            for share in self.shares(1)? {
-                let variants: Vec<Variant> =
-                    pairs.iter().filter_map(|&(_, r)| receiving(&self.receivers[r], "")).collect();
-                let explained = share.engine()?.explain(&variants)?;
-                whole = Some(whole.map_or_else(|| explained.clone(), |whole| whole.and(&explained)));
-            }
-            whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
+            let variants = pairs.iter().filter_map(|&(_, r)| receiving(&self.receivers[r], ""));
+            let variants: Vec<Variant> = variants.collect();
+            Explanation::of_parts(self.shares(1)?.iter().map(|share| share.engine()?.explain(&variants)))
         })
-    }
-
-    fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
-        let Some(path) = &self.journal else { return Ok(None) };
-        self.metric.check_told_apart()?;
-        let options = [&provenance.model, &provenance.sha256, &provenance.options.to_string()];
-        Journal::open(path, &sha256(serde_json::json!(options).to_string().as_bytes())).map(Some)
     }
 
     /// Splits the batch into parts that fit into memory if a pass holds its activations `held` times.
     fn shares(&self, held: usize) -> Result<Vec<Share<'_>>> {
         let batch = self.tokens.batch();
-        let machine = Machine::of(self.model, Strategy::Auto, self.memory);
+        let machine = Machine::of(self.model, Strategy::Auto, self.options.memory);
         let share = |part: Part, kept: usize| {
             let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
-            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.metric)?, part, machine, kept })
+            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.options.metric)?, part, machine, kept })
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
@@ -151,7 +126,7 @@ impl Paths<'_> {
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0).saturating_mul(held);
         let pass = pass.saturating_add(setup.bytes_at(&self.reads().0));
-        let custom = matches!(self.metric, Metric::Custom { .. }); // a custom metric sees the whole batch
+        let custom = matches!(self.options.metric, Metric::Custom { .. }); // a custom metric sees the whole batch
         let most = if custom { batch } else { machine.memory / (kept.saturating_add(pass) / batch).max(1) };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
@@ -197,11 +172,11 @@ impl<'a> Share<'a> {
             model: self.paths.model,
             tokens: &self.tokens,
             metric: &self.metric,
-            per_token: self.paths.per_token,
+            per_token: self.paths.options.per_token,
             strategy: Strategy::Auto,
             machine: self.machine,
             kept: self.kept,
-            stop: self.paths.stop,
+            stop: self.paths.options.stop,
         }
     }
 
@@ -219,7 +194,7 @@ impl<'a> Share<'a> {
 
     /// Adds the cells and the baseline of this part.
     fn add_to(&self, outcome: &mut Outcome<'_>, engine: &Engine<'_>) -> Result<()> {
-        let other = match self.paths.normalised {
+        let other = match self.paths.options.normalised {
             true => Some(Engine::new(Setup { tokens: &self.other, ..self.setup() }, &[], &[])?.baseline),
             false => None,
         };

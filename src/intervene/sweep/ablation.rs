@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::intervene::engine::REFERENCE;
 use crate::model::{Action, Tokens};
 
 /// What replaces an ablated activation.
@@ -26,9 +27,6 @@ pub enum Ablation {
         seed: u64,
     },
 }
-
-/// The bank's key for a sweep's reference activations.
-pub(in crate::intervene) const REFERENCE: &str = "reference";
 
 impl Ablation {
     /// The action of its edits. All but zero ablation read [`REFERENCE`].

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::ablation::{Ablation, REFERENCE};
+use super::ablation::Ablation;
+use crate::intervene::engine::REFERENCE;
 use crate::model::Action;
 
 /// A sweep's own action on the sites that [`Sweep::each`](super::Sweep::each) selects.

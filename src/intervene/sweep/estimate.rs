@@ -3,90 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::intervene::engine::{Engine, Setup, Variant, to_array};
-use crate::intervene::metric::{Metric, Output};
+use crate::intervene::engine::{Engine, Estimate, Gradients, Setup, Variant, back, to_array};
 use crate::model::{
     Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Window, Wire, Wires, Wiring,
 };
-use crate::stats::{pearson, spearman};
-
-/// How to estimate the effects of a sweep, or of paths, from gradients.
-///
-/// Below, a are the activations of the unchanged run, a' those of a variant, and m is the metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Estimate {
-    /// Attribution patching (Nanda 2023): `(a' - a) . dm/da` at the unchanged run. Exact if the metric is linear in a;
-    /// otherwise the error is of second order in the change. One forward and one backward pass for all variants.
-    Attribution,
-    /// Integrated gradients (Sundararajan et al. 2017): `(a' - a) . (mean of dm/da at a + (k - 1/2)/steps (a' - a))`, k
-    /// from 1 to `steps`, with the whole site moving. Accounts for saturation. One pass per site and step.
-    IntegratedGradients {
-        /// Number of steps.
-        steps: usize,
-    },
-    /// AtP* (Kramár et al. 2024): attribution patching with two corrections. Queries and keys are evaluated through the
-    /// softmax, `(pattern' - pattern) . dm/dpattern`. And gradients are taken L times, each time blocked at one of the
-    /// L layers, so that direct and indirect effects cannot cancel in all of them. The effect is a magnitude per
-    /// prompt: `1/(L - 1)` times the sum of `|estimate|` over the blocked layers.
-    AtpStar,
-}
-
-impl Estimate {
-    /// The name in column `method`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Attribution => "attribution",
-            Self::IntegratedGradients { .. } => "integrated_gradients",
-            Self::AtpStar => "atp_star",
-        }
-    }
-
-    pub(in crate::intervene) fn check(self, metric: &Metric) -> Result<()> {
-        if matches!(self, Self::IntegratedGradients { steps: 0 }) {
-            return Err(Error::argument("steps", "at least 1", 0));
-        }
-        if metric.is_relative() || matches!(metric, Metric::Rank(_) | Metric::Accuracy) {
-            return Err(Error::argument("metric", "one with a gradient at the unchanged run", metric.name()));
-        }
-        Ok(())
-    }
-}
-
-/// Gradients of each prompt's metric, by site. A site that does not affect the metric has none.
-pub(in crate::intervene) type Gradients = BTreeMap<Site, Tensor>;
-
-/// One forward and backward pass: the activations that the program records, and the gradients there.
-pub(in crate::intervene) fn back(
-    setup: &Setup<'_>,
-    engine: &Engine<'_>,
-    program: &Program,
-    joins: &Joins<'_>,
-) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
-    let Setup { model, tokens, .. } = *setup;
-    let config = model.config();
-    tch::with_grad(|| {
-        let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-        let mut pass = pass.with_types(tokens.types(model.device()));
-        let resid = pass.residual(joins, config.n_layers)?;
-        let logits = program.goes_past(config.n_layers - 1, model);
-        let logits = logits.then(|| pass.logits(&resid)).transpose()?;
-        let total = engine.reader.values(&Output { logits, ..Output::whole(&resid) })?.sum(Kind::Double);
-        let (taps, _) = pass.into_records();
-        let found = backward(&total, &taps.values().collect::<Vec<_>>())?;
-        let gradients = taps.keys().copied().zip(found).filter(|(_, gradient)| gradient.defined()).collect();
-        Ok((taps.into_iter().map(|(site, value)| (site, value.detach())).collect(), gradients))
-    })
-}
-
-/// The gradients of a scalar.
-pub(in crate::intervene) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
-    Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
-}
 
 /// Estimates the effects of a sweep's variants.
 pub(in crate::intervene) struct Estimator<'a> {
@@ -328,28 +251,4 @@ pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)>
         [Some(entry(site, wiring)), attends]
     });
     entries.flatten().flat_map(|entry| entry.needs(wiring)).collect()
-}
-
-/// The numbers of the `n` variants with the largest magnitude of effect, summed over the cells of `[variant, cell]`.
-pub(in crate::intervene) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
-    let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
-    let mut largest: Vec<usize> = (0..size.len()).collect();
-    largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
-    largest.truncate(n);
-    largest
-}
-
-/// Pearson and Spearman correlation between the estimated and the exact values, `[variant, cell]`, of some variants;
-/// null if either is constant.
-pub(in crate::intervene) fn agreement(
-    numbers: &[usize],
-    effects: &Array2<f64>,
-    exact: &Array2<f64>,
-    baseline: &[f64],
-) -> serde_json::Value {
-    let base: f64 = baseline.iter().sum();
-    let estimates: Vec<f64> = numbers.iter().map(|&number| base + effects.row(number).sum()).collect();
-    let exact: Vec<f64> = exact.outer_iter().map(|row| row.sum()).collect();
-    let (pearson, spearman) = (pearson(&estimates, &exact).ok(), spearman(&estimates, &exact).ok());
-    serde_json::json!({ "variants": exact.len(), "pearson": pearson, "spearman": spearman })
 }

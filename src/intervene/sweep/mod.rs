@@ -9,24 +9,18 @@ mod sets;
 mod shapley;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use tch::Tensor;
 
 pub use self::ablation::Ablation;
-pub(in crate::intervene) use self::ablation::REFERENCE;
 pub use self::axes::Every;
 use self::change::{Change, Direction};
-pub use self::estimate::Estimate;
-pub(in crate::intervene) use self::estimate::{Gradients, agreement, back, backward, largest};
 pub(in crate::intervene) use self::sets::name_of;
 pub use self::sets::{Subsets, subsets};
 pub(crate) use self::shapley::MOST;
 pub use self::shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
-use super::engine::{Strategy, Variant};
+use super::engine::{Estimate, Options, Strategy, Variant, options};
 use super::metric::Metric;
-use crate::error::{Error, Result};
 use crate::model::{Action, Bank, Edit, Model, Run, Site, Tokens};
 use crate::table::Keys;
 
@@ -52,22 +46,15 @@ pub struct Sweep<'a> {
     pub(super) references: Option<&'a Tokens>,
     change: Change,
     pub(super) variants: Vec<Variant>,
-    pub(super) metric: Metric,
     pub(super) strategy: Strategy,
-    pub(super) memory: Option<usize>,
-    pub(super) per_prompt: bool,
-    pub(super) per_token: bool,
-    pub(super) normalised: bool,
-    pub(super) interval: Option<u64>,
-    pub(super) journal: Option<PathBuf>,
-    pub(super) stop: Option<&'a AtomicBool>,
+    pub(super) options: Options<'a>,
     /// Tensors and activations of other runs that edits refer to.
     pub(super) bank: Bank,
-    pub(super) estimate: Option<Estimate>,
-    pub(super) exact: usize,
 }
 
 impl<'a> Sweep<'a> {
+    options!();
+
     /// Ablation: how much does the model rely on each head? By default one variant per head of every layer; choose
     /// others with [`Sweep::each`] or [`Sweep::variants`].
     pub fn ablate(model: &'a Model, tokens: &'a Tokens, ablation: Ablation) -> Self {
@@ -134,36 +121,11 @@ impl<'a> Sweep<'a> {
             references: None,
             change,
             variants: vec![],
-            metric: Metric::Loss,
             strategy: Strategy::Auto,
-            memory: None,
-            per_prompt: false,
-            per_token: false,
-            normalised: false,
-            interval: None,
-            journal: None,
-            stop: None,
+            options: Options::default(),
             bank: Bank::default(),
-            estimate: None,
-            exact: 0,
         };
         sweep.each(Site::Z, Every::Head)
-    }
-
-    /// Rescales the metric so that the corrupted run scores 0 and the clean run 1. For patching only.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let (clean, corrupt) = (Tokens::new(&[vec![5, 6, 7, 8]])?, Tokens::new(&[vec![5, 60, 7, 8]])?);
-    /// let sweep = Sweep::patch(&model, &clean, &corrupt).each(Site::ResidPre, Every::Layer);
-    /// let table = sweep.metric(Metric::logit_difference(3, 4)).normalised().run()?;
-    /// assert!((table.f64("value")?[0] - 1.0).abs() < 1e-3); // the whole stream restores everything
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn normalised(mut self) -> Self {
-        self.normalised = true;
-        self
     }
 
     /// One variant per index of an axis (`Every::Head`), or per combination of indices of several axes, in every layer.
@@ -330,21 +292,6 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// Sets the metric. Default: [`Metric::Loss`].
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::probability(3)).run()?;
-    /// assert!(table.f64("value")?.iter().all(|p| (0.0..=1.0).contains(p)));
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn metric(mut self, metric: Metric) -> Self {
-        self.metric = metric;
-        self
-    }
-
     /// Sets the prompts that a mean ablation averages over and a resampling ablation draws from. Default: the batch
     /// itself. It is an error if the sweep is a patch or no edit reads the reference.
     ///
@@ -376,142 +323,4 @@ impl<'a> Sweep<'a> {
         self.strategy = strategy;
         self
     }
-
-    /// Limits the memory used besides the model, in bytes: for the unchanged run, the activations that edits read, and
-    /// stacked variants. Default: a quarter of what is free on the model's device.
-    ///
-    /// If all prompts together need more, the batch is split, down to one variant of one prompt at a time. A custom
-    /// metric sees the whole batch, so with one the batch is never split.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// assert!(Sweep::ablate(&model, &tokens, Ablation::Zero).memory(1 << 20).explain()?.budget <= 1 << 20);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn memory(mut self, bytes: usize) -> Self {
-        self.memory = Some(bytes);
-        self
-    }
-
-    /// One row per variant and prompt, instead of the mean over prompts.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
-    /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).per_prompt().run()?.len(), 12 * 2);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn per_prompt(mut self) -> Self {
-        self.per_prompt = true;
-        self
-    }
-
-    /// One row per variant, prompt and predicted token, whose position is column `target`: for example the per-token
-    /// loss. Needs a metric that is a mean over tokens ([`Metric::by_token`]).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).per_token().run()?;
-    /// assert_eq!(table.len(), 12 * 4); // the first token is not predicted
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn per_token(mut self) -> Self {
-        self.per_token = true;
-        self
-    }
-
-    /// Adds a 95 % interval of the mean over prompts (columns `low` and `high`): a percentile bootstrap over prompts
-    /// with this seed. If the prompts are independent, it shows how much the value depends on their choice.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
-    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).interval(0).run()?;
-    /// assert!(table.f64("low")?[0] <= table.f64("high")?[0]);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn interval(mut self, seed: u64) -> Self {
-        self.interval = Some(seed);
-        self
-    }
-
-    /// Writes finished variants to this file, and skips those that an interrupted run of the same sweep has already
-    /// written there. The file is kept; delete it once you have the table.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let path = std::env::temp_dir().join(format!("headscope-sweep-{}.partial", std::process::id()));
-    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).journal(&path).run()?;
-    /// assert!(path.exists() && std::fs::remove_file(path).is_ok());
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn journal(mut self, path: impl AsRef<Path>) -> Self {
-        self.journal = Some(path.as_ref().to_owned());
-        self
-    }
-
-    /// Ends the run with [`Error::Stopped`] soon after `stop` is set, for example by a signal handler.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let stop = std::sync::atomic::AtomicBool::new(true);
-    /// let stopped = Sweep::ablate(&model, &tokens, Ablation::Zero).stop(&stop).run();
-    /// assert!(matches!(stopped, Err(Error::Stopped { .. })));
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn stop(mut self, stop: &'a AtomicBool) -> Self {
-        self.stop = Some(stop);
-        self
-    }
-
-    /// Estimates the effects from gradients instead of computing them. Column `method` names the estimate.
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).estimate(Estimate::Attribution);
-    /// assert_eq!(sweep.run()?.len(), 12);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn estimate(mut self, estimate: Estimate) -> Self {
-        self.estimate = Some(estimate);
-        self
-    }
-
-    /// Adds exact rows (`method` is `exact`) for the `n` variants with the largest estimated effects. The table's
-    /// provenance says how well the two agree there (`agreement`: Pearson and Spearman correlation).
-    ///
-    /// ```
-    /// use headscope::prelude::*;
-    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
-    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).estimate(Estimate::Attribution);
-    /// assert_eq!(sweep.exact(3).run()?.len(), 12 + 3);
-    /// # Ok::<(), headscope::Error>(())
-    /// ```
-    pub fn exact(mut self, n: usize) -> Self {
-        self.exact = n;
-        self
-    }
-}
-
-/// Fails if the prompts of two batches differ in length, so that their positions do not correspond.
-pub(in crate::intervene) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
-    let (lengths, others) = (tokens.lengths(), other.lengths());
-    if lengths != others {
-        let expected = format!("prompts of the same lengths, {lengths:?}");
-        return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
-    }
-    Ok(())
 }

@@ -6,15 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::Array2;
 use tch::Tensor;
 
-use super::ablation::{self, Ablation, REFERENCE};
+use super::Sweep;
+use super::ablation::{self, Ablation};
 use super::change::{Change, Direction};
-use super::estimate::{self, Estimate, Estimator};
-use super::{Sweep, same_lengths};
+use super::estimate::{self, Estimator};
 use crate::error::{Error, Result};
 use crate::file::sha256;
 use crate::intervene::engine::{
-    Engine, Explanation, Journal, Kept, Machine, Outcome, Part, Place, Setup, Strategy, Variant, check_prompts,
-    side_by_side,
+    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
+    check_prompts, largest, same_lengths, side_by_side,
 };
 use crate::intervene::metric::Metric;
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
@@ -52,10 +52,10 @@ impl Sweep<'_> {
     pub fn run(&self) -> Result<Table> {
         self.check()?;
         let provenance = self.provenance()?;
-        tch::no_grad(|| match self.estimate {
+        tch::no_grad(|| match self.options.estimate {
             Some(estimate) => self.estimated(estimate, provenance),
             None => {
-                let mut journal = self.open_journal(&provenance)?;
+                let mut journal = self.options.open_journal(&provenance)?;
                 let (outcome, values) = self.values(&self.variants, journal.as_mut())?;
                 let rows = self.variants.iter().zip(values.outer_iter());
                 let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
@@ -86,7 +86,7 @@ impl Sweep<'_> {
     }
 
     /// The table of estimates, with the exact rows requested by [`Sweep::exact`].
-    fn estimated(&self, estimate: Estimate, mut provenance: Provenance) -> Result<Table> {
+    fn estimated(&self, estimate: Estimate, provenance: Provenance) -> Result<Table> {
         let needs = estimate::needs(&self.variants, self.model.wiring());
         let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
         let (mut outcome, mut parts) = (self.outcome(), vec![]);
@@ -99,23 +99,11 @@ impl Sweep<'_> {
             parts.push(Estimator::new(setup, &engine, &bank, &share.variants)?.effects(&share.variants, estimate)?);
         }
         let effects = side_by_side(&parts)?;
-        let keys = |variant: &Variant, method: &str| Keys { method: Some(method.to_owned()), ..variant.keys.clone() };
-        let mut rows = vec![];
-        for (variant, effect) in self.variants.iter().zip(effects.outer_iter()) {
-            let values: Vec<f64> = effect.iter().zip(&outcome.baseline).map(|(effect, base)| base + effect).collect();
-            rows.extend(outcome.rows(&keys(variant, estimate.name()), &values)?);
-        }
-        let largest = estimate::largest(&effects, self.exact);
+        let largest = largest(&effects, self.options.exact);
         let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
-        if !chosen.is_empty() {
-            let (_, values) = self.values(&chosen, None)?;
-            for (variant, values) in chosen.iter().zip(values.outer_iter()) {
-                rows.extend(outcome.rows(&keys(variant, "exact"), &values.to_vec())?);
-            }
-            let agreement = estimate::agreement(&largest, &effects, &values, &outcome.baseline);
-            provenance.options["what"]["agreement"] = agreement;
-        }
-        Table::new(rows, provenance)
+        let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
+        let keys: Vec<Keys> = self.variants.iter().map(|variant| variant.keys.clone()).collect();
+        outcome.estimated(estimate, &keys, &effects, &largest, &exact, provenance)
     }
 
     /// How would the sweep be computed? Which variants are stacked and where they join the pass, how many
@@ -138,20 +126,17 @@ impl Sweep<'_> {
         self.check()?;
         tch::no_grad(|| {
             let course = self.course(&self.variants, &[], 1)?;
-            let mut whole: Option<Explanation> = None;
-            for &part in &course.parts {
+            let explain = |&part: &Part| {
                 let share = self.share(part, &self.variants, course.kept)?;
-                let engine = Engine::new(self.setup(&share, course.machine), &share.variants, &[])?;
-                let explained = engine.explain(&share.variants)?;
-                whole = Some(whole.map_or_else(|| explained.clone(), |whole| whole.and(&explained)));
-            }
-            whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
+                Engine::new(self.setup(&share, course.machine), &share.variants, &[])?.explain(&share.variants)
+            };
+            Explanation::of_parts(course.parts.iter().map(explain))
         })
     }
 
     fn outcome(&self) -> Outcome<'_> {
         let denoises = self.change == Change::Patch(Direction::Denoise);
-        Outcome::new(&self.metric, denoises, self.per_prompt, self.interval)
+        Outcome::new(&self.options, denoises)
     }
 
     /// Plans the batch. `held` is how many times a variant's activations are held at once: the number of layers if
@@ -159,12 +144,12 @@ impl Sweep<'_> {
     fn course(&self, variants: &[Variant], more: &[(usize, Wire)], held: usize) -> Result<Course> {
         let batch = self.tokens.batch();
         check_prompts(variants, self.model.config(), self.tokens)?;
-        let machine = Machine::of(self.model, self.strategy, self.memory);
+        let machine = Machine::of(self.model, self.strategy, self.options.memory);
         let share = Share {
             part: Part::whole(batch),
             tokens: self.tokens.clone(),
             variants: vec![],
-            metric: self.metric.clone(),
+            metric: self.options.metric.clone(),
             kept: 0,
         };
         let setup = self.setup(&share, machine);
@@ -173,7 +158,7 @@ impl Sweep<'_> {
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // A custom metric sees the whole batch, and the naive strategy is not split.
-        let whole = self.strategy == Strategy::Naive || matches!(self.metric, Metric::Custom { .. });
+        let whole = self.strategy == Strategy::Naive || matches!(self.options.metric, Metric::Custom { .. });
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
         let draws = match self.change {
@@ -190,13 +175,13 @@ impl Sweep<'_> {
             part,
             tokens: part.tokens(self.tokens)?,
             variants: part.variants(variants),
-            metric: part.metric(&self.metric)?,
+            metric: part.metric(&self.options.metric)?,
             kept: kept / part.of * part.n,
         })
     }
 
     fn setup<'b>(&'b self, share: &'b Share, machine: Machine) -> Setup<'b> {
-        let (model, per_token, strategy, stop) = (self.model, self.per_token, self.strategy, self.stop);
+        let (model, per_token, strategy, stop) = (self.model, self.options.per_token, self.strategy, self.options.stop);
         Setup {
             model,
             tokens: &share.tokens,
@@ -211,7 +196,7 @@ impl Sweep<'_> {
 
     /// The metric of the run that patches come from, if values are normalised.
     fn other_end(&self, share: &Share, course: &Course) -> Result<Option<Vec<f64>>> {
-        let Some(other) = self.other.filter(|_| self.normalised) else { return Ok(None) };
+        let Some(other) = self.other.filter(|_| self.options.normalised) else { return Ok(None) };
         let tokens = share.part.tokens(other)?;
         let setup = Setup { tokens: &tokens, ..self.setup(share, course.machine) };
         Ok(Some(Engine::new(setup, &[], &[])?.baseline))
@@ -283,19 +268,6 @@ impl Sweep<'_> {
         Ok(bank)
     }
 
-    /// Opens the journal, if one was requested, under a hash of everything that defines this sweep.
-    fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
-        let Some(path) = &self.journal else { return Ok(None) };
-        self.metric.check_told_apart()?;
-        let all = serde_json::json!({
-            "model": [&provenance.model, &provenance.sha256],
-            "options": provenance.options,
-            "variants": self.variants.iter().map(|variant| &variant.edits).collect::<Vec<_>>(),
-        });
-        Journal::open(path, &sha256(all.to_string().as_bytes())).map(Some)
-    }
-
-    /// Fails if options contradict each other.
     fn check(&self) -> Result<()> {
         if self.variants.is_empty() {
             return Err(Error::argument("variants", "at least one", "none"));
@@ -307,10 +279,7 @@ impl Sweep<'_> {
             let expected = format!("another key than `{REFERENCE}`, which is what a patch or an ablation reads");
             return Err(Error::argument("with", expected, REFERENCE));
         }
-        if self.interval.is_some() && (self.per_prompt || self.per_token) {
-            return Err(Error::argument("interval", "the mean over prompts", "one row a prompt or token"));
-        }
-        self.check_estimate()?;
+        self.options.check()?;
         let mut edits = self.variants.iter().flat_map(|variant| &variant.edits);
         let reads = edits.any(|edit| edit.action.key() == Some(REFERENCE));
         if self.references.is_some() && (self.other.is_some() || !reads) {
@@ -319,45 +288,23 @@ impl Sweep<'_> {
         }
         let Change::Patch(_) = self.change else {
             let found = if self.change == Change::KnockOut { "a knock-out" } else { "an ablation" };
-            return if self.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
+            return if self.options.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
         };
-        if self.normalised && self.metric.is_relative() {
-            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
-        }
         same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
-    }
-
-    fn check_estimate(&self) -> Result<()> {
-        match self.estimate {
-            Some(_) if self.per_token => Err(Error::argument("estimate", "one value a prompt", "one row a token")),
-            Some(_) if self.journal.is_some() => {
-                Err(Error::argument("journal", "an exact sweep", "estimates, which take one pass"))
-            }
-            Some(estimate) => estimate.check(&self.metric),
-            None if self.exact > 0 => {
-                Err(Error::argument("exact", "estimates beside which to put them", "an exact sweep"))
-            }
-            None => Ok(()),
-        }
     }
 
     fn provenance(&self) -> Result<Provenance> {
         let edits = self.variants.iter().flat_map(|variant| &variant.edits);
         let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
-        let mut options = serde_json::json!({
+        let options = serde_json::json!({
             "change": self.change,
             "sites": sites,
             "variants": self.variants.len(),
-            "metric": format!("{:?}", self.metric),
-            "normalised": self.normalised,
-            "per_prompt": self.per_prompt,
-            "per_token": self.per_token,
-            "interval": self.interval,
-            "estimate": self.estimate,
             "strategy": format!("{:?}", self.strategy),
             "tokens": self.tokens.provenance(),
             "reference": self.other.or(self.references).map(Tokens::provenance),
         });
+        let mut options = self.options.describe(options);
         let mut activations = serde_json::Map::new();
         for (key, site, tensor) in self.bank.entries() {
             let flat = tensor.to_kind(tch::Kind::Double).flatten(0, -1).to_device(tch::Device::Cpu);
