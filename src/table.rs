@@ -144,7 +144,7 @@ pub struct Table {
 pub struct Reserved(#[expect(dead_code, reason = "held until it is dropped")] file::Lock);
 
 /// A column as an axis: numbers are used as indices, and texts are numbered in order of first appearance.
-pub(crate) struct Places {
+pub(crate) struct Indices {
     /// The texts.
     pub names: Option<Vec<String>>,
     /// The index of each row; `None` if the value is missing.
@@ -211,12 +211,12 @@ impl Table {
     }
 
     /// The index of each row along the axis that a column forms.
-    pub(crate) fn places(&self, column: &str) -> Result<Places> {
+    pub(crate) fn places(&self, column: &str) -> Result<Indices> {
         let doing = || Error::table(format!("reading column `{column}`"));
         let series = self.frame.column(column).map_err(doing())?;
         if series.dtype() != &DataType::String {
             let whole = |value: f64| (value >= 0.0).then_some(value as usize);
-            return Ok(Places { names: None, rows: self.f64(column)?.into_iter().map(whole).collect() });
+            return Ok(Indices { names: None, rows: self.f64(column)?.into_iter().map(whole).collect() });
         }
         let mut names: Vec<String> = vec![];
         let mut place = |name: &str| {
@@ -226,7 +226,7 @@ impl Table {
             })
         };
         let rows = series.str().map_err(doing())?.iter().map(|name| name.map(&mut place)).collect();
-        Ok(Places { names: Some(names), rows })
+        Ok(Indices { names: Some(names), rows })
     }
 
     /// The effect of the intervention, `value - baseline`, for each row.

@@ -205,7 +205,7 @@ fn atp_star_is_compared_as_magnitudes() {
         let agreement = &table.provenance().options["what"]["agreement"];
         assert_eq!(agreement["of"], "magnitudes of effects");
         let estimates = sweep_effects(&table, "atp_star");
-        let sizes: Vec<f64> = (0..n).map(|v| (0..3).map(|prompt| exact[v * 3 + prompt].abs()).sum()).collect();
+        let sizes: Vec<f64> = (0..n).map(|v| (0..3).map(|prompt| exact[prompt * n + v].abs()).sum()).collect();
         let expected = headscope::stats::pearson(&estimates, &sizes).unwrap();
         assert_near("agreement", agreement["pearson"].as_f64().unwrap(), expected, MODEL);
     }

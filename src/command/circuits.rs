@@ -25,7 +25,7 @@ pub struct CircuitsCommand {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
-    question: Question,
+    question: CircuitQuestion,
     /// Ranks to truncate to, separated by commas [default: the powers of two up to the heads' width]
     #[arg(long, value_name = "RANKS", value_delimiter = ',', requires = "truncate")]
     ranks: Vec<usize>,
@@ -63,7 +63,7 @@ pub struct CircuitsCommand {
 
 #[derive(Args)]
 #[group(required = true, multiple = false)]
-struct Question {
+struct CircuitQuestion {
     /// The spectrum of every head's circuit, and its effective dimensions
     #[arg(long, value_enum, value_name = "CIRCUIT")]
     svd: Option<Which>,
@@ -148,7 +148,7 @@ impl CircuitsCommand {
 
     /// Rejects options that would have no effect.
     fn check(&self) -> Result<()> {
-        let Question { svd, composition, similarity, truncate, .. } = &self.question;
+        let CircuitQuestion { svd, composition, similarity, truncate, .. } = &self.question;
         let (prompts, costs) = (self.prompts.0.is_some(), self.together || self.random.is_some());
         if (self.null.is_some() || self.seed.is_some()) && svd.is_none() && (truncate.is_none() || prompts) {
             bail!("--null, --seed: expected --svd with them, or --truncate without prompts");

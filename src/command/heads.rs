@@ -25,7 +25,7 @@ pub struct Heads {
     prompts: PromptArguments,
     /// Compare every pair of heads on the prompts instead of scoring them
     #[arg(long, value_enum)]
-    similarity: Option<Measure>,
+    similarity: Option<HeadMeasure>,
     /// Scores, separated by commas: previous_token, back_3, induction, ...; by default all
     #[arg(long, value_delimiter = ',', conflicts_with = "similarity")]
     scores: Vec<String>,
@@ -47,7 +47,7 @@ pub struct Heads {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Measure {
+enum HeadMeasure {
     /// Jensen-Shannon divergence of their patterns over ln 2: 0 is the same
     JensenShannon,
     /// Linear CKA of the head outputs: 1 is the same up to rotation and scale
@@ -63,9 +63,9 @@ impl Heads {
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
         let table = match self.similarity {
-            Some(Measure::JensenShannon) => similarity(&model, &tokens, Similarity::JensenShannon)?,
-            Some(Measure::Cka) => similarity(&model, &tokens, Similarity::Cka)?,
-            Some(Measure::Cca) => similarity(&model, &tokens, Similarity::Cca)?,
+            Some(HeadMeasure::JensenShannon) => similarity(&model, &tokens, Similarity::JensenShannon)?,
+            Some(HeadMeasure::Cka) => similarity(&model, &tokens, Similarity::Cka)?,
+            Some(HeadMeasure::Cca) => similarity(&model, &tokens, Similarity::Cca)?,
             None => {
                 let mut options = PatternOptions { seed: self.seed, ..PatternOptions::default() };
                 if !scores.is_empty() {

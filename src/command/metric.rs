@@ -11,7 +11,7 @@ use super::json;
 pub struct MetricArguments {
     /// The metric; by default the loss or, for a model without logits, the embedding distance
     #[arg(long, value_enum)]
-    metric: Option<Measure>,
+    metric: Option<MetricName>,
     /// The answers: a JSON list with an id or a pair [correct id, wrong id] for each prompt, or @FILE with such a list
     #[arg(long, value_name = "JSON|@FILE")]
     answers: Option<String>,
@@ -24,7 +24,7 @@ pub struct MetricArguments {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Measure {
+enum MetricName {
     Loss,
     Accuracy,
     Kl,
@@ -37,14 +37,14 @@ enum Measure {
 
 impl MetricArguments {
     pub fn metric(&self, model: &Model) -> Result<Metric> {
-        let usual = if model.config().has_logits() { Measure::Loss } else { Measure::EmbeddingDistance };
+        let usual = if model.config().has_logits() { MetricName::Loss } else { MetricName::EmbeddingDistance };
         let measure = self.metric.unwrap_or(usual);
         let answered = self.answers.is_some() || self.correct.is_some();
         let whole = match measure {
-            Measure::Loss => Some(Metric::Loss),
-            Measure::Accuracy => Some(Metric::Accuracy),
-            Measure::Kl => Some(Metric::Kl),
-            Measure::EmbeddingDistance => Some(Metric::EmbeddingDistance),
+            MetricName::Loss => Some(Metric::Loss),
+            MetricName::Accuracy => Some(Metric::Accuracy),
+            MetricName::Kl => Some(Metric::Kl),
+            MetricName::EmbeddingDistance => Some(Metric::EmbeddingDistance),
             _ => None,
         };
         if let Some(metric) = whole {
@@ -58,12 +58,12 @@ impl MetricArguments {
         }
         let (correct, wrong) = self.answers()?;
         Ok(match (measure, wrong) {
-            (Measure::LogitDifference, Some(wrong)) => Metric::LogitDifference(correct, wrong),
-            (Measure::LogitDifference, None) => {
+            (MetricName::LogitDifference, Some(wrong)) => Metric::LogitDifference(correct, wrong),
+            (MetricName::LogitDifference, None) => {
                 bail!("the logit difference needs --answers with pairs, or --correct and --wrong")
             }
-            (Measure::Probability, _) => Metric::Probability(correct),
-            (Measure::Rank, _) => Metric::Rank(correct),
+            (MetricName::Probability, _) => Metric::Probability(correct),
+            (MetricName::Rank, _) => Metric::Rank(correct),
             _ => Metric::Logit(correct),
         })
     }

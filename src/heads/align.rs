@@ -124,7 +124,7 @@ impl Aligned {
             if asked.is_empty() {
                 continue;
             }
-            let reader = Reader::new(self, &numbers, &asked, looking, model);
+            let reader = WordMaps::new(self, &numbers, &asked, looking, model);
             let tokens = select(&self.tokens, &numbers)?;
             let mut found: Vec<Vec<i32>> = vec![vec![]; asked.len()];
             model.each_layer(&tokens, &[Site::Pattern], |layer, run| {
@@ -192,7 +192,7 @@ impl Asked {
 }
 
 /// The tensors that map a batch's patterns from tokens to words.
-struct Reader {
+struct WordMaps {
     /// `[batch, word, query]`; each row averages over the tokens of a word, or selects the last one.
     from: Tensor,
     /// `[batch, key, word]`, 1 if a token belongs to a word.
@@ -203,7 +203,7 @@ struct Reader {
     closed: Tensor,
 }
 
-impl Reader {
+impl WordMaps {
     fn new(aligned: &Aligned, numbers: &[usize], asked: &[Asked], looking: Looking, model: &Model) -> Self {
         let n = numbers.iter().map(|&number| aligned.tokens.row(number).len()).max().unwrap_or(0);
         let most = numbers.iter().map(|&number| aligned.words[number].len()).max().unwrap_or(0);

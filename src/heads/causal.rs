@@ -54,7 +54,8 @@ impl Role {
         let few = || Error::argument("role", "one with enough links in each half", &self.name);
         let items = roles.items.get(&self.name).ok_or_else(few)?;
         let (head, _) = roles.choose(items).ok_or_else(few)?;
-        let places = Places::new(model, texts, items.iter().filter(|item| roles.judges(item.text)), options.texts)?;
+        let places =
+            RolePositions::new(model, texts, items.iter().filter(|item| roles.judges(item.text)), options.texts)?;
         let lengths = places.lengths(model)?;
         let controls = controls(head, &lengths, options);
         if controls.is_empty() {
@@ -96,12 +97,12 @@ impl Role {
 }
 
 /// Texts, and the tokens in each at which a role applies.
-struct Places {
+struct RolePositions {
     tokens: Tokens,
     at: Vec<Vec<usize>>,
 }
 
-impl Places {
+impl RolePositions {
     fn new<'a>(model: &Model, texts: &[Annotated], items: impl Iterator<Item = &'a Item>, most: usize) -> Result<Self> {
         let (mut chosen, mut at): (Vec<usize>, Vec<Vec<usize>>) = (vec![], vec![]);
         for item in items {

@@ -15,16 +15,16 @@ pub(in crate::lab) struct Prepared {
     pub ids: Tensor,
     pub runs: i64,
     /// The positions at which predictions are made.
-    pub places: Places,
+    pub places: Predicted,
     /// The range of tokens that the predictions choose from, as first and number: no other logits are computed.
     pub columns: (i64, i64),
-    groups: Vec<Group>,
+    groups: Vec<Choice>,
     /// Number of predictions, `[run, task]`.
     pub count: Tensor,
 }
 
 /// The places, that is (row, position) pairs, at which predictions are made; places are numbered within each run.
-pub(in crate::lab) enum Places {
+pub(in crate::lab) enum Predicted {
     /// One position of each row, `[run * row]`.
     One(Tensor),
     /// Every position of every row.
@@ -35,7 +35,7 @@ pub(in crate::lab) enum Places {
 }
 
 /// Predictions that choose from the same range of tokens.
-struct Group {
+struct Choice {
     /// First column and number of columns.
     columns: (i64, i64),
     /// Place within the run, `[run, prediction]`.
@@ -100,7 +100,7 @@ impl Prepared {
         let first = groups.keys().map(|(start, _)| *start).min().unwrap_or(0);
         let end = groups.keys().map(|(start, n)| start + n).max().unwrap_or(1);
         let group = |((start, n), all): ((i64, i64), Vec<Prediction>)| {
-            Group::new((start - first, n), &all, batches.len(), tasks, &count, (kind, device))
+            Choice::new((start - first, n), &all, batches.len(), tasks, &count, (kind, device))
         };
         let groups = groups.into_iter().map(group).collect();
         let count = Tensor::from_slice(&count).to_kind(kind).to_device(device).view([batches.len() as i64, -1]);
@@ -115,7 +115,7 @@ impl Prepared {
     /// The position to read in each row, `[run * row]`, if there is exactly one per row.
     pub(in crate::lab) fn wanted(&self) -> Option<Tensor> {
         match &self.places {
-            Places::One(wanted) => Some(wanted.shallow_clone()),
+            Predicted::One(wanted) => Some(wanted.shallow_clone()),
             _ => None,
         }
     }
@@ -126,7 +126,7 @@ impl Prepared {
         let mut pass = Pass::over(model, program, self.tokens.positions(), None, Past::None).only(self.wanted());
         let x = pass.residual(&Joins::whole(self.ids.shallow_clone()), model.config().n_layers)?;
         let x = match &self.places {
-            Places::Some(_) => self.pick(&x),
+            Predicted::Some(_) => self.pick(&x),
             _ => x,
         };
         pass.some_logits(&x, self.columns)
@@ -137,9 +137,9 @@ impl Prepared {
     pub(in crate::lab) fn pick(&self, x: &Tensor) -> Tensor {
         let flat = |index: &Tensor| x.flatten(0, 1).index_select(0, index).unsqueeze(1);
         match &self.places {
-            Places::All => x.flatten(0, 1).unsqueeze(1),
-            Places::Some(index) => flat(index),
-            Places::One(wanted) => {
+            Predicted::All => x.flatten(0, 1).unsqueeze(1),
+            Predicted::Some(index) => flat(index),
+            Predicted::One(wanted) => {
                 let rows = Tensor::arange(wanted.size()[0], (Kind::Int64, wanted.device()));
                 flat(&(rows * x.size()[1] + wanted))
             }
@@ -149,19 +149,19 @@ impl Prepared {
     /// 1 at the places where a prediction is made, 0 elsewhere: `[run, place]`.
     pub(in crate::lab) fn predicted(&self) -> Tensor {
         let places = match &self.places {
-            Places::One(wanted) => wanted.numel(),
-            Places::All => self.ids.numel(),
-            Places::Some(index) => index.numel(),
+            Predicted::One(wanted) => wanted.numel(),
+            Predicted::All => self.ids.numel(),
+            Predicted::Some(index) => index.numel(),
         };
         let none = Tensor::zeros([self.runs, places as i64 / self.runs], (self.count.kind(), self.count.device()));
-        let there = |group: &Group| group.weight.sum_dim_intlist([2i64].as_slice(), false, None::<Kind>);
+        let there = |group: &Choice| group.weight.sum_dim_intlist([2i64].as_slice(), false, None::<Kind>);
         let sum = self.groups.iter().fold(none, |sum, group| sum.scatter_add(1, &group.place, &there(group)));
         sum.gt(0.0).to_kind(self.count.kind())
     }
 
     /// [`Prepared::pick`] for rows ordered by run and then by variant, for the case that some positions are read.
     pub(in crate::lab) fn pick_variants(&self, x: &Tensor, variants: i64) -> Tensor {
-        let Places::Some(index) = &self.places else { return x.shallow_clone() };
+        let Predicted::Some(index) = &self.places else { return x.shallow_clone() };
         let each = self.ids.numel() as i64 / self.runs;
         let numbers = |n: i64| Tensor::arange(n, (Kind::Int64, index.device()));
         let own = index.view([self.runs, 1, -1]) + numbers(self.runs).view([-1, 1, 1]) * (each * (variants - 1));
@@ -203,7 +203,7 @@ impl Prepared {
         &self,
         logits: &Tensor,
         variants: i64,
-        each: impl Fn(&Group, &Tensor) -> Result<Tensor, tch::TchError>,
+        each: impl Fn(&Choice, &Tensor) -> Result<Tensor, tch::TchError>,
     ) -> Result<Tensor> {
         let logits = logits.view([self.runs, variants, -1, self.columns.1]);
         let mut sum: Option<Tensor> = None;
@@ -232,7 +232,7 @@ impl Prepared {
     }
 }
 
-impl Group {
+impl Choice {
     fn new(
         columns: (i64, i64),
         all: &[Prediction],
@@ -281,18 +281,18 @@ impl Numbers {
 }
 
 /// The places where predictions are made, and their numbering.
-fn places(batches: &[&[Sample]], positions: usize, device: Device) -> (Places, Numbers) {
+fn places(batches: &[&[Sample]], positions: usize, device: Device) -> (Predicted, Numbers) {
     let samples = || batches.iter().flat_map(|samples| samples.iter());
     let one = |targets: &[super::language::Target]| {
         let first = targets.first()?.position;
         targets.iter().all(|target| target.position == first).then_some(first as i64)
     };
     if let Some(wanted) = samples().map(|sample| one(&sample.targets)).collect::<Option<Vec<i64>>>() {
-        return (Places::One(Tensor::from_slice(&wanted).to_device(device)), Numbers::Row);
+        return (Predicted::One(Tensor::from_slice(&wanted).to_device(device)), Numbers::Row);
     }
     let predicted: usize = samples().map(|sample| sample.targets.len()).sum();
     if 2 * predicted > samples().count() * positions {
-        return (Places::All, Numbers::All(positions as i64));
+        return (Predicted::All, Numbers::All(positions as i64));
     }
     let mut listed = vec![];
     for samples in batches {
@@ -310,5 +310,5 @@ fn places(batches: &[&[Sample]], positions: usize, device: Device) -> (Places, N
         index.extend(own.keys().map(|&place| flat(run, place)));
         index.resize((run + 1) * longest, flat(run, (0, 0)));
     }
-    (Places::Some(Tensor::from_slice(&index).to_device(device)), Numbers::Listed(listed))
+    (Predicted::Some(Tensor::from_slice(&index).to_device(device)), Numbers::Listed(listed))
 }

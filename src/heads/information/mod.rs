@@ -75,7 +75,7 @@ pub fn head_information(model: &Model, tokens: &Tokens, options: &InformationOpt
     let other = options.other.map(|(layer, head)| asked.other(layer, head)).transpose()?;
     for layer in 0..model.config().n_layers {
         let parts = asked.parts(layer)?;
-        let questions: Vec<Question> =
+        let questions: Vec<PartQuestion> =
             parts.iter().flat_map(|part| about.questions(part, &parts, other.as_ref())).collect();
         let answers: Vec<Vec<Observation>> = match options.estimator {
             // libtorch's tensors stay on this thread, and libtorch has its own threads.
@@ -115,7 +115,7 @@ enum About<'a> {
     Part(&'a Part),
 }
 
-struct Question<'a> {
+struct PartQuestion<'a> {
     part: &'a Part,
     dimension: usize,
     about: About<'a>,
@@ -205,7 +205,12 @@ impl Asking<'_> {
         all
     }
 
-    fn questions<'q>(&'q self, part: &'q Part, parts: &'q [Part], other: Option<&'q Vec<Part>>) -> Vec<Question<'q>> {
+    fn questions<'q>(
+        &'q self,
+        part: &'q Part,
+        parts: &'q [Part],
+        other: Option<&'q Vec<Part>>,
+    ) -> Vec<PartQuestion<'q>> {
         let labels = self.labels.iter().map(|(target, labels)| About::Labels(*target, labels));
         let mut about: Vec<About> = labels.collect();
         if self.options.targets.contains(&Target::Head) && part.head.is_some() {
@@ -223,15 +228,15 @@ impl Asking<'_> {
                     About::Labels(target, labels) => About::Labels(*target, labels),
                     About::Part(part) => About::Part(part),
                 };
-                Question { part, dimension, about }
+                PartQuestion { part, dimension, about }
             }));
         }
         all
     }
 
     /// The rows that answer a question.
-    fn answer(&self, question: &Question) -> Vec<Observation> {
-        let Question { part, dimension, about } = question;
+    fn answer(&self, question: &PartQuestion) -> Vec<Observation> {
+        let PartQuestion { part, dimension, about } = question;
         let sigma = self.options.sigma();
         let mut keys = Keys {
             method: Some(self.options.estimator.name().to_owned()),

@@ -34,7 +34,7 @@ pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
 pub use variant::{Strategy, Variant};
 
-use super::metric::{Metric, Output, Reader};
+use super::metric::{Metric, Output, Readout};
 use crate::error::{Error, Result};
 use crate::model::{
     Bank, Entry, Freeze, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Unchanged, Window, Wire,
@@ -65,7 +65,7 @@ pub(super) struct Setup<'a> {
 pub(super) struct Engine<'a> {
     setup: Setup<'a>,
     base: Base,
-    pub reader: Reader<'a>,
+    pub reader: Readout<'a>,
     /// The metric of the unchanged run, one value per cell.
     pub baseline: Vec<f64>,
 }
@@ -104,7 +104,7 @@ impl<'a> Engine<'a> {
         needs.extend(more);
         let (base, end) = setup.base(needs, places.iter().any(|place| place.group.first > 0))?;
         let values = setup.budget() / setup.machine.threads / (READ * setup.model.kind().elt_size_in_bytes());
-        let reader = Reader::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
+        let reader = Readout::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
         Ok(Self { setup, base, reader, baseline })
     }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Metric, Output, Reader};
+use super::{Metric, Output, Readout};
 use crate::error::{Error, Result};
 use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
 use crate::table::{Keys, Observation, Provenance, Table};
@@ -52,7 +52,7 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     sites.extend((0..config.n_layers).flat_map(of_layer));
     sites.retain(|site| site.check(config).is_ok());
     let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
-    let reader = Reader::new(model, metric, tokens, &Output::whole(run.get(last)?), usize::MAX)?;
+    let reader = Readout::new(model, metric, tokens, &Output::whole(run.get(last)?), usize::MAX)?;
     let mut terms = Terms { rows: vec![], metric: metric.name() };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
@@ -83,7 +83,7 @@ impl Terms<'_> {
     }
 }
 
-fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Reader<'_>) -> Result<()> {
+fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Readout<'_>) -> Result<()> {
     let (config, wiring) = (model.config(), model.wiring());
     let Some((direction, unembed_bias)) = reader.direction() else {
         let expected = "one whose logits are linear in the normalised residual stream";
@@ -174,7 +174,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
     let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
     let end = |site: Site| -> Result<Output> { Ok(Output::whole(run.get(site)?)) };
     let rows = tch::no_grad(|| {
-        let reader = Reader::new(model, metric, tokens, &end(last)?, usize::MAX)?;
+        let reader = Readout::new(model, metric, tokens, &end(last)?, usize::MAX)?;
         let row = |site: Site| {
             let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
             let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };

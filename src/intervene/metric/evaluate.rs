@@ -31,7 +31,7 @@ impl Output {
 const BLOCK: usize = 1 << 24;
 
 /// A metric bound to a model, a batch and its unchanged run.
-pub(in crate::intervene) struct Reader<'a> {
+pub(in crate::intervene) struct Readout<'a> {
     model: &'a Model,
     metric: &'a Metric,
     batch: i64,
@@ -54,12 +54,12 @@ pub(in crate::intervene) struct Reader<'a> {
     at_once: i64,
 }
 
-readable!(Reader<'a> {
+readable!(Readout<'a> {
     model, lengths, valid, places, targets, base, unchanged;
     metric, batch, positions, per_token, at_once
 });
 
-impl<'a> Reader<'a> {
+impl<'a> Readout<'a> {
     /// Binds `metric` to a batch whose unchanged run ends in `base`. At most `values` logits are computed at a time,
     /// but never less than one place.
     pub(in crate::intervene) fn new(
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         Ok(self)
     }
 
-    /// The cell of each value of [`Reader::read`]: its prompt and, with one value per token, the predicted token's
+    /// The cell of each value of [`Readout::read`]: its prompt and, with one value per token, the predicted token's
     /// position.
     pub(in crate::intervene) fn cells(&self) -> Result<Vec<(usize, Option<usize>)>> {
         if !self.per_token {
@@ -197,12 +197,12 @@ impl<'a> Reader<'a> {
         Ok((Tensor::from_slice(&places), answers))
     }
 
-    /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Reader::cells`].
+    /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Readout::cells`].
     pub(in crate::intervene) fn read(&self, output: &Output) -> Result<Tensor> {
         Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
     }
 
-    /// [`Reader::read`] on the model's device, attached to the graph if there is one.
+    /// [`Readout::read`] on the model's device, attached to the graph if there is one.
     pub(in crate::intervene) fn values(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         match self.metric {
@@ -287,7 +287,7 @@ impl<'a> Reader<'a> {
         Ok(all)
     }
 
-    /// [`Reader::values_at`] for one block of places.
+    /// [`Readout::values_at`] for one block of places.
     fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
         let logits = self.logits_at(output, places)?;
         let sum = |x: Tensor| x.sum_dim_intlist([1i64].as_slice(), false, None);

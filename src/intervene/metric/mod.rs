@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 pub use self::attribution::{direct_attribution, logit_lens};
-pub(super) use self::evaluate::{Output, Reader};
+pub(super) use self::evaluate::{Output, Readout};
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
 

@@ -2,7 +2,7 @@
 
 use super::grid::{D_MODEL, REGIMES, against, alone, divided, prediction, trained};
 use super::work::Regression;
-use super::{Cell, Experiment, Grid, Measure, Work};
+use super::{Cell, Experiment, Grid, Measurement, Work};
 use crate::lab::train::HeadOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
@@ -26,7 +26,7 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
         }
         for width in [4, D_MODEL] {
             let mut training = divided(grid, of, 4, width);
-            (training.measures, training.records, training.held_out) = (vec![Measure::Information], 2, 256);
+            (training.measures, training.records, training.held_out) = (vec![Measurement::Information], 2, 256);
             cells.push(trained(format!("{regime}-information{width}"), training));
         }
     }

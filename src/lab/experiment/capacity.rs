@@ -1,7 +1,7 @@
 //! E1 and E8: how does the division of work among heads depend on their width, and on weight decay?
 
 use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
-use super::{Cell, Experiment, Grid, Measure};
+use super::{Cell, Experiment, Grid, Measurement};
 use crate::lab::train::{Optimiser, TrainOptions};
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
 
@@ -21,7 +21,7 @@ pub(super) fn widths(grid: Grid) -> Experiment {
         shapes.extend([(1, D_MODEL), (2, 22), (11, 4), (1, 4), (2, 4), (8, 4)]);
         let cell = |&(heads, width): &(usize, usize)| {
             let mut training = divided(grid, regime, heads, width);
-            training.measures.extend([Measure::Written, Measure::Overlaps]);
+            training.measures.extend([Measurement::Written, Measurement::Overlaps]);
             trained(wide(name, heads, width), training)
         };
         cells.extend(shapes.iter().map(cell));

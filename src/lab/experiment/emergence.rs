@@ -1,7 +1,7 @@
 //! E6: do heads with recognisable roles emerge in training?
 
 use super::grid::{alone, prediction, trained};
-use super::{Experiment, Grid, Measure, Start, Training};
+use super::{Experiment, Grid, Measurement, Start, Training};
 use crate::lab::Declaration;
 use crate::lab::language::{English, Language, Repeats};
 use crate::lab::train::TrainOptions;
@@ -64,7 +64,7 @@ fn training(grid: Grid, language: Language) -> Training {
         language: declaration.language,
         train: declaration.train,
         start: Start::Fresh,
-        measures: vec![Measure::Roles],
+        measures: vec![Measurement::Roles],
         records: 11,
         held_out: 96,
         after: None,

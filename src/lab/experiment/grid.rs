@@ -1,6 +1,6 @@
 //! What do the lab's experiments have in common? Sizes, tasks and shorthands.
 
-use super::{Cell, Grid, Measure, Start, Training, Work};
+use super::{Cell, Grid, Measurement, Start, Training, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::train::TrainOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Reading};
@@ -74,7 +74,7 @@ pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) ->
         language,
         train: TrainOptions { steps: grid.steps(), ..TrainOptions::default() },
         start: Start::Fresh,
-        measures: vec![Measure::Division, Measure::Patterns],
+        measures: vec![Measurement::Division, Measurement::Patterns],
         records: 8,
         held_out: 128,
         after: None,

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::Results;
 pub use run::RunOptions;
-pub use work::{After, Circle, Input, Measure, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
+pub use work::{After, Circle, Input, Measurement, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
 
 use super::verdict::{Prediction, Rule};
 use crate::error::{Error, Result};

@@ -2,7 +2,7 @@
 
 use super::grid::{D_MODEL, REGIMES, against, alone, divided, one_layer, prediction, trained};
 use super::work::Circle;
-use super::{Cell, Experiment, Grid, Measure, Work};
+use super::{Cell, Experiment, Grid, Measurement, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::verdict::{Expect, Prediction, Rule};
 
@@ -21,7 +21,7 @@ pub(super) fn rank(grid: Grid) -> Experiment {
     }
     for (regime, of) in REGIMES {
         let mut training = divided(grid, of, 4, D_MODEL);
-        (training.measures, training.records) = (vec![Measure::Truncated], 2);
+        (training.measures, training.records) = (vec![Measurement::Truncated], 2);
         cells.push(trained(format!("{regime}-truncated"), training));
     }
     for (heads, width) in SHAPES {

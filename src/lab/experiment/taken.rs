@@ -2,7 +2,7 @@
 //! deleted?
 
 use super::grid::{D_MODEL, against, divided, prediction, trained};
-use super::{Experiment, Grid, Measure, Start, Work};
+use super::{Experiment, Grid, Measurement, Start, Work};
 use crate::lab::language::Regime;
 use crate::lab::train::HeadOptions;
 use crate::lab::verdict::{Case, Expect, Prediction, Rule};
@@ -35,7 +35,7 @@ pub(super) fn taken(grid: Grid) -> Experiment {
                 let mut training = divided(grid, of, 4, d_head);
                 training.start = Start::Taken { task: TASK, steps: grid.pick(300, 1000), occupant };
                 training.train.heads = head(true, dose);
-                training.measures = vec![Measure::Others(TASK)];
+                training.measures = vec![Measurement::Others(TASK)];
                 trained(name(regime, width, what), training)
             };
             cells.extend(DOSES.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, dose)));

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::probe::{Probe, array};
 use crate::error::{Error, Result};
 use crate::intervene::{Ablation, MOST, shapley_values};
-use crate::lab::prepared::Places;
+use crate::lab::prepared::Predicted;
 use crate::model::{Entry, Joins, Pass, Past, Program, Unchanged, Wire};
 
 /// Memory limit in bytes for the stacked variants.
@@ -142,7 +142,7 @@ impl Probe {
         });
         let mut pass = Pass::over(&self.model, &program, positions as usize, None, Past::None).only(wanted);
         let mut x = pass.residual(&joins, config.n_layers)?;
-        if let (Places::Some(_), false) = (&self.held.places, self.is_last(layer)) {
+        if let (Predicted::Some(_), false) = (&self.held.places, self.is_last(layer)) {
             x = self.held.pick_variants(&x, variants);
         }
         self.held.losses(&pass.some_logits(&x, self.held.columns)?, variants)

@@ -24,7 +24,7 @@ pub(super) struct Common {
 }
 
 /// Runs that train together, one per seed.
-pub(super) struct Group {
+pub(super) struct Together {
     pub seeds: Vec<u64>,
     /// The initial model of the first seed.
     pub template: Model,
@@ -54,7 +54,7 @@ pub(super) fn edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
     normal.chain(heads.scaled.iter().map(scale)).collect()
 }
 
-impl Group {
+impl Together {
     /// Trains from step `from` to step `to`; `done` is called after every step.
     pub(super) fn train(&mut self, common: &Common, from: usize, to: usize, done: &(dyn Fn() + Sync)) -> Result<()> {
         let (model, leaves) = self.parameters.attach(&self.template)?;

@@ -19,7 +19,7 @@ pub use options::{Decay, HeadOptions, Optimiser, TraceOptions, TrainOptions};
 
 pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 
-use self::group::{Common, Group};
+use self::group::{Common, Together};
 use self::parameters::Parameters;
 use super::language::{Batch, Language};
 use super::streams::Purpose;
@@ -84,7 +84,7 @@ impl Trained {
 /// ```
 pub struct Trainer {
     common: Common,
-    groups: Vec<Group>,
+    groups: Vec<Together>,
     step: usize,
 }
 
@@ -166,7 +166,7 @@ impl Trainer {
         for seeds in seeds.chunks(each) {
             let mut own: Vec<Model> = models.drain(..seeds.len()).collect();
             let parameters = Parameters::new(&own, &options.heads);
-            groups.push(Group { seeds: seeds.to_vec(), template: own.swap_remove(0), parameters, rows: vec![] });
+            groups.push(Together { seeds: seeds.to_vec(), template: own.swap_remove(0), parameters, rows: vec![] });
         }
         let tasks = language.tasks().into_iter().map(|task| task.name).collect();
         let common = Common { language: language.clone(), options: options.clone(), tasks };
@@ -180,7 +180,7 @@ impl Trainer {
 
     /// The current model of each seed.
     fn each_model(&self) -> impl Iterator<Item = (u64, Model)> {
-        let of = |group: &Group| {
+        let of = |group: &Together| {
             let own = |(run, &seed): (usize, &u64)| (seed, group.parameters.detach(&group.template, run as i64));
             group.seeds.iter().enumerate().map(own).collect::<Vec<_>>()
         };
@@ -330,8 +330,12 @@ impl Trainer {
 }
 
 /// Runs `work` for all groups on up to `threads` threads, with one libtorch thread each.
-fn in_threads(groups: &mut [Group], threads: usize, work: &(dyn Fn(&mut Group) -> Result<()> + Sync)) -> Result<()> {
-    let groups: Vec<Mutex<&mut Group>> = groups.iter_mut().map(Mutex::new).collect();
+fn in_threads(
+    groups: &mut [Together],
+    threads: usize,
+    work: &(dyn Fn(&mut Together) -> Result<()> + Sync),
+) -> Result<()> {
+    let groups: Vec<Mutex<&mut Together>> = groups.iter_mut().map(Mutex::new).collect();
     let lost = |_| Error::argument("training", "runs that finish without a panic", "a panic");
     let each = |number: usize| {
         let mut group = groups[number].lock().map_err(lost)?;

@@ -1,7 +1,7 @@
 //! What is measured of the models in a cell?
 
 use super::row;
-use super::training::Measure;
+use super::training::Measurement;
 use crate::circuits::Measure as Weights;
 use crate::error::Result;
 use crate::intervene::Ablation;
@@ -57,17 +57,17 @@ impl Asked<'_> {
     }
 
     /// Observations of one measure.
-    pub(super) fn measure(&self, measure: Measure, start: &mut Start) -> Result<Vec<Observation>> {
+    pub(super) fn measure(&self, measure: Measurement, start: &mut Start) -> Result<Vec<Observation>> {
         match measure {
-            Measure::Division => self.division(),
-            Measure::Patterns => self.patterns(),
-            Measure::Written => self.written(start),
-            Measure::Overlaps => self.overlaps(),
-            Measure::Gradients => self.gradients(),
-            Measure::Others(task) => self.others(task),
-            Measure::Roles => self.roles(),
-            Measure::Information => self.information(),
-            Measure::Truncated => self.truncated(),
+            Measurement::Division => self.division(),
+            Measurement::Patterns => self.patterns(),
+            Measurement::Written => self.written(start),
+            Measurement::Overlaps => self.overlaps(),
+            Measurement::Gradients => self.gradients(),
+            Measurement::Others(task) => self.others(task),
+            Measurement::Roles => self.roles(),
+            Measurement::Information => self.information(),
+            Measurement::Truncated => self.truncated(),
         }
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub use circle::Circle;
 pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
-pub use training::{After, Measure, Occupant, Start, Training};
+pub use training::{After, Measurement, Occupant, Start, Training};
 
 use std::collections::BTreeMap;
 

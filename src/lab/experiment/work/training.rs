@@ -26,7 +26,7 @@ pub struct Training {
     /// The initial parameters.
     pub start: Start,
     /// What to measure.
-    pub measures: Vec<Measure>,
+    pub measures: Vec<Measurement>,
     /// Number of steps at which to measure, evenly spaced, including the first and the last.
     pub records: usize,
     /// Held-out sequences per run.
@@ -81,7 +81,7 @@ pub enum Occupant {
 /// are always measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Measure {
+pub enum Measurement {
     /// How the last layer's heads divide the tasks, by Shapley values under mean ablation. Per head and task:
     /// `shapley`, in nats. Per run: `total_effect`, the nats by which all heads of the layer together reduce the mean
     /// task's loss, and, if that is at least 0.1, `specialisation` (0 to 1) and `participation` (heads per task).
