@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use common::{Tol, assert_near, assert_same};
 use headscope::Error;
-use headscope::lab::experiment::{After, Cell, Circle, Measure, Occupant, Regression, Start, Work};
+use headscope::lab::experiment::{After, Cell, Circle, Measurement, Occupant, Regression, Start, Work};
 use headscope::lab::train::HeadOptions;
 use headscope::lab::verdict::Judgement;
 use headscope::lab::{Experiment, Grid, Results, RunOptions, report};
@@ -383,15 +383,15 @@ fn every_measure_measures() {
     let Work::Training(training) = &mut cell.work else { panic!("a training") };
     training.held_out = 64;
     training.measures = vec![
-        Measure::Division,
-        Measure::Patterns,
-        Measure::Written,
-        Measure::Overlaps,
-        Measure::Gradients,
-        Measure::Others(1),
-        Measure::Roles,
-        Measure::Information,
-        Measure::Truncated,
+        Measurement::Division,
+        Measurement::Patterns,
+        Measurement::Written,
+        Measurement::Overlaps,
+        Measurement::Gradients,
+        Measurement::Others(1),
+        Measurement::Roles,
+        Measurement::Information,
+        Measurement::Truncated,
     ];
     let table = cell.compute(0, 2).unwrap();
     let finite = |metric: &str, n: usize| {
