@@ -61,9 +61,12 @@ impl Part {
         variants.iter().map(here).collect()
     }
 
-    /// The metric for the part's prompts.
-    pub(in crate::intervene) fn metric(self, metric: &Metric) -> Result<Metric> {
-        if self.n == self.of { Ok(metric.clone()) } else { metric.of_prompts(self.first, self.n, self.of) }
+    /// The metrics for the part's prompts.
+    pub(in crate::intervene) fn metrics(self, metrics: &[Metric]) -> Result<Vec<Metric>> {
+        if self.n == self.of {
+            return Ok(metrics.to_vec());
+        }
+        metrics.iter().map(|metric| metric.of_prompts(self.first, self.n, self.of)).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -64,12 +64,13 @@ impl Estimate {
 /// Gradients of each prompt's metric, by site. A site that does not affect the metric has none.
 pub(in crate::intervene) type Gradients = BTreeMap<Site, Tensor>;
 
-/// One forward and backward pass: the activations that the program records, and the gradients there.
+/// One forward and backward pass: the activations that the program records, and the gradients of a metric there.
 pub(in crate::intervene) fn back(
     setup: &Setup<'_>,
     engine: &Engine<'_>,
     program: &Program,
     joins: &Joins<'_>,
+    metric: usize,
 ) -> Result<(BTreeMap<Site, Tensor>, Gradients)> {
     let Setup { model, tokens, .. } = *setup;
     let config = model.config();
@@ -79,7 +80,8 @@ pub(in crate::intervene) fn back(
         let resid = pass.residual(joins, config.n_layers)?;
         let logits = program.goes_past(config.n_layers - 1, model);
         let logits = logits.then(|| pass.logits(&resid)).transpose()?;
-        let total = engine.reader.values(&Output { logits, ..Output::whole(&resid) })?.sum(Kind::Double);
+        let end = Output { logits, ..Output::whole(&resid) };
+        let total = engine.reader.values_of(metric, &end)?.sum(Kind::Double);
         let (taps, _) = pass.into_records();
         let found = backward(&total, &taps.values().collect::<Vec<_>>())?;
         let gradients = taps.keys().copied().zip(found).filter(|(_, gradient)| gradient.defined()).collect();
@@ -92,16 +94,22 @@ pub(in crate::intervene) fn backward(total: &Tensor, inputs: &[&Tensor]) -> Resu
     Tensor::f_run_backward(&[total], inputs, false, false).map_err(Error::torch("the gradient of the metric"))
 }
 
-/// The numbers of the `n` largest effects of `[variant, cell]`, by the magnitude of their sum over cells.
-pub(in crate::intervene) fn largest(effects: &Array2<f64>, n: usize) -> Vec<usize> {
-    let size: Vec<f64> = effects.outer_iter().map(|effect| effect.sum().abs()).collect();
-    let mut largest: Vec<usize> = (0..size.len()).collect();
-    largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
-    largest.truncate(n);
-    largest
-}
-
 impl Outcome<'_> {
+    /// The numbers of the variants with the `n` largest effects, `[variant, cell]`: by the magnitude of the first
+    /// metric's mean.
+    pub(in crate::intervene) fn largest(&self, effects: &Array2<f64>, n: usize) -> Vec<usize> {
+        let size: Vec<f64> = effects.outer_iter().map(|effect| self.sum(effect, |effect| effect).abs()).collect();
+        let mut largest: Vec<usize> = (0..size.len()).collect();
+        largest.sort_by(|&a, &b| size[b].total_cmp(&size[a]));
+        largest.truncate(n);
+        largest
+    }
+
+    /// The sum of what `size` makes of the first metric's effects.
+    fn sum(&self, effects: ArrayView1<'_, f64>, size: impl Fn(f64) -> f64) -> f64 {
+        effects.iter().zip(&self.cells).filter(|(_, cell)| cell.metric == 0).map(|(&effect, _)| size(effect)).sum()
+    }
+
     /// The table of estimated `effects`, `[variant, cell]`, with the `exact` values of the variants `numbers`.
     pub(in crate::intervene) fn estimated(
         &self,
@@ -128,8 +136,8 @@ impl Outcome<'_> {
         Table::new(rows, provenance)
     }
 
-    /// Pearson and Spearman correlation between estimated and exact effects of some variants, of magnitudes if that is
-    /// what the estimate gives; null if either is constant.
+    /// Pearson and Spearman correlation between estimated and exact effects of some variants on the first metric, of
+    /// magnitudes if that is what the estimate gives; null if either is constant.
     fn agreement(
         &self,
         estimate: Estimate,
@@ -137,12 +145,10 @@ impl Outcome<'_> {
         effects: &Array2<f64>,
         exact: &Array2<f64>,
     ) -> serde_json::Value {
-        let sizes = |effect: f64| if estimate.is_signed() { effect } else { effect.abs() };
-        let estimates: Vec<f64> = numbers.iter().map(|&number| effects.row(number).sum()).collect();
-        let effect = |row: ndarray::ArrayView1<'_, f64>| -> f64 {
-            row.iter().zip(&self.baseline).map(|(value, base)| sizes(value - base)).sum()
-        };
-        let exact: Vec<f64> = exact.outer_iter().map(effect).collect();
+        let size = |effect: f64| if estimate.is_signed() { effect } else { effect.abs() };
+        let estimates: Vec<f64> = numbers.iter().map(|&number| self.sum(effects.row(number), size)).collect();
+        let baseline = ArrayView1::from(&self.baseline);
+        let exact: Vec<f64> = exact.outer_iter().map(|values| self.sum((&values - &baseline).view(), size)).collect();
         let (pearson, spearman) = (pearson(&estimates, &exact).ok(), spearman(&estimates, &exact).ok());
         let of = if estimate.is_signed() { "effects" } else { "magnitudes of effects" };
         serde_json::json!({ "variants": exact.len(), "of": of, "pearson": pearson, "spearman": spearman })

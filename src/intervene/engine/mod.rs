@@ -24,7 +24,7 @@ use tch::Tensor;
 
 pub(super) use batch_split::{Part, check_prompts, side_by_side};
 pub use gradient::Estimate;
-pub(super) use gradient::{Gradients, back, backward, largest};
+pub(super) use gradient::{Gradients, back, backward};
 pub(super) use journal::Journal;
 pub(super) use machine::Machine;
 pub(super) use options::{Options, REFERENCE, options, same_lengths};
@@ -34,7 +34,7 @@ pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
 pub use variant::{Strategy, Variant};
 
-use super::metric::{Metric, Output, Readout};
+use super::metric::{Metric, Output, Readouts};
 use crate::error::{Error, Result};
 use crate::model::{
     Bank, Entry, Freeze, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Unchanged, Window, Wire,
@@ -51,7 +51,7 @@ const READ: usize = 10;
 pub(super) struct Setup<'a> {
     pub model: &'a Model,
     pub tokens: &'a Tokens,
-    pub metric: &'a Metric,
+    pub metrics: &'a [Metric],
     pub per_token: bool,
     pub strategy: Strategy,
     pub machine: Machine,
@@ -65,8 +65,8 @@ pub(super) struct Setup<'a> {
 pub(super) struct Engine<'a> {
     setup: Setup<'a>,
     base: Base,
-    pub reader: Readout<'a>,
-    /// The metric of the unchanged run, one value per cell.
+    pub reader: Readouts<'a>,
+    /// The metrics of the unchanged run, one value per cell.
     pub baseline: Vec<f64>,
 }
 
@@ -90,7 +90,7 @@ struct Base {
     past: KvCache,
 }
 
-readable!(Setup<'a> { model; tokens, metric, per_token, strategy, machine, kept, stop });
+readable!(Setup<'a> { model; tokens, metrics, per_token, strategy, machine, kept, stop });
 readable!(Engine<'a> { setup, base, reader; baseline });
 readable!(Base { values, past; });
 
@@ -104,7 +104,7 @@ impl<'a> Engine<'a> {
         needs.extend(more);
         let (base, end) = setup.base(needs, places.iter().any(|place| place.group.first > 0))?;
         let values = setup.budget() / setup.machine.threads / (READ * setup.model.kind().elt_size_in_bytes());
-        let reader = Readout::new(setup.model, setup.metric, setup.tokens, &end, values)?.per_token(setup.per_token)?;
+        let reader = Readouts::new(setup.model, setup.metrics, setup.tokens, &end, values, setup.per_token)?;
         let baseline = to_array(&reader.read(&end)?)?.row(0).to_vec();
         Ok(Self { setup, base, reader, baseline })
     }

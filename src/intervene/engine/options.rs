@@ -17,7 +17,8 @@ pub(in crate::intervene) const REFERENCE: &str = "reference";
 /// The options of a sweep or of paths; the macro [`options!`] has their builder methods.
 #[derive(Clone)]
 pub(in crate::intervene) struct Options<'a> {
-    pub metric: Metric,
+    /// At least one.
+    pub metrics: Vec<Metric>,
     pub memory: Option<usize>,
     pub per_prompt: bool,
     pub per_token: bool,
@@ -32,7 +33,7 @@ pub(in crate::intervene) struct Options<'a> {
 impl Default for Options<'_> {
     fn default() -> Self {
         Self {
-            metric: Metric::Loss,
+            metrics: vec![Metric::Loss],
             memory: None,
             per_prompt: false,
             per_token: false,
@@ -52,31 +53,45 @@ impl Options<'_> {
         if self.interval.is_some() && (self.per_prompt || self.per_token) {
             return Err(Error::argument("interval", "the mean over prompts", "one row per prompt or token"));
         }
-        if self.normalised && self.metric.is_relative() {
-            return Err(Error::argument("normalised", "a metric of one run", self.metric.name()));
+        if self.metrics.is_empty() {
+            return Err(Error::argument("metrics", "at least one", "none"));
+        }
+        let told = |metric: &Metric| format!("{metric:?}");
+        let twice = |i: usize| self.metrics[..i].iter().any(|other| told(other) == told(&self.metrics[i]));
+        if let Some(i) = (0..self.metrics.len()).find(|&i| twice(i)) {
+            return Err(Error::argument("metrics", "each once", told(&self.metrics[i])));
+        }
+        if let Some(metric) = self.metrics.iter().find(|metric| self.normalised && metric.is_relative()) {
+            return Err(Error::argument("normalised", "a metric of one run", metric.name()));
         }
         match self.estimate {
             Some(_) if self.per_token => Err(Error::argument("estimate", "one value per prompt", "one row per token")),
             Some(_) if self.journal.is_some() => {
                 Err(Error::argument("journal", "exact values", "estimates, which take one pass"))
             }
-            Some(estimate) => estimate.check(&self.metric),
+            Some(estimate) => self.metrics.iter().try_for_each(|metric| estimate.check(metric)),
             None if self.exact > 0 => Err(Error::argument("exact", "estimates to compare with", "exact values only")),
             None => Ok(()),
         }
     }
 
+    /// Whether the batch cannot be split: a custom metric sees all of it.
+    pub(in crate::intervene) fn needs_whole_batch(&self) -> bool {
+        self.metrics.iter().any(|metric| matches!(metric, Metric::Custom { .. }))
+    }
+
     /// Opens the journal, if one was requested, under a hash of everything that defines the values.
     pub(in crate::intervene) fn open_journal(&self, provenance: &Provenance) -> Result<Option<Journal>> {
         let Some(path) = &self.journal else { return Ok(None) };
-        self.metric.check_told_apart()?;
+        self.metrics.iter().try_for_each(Metric::check_told_apart)?;
         let options = [&provenance.model, &provenance.sha256, &provenance.options.to_string()];
         Journal::open(path, &sha256(serde_json::json!(options).to_string().as_bytes())).map(Some)
     }
 
     /// Adds what defines the values to `what`, for provenance.
     pub(in crate::intervene) fn describe(&self, mut what: serde_json::Value) -> serde_json::Value {
-        what["metric"] = format!("{:?}", self.metric).into();
+        let names: Vec<String> = self.metrics.iter().map(|metric| format!("{metric:?}")).collect();
+        what["metric"] = names.join("; ").into();
         what["normalised"] = self.normalised.into();
         what["per_prompt"] = self.per_prompt.into();
         what["per_token"] = self.per_token.into();
@@ -111,7 +126,24 @@ macro_rules! options {
         /// # Ok::<(), headscope::Error>(())
         /// ```
         pub fn metric(mut self, metric: Metric) -> Self {
-            self.options.metric = metric;
+            self.options.metrics = vec![metric];
+            self
+        }
+
+        /// Sets several metrics, read from the same passes; the table has rows of each. Estimates take one backward pass
+        /// per metric.
+        ///
+        /// ```
+        /// use headscope::prelude::*;
+        /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+        /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+        /// let metrics = [Metric::Loss, Metric::Kl, Metric::logit_difference(3, 4)];
+        /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).metrics(metrics).run()?;
+        /// assert_eq!(table.len(), 3 * 12);
+        /// # Ok::<(), headscope::Error>(())
+        /// ```
+        pub fn metrics(mut self, metrics: impl IntoIterator<Item = Metric>) -> Self {
+            self.options.metrics = metrics.into_iter().collect();
             self
         }
 

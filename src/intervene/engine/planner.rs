@@ -55,8 +55,9 @@ impl Setup<'_> {
         }
         edits.iter().try_for_each(|edit| edit.site.check(config))?;
         let unseen = edits.iter().find(|edit| wiring.point(edit.site).0 > wiring.n_layers());
-        if let (Some(edit), Metric::EmbeddingDistance) = (unseen, self.metric) {
-            let (expected, found) = ("a metric that reads the logits".to_owned(), self.metric.name().to_owned());
+        let of_stream = self.metrics.iter().find(|metric| matches!(metric, Metric::EmbeddingDistance));
+        if let (Some(edit), Some(metric)) = (unseen, of_stream) {
+            let (expected, found) = ("a metric that reads the logits".to_owned(), metric.name().to_owned());
             return Err(Error::Edit { site: edit.site, expected, found });
         }
         if unseen.is_some() || self.strategy == Strategy::Naive {
@@ -73,7 +74,8 @@ impl Setup<'_> {
             .collect();
         let late = steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
         let first = edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
-        let group = Group { whole: false, first: self.metric.first(first, self.model, self.tokens), late };
+        let first = self.metrics.iter().map(|metric| metric.first(first, self.model, self.tokens)).min().unwrap_or(0);
+        let group = Group { whole: false, first, late };
         let ends_with_heads = steps.iter().all(|&step| step <= block.attend_step());
         let (entry, heads) = joins(edits, self.model, group.first);
         Ok(Place { group, entry, heads, ends_with_heads })
@@ -132,9 +134,8 @@ impl Setup<'_> {
         if places.iter().any(|place| place.group.first > 0) {
             width += wiring.n_layers() * (Wire::K.width(config) + Wire::V.width(config));
         }
-        if matches!(self.metric, Metric::Kl) {
-            width += config.vocab;
-        }
+        let compared = self.metrics.iter().filter(|metric| matches!(metric, Metric::Kl)).count();
+        width += compared * config.vocab;
         self.bytes_of(width + values.into_iter().map(|(_, wire)| wire.width(config)).sum::<usize>())
     }
 

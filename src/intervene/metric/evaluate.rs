@@ -98,7 +98,8 @@ impl<'a> Readout<'a> {
             _ => None,
         };
         if metric.by_token() {
-            reader.unchanged = Some(reader.values_at(base, &reader.places, &reader.all_numbers())?);
+            let unchanged = Self::scores(&[&reader], base, &reader.places, &reader.all_numbers())?;
+            reader.unchanged = unchanged.into_iter().next();
         }
         Ok(reader)
     }
@@ -199,17 +200,40 @@ impl<'a> Readout<'a> {
 
     /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Readout::cells`].
     pub(in crate::intervene) fn read(&self, output: &Output) -> Result<Tensor> {
-        Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
+        let values = Self::values_of(&[self], output)?.remove(0);
+        Ok(values.to_kind(Kind::Double).to_device(tch::Device::Cpu))
     }
 
-    /// [`Readout::read`] on the model's device, attached to the graph if there is one.
-    pub(in crate::intervene) fn values(&self, output: &Output) -> Result<Tensor> {
+    /// Whether two metrics score the same rows of logits.
+    pub(super) fn shares_rows(&self, other: &Self) -> bool {
+        let by_rows = |readout: &Self| {
+            readout.metric.by_token() || matches!(readout.metric, Metric::Probability(_) | Metric::Rank(_))
+        };
+        let at = |readout: &Self| (readout.metric.by_token(), readout.shifts());
+        by_rows(self) && by_rows(other) && at(self) == at(other)
+    }
+
+    /// [`Readout::read`] on the model's device, attached to the graph if there is one, of metrics that share their rows
+    /// of logits, or of a single one.
+    pub(super) fn values_of(readouts: &[&Self], output: &Output) -> Result<Vec<Tensor>> {
+        match readouts {
+            [one] if !one.shares_rows(one) => Ok(vec![one.value(output)?]),
+            [first, ..] => {
+                let n = output.resid.size()[0] / first.batch;
+                if first.metric.by_token() {
+                    Self::over_tokens(readouts, output, n)
+                } else {
+                    Self::at_last(readouts, output, n)
+                }
+            }
+            [] => Ok(vec![]),
+        }
+    }
+
+    /// A metric that needs no whole rows of logits, or all of them.
+    fn value(&self, output: &Output) -> Result<Tensor> {
         let n = output.resid.size()[0] / self.batch;
         match self.metric {
-            Metric::Loss | Metric::Accuracy | Metric::Kl => self.over_tokens(output, n),
-            Metric::Logit(_) | Metric::LogitDifference(..) | Metric::Probability(_) | Metric::Rank(_) => {
-                self.at_answers(output, n)
-            }
             Metric::EmbeddingDistance => {
                 let pooled = self.pooled(&output.resid).view([n, self.batch, -1]);
                 let base = self.base.as_ref().map_or_else(|| pooled.shallow_clone(), |base| base.unsqueeze(0));
@@ -228,51 +252,87 @@ impl<'a> Readout<'a> {
                 });
                 Ok(Tensor::stack(&copies.collect::<Result<Vec<_>>>()?, 0))
             }
+            _ => {
+                let places = self.last_places(output, n);
+                let logit = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
+                let values = match self.targets.as_slice() {
+                    [correct, wrong] => logit(correct)? - logit(wrong)?,
+                    targets => logit(&targets[0])?,
+                };
+                Ok(values.view([n, self.batch]))
+            }
         }
     }
 
-    /// The scores of the answers at each prompt's last token, `[n, batch]`.
-    fn at_answers(&self, output: &Output, n: i64) -> Result<Tensor> {
-        let places = match output.picked {
+    /// The flat places of each prompt's last token in the stacked copies.
+    fn last_places(&self, output: &Output, n: i64) -> Tensor {
+        match output.picked {
             true => Tensor::arange(n * self.batch, (Kind::Int64, self.model.device())),
             false => self.stacked(&self.places, output, n),
-        };
-        let logit = |ids: &Tensor| self.logit_of(output, &places, &ids.repeat([n]));
-        let values = match (self.metric, self.targets.as_slice()) {
-            (Metric::LogitDifference(..), [correct, wrong]) => logit(correct)? - logit(wrong)?,
-            (Metric::Logit(_), [answer]) => logit(answer)?,
-            _ => self.values_at(output, &places, &self.all_numbers().repeat([n]))?,
-        };
-        Ok(values.view([n, self.batch]))
+        }
     }
 
-    /// The metric at every place, or its mean over the places of each prompt, `[n, cell]`. Places before the first
-    /// computed position take their values from the unchanged run.
-    fn over_tokens(&self, output: &Output, n: i64) -> Result<Tensor> {
-        let device = self.model.device();
-        let known = self.places.remainder(self.positions).lt(output.first);
-        let numbers = self.all_numbers().masked_select(&known.logical_not());
+    /// Scores of rows of logits at each prompt's last token, `[n, batch]` each.
+    fn at_last(readouts: &[&Self], output: &Output, n: i64) -> Result<Vec<Tensor>> {
+        let first = readouts[0];
+        let (places, numbers) = (first.last_places(output, n), first.all_numbers().repeat([n]));
+        let values = Self::scores(readouts, output, &places, &numbers)?;
+        Ok(values.into_iter().map(|values| values.view([n, first.batch])).collect())
+    }
+
+    /// The metrics at every place, or their means over the places of each prompt, `[n, cell]` each. Places before the
+    /// first computed position take their values from the unchanged run.
+    fn over_tokens(readouts: &[&Self], output: &Output, n: i64) -> Result<Vec<Tensor>> {
+        let first = readouts[0];
+        let known = first.places.remainder(first.positions).lt(output.first);
+        let numbers = first.all_numbers().masked_select(&known.logical_not());
+        let found = match numbers.numel() {
+            0 => readouts.iter().map(|_| None).collect(),
+            _ => {
+                let places = first.stacked(&first.places.index_select(0, &numbers), output, n);
+                let found = Self::scores(readouts, output, &places, &numbers.repeat([n]))?;
+                found.into_iter().map(Some).collect::<Vec<_>>()
+            }
+        };
+        Ok(readouts.iter().zip(found).map(|(readout, found)| readout.by_prompt(found, &numbers, n)).collect())
+    }
+
+    /// The values found at the places `numbers`, beside those known from the unchanged run, as `[n, cell]`.
+    fn by_prompt(&self, found: Option<Tensor>, numbers: &Tensor, n: i64) -> Tensor {
         let unchanged = self.unchanged.as_ref().map_or_else(|| self.places.zeros_like(), Tensor::shallow_clone);
         let mut all = unchanged.to_kind(Kind::Double).unsqueeze(0).repeat([n, 1]);
-        if numbers.numel() > 0 {
-            let places = self.places.index_select(0, &numbers);
-            let values = self.values_at(output, &self.stacked(&places, output, n), &numbers.repeat([n]))?;
-            all = all.index_copy(1, &numbers, &values.to_kind(Kind::Double).view([n, -1]));
+        if let Some(found) = found {
+            all = all.index_copy(1, numbers, &found.to_kind(Kind::Double).view([n, -1]));
         }
         if self.per_token {
-            return Ok(all);
+            return all;
         }
         let prompt = self.places.divide_scalar_mode(self.positions, "floor");
-        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Double, device));
+        let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Double, self.model.device()));
         let counts = zeros(&[self.batch]).index_add(0, &prompt, &prompt.ones_like().to_kind(Kind::Double));
-        Ok(zeros(&[n, self.batch]).index_add(1, &prompt, &all) / counts)
+        zeros(&[n, self.batch]).index_add(1, &prompt, &all) / counts
     }
 
-    /// The metric at flat `places` of an output, `[place]`; `numbers` are their indices among the batch's places.
-    fn values_at(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
-        let blocks = places.split(self.at_once, 0).into_iter().zip(numbers.split(self.at_once, 0));
-        let values = blocks.map(|(places, numbers)| self.block(output, &places, &numbers));
-        Ok(Tensor::cat(&values.collect::<Result<Vec<Tensor>>>()?, 0))
+    /// The metrics at flat `places` of an output, `[place]` each; `numbers` are their indices among the batch's places.
+    fn scores(readouts: &[&Self], output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Vec<Tensor>> {
+        let first = readouts[0];
+        let mut scores: Vec<Vec<Tensor>> = readouts.iter().map(|_| vec![]).collect();
+        for (places, numbers) in places.split(first.at_once, 0).into_iter().zip(numbers.split(first.at_once, 0)) {
+            let logits = first.logits_at(output, &places)?;
+            // Logarithms are shared, too.
+            let mut log_p = None;
+            for (readout, scores) in readouts.iter().zip(&mut scores) {
+                if readout.reads_log_p() && log_p.is_none() {
+                    log_p = Some(log_softmax(&logits)?);
+                }
+                scores.push(readout.score(log_p.as_ref().unwrap_or(&logits), &logits, &numbers));
+            }
+        }
+        Ok(scores.into_iter().map(|blocks| Tensor::cat(&blocks, 0)).collect())
+    }
+
+    fn reads_log_p(&self) -> bool {
+        matches!(self.metric, Metric::Loss | Metric::Kl | Metric::Probability(_))
     }
 
     /// ln p at the metric's places, `[place, vocab]`, computed block by block so that all logits and all logarithms are
@@ -287,22 +347,21 @@ impl<'a> Readout<'a> {
         Ok(all)
     }
 
-    /// [`Readout::values_at`] for one block of places.
-    fn block(&self, output: &Output, places: &Tensor, numbers: &Tensor) -> Result<Tensor> {
-        let logits = self.logits_at(output, places)?;
+    /// The metric of rows of logits `[place, vocab]` and their logarithms of probabilities, `[place]`.
+    fn score(&self, log_p: &Tensor, logits: &Tensor, numbers: &Tensor) -> Tensor {
         let sum = |x: Tensor| x.sum_dim_intlist([1i64].as_slice(), false, None);
         if let Some(base) = &self.base {
             let base = base.index_select(0, numbers);
-            return Ok(sum(base.exp() * (&base - log_softmax(&logits)?)));
+            return sum(base.exp() * (&base - log_p));
         }
         let target = self.targets[0].index_select(0, numbers).unsqueeze(1);
         let above = || sum(logits.gt_tensor(&logits.gather(1, &target, false)).to_kind(logits.kind()));
-        let log_p = || Ok::<_, Error>(log_softmax(&logits)?.gather(1, &target, false).squeeze_dim(1));
+        let log_p = || log_p.gather(1, &target, false).squeeze_dim(1);
         match self.metric {
-            Metric::Accuracy => Ok(above().eq(0.0).to_kind(logits.kind())),
-            Metric::Rank(_) => Ok(above()),
-            Metric::Probability(_) => Ok(log_p()?.exp()),
-            _ => Ok(log_p()?.neg()),
+            Metric::Accuracy => above().eq(0.0).to_kind(logits.kind()),
+            Metric::Rank(_) => above(),
+            Metric::Probability(_) => log_p().exp(),
+            _ => log_p().neg(),
         }
     }
 

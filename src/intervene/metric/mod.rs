@@ -2,6 +2,7 @@
 
 mod attribution;
 mod evaluate;
+mod several;
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tch::Tensor;
 
 pub use self::attribution::{direct_attribution, logit_lens};
 pub(super) use self::evaluate::{Output, Readout};
+pub(super) use self::several::{Cell, Readouts};
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
 

@@ -19,9 +19,15 @@ impl Share<'_> {
     /// from this run's embeddings to the other run's (EAP-IG, Hanna et al. 2024).
     ///
     /// Only z of the heads is kept; head outputs exist for one pair of layers at a time.
-    pub(super) fn edge_effects(&self, engine: &Engine<'_>, pairs: &[Pair], estimate: Estimate) -> Result<Array2<f64>> {
+    pub(super) fn edge_effects(
+        &self,
+        engine: &Engine<'_>,
+        pairs: &[Pair],
+        estimate: Estimate,
+        metric: usize,
+    ) -> Result<Array2<f64>> {
         let paths = self.paths;
-        let edges = Edges::new(self, engine, estimate)?;
+        let edges = Edges::new(self, engine, estimate, metric)?;
         let mut effects = Array2::zeros((pairs.len(), self.tokens.batch()));
         let part = |input: Input| {
             (input.site().map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), input.site())
@@ -85,10 +91,12 @@ struct Edges<'a> {
     /// Gradients of the metric there.
     gradients: Gradients,
     steps: i64,
+    /// The number of the metric.
+    metric: usize,
 }
 
 impl<'a> Edges<'a> {
-    fn new(share: &'a Share<'a>, engine: &'a Engine<'a>, estimate: Estimate) -> Result<Self> {
+    fn new(share: &'a Share<'a>, engine: &'a Engine<'a>, estimate: Estimate, metric: usize) -> Result<Self> {
         let (paths, model) = (share.paths, share.model());
         let bank = share.bank()?;
         let run = model.run(&share.tokens, &Plan::new().taps(bank.sites(REFERENCE)))?;
@@ -98,15 +106,22 @@ impl<'a> Edges<'a> {
         }
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
         share.setup().check_steps(steps)?;
-        let mut edges =
-            Self { share, engine, changes, values: BTreeMap::new(), gradients: Gradients::new(), steps: steps as i64 };
+        let mut edges = Self {
+            share,
+            engine,
+            changes,
+            values: BTreeMap::new(),
+            gradients: Gradients::new(),
+            steps: steps as i64,
+            metric,
+        };
         let program = edges.program(estimate)?;
         let ids = share.tokens.ids(model.device());
         let joins = Joins::at(Entry::START, edges.steps, ids, None);
         let reads = |input: &Input| [input.site(), Some(read_by(*input, model))];
         let sites: BTreeSet<Site> = paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
         let program = program.recording(sites.iter().copied());
-        (edges.values, edges.gradients) = back(&share.setup(), engine, &program, &joins)?;
+        (edges.values, edges.gradients) = back(&share.setup(), engine, &program, &joins, metric)?;
         Ok(edges)
     }
 
@@ -151,7 +166,7 @@ impl<'a> Edges<'a> {
             let (x, total) = match inputs[0] {
                 Input::Logits => {
                     let x = leaf(value(Site::ResidPost(layer))?);
-                    let total = self.engine.reader.values(&Output::whole(&x))?.sum(Kind::Double);
+                    let total = self.engine.reader.values_of(self.metric, &Output::whole(&x))?.sum(Kind::Double);
                     (x, Some(total))
                 }
                 Input::Mlp { .. } => {

@@ -9,7 +9,7 @@ use super::{Input, Node, Paths};
 use crate::error::Result;
 use crate::intervene::engine::{
     Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
-    largest, side_by_side, to_array,
+    side_by_side, to_array,
 };
 use crate::intervene::metric::Metric;
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
@@ -24,7 +24,7 @@ pub(super) struct Share<'a> {
     pub paths: &'a Paths<'a>,
     pub tokens: Tokens,
     pub other: Tokens,
-    metric: Metric,
+    metrics: Vec<Metric>,
     part: Part,
     machine: Machine,
     kept: usize,
@@ -78,10 +78,12 @@ impl Paths<'_> {
         for share in self.shares(self.model.config().n_layers.saturating_mul(steps))? {
             let engine = Engine::new(share.setup(), &[], &[])?;
             share.add_to(&mut outcome, &engine)?;
-            parts.push(share.edge_effects(&engine, pairs, estimate)?);
+            let effects =
+                (0..self.options.metrics.len()).map(|metric| share.edge_effects(&engine, pairs, estimate, metric));
+            parts.push(side_by_side(&effects.collect::<Result<Vec<_>>>()?)?);
         }
         let effects = side_by_side(&parts)?;
-        let largest = largest(&effects, self.options.exact);
+        let largest = outcome.largest(&effects, self.options.exact);
         let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
         let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
         let keys: Vec<Keys> = pairs.iter().map(|&(s, r)| self.keys(s, r)).collect();
@@ -117,7 +119,7 @@ impl Paths<'_> {
         let machine = Machine::of(self.model, Strategy::Auto, self.options.memory);
         let share = |part: Part, kept: usize| {
             let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
-            Ok(Share { paths: self, tokens, other, metric: part.metric(&self.options.metric)?, part, machine, kept })
+            Ok(Share { paths: self, tokens, other, metrics: part.metrics(&self.options.metrics)?, part, machine, kept })
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
@@ -126,8 +128,11 @@ impl Paths<'_> {
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0).saturating_mul(held);
         let pass = pass.saturating_add(setup.bytes_at(&self.reads().0));
-        let custom = matches!(self.options.metric, Metric::Custom { .. }); // a custom metric sees the whole batch
-        let most = if custom { batch } else { machine.memory / (kept.saturating_add(pass) / batch).max(1) };
+        let most = if self.options.needs_whole_batch() {
+            batch
+        } else {
+            machine.memory / (kept.saturating_add(pass) / batch).max(1)
+        };
         Part::at_most(most, batch).into_iter().map(|part| share(part, kept / batch * part.n)).collect()
     }
 
@@ -171,7 +176,7 @@ impl<'a> Share<'a> {
         Setup {
             model: self.paths.model,
             tokens: &self.tokens,
-            metric: &self.metric,
+            metrics: &self.metrics,
             per_token: self.paths.options.per_token,
             strategy: Strategy::Auto,
             machine: self.machine,

@@ -20,6 +20,8 @@ pub(in crate::intervene) struct Estimator<'a> {
     values: BTreeMap<Site, Tensor>,
     /// The gradients there, with no layer blocked.
     gradients: Gradients,
+    /// The number of the metric.
+    metric: usize,
 }
 
 impl<'a> Estimator<'a> {
@@ -28,13 +30,14 @@ impl<'a> Estimator<'a> {
         engine: &'a Engine<'a>,
         bank: &'a Bank,
         variants: &[Variant],
+        metric: usize,
     ) -> Result<Self> {
         let edits = variants.iter().flat_map(|variant| &variant.edits);
         let mut sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
         sites.iter().try_for_each(|site| site.check(setup.model.config()))?;
         let patterns: Vec<Site> = sites.iter().filter_map(|site| pattern_of(*site)).collect();
         sites.extend(patterns);
-        let mut estimator = Self { setup, engine, bank, values: BTreeMap::new(), gradients: Gradients::new() };
+        let mut estimator = Self { setup, engine, bank, values: BTreeMap::new(), gradients: Gradients::new(), metric };
         (estimator.values, estimator.gradients) = estimator.run(sites, None)?;
         Ok(estimator)
     }
@@ -69,7 +72,7 @@ impl<'a> Estimator<'a> {
         let mut program = Program::taps(sites);
         program.differentiable = true;
         program.blocked = blocked;
-        back(&self.setup, self.engine, &program, &Joins::whole(tokens.ids(model.device())))
+        back(&self.setup, self.engine, &program, &Joins::whole(tokens.ids(model.device())), self.metric)
     }
 
     /// (a' - a) . gradient of each variant, summed over what it changes, `[variant, batch]`.
@@ -219,7 +222,7 @@ impl<'a> Estimator<'a> {
             program.push(edit, Some(bank.get(&key, site)?), &window, model.config(), tokens)?;
         }
         let entry = entry(site, model.wiring());
-        let (_, gradients) = back(&self.setup, self.engine, &program, &self.joins(entry, steps as i64))?;
+        let (_, gradients) = back(&self.setup, self.engine, &program, &self.joins(entry, steps as i64), self.metric)?;
         let mean =
             |all: Tensor| all.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None);
         Ok(gradients.into_iter().map(|(site, all)| (site, mean(all))).collect())

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::file::sha256;
 use crate::intervene::engine::{
     Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
-    check_prompts, largest, same_lengths, side_by_side,
+    check_prompts, same_lengths, side_by_side,
 };
 use crate::intervene::metric::Metric;
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
@@ -26,7 +26,7 @@ struct Share {
     part: Part,
     tokens: Tokens,
     variants: Vec<Variant>,
-    metric: Metric,
+    metrics: Vec<Metric>,
     /// Bytes taken by the unchanged run and by the activations that edits read.
     kept: usize,
 }
@@ -96,10 +96,13 @@ impl Sweep<'_> {
             let setup = self.setup(&share, course.machine);
             let engine = Engine::new(setup, &share.variants, &needs)?;
             outcome.add(part, engine.reader.cells()?, &engine.baseline, self.other_end(&share, &course)?)?;
-            parts.push(Estimator::new(setup, &engine, &bank, &share.variants)?.effects(&share.variants, estimate)?);
+            let effects = (0..share.metrics.len()).map(|metric| {
+                Estimator::new(setup, &engine, &bank, &share.variants, metric)?.effects(&share.variants, estimate)
+            });
+            parts.push(side_by_side(&effects.collect::<Result<Vec<_>>>()?)?);
         }
         let effects = side_by_side(&parts)?;
-        let largest = largest(&effects, self.options.exact);
+        let largest = outcome.largest(&effects, self.options.exact);
         let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
         let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
         let keys: Vec<Keys> = self.variants.iter().map(|variant| variant.keys.clone()).collect();
@@ -149,7 +152,7 @@ impl Sweep<'_> {
             part: Part::whole(batch),
             tokens: self.tokens.clone(),
             variants: vec![],
-            metric: self.options.metric.clone(),
+            metrics: self.options.metrics.clone(),
             kept: 0,
         };
         let setup = self.setup(&share, machine);
@@ -157,8 +160,8 @@ impl Sweep<'_> {
         let read = reads(variants, |action| !matches!(action, Action::Mean { .. }));
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
-        // A custom metric sees the whole batch, and the naive strategy is not split.
-        let whole = self.strategy == Strategy::Naive || matches!(self.options.metric, Metric::Custom { .. });
+        // The naive strategy is not split.
+        let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch();
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
         let draws = match self.change {
@@ -175,7 +178,7 @@ impl Sweep<'_> {
             part,
             tokens: part.tokens(self.tokens)?,
             variants: part.variants(variants),
-            metric: part.metric(&self.options.metric)?,
+            metrics: part.metrics(&self.options.metrics)?,
             kept: kept / part.of * part.n,
         })
     }
@@ -185,7 +188,7 @@ impl Sweep<'_> {
         Setup {
             model,
             tokens: &share.tokens,
-            metric: &share.metric,
+            metrics: &share.metrics,
             per_token,
             strategy,
             machine,
