@@ -235,7 +235,13 @@ fn paths_are_plans_in_every_architecture() {
     let drawn = (0..60).map(|_| ModelConfig { n_layers: 3, ..any_config(rng) }).collect::<Vec<_>>();
     for (number, config) in configs().into_iter().chain(drawn).enumerate() {
         let model = random(&config, number as u64);
-        let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+        let (clean, mut corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+        // Most pairs of prompts start alike: these positions are not computed.
+        if number % 4 > 0 {
+            let start = |rows: &Tokens, prompt: usize| rows.row(prompt)[..number % 4 + prompt].to_vec();
+            let rest = |prompt: usize| corrupt.row(prompt)[number % 4 + prompt..].to_vec();
+            corrupt = Tokens::new(&[0, 1].map(|prompt| [start(&clean, prompt), rest(prompt)].concat())).unwrap();
+        }
         let (head, kv_head) = (config.n_heads - 1, config.n_kv_heads - 1);
         let mut receivers = vec![
             Input::Query { layer: 2, head },

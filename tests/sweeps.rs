@@ -136,6 +136,74 @@ proptest! {
     }
 }
 
+/// A batch like `tokens` from some position of each prompt on: what comes before is the same.
+fn with_shared_beginning(rng: &mut ChaCha8Rng, tokens: &Tokens, vocab: usize) -> (Tokens, Vec<usize>) {
+    let (mut rows, mut firsts) = (tokens.rows().to_vec(), vec![]);
+    for row in &mut rows {
+        let first = rng.random_range(0..row.len());
+        // The first token after the shared beginning differs; later ones may be the same by chance.
+        row[first] = (row[first] + rng.random_range(1..vocab as i64)) % vocab as i64;
+        row[first + 1..].iter_mut().for_each(|id| *id = rng.random_range(0..vocab as i64));
+        firsts.push(first);
+    }
+    (Tokens::new(&rows).unwrap(), firsts)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(43), ..ProptestConfig::default() })]
+
+    /// Prompts that start alike: what is not computed because it is the same in both runs is what whole passes find, for
+    /// one metric and for several.
+    #[test]
+    fn shared_beginnings_are_whole_passes(seed in any::<u64>(), memory in 0usize..3_000_000) {
+        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+        let model = random(&any_config(rng), seed % 1000);
+        let vocab = model.config().vocab;
+        let tokens = ragged(rng, vocab);
+        let (other, firsts) = with_shared_beginning(rng, &tokens, vocab);
+        prop_assert_eq!(&tokens.first_differences(&other).unwrap(), &firsts);
+        let mut metrics: Vec<Metric> = (0..rng.random_range(1..4)).map(|_| any_metric(rng, &model, &tokens)).collect();
+        metrics.sort_by_key(|metric| format!("{metric:?}"));
+        metrics.dedup_by_key(|metric| metric.name().to_owned());
+        let sites: [(fn(usize) -> Site, &[Every]); 7] = [
+            (Site::Z, &[Every::Head]),
+            (Site::Z, &[Every::Head, Every::Position]),
+            (Site::ResidPre, &[Every::Position]),
+            (Site::K, &[Every::Position]),
+            (Site::Q, &[Every::Position]),
+            (Site::Pattern, &[Every::Head, Every::Query]),
+            (|_| Site::Embed, &[Every::Position]),
+        ];
+        let (site, every) = *sites.choose(rng).unwrap();
+        let kind = rng.random_range(0..4);
+        let sweep = |how| {
+            let sweep = match kind {
+                0 => Sweep::patch(&model, &tokens, &other),
+                1 => Sweep::noise(&model, &tokens, &other),
+                2 => Sweep::ablate(&model, &tokens, Ablation::Mean).reference(&other),
+                _ => Sweep::ablate(&model, &tokens, Ablation::Resample { seed }).reference(&other),
+            };
+            let sweep = sweep.each(site, every).metrics(metrics.clone());
+            sweep.strategy(how).memory(memory).per_prompt()
+        };
+        let (auto, naive) = (sweep(How::Auto).run().unwrap(), sweep(How::Naive).run().unwrap());
+        prop_assert_eq!(auto.len(), naive.len());
+        assert_close(&format!("{metrics:?} of {:?}", model.config()), &values(&auto), &values(&naive), MODEL);
+        // Each metric by itself has the rows that it has among others.
+        for metric in &metrics {
+            let alone = sweep(How::Auto).metric(metric.clone()).run().unwrap();
+            let among = auto.filtered(|row| row.metric == metric.name()).unwrap();
+            let size = scale(&values(&naive)).max(1.0); // the divergence from an unchanged run is zero
+            assert_close_at(&format!("{metric:?}"), &values(&among), &values(&alone), size, MODEL);
+        }
+        let first = firsts.iter().min().copied().unwrap();
+        if kind < 2 && every == [Every::Position] && model.config().causal && memory > 2_000_000 {
+            let no_ops = sweep(How::Auto).explain().unwrap().no_ops;
+            prop_assert!(no_ops >= first, "{} of {}", no_ops, first);
+        }
+    }
+}
+
 /// Matrices that are wide enough for another library's products, in float32.
 #[test]
 fn wide_models_are_whole_passes() {

@@ -126,6 +126,37 @@ impl Tokens {
         }
     }
 
+    /// For each prompt the first position at which it differs from the corresponding prompt of `other`; the length of
+    /// the batch if it does not. In a causal model, everything before it is the same in both runs.
+    ///
+    /// ```
+    /// use headscope::model::Tokens;
+    /// let clean = Tokens::new(&[vec![5, 6, 7], vec![8, 9, 1]])?;
+    /// let corrupt = Tokens::new(&[vec![5, 60, 7], vec![8, 9, 1]])?;
+    /// assert_eq!(clean.first_differences(&corrupt)?, [1, 3]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the batches do not have equally many prompts.
+    pub fn first_differences(&self, other: &Self) -> Result<Vec<usize>> {
+        if self.batch() != other.batch() {
+            return Err(Error::argument("tokens", format!("{} prompts", self.batch()), other.batch()));
+        }
+        let kind = |tokens: &Self, prompt: usize, position: usize| {
+            tokens.types.as_ref().map_or(0, |types| types[prompt].get(position).copied().unwrap_or(0))
+        };
+        let first = |prompt: usize| {
+            let (ours, others) = (self.row(prompt), other.row(prompt));
+            let same = |position: &usize| {
+                ours.get(*position) == others.get(*position)
+                    && kind(self, prompt, *position) == kind(other, prompt, *position)
+            };
+            (0..self.positions).find(|position| !same(position)).unwrap_or(self.positions)
+        };
+        Ok((0..self.batch()).map(first).collect())
+    }
+
     /// The given prompts, in the given order, padded to the length of the whole batch.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ pub use variant::{Strategy, Variant};
 use super::metric::{Metric, Output, Readouts};
 use crate::error::{Error, Result};
 use crate::model::{
-    Bank, Entry, Freeze, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Unchanged, Window, Wire,
+    Action, Bank, Entry, Freeze, Joins, KvCache, Model, Pass, Past, Program, Site, Tokens, Unchanged, Window, Wire,
 };
 use crate::progress::Progress;
 use crate::workers::{Shared, readable, spread};
@@ -57,8 +57,19 @@ pub(super) struct Setup<'a> {
     pub machine: Machine,
     /// Bytes of the memory that are held throughout.
     pub kept: usize,
+    pub same: Same<'a>,
     /// Set from outside to stop between two stacks of variants.
     pub stop: Option<&'a AtomicBool>,
+}
+
+/// What is known of activations that edits replace by those of other runs.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Same<'a> {
+    /// For each prompt the first position at which its activations can differ from the unchanged run's. Empty if nothing
+    /// is known: they can differ everywhere.
+    pub before: &'a [usize],
+    /// The action of these edits; any replacement if absent.
+    pub action: Option<&'a Action>,
 }
 
 /// A sweep with its unchanged run.
@@ -90,7 +101,7 @@ struct Base {
     past: KvCache,
 }
 
-readable!(Setup<'a> { model; tokens, metrics, per_token, strategy, machine, kept, stop });
+readable!(Setup<'a> { model; tokens, metrics, per_token, strategy, machine, kept, same, stop });
 readable!(Engine<'a> { setup, base, reader; baseline });
 readable!(Base { values, past; });
 
@@ -98,7 +109,12 @@ impl<'a> Engine<'a> {
     /// Computes the unchanged run, and keeps the values that `variants` need and those of `more`.
     pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[(usize, Wire)]) -> Result<Self> {
         setup.model.check_tokens(setup.tokens)?;
-        let changed = variants.iter().filter(|variant| !variant.edits.is_empty());
+        let shape = |site: Site| site.shape(setup.model.config(), setup.tokens.batch(), setup.tokens.positions());
+        for edit in variants.iter().flat_map(|variant| &variant.edits) {
+            edit.site.check(setup.model.config())?;
+            edit.at.check(edit.site, &shape(edit.site))?;
+        }
+        let changed = variants.iter().filter(|variant| !setup.changes_nothing(variant));
         let places = changed.map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let mut needs: Vec<_> = places.iter().flat_map(|place| place.entry.needs(setup.model.wiring())).collect();
         needs.extend(more);
@@ -128,7 +144,7 @@ impl<'a> Engine<'a> {
         let mut groups: BTreeMap<Group, Vec<(Place, usize)>> = BTreeMap::new();
         for (number, (variant, mut row)) in variants.iter().zip(values.outer_iter_mut()).enumerate() {
             let known = kept.as_ref().and_then(|kept| kept.journal.get(kept.numbers[number], cells));
-            let known = known.or(variant.edits.is_empty().then_some(self.baseline.as_slice()));
+            let known = known.or(self.setup.changes_nothing(variant).then_some(self.baseline.as_slice()));
             match known {
                 Some(known) => row.assign(&ArrayView1::from(known)),
                 None => {
@@ -254,10 +270,13 @@ impl<'a> Engine<'a> {
         (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.most_at_once(group))
     }
 
-    /// The first position that must be computed if attention is frozen and the metric reads only last positions.
-    pub(super) fn last_positions(&self) -> usize {
+    /// The first position at which a pass with frozen attention can differ from the unchanged run in what the metrics
+    /// read and, with `taps`, in what it records.
+    pub(super) fn first_of_frozen(&self, taps: bool) -> usize {
         let shortest = self.setup.tokens.lengths().into_iter().min().unwrap_or(1);
-        if self.reader.wanted(0).is_some() { shortest - 1 } else { 0 }
+        let last = if self.reader.wanted(0).is_some() && !taps { shortest - 1 } else { 0 };
+        let same = self.setup.same.before.iter().min().copied().unwrap_or(0);
+        last.max(self.setup.first_read(same))
     }
 
     fn joins(&self, chunk: &[(Place, usize)], first: i64) -> Joins<'_> {

@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::{Engine, Setup, Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
-use crate::model::{Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays};
+use crate::model::{
+    Action, Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays,
+};
 
 /// What variants must share to go through the layers together. Groups are computed in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,12 +75,52 @@ impl Setup<'_> {
             .filter_map(|edit| block.fires_in(edit.site))
             .collect();
         let late = steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
-        let first = edits.iter().map(|edit| first_position(edit, config)).min().unwrap_or(0);
-        let first = self.metrics.iter().map(|metric| metric.first(first, self.model, self.tokens)).min().unwrap_or(0);
-        let group = Group { whole: false, first, late };
+        let first = edits.iter().filter_map(|edit| self.first_position(edit)).min().unwrap_or(0);
+        let group = Group { whole: false, first: self.first_read(first), late };
         let ends_with_heads = steps.iter().all(|&step| step <= block.attend_step());
         let (entry, heads) = joins(edits, self.model, group.first);
         Ok(Place { group, entry, heads, ends_with_heads })
+    }
+
+    /// The first position that must be computed if `first` is the first that changes.
+    pub(super) fn first_read(&self, first: usize) -> usize {
+        self.metrics.iter().map(|metric| metric.first(first, self.model, self.tokens)).min().unwrap_or(0)
+    }
+
+    /// Whether none of a variant's edits can change anything.
+    pub(in crate::intervene) fn changes_nothing(&self, variant: &Variant) -> bool {
+        let sited = |edit: &Edit| edit.site.check(self.model.config()).is_ok();
+        variant.edits.iter().all(|edit| sited(edit) && self.first_position(edit).is_none())
+    }
+
+    /// The first position at which an edit can change anything; `None` if it cannot.
+    ///
+    /// In a causal model the first query cannot unless there are attention sinks: it sees a single key, which gets all
+    /// of its attention. And where the prompts of both runs start with the same tokens, a patch replaces activations by
+    /// the same ones.
+    fn first_position(&self, edit: &Edit) -> Option<usize> {
+        let config = self.model.config();
+        if self.strategy == Strategy::Naive || !config.causal {
+            return Some(edit.at.positions.iter().flatten().min().copied().unwrap_or(0));
+        }
+        let query = usize::from(!config.sinks && matches!(edit.site, Site::Q(_)));
+        let first = query.max(self.same_until(edit));
+        match &edit.at.positions {
+            Some(positions) => positions.iter().copied().filter(|&position| position >= first).min(),
+            None => (first < self.tokens.positions()).then_some(first),
+        }
+    }
+
+    /// The first position at which what an edit writes can differ from the unchanged run.
+    fn same_until(&self, edit: &Edit) -> usize {
+        let replaces = match self.same.action {
+            Some(action) => edit.action == *action,
+            None => matches!(edit.action, Action::Replace { .. }),
+        };
+        let by_position = edit.site.axes().iter().any(|axis| matches!(axis, Axis::Position | Axis::Query));
+        let all = self.same.before.iter().enumerate();
+        let asked = all.filter(|(prompt, _)| edit.at.prompts.as_ref().is_none_or(|prompts| prompts.contains(prompt)));
+        if replaces && by_position { asked.map(|(_, &first)| first).min().unwrap_or(0) } else { 0 }
     }
 
     /// How many stacks of a group are computed at once: what memory holds, at most one per thread.
@@ -161,13 +203,6 @@ impl Setup<'_> {
     }
 }
 
-/// The first position at which an edit can change anything. In a causal model without attention sinks, the first query
-/// cannot: it sees a single key, which gets all of its attention.
-fn first_position(edit: &Edit, config: &ModelConfig) -> usize {
-    let least = usize::from(config.causal && !config.sinks && matches!(edit.site, Site::Q(_)));
-    edit.at.positions.as_ref().and_then(|positions| positions.iter().min().copied()).unwrap_or(0).max(least)
-}
-
 /// Where a run with these edits departs from the unchanged one, and the heads in which it does, if nothing else changes
 /// there.
 fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usize>>) {
@@ -236,6 +271,8 @@ pub struct Explanation {
     pub budget: usize,
     /// Bytes of the unchanged run and of the activations that edits read.
     pub kept: usize,
+    /// Variants that are not computed, because they cannot change anything: they patch what is the same in both runs.
+    pub no_ops: usize,
     /// The number of parts that the batch is split into because memory does not hold all prompts at once.
     pub parts: usize,
 }
@@ -267,6 +304,7 @@ impl Explanation {
         self.needed += part.needed;
         self.naive += part.naive;
         self.parts += part.parts;
+        self.no_ops = self.no_ops.min(part.no_ops);
         self
     }
 }
@@ -306,11 +344,14 @@ impl fmt::Display for Explanation {
         }
         writeln!(
             f,
-            "in all {} multiplications; one whole pass a variant takes {}, {:.1} times as many",
+            "in all {} multiplications; one whole pass per variant takes {}, {:.1} times as many",
             large(self.needed),
             large(self.naive),
             self.naive / self.needed.max(1.0)
         )?;
+        if self.no_ops > 0 {
+            writeln!(f, "{} variants cannot change anything and are not computed", self.no_ops)?;
+        }
         if self.parts > 1 {
             writeln!(f, "the prompts are computed in {} parts, one after another; each as above", self.parts)?;
         }
@@ -341,7 +382,8 @@ impl Engine<'_> {
         let (tokens, read) = (self.setup.tokens.batch() * self.setup.tokens.positions(), self.reader.unembedded(0));
         let unchanged = whole - (tokens.saturating_sub(read) * vocab) as f64;
         let mut groups: BTreeMap<Group, Vec<Place>> = BTreeMap::new();
-        for variant in variants.iter().filter(|variant| !variant.edits.is_empty()) {
+        let no_ops = variants.iter().filter(|variant| self.setup.changes_nothing(variant)).count();
+        for variant in variants.iter().filter(|variant| !self.setup.changes_nothing(variant)) {
             let place = self.setup.place(variant)?;
             groups.entry(place.group).or_default().push(place);
         }
@@ -351,6 +393,7 @@ impl Engine<'_> {
         Ok(Explanation {
             needed: unchanged + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
+            no_ops,
             stacks,
             budget: self.setup.budget(),
             kept: self.setup.kept,

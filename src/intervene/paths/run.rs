@@ -8,8 +8,8 @@ use tch::Tensor;
 use super::{Input, Node, Paths};
 use crate::error::Result;
 use crate::intervene::engine::{
-    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
-    side_by_side, to_array,
+    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Same, Setup, Strategy,
+    Variant, side_by_side, to_array,
 };
 use crate::intervene::metric::Metric;
 use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
@@ -28,6 +28,8 @@ pub(super) struct Share<'a> {
     part: Part,
     machine: Machine,
     kept: usize,
+    /// For each prompt the first position at which the two runs can differ.
+    same: Vec<usize>,
 }
 
 impl Paths<'_> {
@@ -119,7 +121,17 @@ impl Paths<'_> {
         let machine = Machine::of(self.model, Strategy::Auto, self.options.memory);
         let share = |part: Part, kept: usize| {
             let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
-            Ok(Share { paths: self, tokens, other, metrics: part.metrics(&self.options.metrics)?, part, machine, kept })
+            let same = tokens.first_differences(&other)?;
+            Ok(Share {
+                paths: self,
+                same,
+                tokens,
+                other,
+                metrics: part.metrics(&self.options.metrics)?,
+                part,
+                machine,
+                kept,
+            })
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
@@ -181,6 +193,7 @@ impl<'a> Share<'a> {
             strategy: Strategy::Auto,
             machine: self.machine,
             kept: self.kept,
+            same: Same { before: &self.same, action: None },
             stop: self.paths.options.stop,
         }
     }
@@ -240,10 +253,11 @@ impl<'a> Share<'a> {
         for block in senders.chunks(engine.senders_at_once(&taps)) {
             engine.check_stop(progress)?;
             let sending: Vec<Variant> = block.iter().map(|&s| sending(&self.paths.senders[s])).collect();
-            let first = if taps.is_empty() { engine.last_positions() } else { 0 };
+            let first = engine.first_of_frozen(!taps.is_empty());
             let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.paths.freeze, layers, first)?;
             let here: Vec<usize> = block.iter().flat_map(|s| &left[s]).copied().collect();
-            let read = Read { block, order: &order, taps: &taps, batch: self.tokens.batch() as i64 };
+            let read =
+                Read { block, order: &order, taps: &taps, first: first as i64, batch: self.tokens.batch() as i64 };
             let (variants, numbers, bank) = read.variants(self.paths, pairs, &here);
             let kept = journal.as_deref_mut().map(|journal| Kept { journal, numbers: &numbers });
             let found = engine.values(&variants, &bank, kept, progress)?;
@@ -292,10 +306,19 @@ struct Read<'a> {
     /// The position in `block` of the sender of each copy of the batch in `taps`.
     order: &'a [usize],
     taps: &'a BTreeMap<Site, Tensor>,
+    /// The first position in `taps`.
+    first: i64,
     batch: i64,
 }
 
 impl Read<'_> {
+    /// What was recorded, at all positions: those before the first are never read.
+    fn from_the_start(&self, x: &Tensor) -> Tensor {
+        let mut before = x.size();
+        before[1] = self.first;
+        Tensor::cat(&[Tensor::zeros(&before, (x.kind(), x.device())), x.shallow_clone()], 1)
+    }
+
     /// The variants in which receivers read this, the indices of their pairs (from `here`), and the bank with what they
     /// read.
     fn variants(&self, paths: &Paths<'_>, pairs: &[Pair], here: &[usize]) -> (Vec<Variant>, Vec<usize>, Bank) {
@@ -306,7 +329,7 @@ impl Read<'_> {
                 // Rows that join the pass after a site are missing from its record: no path leads there.
                 let start = row as i64 * self.batch;
                 if start < tensor.size()[0] {
-                    bank.insert(&key, site, tensor.narrow(0, start, self.batch));
+                    bank.insert(&key, site, self.from_the_start(&tensor.narrow(0, start, self.batch)));
                 }
             }
             for &number in here.iter().filter(|&&number| pairs[number].0 == self.block[place]) {

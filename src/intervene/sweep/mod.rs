@@ -45,6 +45,8 @@ pub struct Sweep<'a> {
     /// Reference prompts of an ablation, if other than `tokens`.
     pub(super) references: Option<&'a Tokens>,
     change: Change,
+    /// The action of `change`.
+    action: Action,
     pub(super) variants: Vec<Variant>,
     pub(super) strategy: Strategy,
     pub(super) options: Options<'a>,
@@ -119,6 +121,7 @@ impl<'a> Sweep<'a> {
             tokens,
             other,
             references: None,
+            action: change.action(),
             change,
             variants: vec![],
             strategy: Strategy::Auto,
@@ -140,7 +143,7 @@ impl<'a> Sweep<'a> {
     /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn each(self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>) -> Self {
-        let action = self.change.action();
+        let action = self.action.clone();
         self.each_with(site, every, action)
     }
 
@@ -183,7 +186,7 @@ impl<'a> Sweep<'a> {
 
     /// This sweep's action on `site`, as an edit that can be narrowed: an element of a set for [`Sweep::sets`].
     pub fn edit(&self, site: Site) -> Edit {
-        Edit::new(site, self.change.action())
+        Edit::new(site, self.action.clone())
     }
 
     /// One variant per set of edits, which apply together: any mix of heads, positions and neurons. Column `set` names
@@ -225,7 +228,7 @@ impl<'a> Sweep<'a> {
         let variant = |n: usize| {
             let mut layers: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
             order[..n].iter().for_each(|&(layer, head)| layers.entry(layer).or_default().push(head));
-            let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.change.action()).heads(heads);
+            let edit = |(layer, heads)| Edit::new(Site::Z(layer), self.action.clone()).heads(heads);
             let edits = layers.into_iter().map(edit).collect();
             Variant { keys: Keys { parts: u32::try_from(n).ok(), ..Keys::default() }, edits }
         };

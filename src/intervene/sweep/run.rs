@@ -13,8 +13,8 @@ use super::estimate::{self, Estimator};
 use crate::error::{Error, Result};
 use crate::file::sha256;
 use crate::intervene::engine::{
-    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Setup, Strategy, Variant,
-    check_prompts, same_lengths, side_by_side,
+    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Same, Setup, Strategy,
+    Variant, check_prompts, same_lengths, side_by_side,
 };
 use crate::intervene::metric::Metric;
 use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
@@ -29,6 +29,8 @@ struct Share {
     metrics: Vec<Metric>,
     /// Bytes taken by the unchanged run and by the activations that edits read.
     kept: usize,
+    /// For each prompt the first position at which the reference can differ from it.
+    same: Vec<usize>,
 }
 
 /// How the batch of a sweep is computed: its parts, and what all parts share.
@@ -41,6 +43,8 @@ struct Course {
     means: BTreeMap<Site, Tensor>,
     /// For each prompt the reference prompt drawn for it, if the ablation resamples.
     draws: Option<Vec<usize>>,
+    /// For each prompt the first position at which the reference can differ from it.
+    same: Vec<usize>,
 }
 
 impl Sweep<'_> {
@@ -71,7 +75,7 @@ impl Sweep<'_> {
         let mut progress = Progress::new("variants", variants.len() * course.parts.len());
         let (mut parts, numbers): (Vec<_>, Vec<usize>) = (vec![], (0..variants.len()).collect());
         for &part in &course.parts {
-            let share = self.share(part, variants, course.kept)?;
+            let share = self.share(part, variants, &course)?;
             let bank = self.bank(&share, &course)?;
             let engine = Engine::new(self.setup(&share, course.machine), &share.variants, &[])?;
             let first = outcome.cells.len();
@@ -91,7 +95,7 @@ impl Sweep<'_> {
         let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
         let (mut outcome, mut parts) = (self.outcome(), vec![]);
         for &part in &course.parts {
-            let share = self.share(part, &self.variants, course.kept)?;
+            let share = self.share(part, &self.variants, &course)?;
             let bank = self.bank(&share, &course)?;
             let setup = self.setup(&share, course.machine);
             let engine = Engine::new(setup, &share.variants, &needs)?;
@@ -130,7 +134,7 @@ impl Sweep<'_> {
         tch::no_grad(|| {
             let course = self.course(&self.variants, &[], 1)?;
             let explain = |&part: &Part| {
-                let share = self.share(part, &self.variants, course.kept)?;
+                let share = self.share(part, &self.variants, &course)?;
                 Engine::new(self.setup(&share, course.machine), &share.variants, &[])?.explain(&share.variants)
             };
             Explanation::of_parts(course.parts.iter().map(explain))
@@ -148,38 +152,61 @@ impl Sweep<'_> {
         let batch = self.tokens.batch();
         check_prompts(variants, self.model.config(), self.tokens)?;
         let machine = Machine::of(self.model, self.strategy, self.options.memory);
-        let share = Share {
-            part: Part::whole(batch),
-            tokens: self.tokens.clone(),
-            variants: vec![],
-            metrics: self.options.metrics.clone(),
-            kept: 0,
-        };
-        let setup = self.setup(&share, machine);
-        let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let read = reads(variants, |action| !matches!(action, Action::Mean { .. }));
-        let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
-        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
-        // The naive strategy is not split.
-        let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch();
-        let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
-        let means = self.means(variants, most.max(1), machine.plain)?;
         let draws = match self.change {
             Change::Ablation(Ablation::Resample { seed }) if !read.is_empty() => {
                 Some(ablation::draw(self.tokens, self.reference_tokens(), seed)?)
             }
             _ => None,
         };
-        Ok(Course { parts: Part::at_most(most, batch), machine, kept, means, draws })
+        let share = Share {
+            part: Part::whole(batch),
+            tokens: self.tokens.clone(),
+            variants: vec![],
+            metrics: self.options.metrics.clone(),
+            kept: 0,
+            same: self.same(draws.as_deref())?,
+        };
+        let setup = self.setup(&share, machine);
+        let places = variants.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
+        let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
+        // The naive strategy is not split.
+        let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch();
+        let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
+        let means = self.means(variants, most.max(1), machine.plain)?;
+        let same = share.same;
+        Ok(Course { parts: Part::at_most(most, batch), machine, kept, means, draws, same })
     }
 
-    fn share(&self, part: Part, variants: &[Variant], kept: usize) -> Result<Share> {
+    /// For each prompt the first position at which what this sweep's own action writes can differ from the unchanged
+    /// run: the first token that differs from the reference's. Empty if nothing is known.
+    fn same(&self, draws: Option<&[usize]>) -> Result<Vec<usize>> {
+        let reference = self.reference_tokens();
+        match (self.change, draws) {
+            (Change::Patch(_), _) => self.tokens.first_differences(reference),
+            (Change::Ablation(Ablation::Resample { .. }), Some(draws)) => {
+                self.tokens.first_differences(&reference.select(draws)?)
+            }
+            (Change::Ablation(Ablation::Mean), _) => {
+                // Up to where all reference prompts are the same, their mean is what each of them has.
+                let first = reference.select(&vec![0; reference.batch()])?;
+                let common = reference.first_differences(&first)?.into_iter().min().unwrap_or(0);
+                let ours = self.tokens.first_differences(&reference.select(&vec![0; self.tokens.batch()])?)?;
+                Ok(ours.into_iter().map(|first| first.min(common)).collect())
+            }
+            _ => Ok(vec![]),
+        }
+    }
+
+    fn share(&self, part: Part, variants: &[Variant], course: &Course) -> Result<Share> {
         Ok(Share {
             part,
             tokens: part.tokens(self.tokens)?,
             variants: part.variants(variants),
             metrics: part.metrics(&self.options.metrics)?,
-            kept: kept / part.of * part.n,
+            kept: course.kept / part.of * part.n,
+            same: part.prompts().into_iter().filter_map(|prompt| course.same.get(prompt).copied()).collect(),
         })
     }
 
@@ -193,6 +220,7 @@ impl Sweep<'_> {
             strategy,
             machine,
             kept: share.kept,
+            same: Same { before: &share.same, action: Some(&self.action) },
             stop,
         }
     }
