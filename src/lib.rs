@@ -32,7 +32,7 @@
 //! | 4 | [`circuits`] | what the weights say: QK and OV circuits, their spectra, composition, similarity, copying |
 //! | 4 | [`stats`] | ranks, bootstrap intervals, permutation tests |
 //! | 3 | [`table`] | tidy tables with provenance |
-//! | 3 | [`text`] | prompts as token ids, the tokenizer |
+//! | 3 | [`text`] | prompts as token ids, pairs of them with answers and named positions, the tokenizer |
 //! | 3 | [`device`] | CPU and GPU from one build |
 //! | 3 | `tensors` | named tensors on disk |
 //! | 2 | `file`, `progress`, `take`, `workers` | files written whole, progress bars, limits, threads |

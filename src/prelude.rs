@@ -17,6 +17,7 @@ pub use crate::lab;
 pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};
+pub use crate::text::prompts::{self, Pair, Prompts};
 pub use crate::view::{self, Attention, Bars, Heatmap, Html, Lines, Svg};
 pub use polars::prelude::DataFrame;
 pub use tch::{Device, Kind, Tensor};

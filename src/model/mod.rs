@@ -6,7 +6,7 @@
 //! | [`Site`] | the places that can be read and changed |
 //! | [`Plan`], [`Edit`], [`Action`] | what a run reads and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
-//! | [`Tokens`] | a batch of prompts |
+//! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
 //! | [`Model::circuits`], [`Model::copying`] | the weights of heads, for [`circuits`](crate::circuits) |
 //! | [`Generation`] | cached generation |
 
@@ -40,8 +40,9 @@ pub(crate) use identity::{Identity, Stamp};
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
-use crate::text::Tokenizer;
-pub use crate::text::Tokens;
+use crate::text::prompts::Recipe;
+use crate::text::{HasTokenizer, Tokenizer};
+pub use crate::text::{Prompts, Tokens};
 use crate::workers::readable;
 
 /// A transformer with its weights.
@@ -263,12 +264,23 @@ impl Model {
     /// # Errors
     /// Where the checkpoint has no tokenizer, a text gives no token, or one is longer than the model's context.
     pub fn tokens(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
-        let mut tokens = self.need_tokenizer()?.encode(texts)?;
-        if tokens.pad() >= self.config.vocab as i64 {
-            tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
-        }
-        self.check_tokens(&tokens)?;
-        Ok(tokens)
+        self.fitted(self.need_tokenizer()?.encode(texts)?)
+    }
+
+    /// Pairs of prompts for this model, with answers and named positions: see [`prompts`](crate::text::prompts).
+    ///
+    /// ```
+    /// use headscope::model::Model;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let prompts = model.prompts([("the cat and the head", "the dog and the head")])?;
+    /// assert_eq!((prompts.len(), prompts.clean().batch()), (1, 1));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Prompts::new`].
+    pub fn prompts(&self, recipe: impl Into<Recipe>) -> Result<Prompts> {
+        Prompts::new(self, recipe)
     }
 
     /// The id of a text that is a single token, such as `" Mary"`.
@@ -282,13 +294,6 @@ impl Model {
     /// Fails where the tokens do not fit the model.
     pub(crate) fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
         tokens.check(self.config.vocab, self.config.n_token_types, self.config.n_positions)
-    }
-
-    fn need_tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| Error::Tokenizer {
-            at: self.origin.name.clone(),
-            reason: "the checkpoint has no tokenizer.json; give token ids instead".to_owned(),
-        })
     }
 
     /// Runs `tokens` through the model and returns what `plan` taps. The graph is not kept unless the plan asks for it.
@@ -342,6 +347,24 @@ impl Model {
             let (found, limit) = (layer as i64, n_layers as i64);
             Error::OutOfRange { at: "model".into(), axis: "layer", found, limit }
         })
+    }
+}
+
+impl HasTokenizer for Model {
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    fn named(&self) -> String {
+        self.origin.name.clone()
+    }
+
+    fn fitted(&self, mut tokens: Tokens) -> Result<Tokens> {
+        if tokens.pad() >= self.config.vocab as i64 {
+            tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
+        }
+        self.check_tokens(&tokens)?;
+        Ok(tokens)
     }
 }
 

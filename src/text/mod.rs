@@ -1,7 +1,9 @@
 //! What does a model read? Prompts as token ids, and the tokenizer that makes them.
 
+pub mod prompts;
 mod tokenizer;
 mod tokens;
 
-pub use tokenizer::Tokenizer;
+pub use prompts::Prompts;
+pub use tokenizer::{HasTokenizer, Tokenizer};
 pub use tokens::Tokens;

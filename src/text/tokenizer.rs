@@ -67,9 +67,14 @@ impl Tokenizer {
         for (i, text) in texts.iter().enumerate() {
             rows.push(self.ids(text.as_ref(), true, &format!("text {i}"))?);
         }
+        self.batch(rows)
+    }
+
+    /// A batch of these ids, with the text of each token and the id for padding.
+    pub(super) fn batch(&self, rows: Vec<Vec<i64>>) -> Result<Tokens> {
         let pieces = rows.iter().map(|row| row.iter().map(|&id| self.piece(id)).collect()).collect();
         let pad = ["[PAD]", "<pad>", "<|endoftext|>"].iter().find_map(|token| self.inner.token_to_id(token));
-        Ok(Tokens::new(&rows)?.with_pieces(pieces)?.with_pad(pad.map_or(0, i64::from)))
+        Ok(Tokens::owning(rows)?.with_pieces(pieces)?.with_pad(pad.map_or(0, i64::from)))
     }
 
     /// The byte range of the text that each token of [`Tokenizer::encode`] comes from; empty for a token without text,
@@ -105,18 +110,32 @@ impl Tokenizer {
 
     /// The id of a text that is a single token.
     ///
+    /// A tokenizer that puts a space before every text of its own would turn `" Mary"` into two tokens. The text is then
+    /// read as the continuation of another word, which is what an answer is.
+    ///
     /// # Errors
-    /// If the text is several tokens, or none.
+    /// If the text is several tokens, none, or unknown to the tokenizer.
     pub fn single(&self, text: &str) -> Result<i64> {
         let ids = self.ids(text, false, &format!("{text:?}"))?;
+        if ids.len() > 1 && text.starts_with(' ') {
+            let (start, whole) = (self.ids("a", false, "a text")?, self.ids(&format!("a{text}"), false, "a text")?);
+            if let Some([id]) = whole.strip_prefix(start.as_slice()) {
+                return Ok(*id);
+            }
+        }
         match ids.as_slice() {
-            [id] => Ok(*id),
+            [id] if !self.is_unknown(*id) || self.piece(*id) == text => Ok(*id),
             _ => {
                 let pieces: Vec<String> = ids.iter().map(|&id| self.piece(id)).collect();
                 let found = format!("{} tokens in `{text}`: `{}`", pieces.len(), pieces.join("` `"));
                 Err(Error::argument("answer", "a text that is a single token", found))
             }
         }
+    }
+
+    /// Whether an id stands for whatever the tokenizer does not know.
+    fn is_unknown(&self, id: i64) -> bool {
+        ["<unk>", "[UNK]"].iter().any(|token| self.inner.token_to_id(token).map(i64::from) == Some(id))
     }
 
     /// Decodes `ids` to text, without special tokens.
@@ -141,9 +160,46 @@ impl Tokenizer {
         }
     }
 
-    fn ids(&self, text: &str, special: bool, at: &str) -> Result<Vec<i64>> {
+    /// The ids of a text, with or without special tokens; `at` names the text in errors.
+    pub(super) fn ids(&self, text: &str, special: bool, at: &str) -> Result<Vec<i64>> {
         let encoded = guarded(|| self.inner.encode(text, special)).map_err(|reason| failed(at.to_owned(), reason))?;
         Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+}
+
+/// What can turn texts into tokens and back: a [`Tokenizer`], or a [`Model`](crate::model::Model) that has one.
+///
+/// A model also checks that tokens fit it.
+pub trait HasTokenizer {
+    /// The tokenizer, if there is one.
+    fn tokenizer(&self) -> Option<&Tokenizer>;
+
+    /// What this is called in errors.
+    fn named(&self) -> String {
+        "tokenizer".to_owned()
+    }
+
+    /// The tokens as they are used here, or an error if they do not fit.
+    ///
+    /// # Errors
+    /// If an id or the length does not fit.
+    fn fitted(&self, tokens: Tokens) -> Result<Tokens> {
+        Ok(tokens)
+    }
+
+    /// The tokenizer, or an error that says there is none.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    fn need_tokenizer(&self) -> Result<&Tokenizer> {
+        let reason = || "the checkpoint has no tokenizer.json; give token ids instead".to_owned();
+        self.tokenizer().ok_or_else(|| Error::Tokenizer { at: self.named(), reason: reason() })
+    }
+}
+
+impl HasTokenizer for Tokenizer {
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        Some(self)
     }
 }
 

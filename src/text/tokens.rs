@@ -2,11 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::HasTokenizer;
 use crate::error::{Error, Result};
 
 /// A batch of prompts: token ids, padded on the right to a common length, and the actual length of each prompt.
 ///
-/// Created from texts by [`Model::tokens`](crate::model::Model::tokens), or from ids by [`Tokens::new`].
+/// Created from texts by [`Model::tokens`](crate::model::Model::tokens), or from ids by [`Tokens::from_ids`], which knows
+/// the text of each token, and [`Tokens::new`], which does not.
 ///
 /// ```
 /// use headscope::model::Tokens;
@@ -46,6 +48,28 @@ impl Tokens {
             return Err(Error::argument("tokens", "at least one prompt", "none"));
         }
         Ok(Self { rows, positions, pad: 0, pieces: None, types: None })
+    }
+
+    /// [`Tokens::new`] with the text of each token, by the tokenizer of a model (or a [`Tokenizer`](super::Tokenizer)).
+    /// Without a tokenizer, the texts are the ids in decimal.
+    ///
+    /// ```
+    /// use headscope::model::{Model, Tokens};
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let ids = model.tokens(&["the head"])?.row(0).to_vec();
+    /// let tokens = Tokens::from_ids(&model, &[ids.repeat(2)])?;
+    /// assert_eq!(tokens.pieces(0).concat(), "the headthe head");
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Tokens::new`]; also if an id or the length does not fit the model.
+    pub fn from_ids(of: &impl HasTokenizer, rows: &[Vec<i64>]) -> Result<Self> {
+        let tokens = match of.tokenizer() {
+            Some(tokenizer) => tokenizer.batch(rows.to_vec()),
+            None => Self::new(rows),
+        };
+        of.fitted(tokens?)
     }
 
     /// Sets the text of each token, for figures and tables.
