@@ -3,7 +3,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use headscope::circuits::{Circuit, Circuits, Composition, Measure, Offset};
-use headscope::model::{CircuitOptions, Model, ModelConfig};
+use headscope::heads::CircuitOptions;
+use headscope::model::{Model, ModelConfig};
 use ndarray_linalg::SVD;
 use rayon::prelude::*;
 

@@ -6,15 +6,15 @@ pub use crate::circuits::{
 };
 pub use crate::error::{Error, Result};
 pub use crate::heads::{
-    Annotated, Link, PatternOptions, PatternScore, Repeats, Role, RoleOptions, Roles, Similarity, induction_scores,
-    pattern_scores, read_conllu, read_gap, similarity,
+    Annotated, CircuitOptions, Link, PatternOptions, PatternScore, Repeats, Role, RoleOptions, Roles, Similarity,
+    induction_scores, pattern_scores, read_conllu, read_gap, similarity,
 };
 pub use crate::intervene::{
     Ablation, Answer, Estimate, Every, Input, Metric, Node, Paths, Sampling, ShapleyOptions, Strategy, Subsets, Sweep,
     Variant, direct_attribution, logit_lens, shapley, subsets,
 };
 pub use crate::lab;
-pub use crate::model::{Action, CircuitOptions, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
+pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};
 pub use crate::text::prompts::{self, Pair, Prompts};

@@ -130,6 +130,11 @@ impl Axis {
             Self::One => "1",
         }
     }
+
+    /// Whether the axis counts positions that are computed; a key may be an earlier, cached one.
+    pub(crate) fn is_of_positions(self) -> bool {
+        matches!(self, Self::Position | Self::Query)
+    }
 }
 
 type PerLayer = (&'static str, fn(usize) -> Site);

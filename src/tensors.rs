@@ -1,4 +1,8 @@
-//! How are named tensors stored on disk? As safetensors.
+//! What can be done with tensors without knowing the model they belong to? Store them, tell them apart, multiply them fast.
+
+mod identity;
+pub(crate) mod onednn;
+mod softmax;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -6,10 +10,13 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use identity::{Identity, Stamp};
+pub(crate) use softmax::{log_softmax, softmax};
+
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Writes tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
+/// Writes named tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
 pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(&str, String)]) -> Result<()> {
     let stored = tensors.iter().map(|(name, tensor)| Ok((name, Stored::of(name, tensor)?)));
     let stored = stored.collect::<Result<Vec<_>>>()?;

@@ -11,7 +11,8 @@ use headscope::circuits::{
     Ranks, Subspace, composition, copying_score, diagonal_ranks, null_spectra, random_frame, random_overlap,
     top_k_accuracy,
 };
-use headscope::model::{CircuitOptions, Model, Plan, Position, Site, Vocabulary};
+use headscope::heads::{CircuitOptions, Vocabulary};
+use headscope::model::{Model, Plan, Position, Site};
 use ndarray::{Array1, Array2, Axis, array, s};
 use ndarray_linalg::{Inverse, SVD};
 use proptest::prelude::*;

@@ -5,12 +5,12 @@ mod common;
 
 use common::{Tol, assert_close, assert_near};
 use headscope::circuits::{Circuit, Measure, Offset, Ranks};
-use headscope::heads::{jensen_shannon, linear_cka};
+use headscope::heads::{CircuitOptions, jensen_shannon, linear_cka};
 use headscope::intervene::{Ablation, shapley_values};
 use headscope::lab::Language;
 use headscope::lab::language::{Batch, English, Regime, Repeats, Task, Tasks};
 use headscope::lab::trace::{CIRCUITS, Probe, Quantity, held_out, participation, specialisation};
-use headscope::model::{Action, CircuitOptions, Edit, Model, ModelConfig, Plan, Site};
+use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 use proptest::prelude::*;
 use tch::{Kind, Tensor};

@@ -8,9 +8,9 @@ use headscope::Error;
 use headscope::circuits::{
     Circle, Circuit, Factored, NullOptions, Offset, TruncationError, logit_spectrum, random_frame,
 };
-use headscope::heads::{Cut, TruncationOptions, truncation_costs};
+use headscope::heads::{CircuitOptions, Cut, TruncationOptions, truncation_costs};
 use headscope::intervene::{Ablation, Metric, Strategy, Sweep, Variant};
-use headscope::model::{Action, CircuitOptions, Edit, Model, Plan, Position, Site};
+use headscope::model::{Action, Edit, Model, Plan, Position, Site};
 use headscope::table::{Keys, Table};
 use ndarray::{Array2, Axis, array, s};
 use proptest::prelude::*;

@@ -14,8 +14,10 @@ use std::process::ExitCode;
 use common::Tol;
 use headscope::checkpoint::cache_folder;
 use headscope::circuits::{Composition, Offset};
-use headscope::heads::{PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu};
-use headscope::model::{CircuitOptions, Generation, Model};
+use headscope::heads::{
+    CircuitOptions, PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu,
+};
+use headscope::model::{Generation, Model};
 use headscope::table::{Keys, Observation, Table};
 use libtest_mimic::{Arguments, Trial};
 

@@ -18,8 +18,7 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use crate::error::{Error, Result};
 use crate::file;
-use crate::model::Stamp;
-use crate::model::room_for;
+use crate::tensors::{Stamp, onednn};
 
 /// The tensors of a checkpoint folder, by name.
 pub(crate) struct Source {
@@ -199,7 +198,7 @@ impl Source {
 
     /// The matrix `name`, stored `[in, out]`, in the memory layout that is fastest for products.
     pub(crate) fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        self.read(name, &[rows, columns], || room_for([rows as i64, columns as i64], self.kind, self.device))
+        self.read(name, &[rows, columns], || onednn::room_for([rows as i64, columns as i64], self.kind, self.device))
     }
 
     /// Reads the tensor `name` into `room`, which is allocated only after the shape is checked.

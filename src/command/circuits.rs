@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::circuits::{Circuit, Circuits, Composition, Linkage, Measure, Null, NullOptions, Offset};
-use headscope::heads::{Cut, TruncationOptions, truncation_costs};
-use headscope::model::{CircuitOptions, Model, Position, Tokens};
+use headscope::heads::{CircuitOptions, Cut, TruncationOptions, truncation_costs};
+use headscope::model::{Model, Position, Tokens};
 use headscope::table::Table;
 
 use super::output::reserve;

@@ -6,6 +6,8 @@
 //! | [`pattern_scores`], [`PatternScore`] | what does each head attend to, against uniform and shuffled attention? |
 //! | [`induction_scores`], [`Repeats`] | which heads match prefixes and copy, on repeated random tokens? |
 //! | [`similarity`], [`Similarity`] | which heads do the same on given prompts? |
+//! | [`Model::circuits`](crate::model::Model::circuits), [`CircuitOptions`] | what do a head's weights say, without a run? |
+//! | [`Model::copying`](crate::model::Model::copying) | which heads copy tokens? |
 //! | [`Roles`], [`Annotated`] | which head knows which link between words ([`read_conllu`], [`read_gap`])? |
 //! | [`Role::test`](Role::test) | does the model need the best head for a role? |
 //! | [`truncation_costs`] | what does a lower rank of QK or OV cost the model? |
@@ -18,6 +20,7 @@ mod align;
 mod annotation;
 mod batches;
 mod causal;
+mod circuits;
 mod compare;
 mod information;
 mod interval;
@@ -32,6 +35,7 @@ mod truncate;
 pub use align::Looking;
 pub use annotation::{Annotated, Link, read_conllu, read_gap};
 pub use causal::Role;
+pub use circuits::{CircuitOptions, Vocabulary};
 pub use compare::{Similarity, similarity, similarity_matrix};
 pub use information::{
     HeadEstimator, InformationOptions, Source, Target, TokenLabels, head_information, layer_information,

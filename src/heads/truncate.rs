@@ -4,10 +4,11 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use super::circuits::CircuitOptions;
 use crate::circuits::{Factored, TruncationError};
 use crate::error::{Error, Result};
 use crate::intervene::{Ablation, Metric, Sweep, Variant};
-use crate::model::{Action, CircuitOptions, Edit, Model, Site, Tokens};
+use crate::model::{Action, Edit, Model, Site, Tokens};
 use crate::table::{Keys, Observation, Table};
 
 /// The circuit to truncate.

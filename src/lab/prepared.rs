@@ -6,7 +6,8 @@ use tch::{Device, Kind, Tensor};
 
 use super::language::{Batch, Sample};
 use crate::error::{Error, Result};
-use crate::model::{Joins, Model, Pass, Past, Program, Tokens, log_softmax};
+use crate::model::{Joins, Model, Pass, Past, Program, Tokens};
+use crate::tensors::log_softmax;
 
 /// The batches of one or more runs, all with the same number of rows, concatenated along the rows.
 pub(in crate::lab) struct Prepared {

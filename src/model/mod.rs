@@ -7,15 +7,12 @@
 //! | [`Plan`], [`Edit`], [`Action`] | what a run reads and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
-//! | [`Model::circuits`], [`Model::copying`] | the weights of heads, for [`circuits`](crate::circuits) |
 //! | [`Generation`] | cached generation |
 
 mod arch;
-mod circuits;
 mod exec;
 mod generate;
 mod hooks;
-mod identity;
 
 use std::path::PathBuf;
 
@@ -29,17 +26,16 @@ pub(crate) use arch::{
     Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights,
     Wire, Wires, Wiring,
 };
-pub use circuits::{CircuitOptions, Vocabulary};
 pub(crate) use exec::{
-    Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, log_softmax, products_take, room_for,
+    Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
 };
 pub use generate::Generation;
 pub use hooks::{Action, Edit, Plan, Run, Selector};
 pub(crate) use hooks::{Bank, Means, Program, Window};
-pub(crate) use identity::{Identity, Stamp};
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
+use crate::tensors::{Identity, Stamp, onednn};
 use crate::text::prompts::Recipe;
 use crate::text::{HasTokenizer, Tokenizer};
 pub use crate::text::{Prompts, Tokens};
@@ -254,6 +250,13 @@ impl Model {
         self.wiring.adds_up() && !self.wiring.block(0).has_norm(NormAt::AttnOut)
     }
 
+    /// Bytes that a matrix product in a block may take beside its operands and its result: oneDNN's own copy of the matrix.
+    pub(crate) fn product_takes(&self) -> usize {
+        let widest = self.config.d_mlp.max(self.config.n_heads * self.config.d_head);
+        let bytes = self.config.d_model * widest * self.kind.elt_size_in_bytes();
+        if onednn::serves_type(self.kind, self.device) { bytes } else { 0 }
+    }
+
     /// Whether a norm stands between the residual stream and what heads read.
     pub(crate) fn normalises_input(&self) -> bool {
         self.wiring.block(0).step(Wire::AttnIn).is_some()
@@ -341,7 +344,7 @@ impl Model {
         tch::no_grad(|| pass.each_block(ids, |layer, taps| read(layer, &Run::new(tokens.clone(), taps))))
     }
 
-    fn block(&self, layer: usize) -> Result<&Block> {
+    pub(crate) fn block(&self, layer: usize) -> Result<&Block> {
         let n_layers = self.config.n_layers;
         self.weights.block(layer, n_layers).ok_or_else(|| {
             let (found, limit) = (layer as i64, n_layers as i64);

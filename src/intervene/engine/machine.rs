@@ -5,7 +5,7 @@ use tch::Device;
 use super::Strategy;
 use crate::device::free_memory;
 use crate::memory::usable;
-use crate::model::{Model, products_take};
+use crate::model::Model;
 
 /// Threads, memory, and how to compute wide products.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ impl Machine {
         let memory = memory.map_or(free / 4, |most| most.min(free));
         let parallel = strategy == Strategy::Auto && model.device() == Device::Cpu;
         let threads = if parallel { tch::get_num_threads().max(1) as usize } else { 1 };
-        let copies = threads.saturating_mul(products_take(model));
+        let copies = threads.saturating_mul(model.product_takes());
         let plain = copies > memory / 8;
         Self { threads, plain, memory: usable(memory) - if plain { 0 } else { copies } }
     }

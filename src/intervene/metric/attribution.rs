@@ -84,14 +84,14 @@ impl Terms<'_> {
 }
 
 fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Readout<'_>) -> Result<()> {
-    let (config, wiring) = (model.config(), model.wiring());
+    let config = model.config();
     let Some((direction, unembed_bias)) = reader.direction() else {
         let expected = "one whose logits are linear in the normalised residual stream";
         return Err(Error::argument("model", expected, &config.family));
     };
     let at = |site: Site| -> Result<Tensor> { Ok(reader.last(run.get(site)?)) };
     let mut through = direction.shallow_clone();
-    if wiring.has_final_norm() {
+    if config.has_final_norm() {
         if let Some((gamma, beta)) = model.final_norm_weights() {
             if let Some(beta) = beta {
                 terms.push("ln_final_bias", None, None, mean(&direction.matmul(beta)));

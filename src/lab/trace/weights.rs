@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::probe::Probe;
 use crate::circuits::{Circuit, Circuits, Measure, Offset, Ranks};
 use crate::error::{Error, Result};
-use crate::model::CircuitOptions;
+use crate::heads::CircuitOptions;
 
 /// The circuits of a head, in the order of the last axis of [`Probe::ranks`].
 pub const CIRCUITS: [&str; 2] = ["qk", "ov"];

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::config::ModelConfig;
 use super::weights::{Linear, Make, Norm, Weights};
 use crate::error::Result;
-use crate::model::exec::onednn;
+use crate::tensors::onednn;
 
 /// Standard deviations of random parameters that are no matrices of a product.
 #[derive(Debug, Clone, Copy)]

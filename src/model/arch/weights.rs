@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::config::{EmbedProjection, ModelConfig, Position, QkNorm, Unembed};
 use super::wiring::{BlockWiring, NormAt};
 use crate::error::{Error, Result};
-use crate::model::exec::onednn;
+use crate::tensors::onednn;
 use crate::workers::readable;
 
 /// All parameters of a model.

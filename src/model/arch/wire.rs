@@ -1,114 +1,75 @@
-//! Which values does a block have? Their names, and sets of them.
+//! Which values does a block have?
 
 use std::fmt;
 
 use super::config::ModelConfig;
 use crate::site::Site;
 
-/// A value inside a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Wire {
-    ResidPre,
-    Ln1Scale,
-    /// What the projections read: the stream, normalised.
-    AttnIn,
-    K,
-    V,
-    Q,
-    Scores,
-    Pattern,
-    Z,
-    Result,
-    /// What the heads write together, before a norm on it.
-    AttnSum,
-    Ln1PostScale,
-    AttnOut,
-    /// The stream with what attention adds, before a norm on it.
-    MidSum,
-    ResidMid,
-    Ln2Scale,
-    /// What the MLP reads: the stream, normalised.
-    MlpIn,
-    Router,
-    MlpPre,
-    MlpPost,
-    /// What the MLP writes, before a norm on it.
-    MlpSum,
-    Ln2PostScale,
-    MlpOut,
-    /// The stream with what the MLP adds, before a norm on it.
-    PostSum,
-    ResidPost,
+/// Lists the values of a block in the order of the forward pass, each with its site, if it has one.
+macro_rules! wires {
+    ($($(#[$doc:meta])* $wire:ident $(at $site:ident)?,)*) => {
+        /// A value inside a block.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(crate) enum Wire {
+            $($(#[$doc])* $wire,)*
+        }
+
+        impl Wire {
+            const ALL: &[Self] = &[$(Self::$wire),*];
+
+            /// The site at which the value of a layer can be read and changed; `None` for a value between two sites.
+            pub(crate) fn site(self, layer: usize) -> Option<Site> {
+                match self {
+                    $($(Self::$wire => Some(Site::$site(layer)),)?)*
+                    _ => None,
+                }
+            }
+        }
+    };
 }
 
-/// How many there are.
-pub(super) const WIRES: usize = Wire::ResidPost as usize + 1;
+wires! {
+    ResidPre at ResidPre,
+    Ln1Scale at Ln1Scale,
+    /// The normalised residual stream that the projections to queries, keys and values read.
+    AttnIn,
+    K at K,
+    V at V,
+    Q at Q,
+    Scores at Scores,
+    Pattern at Pattern,
+    Z at Z,
+    Result at Result,
+    /// The sum of the head outputs and the bias, before a norm on it.
+    AttnSum,
+    Ln1PostScale at Ln1PostScale,
+    AttnOut at AttnOut,
+    /// The residual stream plus the attention output, before a norm on the sum.
+    MidSum,
+    ResidMid at ResidMid,
+    Ln2Scale at Ln2Scale,
+    /// The normalised residual stream that the MLP reads.
+    MlpIn,
+    Router at Router,
+    MlpPre at MlpPre,
+    MlpPost at MlpPost,
+    /// What the MLP computes, before a norm on it.
+    MlpSum,
+    Ln2PostScale at Ln2PostScale,
+    MlpOut at MlpOut,
+    /// The residual stream plus the MLP output, before a norm on the sum.
+    PostSum,
+    ResidPost at ResidPost,
+}
 
 impl Wire {
-    const ALL: [Self; WIRES] = {
-        use Wire::*;
-        [
-            ResidPre,
-            Ln1Scale,
-            AttnIn,
-            K,
-            V,
-            Q,
-            Scores,
-            Pattern,
-            Z,
-            Result,
-            AttnSum,
-            Ln1PostScale,
-            AttnOut,
-            MidSum,
-            ResidMid,
-            Ln2Scale,
-            MlpIn,
-            Router,
-            MlpPre,
-            MlpPost,
-            MlpSum,
-            Ln2PostScale,
-            MlpOut,
-            PostSum,
-            ResidPost,
-        ]
-    };
-
-    /// The site at which a layer's value can be read and changed; none for values between two sites.
-    pub(crate) fn site(self, layer: usize) -> Option<Site> {
-        Some(match self {
-            Self::ResidPre => Site::ResidPre(layer),
-            Self::Ln1Scale => Site::Ln1Scale(layer),
-            Self::K => Site::K(layer),
-            Self::V => Site::V(layer),
-            Self::Q => Site::Q(layer),
-            Self::Scores => Site::Scores(layer),
-            Self::Pattern => Site::Pattern(layer),
-            Self::Z => Site::Z(layer),
-            Self::Result => Site::Result(layer),
-            Self::Ln1PostScale => Site::Ln1PostScale(layer),
-            Self::AttnOut => Site::AttnOut(layer),
-            Self::ResidMid => Site::ResidMid(layer),
-            Self::Ln2Scale => Site::Ln2Scale(layer),
-            Self::Router => Site::Router(layer),
-            Self::MlpPre => Site::MlpPre(layer),
-            Self::MlpPost => Site::MlpPost(layer),
-            Self::Ln2PostScale => Site::Ln2PostScale(layer),
-            Self::MlpOut => Site::MlpOut(layer),
-            Self::ResidPost => Site::ResidPost(layer),
-            Self::AttnIn | Self::AttnSum | Self::MidSum | Self::MlpIn | Self::MlpSum | Self::PostSum => return None,
-        })
-    }
-
-    /// The value that stands at a site of a block.
+    /// The value at a site of a block; `None` for a site outside the blocks.
     pub(crate) fn of(site: Site) -> Option<Self> {
         let layer = site.layer()?;
-        Self::ALL.into_iter().find(|wire| wire.site(layer) == Some(site))
+        Self::ALL.iter().copied().find(|wire| wire.site(layer) == Some(site))
     }
 
-    /// Numbers at each position: the length of all axes after the position.
+    /// How many numbers the value holds for each position of a prompt.
     pub(crate) fn width(self, config: &ModelConfig) -> usize {
         match self {
             Self::Q | Self::Z => config.n_heads * config.d_head,
@@ -165,7 +126,7 @@ impl Wires {
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = Wire> {
-        Wire::ALL.into_iter().filter(move |wire| self.has(*wire))
+        Wire::ALL.iter().copied().filter(move |wire| self.has(*wire))
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::attend::Attend;
 use super::config::{ModelConfig, NormKind, NormPlace, Parallel};
-use super::wire::{WIRES, Wire, Wires};
+use super::wire::{Wire, Wires};
 use crate::site::Site;
 
 /// Which norm of a block.
@@ -108,12 +108,10 @@ pub(crate) struct BlockWiring {
     pub attend: Attend,
 }
 
-/// The graphs of a model's blocks, and what lies before and after them.
+/// The graphs of a model's blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct Wiring {
     blocks: Vec<BlockWiring>,
-    /// Whether what follows the blocks is a norm.
-    has_final_norm: bool,
 }
 
 /// Collects the steps of a block.
@@ -410,7 +408,7 @@ type Point = (usize, usize);
 impl Wiring {
     pub(crate) fn new(config: &ModelConfig) -> Self {
         let blocks = (0..config.n_layers).map(|layer| BlockWiring::new(config, layer)).collect();
-        Self { blocks, has_final_norm: config.has_final_norm() }
+        Self { blocks }
     }
 
     /// The graph of a layer's block.
@@ -428,7 +426,7 @@ impl Wiring {
         match (site, site.layer().zip(Wire::of(site))) {
             (_, Some((layer, wire))) => {
                 let block = self.blocks.get(layer);
-                (layer + 1, block.and_then(|block| block.wires().position(|own| own == wire)).unwrap_or(WIRES))
+                (layer + 1, block.and_then(|block| block.wires().position(|own| own == wire)).unwrap_or(usize::MAX))
             }
             (Site::Embed, _) => (0, 0),
             (Site::PosEmbed, _) => (0, 1),
@@ -463,10 +461,6 @@ impl Wiring {
     /// Whether the last residual stream is the sum of the embeddings and all that sub-layers add.
     pub(crate) fn adds_up(&self) -> bool {
         self.blocks.iter().all(BlockWiring::adds_up)
-    }
-
-    pub(crate) fn has_final_norm(&self) -> bool {
-        self.has_final_norm
     }
 }
 

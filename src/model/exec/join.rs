@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::model::arch::{BlockWiring, Cut, Wire, Wiring};
-use crate::site::{Axis, Site};
+use crate::site::Site;
 
 /// Values of the unchanged run, by layer.
 pub(crate) type Unchanged = BTreeMap<(usize, Wire), Tensor>;
@@ -184,9 +184,4 @@ pub(super) fn copies(x: &Tensor, n: i64) -> Tensor {
     let mut times = vec![1i64; x.dim()];
     times[0] = n;
     x.repeat(times.as_slice())
-}
-
-/// Whether an axis counts positions.
-pub(crate) fn is_of_positions(axis: Axis) -> bool {
-    matches!(axis, Axis::Position | Axis::Query)
 }

@@ -7,11 +7,11 @@ use tch::{Kind, Tensor};
 use super::attention::{Past, across};
 use super::join::Joins;
 use super::pass::Pass;
-use super::softmax::softmax;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::arch::{Attend, Linear, NormAt, Wire, Wires};
 use crate::site::Site;
+use crate::tensors::softmax;
 
 /// Whether the wiring of the last block allows it, and it is less work where one of `positions` new positions asks: plain
 /// causal attention in a block in which nothing but z and the stream goes on after the heads.

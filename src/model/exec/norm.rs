@@ -52,7 +52,7 @@ fn mean(x: &Tensor) -> Tensor {
 }
 
 /// What is divided and its divisor, `[.., d]` and `[.., 1]`: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
-pub(in crate::model) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
+pub(crate) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let centred = if kind == NormKind::Layer { x - mean(x) } else { x.shallow_clone() };
     let scale = (mean(&centred.square()) + eps).sqrt();
     (centred, scale)

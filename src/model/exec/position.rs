@@ -35,7 +35,7 @@ fn table(rotary: &Rotary, model: &Model, past: i64, n: i64) -> (Tensor, Tensor) 
 
 /// Which coordinates of a head turn together, and by how many radians per position: pairs that do not turn come last, with
 /// 0. Nothing where the layer has no rotary positions.
-pub(in crate::model) fn pairs(config: &ModelConfig, layer: usize) -> Option<Vec<([usize; 2], f64)>> {
+pub(crate) fn rotary_pairs(config: &ModelConfig, layer: usize) -> Option<Vec<([usize; 2], f64)>> {
     let rotary = config.rotary(layer)?;
     let frequencies = frequencies(&rotary, config.d_head);
     let n = frequencies.numel();

@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 
 use tch::{Device, Tensor};
 
-use super::means::mean_over_prompts;
+use super::means::{first_positions, mean_over_prompts};
 use super::run::Run;
 use crate::error::{Error, Result};
-use crate::site::{Axis, Site};
+use crate::site::Site;
 use crate::workers::readable;
 
 /// Activations that edits refer to, by key and site.
@@ -116,15 +116,10 @@ impl Bank {
 
     /// Leaves only the first `positions` positions of every entry.
     pub(crate) fn cut(&mut self, positions: usize) {
-        let positions = positions as i64;
         for ((_, site), entry) in &mut self.entries {
-            for (i, axis) in site.axes().into_iter().enumerate() {
-                if matches!(axis, Axis::Position | Axis::Query | Axis::Key) {
-                    entry.tensor = entry.tensor.narrow(i as i64, 0, positions);
-                }
-            }
-            entry.valid = entry.valid.as_ref().map(|valid| valid.narrow(1, 0, positions));
-            let cut = |lengths: Vec<usize>| lengths.into_iter().map(|n| n.min(positions as usize)).collect();
+            entry.tensor = first_positions(*site, &entry.tensor, positions);
+            entry.valid = entry.valid.as_ref().map(|valid| valid.narrow(1, 0, positions as i64));
+            let cut = |lengths: Vec<usize>| lengths.into_iter().map(|n| n.min(positions)).collect();
             entry.lengths = entry.lengths.take().map(cut);
         }
     }

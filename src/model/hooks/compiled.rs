@@ -8,7 +8,6 @@ use super::bank::{Stored, once};
 use super::plan::{Action, Edit, Plan};
 use crate::error::{Error, Result};
 use crate::model::arch::{BlockWiring, ModelConfig, Wire};
-use crate::model::exec::is_of_positions;
 use crate::model::{Model, sent};
 use crate::site::{Axis, Site};
 use crate::text::Tokens;
@@ -315,7 +314,7 @@ fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> 
     let mut value = value.shallow_clone();
     for (i, axis) in axes.iter().enumerate().skip(missing) {
         let here = (i - missing) as i64;
-        if is_of_positions(*axis) && value.size()[i - missing] == positions as i64 {
+        if axis.is_of_positions() && value.size()[i - missing] == positions as i64 {
             value = value.narrow(here, first as i64, (positions - first) as i64);
         }
     }

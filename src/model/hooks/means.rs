@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::model::exec::is_of_positions;
 use crate::site::{Axis, Site};
 
 /// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
@@ -28,7 +27,7 @@ impl Means {
         let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
         let mut shape = vec![1i64; x.dim()];
         shape[0] = x.size()[0];
-        let axis = site.axes().iter().position(|axis| is_of_positions(*axis)).unwrap_or(1);
+        let axis = site.axes().iter().position(|axis| axis.is_of_positions()).unwrap_or(1);
         shape[axis] = x.size()[axis];
         let (total, count) = match valid {
             Some(valid) => {
@@ -49,16 +48,8 @@ impl Means {
     /// # Errors
     /// Where a position is padding in every prompt.
     pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
-        let cut = |site: Site, x: Tensor| {
-            let axes = site.axes().into_iter().enumerate();
-            let axes = axes.filter(|(_, axis)| matches!(axis, Axis::Position | Axis::Query | Axis::Key));
-            axes.fold(x, |x, (i, _)| {
-                let n = x.size()[i].min(i64::try_from(positions).unwrap_or(i64::MAX));
-                x.narrow(i as i64, 0, n)
-            })
-        };
         let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
-            let (sum, count) = (cut(site, sum), cut(site, count));
+            let (sum, count) = (first_positions(site, &sum, positions), first_positions(site, &count, positions));
             let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
             if uncovered != 0 {
                 let expected = "a reference with a prompt at every position".to_owned();
@@ -68,4 +59,12 @@ impl Means {
         };
         self.sums.into_iter().map(mean).collect()
     }
+}
+
+/// What `site` holds at the first `n` positions, as queries and as keys; all of it where there are fewer.
+pub(super) fn first_positions(site: Site, x: &Tensor, n: usize) -> Tensor {
+    let axes = site.axes().into_iter().enumerate();
+    let axes = axes.filter(|(_, axis)| axis.is_of_positions() || *axis == Axis::Key);
+    let n = i64::try_from(n).unwrap_or(i64::MAX);
+    axes.fold(x.shallow_clone(), |x, (i, _)| x.narrow(i as i64, 0, x.size()[i].min(n)))
 }

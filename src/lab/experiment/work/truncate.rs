@@ -6,8 +6,9 @@ use tch::Tensor;
 
 use super::measure::{Asked, excess};
 use crate::error::{Error, Result};
+use crate::heads::CircuitOptions;
 use crate::lab::trace::Probe;
-use crate::model::{CircuitOptions, Model};
+use crate::model::Model;
 use crate::table::Observation;
 
 /// The ranks to test; those below d_head are used.

@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
+use super::Stored;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::tensors::Stored;
 
 /// Of which weights a model is; hashed when somebody asks.
 #[derive(Debug, Default)]

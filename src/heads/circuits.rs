@@ -5,11 +5,9 @@ use std::sync::Arc;
 use ndarray::{ArcArray1, ArcArray2, Array2, ArrayView1, ArrayView2};
 use tch::{Kind, Tensor};
 
-use super::arch::{Linear, Norm, NormAt, NormKind, QkNorm, Unembed};
-use super::exec::{norm_parts, position};
-use super::{Model, Wire};
 use crate::circuits::{Circuits, Factored, HeadWeights, Offset, copying_score, diagonal_ranks, top_k, top_k_accuracy};
 use crate::error::{Error, Result};
+use crate::model::{Linear, Model, Norm, NormAt, NormKind, QkNorm, Unembed, Wire, norm_parts, rotary_pairs};
 use crate::table::{Keys, Observation, Table};
 
 /// Rows of an embedding that are widened to float64 at a time.
@@ -47,7 +45,8 @@ impl Model {
     ///
     /// ```
     /// use headscope::circuits::{Composition, Offset};
-    /// use headscope::model::{CircuitOptions, Model};
+    /// use headscope::heads::CircuitOptions;
+    /// use headscope::model::Model;
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
     /// let circuits = model.circuits(&CircuitOptions::default())?;
     /// assert_eq!(circuits.head(2, 3)?.qk(Offset::At(0))?.width(), 8);
@@ -63,15 +62,15 @@ impl Model {
     /// Where LAPACK or libtorch fail.
     pub fn circuits(&self, options: &CircuitOptions) -> Result<Circuits> {
         let mut heads = vec![];
-        for layer in 0..self.config.n_layers {
-            let (block, wiring) = (self.block(layer)?, self.wiring.block(layer));
+        for layer in 0..self.config().n_layers {
+            let (block, wiring) = (self.block(layer)?, self.wiring().block(layer));
             let norm = |at| block.norm(at).filter(|_| options.fold_norms && wiring.has_norm(at));
             let before = norm(NormAt::Attn).filter(|_| wiring.step(Wire::AttnIn).is_some());
             let attn = &block.attn;
             let [q, k, v] = [&attn.q, &attn.k, &attn.v].map(|linear| self.read(linear, before));
             let [q, k] = [(q, &attn.q_norm), (k, &attn.k_norm)].map(|(x, norm)| self.through_qk_norm(x, norm, options));
-            let (w_o, width) = (self.written(&attn.o.w, norm(NormAt::AttnOut), options), self.config.d_head as i64);
-            let pairs = position::pairs(&self.config, layer);
+            let (w_o, width) = (self.written(&attn.o.w, norm(NormAt::AttnOut), options), self.config().d_head as i64);
+            let pairs = rotary_pairs(self.config(), layer);
             let rotary: Option<Arc<[f64]>> = pairs.as_ref().map(|all| all.iter().map(|(_, turn)| *turn).collect());
             let part = |(w, b): &(Tensor, Tensor), i: usize, turns: bool| {
                 let order = pairs.as_ref().filter(|_| turns);
@@ -80,9 +79,9 @@ impl Model {
             };
             // Query heads of a group share the arrays of their key/value head.
             let of_group = |kv: usize| Ok::<_, Error>((part(&k, kv, true)?, part(&v, kv, false)?));
-            let groups = (0..self.config.n_kv_heads).map(of_group).collect::<Result<Vec<_>>>()?;
-            for head in 0..self.config.n_heads {
-                let kv_head = self.config.kv_head(head);
+            let groups = (0..self.config().n_kv_heads).map(of_group).collect::<Result<Vec<_>>>()?;
+            for head in 0..self.config().n_heads {
+                let kv_head = self.config().kv_head(head);
                 let ((w_q, b_q), ((w_k, b_k), (w_v, b_v))) = (part(&q, head, true)?, groups[kv_head].clone());
                 let w_o = matrix(&w_o.narrow(0, head as i64 * width, width))?;
                 let rotary = rotary.clone();
@@ -156,9 +155,9 @@ impl Model {
         through: Vocabulary,
         k: usize,
     ) -> Result<Vec<(i64, f64)>> {
-        if direction.len() != self.config.d_model {
+        if direction.len() != self.config().d_model {
             let (at, found) = ("direction".to_owned(), vec![direction.len() as i64]);
-            return Err(Error::Shape { at, expected: format!("[{}]", self.config.d_model), found });
+            return Err(Error::Shape { at, expected: format!("[{}]", self.config().d_model), found });
         }
         let direction = Tensor::from_slice(&direction.to_vec()).unsqueeze(1);
         let scores = match through {
@@ -183,11 +182,11 @@ impl Model {
 
     /// `W_E w`, `[vocab, k]`, in float64, a block of rows at a time; with each embedding divided by its norm's scale.
     fn embedded(&self, w: &Tensor, scaled: bool) -> Result<Tensor> {
-        let blocks = (0..self.config.vocab as i64).step_by(ROWS as usize).map(|start| {
-            let rows = plain(&self.weights.w_e.narrow(0, start, ROWS.min(self.config.vocab as i64 - start)));
-            let rows = match scaled && self.config.norm != NormKind::None {
+        let blocks = (0..self.config().vocab as i64).step_by(ROWS as usize).map(|start| {
+            let rows = plain(&self.weights().w_e.narrow(0, start, ROWS.min(self.config().vocab as i64 - start)));
+            let rows = match scaled && self.config().norm != NormKind::None {
                 true => {
-                    let (_, scale) = norm_parts(self.config.norm, &rows, self.config.norm_eps);
+                    let (_, scale) = norm_parts(self.config().norm, &rows, self.config().norm_eps);
                     rows / scale
                 }
                 false => rows,
@@ -201,22 +200,23 @@ impl Model {
     /// `w W_U`, `[k, vocab]`, in float64, a block of columns at a time.
     fn unembedded(&self, w: &Tensor, options: &CircuitOptions) -> Result<Tensor> {
         self.require("a circuit over the vocabulary", &["w_u"])?;
-        let head = self.weights.unembedding.as_ref().filter(|_| matches!(self.config.unembed, Unembed::Linear { .. }));
-        let Some(head) = head.filter(|_| self.weights.projection.is_none()) else {
+        let head =
+            self.weights().unembedding.as_ref().filter(|_| matches!(self.config().unembed, Unembed::Linear { .. }));
+        let Some(head) = head.filter(|_| self.weights().projection.is_none()) else {
             return Err(Error::argument(
                 "model",
                 "one whose logits are linear in the residual stream",
-                &self.config.family,
+                &self.config().family,
             ));
         };
         let mut w = plain(w);
-        if let Some(norm) = self.weights.ln_final.as_ref().filter(|_| options.fold_norms) {
-            if self.config.norm == NormKind::Layer {
+        if let Some(norm) = self.weights().ln_final.as_ref().filter(|_| options.fold_norms) {
+            if self.config().norm == NormKind::Layer {
                 w = &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
             }
             w = &w * plain(&norm.w); // not in place: it may be the model's own
         }
-        let vocab = self.config.vocab as i64;
+        let vocab = self.config().vocab as i64;
         let blocks = (0..vocab)
             .step_by(ROWS as usize)
             .map(|start| w.f_matmul(&plain(&head.linear.w.narrow(1, start, ROWS.min(vocab - start)))));
@@ -234,7 +234,7 @@ impl Model {
                 b = &b + plain(beta).unsqueeze(0).matmul(&w).squeeze_dim(0);
             }
             w = plain(&norm.w).unsqueeze(1) * w;
-            if self.config.norm == NormKind::Layer {
+            if self.config().norm == NormKind::Layer {
                 w = &w - w.mean_dim([0i64].as_slice(), true, None::<Kind>);
             }
         }
@@ -250,7 +250,7 @@ impl Model {
     ) -> (Tensor, Tensor) {
         let Some(norm) = norm.as_ref().filter(|_| options.fold_norms) else { return (w, b) };
         let gamma = plain(&norm.w);
-        let gamma = match self.config.qk_norm {
+        let gamma = match self.config().qk_norm {
             QkNorm::Head => gamma.repeat([w.size()[1] / gamma.size()[0]]),
             QkNorm::All | QkNorm::None => gamma,
         };
@@ -262,9 +262,9 @@ impl Model {
         let mut w = plain(w_o);
         let centred = |w: Tensor| &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
         if let Some(norm) = norm {
-            w = if self.config.norm == NormKind::Layer { centred(w) } else { w } * plain(&norm.w);
+            w = if self.config().norm == NormKind::Layer { centred(w) } else { w } * plain(&norm.w);
         }
-        if options.centre_writing && self.config.norm == NormKind::Layer { centred(w) } else { w }
+        if options.centre_writing && self.config().norm == NormKind::Layer { centred(w) } else { w }
     }
 }
 

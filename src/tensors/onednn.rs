@@ -8,15 +8,13 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::model::Model;
-
 /// Fewer rows or narrower matrices are not worth the way there.
 const ROWS: i64 = 64;
 const WIDTH: i64 = 256;
 
 /// Whether oneDNN is the faster one here; of the kind of processor, not of a measurement, so that results don't change from
 /// one run to the next.
-pub(crate) fn is_faster() -> bool {
+fn is_faster() -> bool {
     static FASTER: OnceLock<bool> = OnceLock::new();
     let asked = || std::env::var("HEADSCOPE_ONEDNN").ok();
     *FASTER.get_or_init(|| tch::utils::has_mkldnn() && asked().map_or_else(wide_and_not_intels, |asked| asked == "1"))
@@ -36,18 +34,17 @@ fn wide_and_not_intels() -> bool {
 }
 
 /// Whether `x w` should go that way: `x` `[.., in]`, `w` `[in, out]`.
-pub(in crate::model) fn serves(x: &Tensor, w: &Tensor) -> bool {
+pub(crate) fn serves(x: &Tensor, w: &Tensor) -> bool {
     let (rows, size) = (x.size().iter().rev().skip(1).product::<i64>(), w.size());
-    is_faster()
+    serves_type(x.kind(), x.device())
         && rows >= ROWS
         && size.len() == 2
         && size.iter().all(|&n| n >= WIDTH)
-        && (x.kind(), x.device()) == (Kind::Float, Device::Cpu)
         && !(x.requires_grad() || w.requires_grad())
 }
 
 /// `x w + b`.
-pub(in crate::model) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
+pub(crate) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
     let product = {
         let x = x.f_to_mkldnn(None)?;
         x.f_mkldnn_linear(&w.tr(), b)?
@@ -55,16 +52,13 @@ pub(in crate::model) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> R
     product.f_to_dense(None, false)
 }
 
-/// Bytes that a product in a block of `model` takes beside what goes in and comes out: oneDNN's own copy of the matrix.
-pub(crate) fn products_take(model: &Model) -> usize {
-    let served = is_faster() && (model.kind(), model.device()) == (Kind::Float, Device::Cpu);
-    let config = model.config();
-    let widest = config.d_mlp.max(config.n_heads * config.d_head);
-    if served { config.d_model * widest * model.kind().elt_size_in_bytes() } else { 0 }
+/// Whether products of this type on this device go that way, where they are large enough.
+pub(crate) fn serves_type(kind: Kind, device: Device) -> bool {
+    is_faster() && (kind, device) == (Kind::Float, Device::Cpu)
 }
 
 /// The same matrix, laid out as [`product`] reads it where it serves.
-pub(in crate::model) fn laid_out(w: Tensor) -> Tensor {
+pub(crate) fn laid_out(w: Tensor) -> Tensor {
     if is_turned(&w.size(), w.kind()) { w.tr().contiguous().tr() } else { w }
 }
 
