@@ -1,6 +1,8 @@
 //! Questions about the weights of GPT-2 small's shape (random weights, 12 layers x 12 heads, d_model 768): no forward pass.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use headscope::circuits::{Circuit, Circuits, Composition, Measure, Offset};
 use headscope::heads::CircuitOptions;
@@ -8,23 +10,14 @@ use headscope::model::{Model, ModelConfig};
 use ndarray_linalg::SVD;
 use rayon::prelude::*;
 
-fn gpt2_small() -> Circuits {
-    let config = ModelConfig {
-        n_layers: 12,
-        d_model: 768,
-        n_heads: 12,
-        n_kv_heads: 12,
-        d_head: 64,
-        d_mlp: 0,
-        vocab: 50,
-        ..ModelConfig::default()
-    };
+fn heads() -> Circuits {
+    let config = ModelConfig { d_mlp: 0, vocab: 50, ..common::gpt2_small(12) };
     Model::random(&config, 0).unwrap().circuits(&CircuitOptions::default()).unwrap()
 }
 
 fn circuits(c: &mut Criterion) {
     headscope::device::tune_process();
-    let circuits = gpt2_small();
+    let circuits = heads();
     let offset = Offset::default();
     let mut group = c.benchmark_group("circuits_gpt2_small");
     group.sample_size(10);

@@ -3,6 +3,8 @@
 //! `cargo bench --bench load`. Each loading has a process of its own, whose peak the kernel counts.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
@@ -15,19 +17,7 @@ const FOLDER: &str = "HEADSCOPE_BENCH_LOAD";
 
 /// GPT-2 small's shape with some more positions: 540 MB of float32.
 fn config() -> ModelConfig {
-    ModelConfig {
-        family: "gpt2 small's shape".into(),
-        n_layers: 12,
-        d_model: 768,
-        n_heads: 12,
-        n_kv_heads: 12,
-        d_head: 64,
-        d_mlp: 3072,
-        vocab: 50_257,
-        n_positions: 14_500,
-        tied_unembed: true,
-        ..ModelConfig::default()
-    }
+    ModelConfig { n_positions: 14_500, ..common::gpt2_small(12) }
 }
 
 /// A line of this process' status, in MB.

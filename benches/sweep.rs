@@ -10,32 +10,15 @@
 //! `HEADSCOPE_BENCH_THREADS=1` leaves the latter out, `HEADSCOPE_BENCH_NAIVE=1` adds the loop over whole passes, which takes minutes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::fmt::Write;
 use std::time::Instant;
 
+use common::{gpt2_small, prompts};
 use headscope::intervene::{Ablation, Every, Metric, Strategy, Sweep};
 use headscope::model::{Model, ModelConfig, Site, Tokens};
 use tch::{Device, Kind, Tensor};
-
-fn gpt2(n_layers: usize) -> ModelConfig {
-    ModelConfig {
-        n_layers,
-        d_model: 768,
-        n_heads: 12,
-        n_kv_heads: 12,
-        d_head: 64,
-        d_mlp: 3072,
-        vocab: 50_257,
-        n_positions: 256,
-        tied_unembed: true,
-        ..ModelConfig::default()
-    }
-}
-
-fn prompts(batch: i64, positions: i64, seed: i64) -> Tokens {
-    let row = |b: i64| (0..positions).map(|p| (b * 6007 + p * 911 + seed * 7919) % 50_257).collect();
-    Tokens::new(&(0..batch).map(row).collect::<Vec<Vec<i64>>>()).unwrap()
-}
 
 /// Seconds of the clock, or of this process' threads.
 #[derive(Clone, Copy)]
@@ -102,7 +85,7 @@ fn heads<'a>(model: &'a Model, tokens: &'a Tokens) -> Sweep<'a> {
 
 /// Whole sweeps at GPT-2 small's shape.
 fn whole(out: &mut String, cores: i32) {
-    let (model, tokens) = (Model::random(&gpt2(12), 0).unwrap(), prompts(8, 16, 0));
+    let (model, tokens) = (Model::random(&gpt2_small(12), 0).unwrap(), prompts(8, 16, 0));
     let sweeps = || {
         [
             ("z, every head; logit difference", heads(&model, &tokens)),
@@ -184,20 +167,20 @@ fn scaling(out: &mut String) {
         );
     };
     for layers in [2, 4, 8] {
-        one(format!("{layers} layers"), &gpt2(layers), &prompts(8, 16, 0));
+        one(format!("{layers} layers"), &gpt2_small(layers), &prompts(8, 16, 0));
     }
     for n_heads in [4, 12, 24] {
-        let config = ModelConfig { n_heads, n_kv_heads: n_heads, d_head: 768 / n_heads, ..gpt2(4) };
+        let config = ModelConfig { n_heads, n_kv_heads: n_heads, d_head: 768 / n_heads, ..gpt2_small(4) };
         one(format!("{n_heads} heads"), &config, &prompts(8, 16, 0));
     }
     for positions in [4, 16, 64] {
-        one(format!("{positions} positions"), &gpt2(4), &prompts(8, positions, 0));
+        one(format!("{positions} positions"), &gpt2_small(4), &prompts(8, positions, 0));
     }
     for batch in [1, 8, 32] {
-        one(format!("{batch} prompts"), &gpt2(4), &prompts(batch, 16, 0));
+        one(format!("{batch} prompts"), &gpt2_small(4), &prompts(batch, 16, 0));
     }
     for width in [192, 384, 768, 1536] {
-        let config = ModelConfig { d_model: width, d_head: width / 12, d_mlp: 4 * width, ..gpt2(4) };
+        let config = ModelConfig { d_model: width, d_head: width / 12, d_mlp: 4 * width, ..gpt2_small(4) };
         one(format!("width {width}"), &config, &prompts(8, 16, 0));
     }
 }
@@ -232,7 +215,7 @@ unsafe extern "C" {
 /// One row of that table.
 fn memory_of(metric: &str, budget: usize) {
     let of = |name: &str| if name == "loss" { Metric::Loss } else { Metric::logit_difference(3, 5) };
-    let (model, clean, corrupt) = (Model::random(&gpt2(2), 0).unwrap(), prompts(8, 64, 0), prompts(8, 64, 1));
+    let (model, clean, corrupt) = (Model::random(&gpt2_small(2), 0).unwrap(), prompts(8, 64, 0), prompts(8, 64, 1));
     let sweep = |memory: usize| {
         let sweep = Sweep::patch(&model, &clean, &corrupt).metric(of(metric)).memory(memory);
         sweep.only(|keys| keys.head.is_some_and(|head| head < 6))
