@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | 9 | [`lab`] | small transformers trained on languages of known structure; experiments and verdicts |
 //! | 8 | [`view`] | heat maps, line plots and the attention view, from tables and activations |
-//! | 7 | [`heads`] | what a head does: pattern scores, similarity, roles, information |
+//! | 7 | [`heads`] | what a head does: its weights, pattern scores, similarity, roles, information |
 //! | 6 | [`intervene`] | causal questions: ablation, patching, paths, attribution, metrics |
 //! | 6 | [`checkpoint`] | a [`Model`](model::Model) and its tokenizer from a folder, a bundled name or a hub id |
 //! | 6 | [`neural`] | lower bounds on mutual information from trained critics |
@@ -34,12 +34,15 @@
 //! | 3 | [`table`] | tidy tables with provenance |
 //! | 3 | [`text`] | prompts as token ids, pairs of them with answers and named positions, the tokenizer |
 //! | 3 | [`device`] | CPU and GPU from one build |
-//! | 3 | `tensors` | named tensors on disk |
+//! | 3 | `tensors` | named tensors on disk, their hash, and fast products |
 //! | 2 | `file`, `progress`, `take`, `workers` | files written whole, progress bars, limits, threads |
 //! | 1 | [`Error`] | the one error type |
 //! | 0 | [`site`], `memory` | the names of the places in a model; how much memory is free |
 //!
 //! Axes are always called `batch position query key head kv_head d_model d_head d_mlp vocab`; information is in nats.
+
+#[cfg(test)]
+extern crate self as headscope; // unit tests share tests/common with the integration tests
 
 pub mod checkpoint;
 pub mod circuits;

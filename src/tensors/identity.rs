@@ -1,4 +1,4 @@
-//! What tells a model's weights from others': the hash of the files that they were read from, or of the numbers themselves.
+//! Which weights are these? The hash of the files that they were read from, or of the numbers themselves.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
@@ -12,21 +12,21 @@ use super::Stored;
 use crate::error::{Error, Result};
 use crate::file;
 
-/// Of which weights a model is; hashed when somebody asks.
+/// Identifies the weights of a model; hashed on demand.
 #[derive(Debug, Default)]
 pub(crate) struct Identity {
-    /// The files that were read, as they were then; none where the model was made in memory.
+    /// The files that were read, as they were then; empty for a model made in memory.
     files: Vec<Stamp>,
-    /// How often each parameter had been changed in place when the files were read.
+    /// How often each parameter had been changed in place by the time the files were read.
     read: Vec<i64>,
     /// The last hash, and how often each parameter had been changed by then.
     known: Mutex<Option<(Vec<i64>, Hashed)>>,
 }
 
-/// A hash in hexadecimal, and of what.
+/// A hash in hexadecimal, and what it is a hash of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Hashed {
-    /// The files of weights, which the model has as they are.
+    /// The weight files, whose numbers the model still has.
     Files(String),
     /// Names, types, shapes and numbers of all parameters.
     Parameters(String),
@@ -39,7 +39,7 @@ impl Hashed {
         }
     }
 
-    /// What was hashed, in a word.
+    /// What was hashed, as one word.
     pub(crate) fn of(&self) -> &'static str {
         match self {
             Self::Files(_) => "files",
@@ -48,7 +48,7 @@ impl Hashed {
     }
 }
 
-/// A file as it was when it was read: another one, or a changed one, has another stamp.
+/// A file as it was when it was read: another file, or the same one after a change, has another stamp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stamp {
     path: PathBuf,
@@ -65,20 +65,20 @@ impl Stamp {
         &self.path
     }
 
-    /// Whether the file still is what was read.
+    /// Whether the file is still the one that was read.
     fn holds(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|found| Self::new(&self.path, &found) == *self)
     }
 }
 
 impl Identity {
-    /// Of a model whose parameters are those of `files`.
+    /// The identity of a model whose parameters were read from `files`.
     pub(crate) fn of_files(files: Vec<Stamp>, parameters: &[(String, &Tensor)]) -> Result<Self> {
         Ok(Self { files, read: changes(parameters)?, known: Mutex::default() })
     }
 
-    /// The hash of a model's weights as they are now. Parameters that changed in memory, in place too, or whose files did, are
-    /// hashed themselves.
+    /// The hash of a model's weights as they are now. If they changed in memory (in place too) or their files did, the parameters
+    /// themselves are hashed.
     pub(crate) fn hash(&self, parameters: &[(String, &Tensor)]) -> Result<Hashed> {
         let now = changes(parameters)?;
         // A thread that panicked while it held the lock left a whole value.
@@ -96,7 +96,7 @@ impl Identity {
         Ok(hashed)
     }
 
-    /// The hash of the files, where they and the parameters still are what was read.
+    /// The hash of the files, if they and the parameters are unchanged since they were read.
     fn files_hash(&self, now: &[i64]) -> Result<Option<String>> {
         let holds = || !self.files.is_empty() && self.read == now && self.files.iter().all(Stamp::holds);
         if !holds() {
@@ -108,7 +108,7 @@ impl Identity {
     }
 }
 
-/// How often each parameter was changed in place, as libtorch counts it.
+/// How often each parameter has been changed in place, as libtorch counts it.
 fn changes(parameters: &[(String, &Tensor)]) -> Result<Vec<i64>> {
     let count = |(name, tensor): &(String, &Tensor)| {
         tensor.f_internal_version().map_err(Error::torch(format!("asking for the version of `{name}`")))

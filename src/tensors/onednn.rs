@@ -1,27 +1,29 @@
-//! Large float32 products on processors on which MKL, libtorch's first choice, leaves half of them idle.
+//! How is a large float32 product computed fast where MKL, libtorch's default library, leaves half of a processor idle?
 //!
-//! Of AVX-512, MKL makes use on Intel's processors only; oneDNN, which libtorch carries too, on all. Its sums run in another
-//! order, so that results differ by rounding: a pass that must give libtorch's own bits does without. `HEADSCOPE_ONEDNN=0`
-//! forbids it, and `1` asks for it on other processors too.
+//! MKL uses AVX-512 on Intel's processors only; oneDNN, which libtorch also contains, uses it on all. It sums in a different
+//! order, so results differ by rounding: a pass that must reproduce libtorch's own bits does without it. `HEADSCOPE_ONEDNN=0`
+//! turns it off, and `1` turns it on for other processors too.
 
 use std::sync::OnceLock;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Fewer rows or narrower matrices are not worth the way there.
+/// With fewer rows or narrower matrices, converting the operands costs more than it gains.
 const ROWS: i64 = 64;
 const WIDTH: i64 = 256;
 
-/// Whether oneDNN is the faster one here; of the kind of processor, not of a measurement, so that results don't change from
-/// one run to the next.
+/// Whether oneDNN is faster here. The kind of processor decides, not a measurement, so that results do not change from one run
+/// to the next.
 fn is_faster() -> bool {
     static FASTER: OnceLock<bool> = OnceLock::new();
     let asked = || std::env::var("HEADSCOPE_ONEDNN").ok();
-    *FASTER.get_or_init(|| tch::utils::has_mkldnn() && asked().map_or_else(wide_and_not_intels, |asked| asked == "1"))
+    *FASTER.get_or_init(|| {
+        tch::utils::has_mkldnn() && asked().map_or_else(has_avx512_and_is_not_intel, |asked| asked == "1")
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
-fn wide_and_not_intels() -> bool {
+fn has_avx512_and_is_not_intel() -> bool {
     use std::arch::x86_64::__cpuid;
     let vendor = __cpuid(0);
     let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat();
@@ -29,11 +31,11 @@ fn wide_and_not_intels() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn wide_and_not_intels() -> bool {
+fn has_avx512_and_is_not_intel() -> bool {
     false
 }
 
-/// Whether `x w` should go that way: `x` `[.., in]`, `w` `[in, out]`.
+/// Whether oneDNN should compute `x w`, with `x` of `[.., in]` and `w` of `[in, out]`.
 pub(crate) fn serves(x: &Tensor, w: &Tensor) -> bool {
     let (rows, size) = (x.size().iter().rev().skip(1).product::<i64>(), w.size());
     serves_type(x.kind(), x.device())
@@ -43,7 +45,7 @@ pub(crate) fn serves(x: &Tensor, w: &Tensor) -> bool {
         && !(x.requires_grad() || w.requires_grad())
 }
 
-/// `x w + b`.
+/// `x w + b` by oneDNN.
 pub(crate) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor, TchError> {
     let product = {
         let x = x.f_to_mkldnn(None)?;
@@ -52,17 +54,17 @@ pub(crate) fn product(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tens
     product.f_to_dense(None, false)
 }
 
-/// Whether products of this type on this device go that way, where they are large enough.
+/// Whether oneDNN computes large products of this type on this device.
 pub(crate) fn serves_type(kind: Kind, device: Device) -> bool {
     is_faster() && (kind, device) == (Kind::Float, Device::Cpu)
 }
 
-/// The same matrix, laid out as [`product`] reads it where it serves.
+/// The same matrix, in the memory layout that [`product`] reads fastest, if oneDNN serves it.
 pub(crate) fn laid_out(w: Tensor) -> Tensor {
     if is_turned(&w.size(), w.kind()) { w.tr().contiguous().tr() } else { w }
 }
 
-/// Room for a matrix `[in, out]`, laid out as by [`laid_out`].
+/// Uninitialised memory for a matrix `[in, out]`, in the layout that [`laid_out`] gives.
 pub(crate) fn room_for(size: [i64; 2], kind: Kind, device: Device) -> Result<Tensor, TchError> {
     let [rows, columns] = size;
     match is_turned(&size, kind) {
@@ -71,7 +73,7 @@ pub(crate) fn room_for(size: [i64; 2], kind: Kind, device: Device) -> Result<Ten
     }
 }
 
-/// Whether matrices of this size are laid out column by column.
+/// Whether matrices of this size are stored column by column.
 fn is_turned(size: &[i64], kind: Kind) -> bool {
     kind == Kind::Float && size.iter().all(|&n| n >= WIDTH) && is_faster()
 }
@@ -79,6 +81,8 @@ fn is_turned(size: &[i64], kind: Kind) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// Both libraries give the same product, of either layout, with and without a bias.
@@ -96,7 +100,7 @@ mod tests {
         }
     }
 
-    /// Room is laid out as a matrix that is turned later.
+    /// Memory has the layout of a matrix that is laid out later.
     #[test]
     fn room_is_laid_out() {
         for (size, kind) in [([300, 256], Kind::Float), ([300, 255], Kind::Float), ([300, 256], Kind::Double)] {
@@ -106,16 +110,27 @@ mod tests {
         }
     }
 
-    /// Whatever gradients go through, is narrow, few, or of another type, goes libtorch's usual way.
-    #[test]
-    fn what_is_not_served() {
-        let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
-        let (x, w) = (zeros(&[64, 256], Kind::Float), zeros(&[256, 256], Kind::Float));
-        assert_eq!(serves(&x, &w), is_faster());
-        assert!(!serves(&x.narrow(0, 0, 63), &w));
-        assert!(!serves(&x, &w.narrow(1, 0, 255)));
-        assert!(!serves(&zeros(&[64, 256], Kind::Double), &zeros(&[256, 256], Kind::Double)));
-        assert!(!serves(&x, &w.unsqueeze(0)));
-        assert!(!serves(&x, &w.set_requires_grad(true)));
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Served are products of at least 64 rows with a single float32 matrix of at least 256 x 256 through which no gradient
+        /// flows; a linear layer gives the same either way.
+        #[test]
+        fn what_is_served(
+            rows in 32i64..96, inner in 192i64..320, columns in 192i64..320,
+            double in any::<bool>(), stacked in any::<bool>(), gradient in any::<bool>(), bias in any::<bool>(),
+        ) {
+            let of = (if double { Kind::Double } else { Kind::Float }, Device::Cpu);
+            let (x, w) = (Tensor::randn([1, rows, inner], of), Tensor::randn([inner, columns], of));
+            let w = if stacked { w.unsqueeze(0) } else { w }.set_requires_grad(gradient);
+            let listed = rows >= 64 && inner >= 256 && columns >= 256 && !double && !stacked && !gradient;
+            prop_assert_eq!(serves(&x, &w), listed && is_faster());
+            if listed {
+                let b = bias.then(|| Tensor::randn([columns], of));
+                let apart = product(&x, &w, b.as_ref()).unwrap() - x.linear(&w.tr(), b.as_ref());
+                // Both round sums of up to 320 terms of unit variance: see tests/common/tolerance.rs.
+                prop_assert!(apart.abs().max().double_value(&[]) < 1e-4);
+            }
+        }
     }
 }

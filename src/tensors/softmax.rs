@@ -1,8 +1,8 @@
-//! The softmax over the last axis, whatever its length.
+//! How is a softmax computed fast over the last axis, whatever its length?
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Fewer numbers than a processor's vectors hold: libtorch then takes them one by one, at ten times the cost.
+/// Shorter than a vector register: libtorch then takes the numbers one by one, at ten times the cost.
 const FEW: i64 = 16;
 
 /// exp(x) / sum(exp(x)) over the last axis.
@@ -15,7 +15,8 @@ pub(crate) fn log_softmax(x: &Tensor) -> Result<Tensor, TchError> {
     over_last(x, |x, axis| x.f_log_softmax(axis, None::<Kind>))
 }
 
-/// What `of` gives along the last axis; where that is short, of a copy in which vectors lie across the other axes.
+/// Applies `of` along the last axis; if that is short, to a transposed copy, so that vector registers hold numbers of the other
+/// axes.
 fn over_last(x: &Tensor, of: impl Fn(&Tensor, i64) -> Result<Tensor, TchError>) -> Result<Tensor, TchError> {
     let (size, last) = (x.size(), x.dim() as i64 - 1);
     if x.device() != Device::Cpu || x.dim() < 2 || size[x.dim() - 1] >= FEW {

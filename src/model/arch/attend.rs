@@ -41,11 +41,19 @@ impl Attend {
         }
     }
 
-    /// Whether a head's pattern depends on its own queries and keys only.
+    /// Whether the pattern of a head depends on its own queries and keys only, so that a head can be computed by itself: not
+    /// where a norm spans all heads.
     pub(crate) fn has_heads_apart(&self) -> bool {
-        // Without a rest: a new field has to say on which side it stands.
+        // No `..`: a new field must be put on one side or the other.
         let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, group: _ } = self;
         *norm != QkNorm::All
+    }
+
+    /// Whether libtorch's fused kernel computes the attention: it takes queries, keys and values as they are after norms and
+    /// rotation, a scale and a mask, but no bias, cap or sinks.
+    pub(crate) fn is_fusable(&self) -> bool {
+        let Self { causal: _, scale: _, norm: _, rotary: _, bias, cap, window: _, sinks, group: _ } = self;
+        (*bias, *cap, *sinks) == (ScoreBias::None, None, false)
     }
 
     pub(super) fn new(config: &ModelConfig, layer: usize) -> Self {

@@ -271,11 +271,6 @@ impl Extra {
         });
         Self { scale: attend.scale, bias: bias.map(of_rows), cap: attend.cap, sinks }
     }
-
-    /// Whether libtorch's fused kernel computes the same.
-    fn is_plain(&self) -> bool {
-        matches!(self, Self { scale: _, bias: None, cap: None, sinks: None })
-    }
 }
 
 /// Attention of `q`, `[row, head, position, d_head]`: fused where nothing asks for the pattern and no keys are shared.
@@ -289,9 +284,9 @@ fn gather(
 ) -> Result<Tensor> {
     let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
     let asked = pass.program.explicit || pass.program.touches(scores_site) || pass.program.touches(pattern_site);
-    if !asked && seen.before.is_none() && extra.is_plain() {
+    let attend = &pass.model.wiring().block(layer).attend;
+    if !asked && seen.before.is_none() && attend.is_fusable() {
         let (k, v) = (&seen.k, &seen.v);
-        let attend = &pass.model.wiring().block(layer).attend;
         let triangle = attend.causal && attend.window.is_none() && pass.valid.is_none();
         let whole = mask.is_some() && triangle && q.size()[2] == k.size()[2];
         let given = if whole { None } else { mask };

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::pass::Pass;
-use super::{norm, stack};
+use super::stack;
 use crate::error::Result;
 use crate::model::arch::EmbedProjection;
 use crate::site::Site;
@@ -27,7 +27,7 @@ impl Pass<'_> {
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
         if let Some(w_pos) = &weights.w_pos {
-            let own = w_pos.narrow(-2, self.past.positions(), ids.size()[1]);
+            let own = w_pos.narrow(-2, self.before, ids.size()[1]);
             x = match self.program.touches(Site::PosEmbed) {
                 true => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
                 false => stack::add_to_each_row(&x, &own),
@@ -46,16 +46,11 @@ impl Pass<'_> {
         match &self.types {
             // Rows are copies of the batch.
             Some(types) => {
-                let types = types.narrow(1, self.past.positions(), ids.size()[1]);
+                let types = types.narrow(1, self.before, ids.size()[1]);
                 let types = types.repeat([ids.size()[0] / types.size()[0], 1]);
                 Tensor::embedding(w_type, &types, -1, false, false)
             }
             None => w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(x),
         }
-    }
-
-    /// `x` normalised, but without the norm's weights.
-    pub(super) fn bare_norm(&self, x: &Tensor) -> Tensor {
-        norm::bare(self.model.config().norm, x, self.model.config().norm_eps)
     }
 }

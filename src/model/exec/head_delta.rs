@@ -100,10 +100,7 @@ impl Pass<'_> {
             }
             false => before.shallow_clone(),
         };
-        let mut change = self.edited(layer, Wire::Z, z)? - before;
-        if self.trim.is_some_and(|trim| trim < to) && change.size()[1] > 1 {
-            change = self.pick(&change);
-        }
+        let change = self.trimmed(to, self.edited(layer, Wire::Z, z)? - before);
         let written = some.write(&change, &self.model.w_o(layer)?);
         let sums = to > wiring.output() && self.model.config().residual_scale != 1.0;
         Ok(if sums { written * self.model.config().residual_scale } else { written })

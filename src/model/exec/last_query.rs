@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use super::attention::{Past, across};
 use super::join::Joins;
+use super::norm;
 use super::pass::Pass;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -38,22 +39,29 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_
 
 /// z at the wanted positions, `[row, 1, head, d_head]`, of what enters a block, `x` `[row, position, d_model]`.
 pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, x: &Tensor) -> Result<Tensor> {
-    let (model, scale) = (pass.model, Site::Ln1Scale(layer));
-    let block = model.block(layer)?;
+    let model = pass.model;
+    let (block, config) = (model.block(layer)?, model.config());
     let attn = &block.attn;
     let before = model.wiring().block(layer).step(Wire::AttnIn).is_some();
     let Some(norm) = block.norm(NormAt::Attn).filter(|_| before) else {
         return read(pass, layer, [&attn.q, &attn.k, &attn.v], x, &pass.pick(x));
     };
-    let alone = matches!(pass.past, Past::None) && !pass.program.touches(scale);
-    if alone && norm.w.dim() == 2 {
-        // The norm's weights go into the matrices, which are smaller than the stream.
+    if folds_norm(pass, layer) {
         let (q, k, v) = (attn.q.after_norm(norm), attn.k.after_norm(norm), attn.v.after_norm(norm));
-        let [x, wanted] = [x, &pass.pick(x)].map(|x| pass.bare_norm(x));
+        let [x, wanted] = [x, &pass.pick(x)].map(|x| norm::bare(config.norm, x, config.norm_eps));
         return read(pass, layer, [&q, &k, &v], &x, &wanted);
     }
-    let x = pass.norm(norm, scale, x)?;
+    let x = pass.norm(norm, Site::Ln1Scale(layer), x)?;
     read(pass, layer, [&attn.q, &attn.k, &attn.v], &x, &pass.pick(&x))
+}
+
+/// Whether the weights of the norm that attention reads through are folded into its matrices: where several models are stacked,
+/// whose matrices are smaller than their residual streams; the divisor is neither tapped nor edited; and no earlier positions
+/// are cached, whose keys and values come from the matrices as they are.
+pub(super) fn folds_norm(pass: &Pass<'_>, layer: usize) -> bool {
+    let reads_norm = pass.model.wiring().block(layer).step(Wire::AttnIn).is_some();
+    let untouched = !pass.program.touches(Site::Ln1Scale(layer));
+    reads_norm && pass.model.weights_are_stacked() && untouched && matches!(pass.past, Past::None)
 }
 
 /// [`heads`] of a normalised `x`.

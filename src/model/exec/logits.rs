@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::arch::NormKind;
 use crate::site::Site;
-use crate::text::Tokens;
 
 impl Pass<'_> {
     /// The logits of the residual stream after the last block.
@@ -40,12 +39,6 @@ impl Pass<'_> {
 }
 
 impl Model {
-    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
-    /// the model is causal: its real tokens never see the padding on their right.
-    pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
-        (tokens.is_padded() && !self.config().causal).then(|| tokens.valid(self.device()))
-    }
-
     /// The logits of rows of the last residual stream, `[.., d_model]` to `[.., vocab]`.
     pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weights().unembedding {

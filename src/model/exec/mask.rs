@@ -3,7 +3,17 @@
 use tch::{Device, Kind, Tensor};
 
 use super::pass::Pass;
+use crate::model::Model;
 use crate::model::arch::Attend;
+use crate::text::Tokens;
+
+impl Model {
+    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
+    /// the model is causal: its real tokens never see the padding on their right.
+    pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
+        (tokens.is_padded() && !self.config().causal).then(|| tokens.valid(self.device()))
+    }
+}
 
 /// Which queries ask, and how many keys there are.
 pub(super) struct Asked {
@@ -18,7 +28,7 @@ impl Asked {
     /// The positions of the queries, `[query]`, or `[row, 1]` where each row has its own.
     pub(super) fn places(&self, pass: &Pass<'_>) -> Tensor {
         match &self.wanted {
-            Some(wanted) => (wanted + pass.past.positions()).unsqueeze(1),
+            Some(wanted) => (wanted + pass.before).unsqueeze(1),
             None => Tensor::arange_start(self.keys - self.queries, self.keys, (Kind::Int64, pass.model.device())),
         }
     }

@@ -12,6 +12,8 @@ mod norm;
 mod pass;
 mod position;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use attention::{KvCache, Past};
 pub(crate) use join::{Entry, How, Joins, Unchanged};

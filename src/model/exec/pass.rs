@@ -30,6 +30,8 @@ pub(crate) struct Pass<'a> {
     pub(super) types: Option<Tensor>,
     /// Keys and values of positions before those that this pass computes.
     pub(super) past: Past<'a>,
+    /// How many positions those are; a cache may grow during the pass.
+    pub(super) before: i64,
     /// Cosines and sines of this pass' positions, for each kind of rotary positions.
     rotary: Vec<(Rotary, (Tensor, Tensor))>,
     /// The one position of each prompt that is asked for after the last block, `[batch]`, counted from the first computed.
@@ -60,13 +62,15 @@ impl<'a> Pass<'a> {
         valid: Option<Tensor>,
         past: Past<'a>,
     ) -> Self {
-        let rotary = position::tables(model, past.positions(), positions as i64);
+        let before = past.positions();
+        let rotary = position::tables(model, before, positions as i64);
         Self {
             model,
             program,
             valid,
             types: None,
             past,
+            before,
             rotary,
             wanted: None,
             freeze: None,
@@ -457,7 +461,12 @@ impl<'a> Pass<'a> {
         joins: &Joins<'_>,
     ) -> Result<Tensor> {
         let all = copies(&joins.unchanged(layer, wire)?, n);
-        Ok(if self.trim.is_some_and(|trim| trim < step) && !wire.is_read_everywhere() { self.pick(&all) } else { all })
+        Ok(if wire.is_read_everywhere() { all } else { self.trimmed(step, all) })
+    }
+
+    /// A value at the positions that are still there after a step.
+    pub(super) fn trimmed(&self, step: usize, x: Tensor) -> Tensor {
+        if self.trim.is_some_and(|trim| trim < step) && x.size()[1] > 1 { self.pick(&x) } else { x }
     }
 }
 

@@ -4,7 +4,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::{Model, Origin};
+use crate::model::{Model, Origin, Position};
 
 impl Model {
     /// Several models of one architecture as one, with the parameters of each along a leading `run` axis; one model stays as it
@@ -26,8 +26,14 @@ impl Model {
             let found = format!("another in model {other}");
             return Err(Error::argument("models", "one architecture, type and device", found));
         }
-        if models.len() > 1 && first.config.n_token_types > 0 {
-            return Err(Error::argument("models", "one only, with token types", models.len()));
+        let single = [
+            ("token types", first.config.n_token_types > 0),
+            ("experts", first.config.experts.is_some()),
+            ("attention sinks", first.config.sinks),
+            ("relative buckets", matches!(first.config.position, Position::Buckets { .. })),
+        ];
+        if let Some((what, _)) = single.iter().find(|(_, has)| *has && models.len() > 1) {
+            return Err(Error::argument("models", format!("one only, as it has {what}"), models.len()));
         }
         let all: Vec<Vec<(String, &Tensor)>> = models.iter().map(Self::parameters).collect();
         let mut number = 0..;

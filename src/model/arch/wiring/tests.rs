@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::model::arch::{Experts, LayerConfig, Position, QkNorm, Rotary};
+use crate::model::arch::Experts;
 
 fn block(change: impl FnOnce(&mut ModelConfig)) -> BlockWiring {
     let mut config = ModelConfig::default();
@@ -78,27 +78,4 @@ fn frozen_parts_keep_what_follows_from_them_alone() {
     let sandwich = block(|config| config.norm_place = NormPlace::Sandwich);
     assert_eq!(taken(&sandwich, false, &[]), [Wire::AttnOut]);
     assert_eq!(taken(&sandwich, false, &[Wire::Z]), [Wire::Z]);
-}
-
-/// The fast paths name what they serve: whatever else attention does, they do not.
-#[test]
-fn fast_paths_serve_plain_attention_only() {
-    let plain = |block: &BlockWiring| block.attend == Attend::plain(true, block.attend.scale);
-    assert!(plain(&block(|_| {})) && plain(&block(|config| config.attention_scale = Some(0.3))));
-    let others: [fn(&mut ModelConfig); 8] = [
-        |config| config.causal = false,
-        |config| config.position = Position::Rotary(Rotary::default()),
-        |config| config.position = Position::Alibi,
-        |config| config.position = Position::Buckets { n: 8, max_distance: 16 },
-        |config| config.layers = vec![LayerConfig { window: Some(4), ..LayerConfig::default() }],
-        |config| config.score_cap = Some(5.0),
-        |config| config.sinks = true,
-        |config| (config.n_kv_heads, config.qk_norm) = (2, QkNorm::Head),
-    ];
-    for change in others {
-        let block = block(change);
-        assert!(!plain(&block), "{:?}", block.attend);
-    }
-    assert!(block(|config| config.qk_norm = QkNorm::Head).attend.has_heads_apart());
-    assert!(!block(|config| config.qk_norm = QkNorm::All).attend.has_heads_apart());
 }
