@@ -1,13 +1,13 @@
-//! The model: its configuration, its sites, and the one forward pass that every probe uses.
+//! What is a transformer here, and how is it run? Its configuration, its sites, and the one forward pass that every probe uses.
 //!
 //! | where | what |
 //! |---|---|
 //! | [`ModelConfig`] | what distinguishes architectures, as data |
-//! | [`Site`] | the places that can be read and changed |
-//! | [`Plan`], [`Edit`], [`Action`] | what a run reads and changes, as data |
+//! | [`Site`] | the activations that can be read and changed |
+//! | [`Plan`], [`Edit`], [`Action`] | what a run records and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
-//! | [`Generation`] | cached generation |
+//! | [`Generation`] | generation with cached keys and values |
 
 mod arch;
 mod exec;
@@ -68,9 +68,9 @@ readable!(Model { weights; config, wiring, kind, device, origin, tokenizer, iden
 /// Where a model came from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// What it was asked for as: a folder, a bundled name, a hub id; `random` for [`Model::random`].
+    /// The name it was asked for by: a folder, a bundled name or a hub id; for [`Model::random`], `random` with family and seed.
     pub name: String,
-    /// The files of weights.
+    /// The weight files.
     pub files: Vec<PathBuf>,
     /// Token ids at which generation ends.
     pub end_tokens: Vec<i64>,
@@ -86,7 +86,7 @@ impl Model {
     /// A model with random float32 weights on the CPU; the same seed gives the same weights.
     ///
     /// # Errors
-    /// Where the config does not [validate](ModelConfig::validate).
+    /// If the config does not [validate](ModelConfig::validate).
     pub fn random(config: &ModelConfig, seed: u64) -> Result<Self> {
         Self::random_as(config, seed, Kind::Float, Device::Cpu)
     }
@@ -94,7 +94,7 @@ impl Model {
     /// [`Model::random`] in a given type (`Float` or `Double`) on a given device.
     ///
     /// # Errors
-    /// Where the config does not [validate](ModelConfig::validate), or the type is another one.
+    /// If the config does not [validate](ModelConfig::validate), or for any other type.
     pub fn random_as(config: &ModelConfig, seed: u64, kind: Kind, device: Device) -> Result<Self> {
         Self::drawn(config, seed, Spread::RANDOM, kind, device)
     }
@@ -110,8 +110,8 @@ impl Model {
         Ok(Self::new(config.clone(), weights, origin, None))
     }
 
-    /// A model at the start of training: as [`Model::random_as`], with biases 0, norms that change nothing and embeddings of
-    /// this standard deviation.
+    /// A model at the start of training: as [`Model::random_as`], but with biases of 0, norm weights of 1 and embeddings of this
+    /// standard deviation.
     pub(crate) fn initial(
         config: &ModelConfig,
         seed: u64,
@@ -128,7 +128,7 @@ impl Model {
         self
     }
 
-    /// The same model, which has the parameters of these files.
+    /// The same model, marked as read from these files.
     pub(crate) fn read_from(mut self, files: &[Stamp]) -> Result<Self> {
         self.identity = Identity::of_files(files.to_vec(), &self.parameters())?;
         Ok(self)
@@ -152,13 +152,14 @@ impl Model {
         &self.weights
     }
 
-    /// What the architecture has and the checkpoint has not, such as `w_e` and `mlp` where it holds the weights of attention
-    /// alone: questions about these weights are answered, and what needs the rest says so.
+    /// The parts that the architecture has and the checkpoint lacks, such as `w_e` and `mlp` in a checkpoint that holds only
+    /// attention weights. Questions about the weights that are there can still be asked; anything else is an error that names
+    /// the missing part.
     pub fn absent(&self) -> Vec<&'static str> {
         self.weights.absent(&self.config)
     }
 
-    /// Fails where one of `parts` is absent.
+    /// Fails if one of `parts` is absent.
     pub(crate) fn require(&self, needs: &str, parts: &[&str]) -> Result<()> {
         match self.absent().into_iter().find(|part| parts.contains(part)) {
             Some(part) => {
@@ -168,12 +169,12 @@ impl Model {
         }
     }
 
-    /// Type of the weights and of all activations.
+    /// The type of the weights and of all activations.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// Where the model computes.
+    /// The device on which the model computes.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -183,7 +184,7 @@ impl Model {
         &self.origin
     }
 
-    /// The tokenizer, where the checkpoint has one.
+    /// The tokenizer, if the checkpoint has one.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }
@@ -193,59 +194,59 @@ impl Model {
         self.weights.named()
     }
 
-    /// Number of parameters; a tied unembedding counts once.
+    /// The number of parameters; a tied unembedding counts once.
     pub fn n_parameters(&self) -> usize {
         let tied = |name: &str| name == "w_u" && self.config.tied_unembed;
         self.parameters().iter().filter(|(name, _)| !tied(name)).map(|(_, tensor)| tensor.numel()).sum()
     }
 
-    /// Query matrices of a layer, `[head, d_model, d_head]`.
+    /// The query matrices of a layer, `[head, d_model, d_head]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a layer that is not there.
+    /// [`Error::OutOfRange`] if there is no such layer.
     pub fn w_q(&self, layer: usize) -> Result<Tensor> {
         Ok(columns_by_head(&self.block(layer)?.attn.q.w, self.config.n_heads))
     }
 
-    /// Key matrices of a layer, `[kv_head, d_model, d_head]`.
+    /// The key matrices of a layer, `[kv_head, d_model, d_head]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a layer that is not there.
+    /// [`Error::OutOfRange`] if there is no such layer.
     pub fn w_k(&self, layer: usize) -> Result<Tensor> {
         Ok(columns_by_head(&self.block(layer)?.attn.k.w, self.config.n_kv_heads))
     }
 
-    /// Value matrices of a layer, `[kv_head, d_model, d_head]`.
+    /// The value matrices of a layer, `[kv_head, d_model, d_head]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a layer that is not there.
+    /// [`Error::OutOfRange`] if there is no such layer.
     pub fn w_v(&self, layer: usize) -> Result<Tensor> {
         Ok(columns_by_head(&self.block(layer)?.attn.v.w, self.config.n_kv_heads))
     }
 
-    /// Output matrices of a layer, `[head, d_head, d_model]`.
+    /// The output matrices of a layer, `[head, d_head, d_model]`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a layer that is not there.
+    /// [`Error::OutOfRange`] if there is no such layer.
     pub fn w_o(&self, layer: usize) -> Result<Tensor> {
         let w = &self.block(layer)?.attn.o.w;
         Ok(w.unflatten(0, [self.config.n_heads as i64, self.config.d_head as i64]))
     }
 
-    /// Bias of a layer's attention output, `[d_model]`, where there is one.
+    /// The bias of a layer's attention output, `[d_model]`, if it has one.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a layer that is not there.
+    /// [`Error::OutOfRange`] if there is no such layer.
     pub fn b_o(&self, layer: usize) -> Result<Option<&Tensor>> {
         Ok(self.block(layer)?.attn.o.b.as_ref())
     }
 
-    /// The norm on what the heads of a layer write together, where there is one.
+    /// The norm on the attention output of a layer, if it has one.
     pub(crate) fn attn_out_norm(&self, layer: usize) -> Result<Option<&Norm>> {
         Ok(self.block(layer)?.norm(NormAt::AttnOut).filter(|_| self.wiring.block(layer).has_norm(NormAt::AttnOut)))
     }
 
-    /// Whether the last residual stream is a sum in which what each head writes is a term as it is.
+    /// Whether the last residual stream is a sum with each head output as a term, unchanged.
     pub(crate) fn writes_directly(&self) -> bool {
         self.wiring.adds_up() && !self.wiring.block(0).has_norm(NormAt::AttnOut)
     }
@@ -257,7 +258,7 @@ impl Model {
         if onednn::serves_type(self.kind, self.device) { bytes } else { 0 }
     }
 
-    /// Whether a norm stands between the residual stream and what heads read.
+    /// Whether heads read the residual stream through a norm.
     pub(crate) fn normalises_input(&self) -> bool {
         self.wiring.block(0).step(Wire::AttnIn).is_some()
     }
@@ -265,7 +266,7 @@ impl Model {
     /// The tokens of `texts`, with the special tokens that the tokenizer adds.
     ///
     /// # Errors
-    /// Where the checkpoint has no tokenizer, a text gives no token, or one is longer than the model's context.
+    /// If the checkpoint has no tokenizer, a text gives no token, or one is longer than the model's context.
     pub fn tokens(&self, texts: &[impl AsRef<str>]) -> Result<Tokens> {
         self.fitted(self.need_tokenizer()?.encode(texts)?)
     }
@@ -289,20 +290,29 @@ impl Model {
     /// The id of a text that is a single token, such as `" Mary"`.
     ///
     /// # Errors
-    /// Where the checkpoint has no tokenizer, or the text is several tokens.
+    /// If the checkpoint has no tokenizer, or the text is several tokens.
     pub fn token(&self, text: &str) -> Result<i64> {
         self.need_tokenizer()?.single(text)
     }
 
-    /// Fails where the tokens do not fit the model.
+    /// Fails if the tokens do not fit the model.
     pub(crate) fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
         tokens.check(self.config.vocab, self.config.n_token_types, self.config.n_positions)
     }
 
-    /// Runs `tokens` through the model and returns what `plan` taps. The graph is not kept unless the plan asks for it.
+    /// Runs `tokens` through the model and returns what `plan` taps. The autograd graph is kept only if the plan asks for it.
+    ///
+    /// ```
+    /// use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
+    /// let model = Model::random(&ModelConfig::default(), 0)?;
+    /// let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
+    /// let without_head = Plan::new().edit(Edit::new(Site::Z(0), Action::Zero).head(2)).tap(Site::Logits);
+    /// assert_eq!(model.run(&tokens, &without_head)?.logits()?.size(), [1, 4, 50]); // [batch, position, vocab]
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// Where a token, a tap or an edit does not fit the model; nothing is computed then.
+    /// If a token, a tap or an edit does not fit the model; then nothing is computed.
     pub fn run(&self, tokens: &Tokens, plan: &Plan) -> Result<Run> {
         self.check_tokens(tokens)?;
         let program = Program::new(plan, self, tokens)?;
@@ -312,8 +322,8 @@ impl Model {
         Ok(Run::new(tokens.clone(), taps))
     }
 
-    /// Runs `tokens` once and calls `read` with the activations at `sites` of one layer after another. Those of one layer are
-    /// dropped before the next is computed, so that the patterns of long prompts or deep models need not all fit in memory.
+    /// Runs `tokens` once and calls `read` with the activations at `sites`, layer by layer. The activations of a layer are dropped
+    /// before the next layer is computed, so the patterns of long prompts or deep models need not all fit in memory.
     ///
     /// ```
     /// use headscope::model::{Model, ModelConfig, Site, Tokens};
@@ -328,7 +338,7 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// Where a token or a site does not fit the model (nothing is computed then), and what `read` returns.
+    /// If a token or a site does not fit the model (then nothing is computed), and any error that `read` returns.
     pub fn each_layer(
         &self,
         tokens: &Tokens,
@@ -371,7 +381,7 @@ impl HasTokenizer for Model {
     }
 }
 
-/// A small tensor of the CPU on `device`, which is not waited for: a sweep sends many.
+/// A small CPU tensor, sent to `device` without waiting for it: a sweep sends many.
 pub(crate) fn sent(x: &Tensor, device: Device) -> Tensor {
     match device {
         Device::Cpu => x.shallow_clone(),

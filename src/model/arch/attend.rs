@@ -1,8 +1,8 @@
-//! What does a layer's attention do with queries and keys, beside multiplying them?
+//! What does the attention of a layer do to queries, keys and scores, apart from the products?
 
 use super::config::{ModelConfig, Position, QkNorm, Rotary};
 
-/// What a layer's attention does with queries and keys.
+/// What the attention of a layer does to queries, keys and scores.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Attend {
     pub causal: bool,
@@ -17,7 +17,7 @@ pub(crate) struct Attend {
     pub group: usize,
 }
 
-/// What is added to scores, by relative position.
+/// What is added to the scores, by relative position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum ScoreBias {
     None,
@@ -26,7 +26,7 @@ pub(crate) enum ScoreBias {
 }
 
 impl Attend {
-    /// Attention with nothing but queries, keys, a scale and, in a causal model, the causal mask.
+    /// Attention with nothing but a scale and, in a causal model, the causal mask.
     pub(crate) fn plain(causal: bool, scale: f64) -> Self {
         Self {
             causal,

@@ -19,7 +19,7 @@ pub struct ModelConfig {
     pub family: String,
     /// Number of blocks.
     pub n_layers: usize,
-    /// Number of blocks with weights of their own, shared by as many consecutive layers each (ALBERT); 0 for `n_layers`.
+    /// Number of blocks with weights of their own, each shared by equally many consecutive layers (ALBERT); 0 means `n_layers`.
     pub n_blocks: usize,
     /// Width of the residual stream.
     pub d_model: usize,
@@ -29,29 +29,29 @@ pub struct ModelConfig {
     pub n_kv_heads: usize,
     /// Width of one head.
     pub d_head: usize,
-    /// Width of the MLP's hidden layer; 0 for an attention-only model.
+    /// Width of the MLP's hidden layer; 0 in an attention-only model.
     pub d_mlp: usize,
     /// Size of the vocabulary.
     pub vocab: usize,
     /// The longest sequence the model can read.
     pub n_positions: usize,
-    /// Number of token types (BERT's segments); 0 where there are none.
+    /// Number of token types (BERT's segments); 0 if there are none.
     pub n_token_types: usize,
     /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
     /// Kind of normalisation.
     pub norm: NormKind,
-    /// Whether the weights of a LayerNorm come with a bias.
+    /// Whether LayerNorms have a bias.
     pub norm_bias: bool,
     /// Added to the variance before the square root.
     pub norm_eps: f64,
-    /// Where the norms of a block stand.
+    /// Where a block normalises.
     pub norm_place: NormPlace,
     /// Whether attention and MLP read the same residual stream, and how it is normalised for them.
     pub parallel: Parallel,
     /// Whether the sum of the embeddings is normalised before the first block (BERT).
     pub embed_norm: bool,
-    /// Embeddings narrower than the residual stream.
+    /// How embeddings that are narrower than the residual stream are projected.
     pub embed_projection: EmbedProjection,
     /// Factor of the token embeddings (Gemma: the square root of `d_model`).
     pub embed_scale: f64,
@@ -73,17 +73,17 @@ pub struct ModelConfig {
     pub sinks: bool,
     /// How queries and keys are normalised, before they are rotated.
     pub qk_norm: QkNorm,
-    /// What differs from layer to layer; a shorter pattern repeats, an empty one means that nothing does.
+    /// What differs between layers; a shorter list repeats, and an empty one means that nothing differs.
     pub layers: Vec<LayerConfig>,
     /// The MLP's activation.
     pub activation: Activation,
     /// Whether the MLP multiplies the activation by a second projection (Llama).
     pub gated_mlp: bool,
-    /// Experts that share the work of the MLP (Mixtral).
+    /// Experts instead of a single MLP, if any (Mixtral).
     pub experts: Option<Experts>,
     /// Which of q, k and v have biases.
     pub qkv_bias: QkvBias,
-    /// Whether the attention output has a bias.
+    /// Whether the output projection of attention has a bias.
     pub attn_out_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
@@ -139,12 +139,12 @@ impl Default for ModelConfig {
     }
 }
 
-/// What may differ from layer to layer.
+/// What may differ between layers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LayerConfig {
-    /// A query attends to at most this many positions: the last ones in a causal model, else as many to either side as half
-    /// of it. All by default.
+    /// A query attends to at most this many positions: the last ones in a causal model, otherwise half as many to either side.
+    /// All by default.
     pub window: Option<usize>,
     /// The layer's rotary positions.
     pub rotary: LayerRotary,
@@ -154,16 +154,16 @@ pub struct LayerConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerRotary {
-    /// Those of the model.
+    /// The model's.
     #[default]
     Model,
     /// None (SmolLM3's every fourth layer).
     None,
-    /// Others (Gemma 3's local layers).
+    /// Its own (Gemma 3's local layers).
     Own(Rotary),
 }
 
-/// Attention and MLP side by side.
+/// Whether attention and MLP run in parallel, and how they are normalised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Parallel {
@@ -189,11 +189,11 @@ pub enum QkNorm {
     All,
 }
 
-/// Embeddings that are narrower than the residual stream.
+/// The projection of embeddings that are narrower than the residual stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EmbedProjection {
-    /// They are not.
+    /// They are as wide as the residual stream.
     #[default]
     None,
     /// Token embeddings of this width are projected before positions are added, and the last residual stream is projected
@@ -203,7 +203,7 @@ pub enum EmbedProjection {
     Sum(usize),
 }
 
-/// Experts: MLPs of which a router chooses a few at each position.
+/// Experts: MLPs, a few of which a router chooses at each position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experts {
@@ -211,11 +211,11 @@ pub struct Experts {
     pub n: usize,
     /// How many are chosen.
     pub top_k: usize,
-    /// Whether the weights of those chosen are divided by their sum.
+    /// Whether the weights of the chosen ones are divided by their sum.
     pub normalised: bool,
 }
 
-/// Which projections of the queries, keys and values have biases; `true` or `false` in a file means all or none.
+/// Which of the query, key and value projections have a bias; `true` or `false` in a file means all or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "OneOrEach", into = "OneOrEach")]
 pub struct QkvBias {
@@ -274,7 +274,7 @@ pub enum NormKind {
     None,
 }
 
-/// Where the norms of a block stand.
+/// Where a block normalises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlace {
@@ -298,7 +298,7 @@ pub enum Position {
     Learned,
     /// Queries and keys are rotated by an angle proportional to the position (Su et al. 2021).
     Rotary(Rotary),
-    /// `-slope * distance` is added to the scores, with a slope for each head (Press et al. 2022).
+    /// `-slope * distance` is added to the scores, with one slope per head (Press et al. 2022).
     Alibi,
     /// A learned number for each head and bucket of relative positions is added to the scores (T5).
     Buckets {
@@ -313,13 +313,13 @@ pub enum Position {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rotary {
-    /// Base of the geometric series of wave lengths.
+    /// Base of the geometric series of wavelengths.
     pub base: f64,
     /// How the frequencies are stretched for long contexts.
     pub scaling: RotaryScaling,
-    /// How many of a head's coordinates turn, the first ones; all by default.
+    /// How many coordinates of a head are rotated, counted from the first; all by default.
     pub width: Option<usize>,
-    /// Whether coordinate 2i turns with 2i + 1 (GPT-J), not i with i + width / 2.
+    /// Whether coordinate 2i is rotated with 2i + 1 (GPT-J) rather than i with i + width / 2.
     pub interleaved: bool,
 }
 
@@ -340,15 +340,15 @@ pub enum RotaryScaling {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    /// Llama 3: low frequencies are divided by `factor`, high ones kept, with a smooth transition between them.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Wave lengths above `original_positions / low` are divided.
+        /// Frequencies with wavelengths above `original_positions / low` are divided.
         low: f64,
-        /// Wave lengths below `original_positions / high` are kept.
+        /// Frequencies with wavelengths below `original_positions / high` are kept.
         high: f64,
-        /// The context length that the model was trained with first.
+        /// The context length of the model's original training.
         original_positions: f64,
     },
 }
@@ -432,12 +432,12 @@ impl ModelConfig {
         if self.n_blocks == 0 { self.n_layers } else { self.n_blocks }
     }
 
-    /// What is particular to a layer.
+    /// The configuration of one layer.
     pub fn layer(&self, layer: usize) -> LayerConfig {
         self.layers.get(layer % self.layers.len().max(1)).cloned().unwrap_or_default()
     }
 
-    /// The rotary positions of a layer, where it has any.
+    /// The rotary positions of a layer, if it has any.
     pub fn rotary(&self, layer: usize) -> Option<Rotary> {
         match (self.layer(layer).rotary, &self.position) {
             (LayerRotary::Own(own), _) => Some(own),
@@ -446,7 +446,7 @@ impl ModelConfig {
         }
     }
 
-    /// The width of the embeddings as they are looked up.
+    /// The width of the token embeddings.
     pub fn d_embed(&self) -> usize {
         match self.embed_projection {
             EmbedProjection::None => self.d_model,
@@ -459,7 +459,7 @@ impl ModelConfig {
         self.norm == NormKind::Layer && self.norm_bias
     }
 
-    /// The width in which embeddings of tokens, positions and types are summed.
+    /// The width at which token, position and type embeddings are summed.
     pub fn d_sum(&self) -> usize {
         if let EmbedProjection::Sum(width) = self.embed_projection { width } else { self.d_model }
     }
@@ -469,7 +469,7 @@ impl ModelConfig {
         self.norm != NormKind::None && self.norm_place != NormPlace::Post
     }
 
-    /// Whether the model has an MLP in each block.
+    /// Whether each block has an MLP or experts.
     pub fn has_mlp(&self) -> bool {
         self.d_mlp > 0
     }

@@ -1,4 +1,4 @@
-//! Random parameters from one seeded stream.
+//! How are random parameters drawn? From one seeded stream.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -10,17 +10,17 @@ use super::weights::{Linear, Make, Norm, Weights};
 use crate::error::Result;
 use crate::tensors::onednn;
 
-/// Standard deviations of random parameters that are no matrices of a product.
+/// Standard deviations of the random parameters that are not matrices of a product.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spread {
-    /// Of the token embeddings; those of positions and types have half of it.
+    /// Of the token embeddings; position and type embeddings have half of it.
     pub embeddings: f64,
     /// Of biases around 0 and norm weights around 1.
     pub biases: f64,
 }
 
 impl Spread {
-    /// That of a random model, in which every parameter matters.
+    /// For a random model in which every parameter matters.
     pub(crate) const RANDOM: Self = Self { embeddings: 1.0, biases: 0.1 };
 }
 
@@ -33,7 +33,7 @@ struct Init {
 }
 
 impl Weights {
-    /// Normal random parameters; the variance of attention scores does not depend on d_head.
+    /// Parameters drawn from normal distributions; the variance of the attention scores does not depend on d_head.
     pub(crate) fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Result<Self> {
         Self::made(config, &mut Init { rng: ChaCha8Rng::seed_from_u64(seed), spread, kind, device })
     }
@@ -60,7 +60,7 @@ impl Make for Init {
 
     fn tied(&mut self, w_e: &Tensor, bias: bool) -> Result<Linear> {
         let (rows, columns) = (w_e.size()[1] as usize, w_e.size()[0] as usize);
-        // Drawn and left: what is drawn next does not depend on whether the two are tied.
+        // Drawn all the same, so that what is drawn next does not depend on whether the two are tied.
         Ok(Linear { w: w_e.tr(), ..self.linear("", "u", rows, columns, bias)? })
     }
 

@@ -25,12 +25,12 @@ impl Site {
         self.axes().into_iter().map(|axis| length(axis) as i64).collect()
     }
 
-    /// Whether the site has the heads apart, each computed without the others.
+    /// Whether the site has a head axis, and each head's part is computed without the others.
     pub(crate) fn is_by_head(self) -> bool {
         matches!(self, Self::K(_) | Self::V(_) | Self::Q(_) | Self::Scores(_) | Self::Pattern(_) | Self::Z(_))
     }
 
-    /// Fails where a model of this config has no such site.
+    /// Fails if a model of this config has no such site.
     ///
     /// # Errors
     /// [`Error::SiteAbsent`] with the reason.
@@ -41,7 +41,7 @@ impl Site {
         }
     }
 
-    /// Why a model of this config has no such site, if it has none.
+    /// Why a model of this config has no such site; `None` if it has.
     fn absence(self, config: &ModelConfig) -> Option<String> {
         let no = |reason: &str, absent: bool| absent.then(|| reason.to_owned());
         if let Some((layer, wire)) = self.layer().zip(Wire::of(self)) {
@@ -52,7 +52,7 @@ impl Site {
             return no(self.missing_part(config), !there);
         }
         match self {
-            Self::PosEmbed => no("its positions are not learned vectors", config.position != Position::Learned),
+            Self::PosEmbed => no("its position embeddings are not learned", config.position != Position::Learned),
             Self::TypeEmbed => no("it has no token types", config.n_token_types == 0),
             Self::LnEmbedScale => {
                 let none = !config.embed_norm || config.norm == NormKind::None;

@@ -1,4 +1,5 @@
-//! A model's parameters, in one layout for all families: row vectors on the left, `[in, out]`.
+//! Which parameters does a model have? One layout for all families, with matrices `[in, out]` that row vectors multiply from
+//! the left.
 
 use tch::Tensor;
 
@@ -18,7 +19,7 @@ pub(crate) struct Weights {
     /// `[n_token_types, d_model]`
     pub w_type: Option<Tensor>,
     pub ln_embed: Option<Norm>,
-    /// From embeddings to the residual stream, where they are narrower.
+    /// From embeddings to the residual stream, if they are narrower.
     pub projection: Option<Linear>,
     /// What relative positions add to the scores, `[bucket, head]`.
     pub w_rel: Option<Tensor>,
@@ -65,9 +66,9 @@ pub(crate) struct Attention {
 
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    /// `[d_model, d_mlp]`: what the activation is applied to.
+    /// `[d_model, d_mlp]`: gives the argument of the activation.
     pub gate: Linear,
-    /// `[d_model, d_mlp]`: what it is multiplied with, in a gated MLP.
+    /// `[d_model, d_mlp]`: what the activation is multiplied by, in a gated MLP.
     pub up: Option<Linear>,
     /// `[d_mlp, d_model]`
     pub out: Linear,
@@ -94,8 +95,8 @@ pub(crate) struct Unembedding {
     pub linear: Linear,
 }
 
-/// What stands between the residual stream and the unembedding: a projection to the embeddings' width, and in BERT's head
-/// an activation and a LayerNorm.
+/// The step from the residual stream to the unembedding, in some models: a projection to the width of the embeddings, and in
+/// BERT's head an activation and a LayerNorm.
 #[derive(Debug)]
 pub(crate) struct Transform {
     pub dense: Linear,
@@ -120,18 +121,18 @@ pub(crate) trait Make {
     fn tied(&mut self, w_e: &Tensor, bias: bool) -> Result<Linear>;
     /// A norm's weight and bias.
     fn norm(&mut self, at: &str, name: &str, width: usize, bias: bool) -> Result<Norm>;
-    /// Embeddings, or numbers by head; random ones with this share of the embeddings' standard deviation.
+    /// Embeddings, or numbers per head; random ones have this share of the embeddings' standard deviation.
     fn table(&mut self, at: &str, name: &str, shape: &[usize], share: f64) -> Result<Tensor>;
 }
 
 impl Linear {
-    /// `x w + b`, with `x` of any leading shape; where the matrix has a `run` axis, rows stand run by run.
+    /// `x w + b`, with any number of axes before the last; if the matrix has a `run` axis, the rows of `x` are ordered by run.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let done = if self.w.dim() == 3 { self.stacked(x) } else { x.f_linear(&self.w.tr(), self.b.as_ref()) };
         done.map_err(|source| self.failed(x, source))
     }
 
-    /// [`Linear::forward`] by oneDNN where that is faster than libtorch's first choice.
+    /// [`Linear::forward`], by oneDNN where that is faster than libtorch's default library.
     pub(crate) fn fast(&self, x: &Tensor) -> Result<Tensor> {
         if !onednn::serves(x, &self.w) {
             return self.forward(x);
@@ -158,7 +159,7 @@ impl Linear {
         product.f_view(shape.as_slice())
     }
 
-    /// The weights of a norm and this projection after it as one matrix; all have a `run` axis.
+    /// This projection with the weights of the norm before it folded in; all have a `run` axis.
     pub(crate) fn after_norm(&self, norm: &Norm) -> Self {
         let moved = norm.b.as_ref().map(|b| b.unsqueeze(1).bmm(&self.w).squeeze_dim(1));
         let b = match (moved, &self.b) {
@@ -168,7 +169,7 @@ impl Linear {
         Self { w: &self.w * norm.w.unsqueeze(2), b }
     }
 
-    /// Some of its columns, the first and how many.
+    /// Some of its columns, given by the first and their number.
     pub(crate) fn columns(&self, (first, n): (i64, i64)) -> Self {
         let some = |x: &Tensor| x.narrow(-1, first, n);
         Self { w: some(&self.w), b: self.b.as_ref().map(some) }
@@ -181,7 +182,7 @@ impl Linear {
 }
 
 impl Attention {
-    /// Attention without norms of queries and keys, and without sinks.
+    /// Attention without query and key norms and without sinks.
     pub(crate) fn new(q: Linear, k: Linear, v: Linear, o: Linear) -> Self {
         Self { q, k, v, o, q_norm: None, k_norm: None, sinks: None }
     }
@@ -205,7 +206,7 @@ impl Block {
 }
 
 impl Weights {
-    /// The parameters that a config asks for, each from `make`.
+    /// The parameters that a config asks for, each made by `make`.
     pub(crate) fn made(config: &ModelConfig, make: &mut dyn Make) -> Result<Self> {
         let (d, width, sum) = (config.d_model, config.d_embed(), config.d_sum());
         let w_e = make.table("", "w_e", &[config.vocab, width], 1.0)?;
@@ -229,7 +230,7 @@ impl Weights {
         Ok(Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding })
     }
 
-    /// The weights of a layer's block, which layers may share.
+    /// The weights of a layer's block; layers may share them.
     pub(crate) fn block(&self, layer: usize, n_layers: usize) -> Option<&Block> {
         (layer < n_layers).then(|| self.blocks.get(layer * self.blocks.len() / n_layers.max(1))).flatten()
     }
@@ -245,7 +246,7 @@ impl Weights {
         all
     }
 
-    /// The same parameters, each replaced by what `each` makes of it and its name, in the order of [`Weights::named`]. A tied
+    /// The same weights with every parameter replaced by `each(name, parameter)`, in the order of [`Weights::named`]. A tied
     /// unembedding stays tied.
     pub(crate) fn rebuilt<'a>(&'a self, each: &mut Each<'_, 'a>) -> Self {
         let tied = self.is_tied();
@@ -275,7 +276,7 @@ impl Weights {
         Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding }
     }
 
-    /// What the architecture has and these weights have not: a checkpoint may hold the weights of attention alone.
+    /// The parts that the architecture has and these weights lack: a checkpoint may hold only attention weights.
     pub(crate) fn absent(&self, config: &ModelConfig) -> Vec<&'static str> {
         let no_row = |w: &Tensor| w.numel() == 0;
         let no_mlp = |block: &Block| block.mlp.is_none() && block.experts.is_none();
@@ -295,10 +296,10 @@ impl Weights {
     }
 }
 
-/// What becomes of each parameter.
+/// Makes a new parameter from a name and an old one.
 pub(crate) type Each<'f, 'a> = dyn FnMut(String, &'a Tensor) -> Tensor + 'f;
 
-/// A norm of the model's own kind.
+/// A norm of the kind that the config names.
 fn norm_of(config: &ModelConfig, make: &mut dyn Make, at: &str, name: &str, width: usize) -> Result<Option<Norm>> {
     config.norm.has_weights().then(|| make.norm(at, name, width, config.has_norm_bias())).transpose()
 }

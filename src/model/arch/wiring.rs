@@ -1,9 +1,9 @@
-//! What does a block compute, in which order, and what reads what?
+//! What does a block compute, in which order, and which value depends on which?
 //!
-//! A block is a small graph of named values ([`Wire`]); each is computed by one [`Step`] from the values that the step
-//! reads. Everything that needs to know a block asks here: the pass that evaluates it, what a change can reach, where a
-//! changed run departs from the unchanged one and with which values, what stays when heads are frozen, what the residual
-//! stream is a sum of, and what a step costs. Architectures differ by their graphs, never by code that knows them.
+//! A block is a small graph of named values ([`Wire`]), each computed by one [`Step`] from the values that the step reads. All
+//! knowledge of blocks is derived from the graph: how to evaluate it, what a change can reach, where a changed run departs from
+//! the unchanged one and with which values, what stays fixed when heads are frozen, which terms the residual stream is a sum
+//! of, and what a step costs. Architectures differ in their graphs, never in code.
 
 use super::attend::Attend;
 use super::config::{ModelConfig, NormKind, NormPlace, Parallel};
@@ -13,54 +13,54 @@ use crate::site::Site;
 /// Which norm of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NormAt {
-    /// `ln1`: of what attention reads, or of the stream after it.
+    /// `ln1`: on the residual stream that attention reads, or on the sum after it.
     Attn,
-    /// `ln1_post`: of what the heads write together.
+    /// `ln1_post`: on the attention output.
     AttnOut,
-    /// `ln2`: of what the MLP reads, or of the stream after it.
+    /// `ln2`: on the residual stream that the MLP reads, or on the sum after it.
     Mlp,
-    /// `ln2_post`: of what the MLP writes.
+    /// `ln2_post`: on the MLP output.
     MlpOut,
 }
 
 /// What a step computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// The residual stream, as the block before left it.
+    /// The residual stream that enters the block.
     Stream,
     /// The divisor of a norm.
     Scale,
-    /// A norm of the first value that it reads.
+    /// A norm on the first value that the step reads.
     Norm(NormAt),
     /// Queries, keys or values.
     Project,
-    /// Queries times keys, scaled, biased, capped and masked.
+    /// The products of queries and keys, scaled, biased, capped and masked.
     Score,
     /// The softmax of the scores.
     Softmax,
-    /// What each head gathers.
+    /// Each head's sum of values, weighted by the pattern.
     Attend,
-    /// What each head writes.
+    /// The head outputs: what each head writes by itself.
     Write,
-    /// What all heads write, with the bias.
+    /// The sum of the head outputs and the bias.
     Output,
-    /// The sum of the stream and what sub-layers add to it.
+    /// The residual stream plus the outputs of sub-layers.
     Add,
     /// The weights of the experts.
     Route,
     /// The argument of the MLP's activation.
     Expand,
-    /// The activation, in a gated MLP times the second projection.
+    /// The activation, multiplied by the second projection in a gated MLP.
     Activate,
     /// The MLP's output projection.
     Contract,
-    /// The weighted sum of what the experts write.
+    /// The weighted sum of the experts' outputs.
     Mix,
 }
 
 impl Op {
-    /// Whether the value is made inside the step that reads it, and kept only where somebody asks for it: that step may
-    /// have a shorter way that never makes it.
+    /// Whether the value is computed inside the step that reads it, and kept only on demand: that step may have a fast path
+    /// that never computes it.
     fn is_inner(self) -> bool {
         matches!(self, Self::Scale | Self::Score | Self::Softmax | Self::Write)
     }
@@ -73,37 +73,36 @@ pub(crate) struct Step {
     pub op: Op,
     /// The values that it reads.
     pub reads: Vec<Wire>,
-    /// The same, where an inner value stands for those that it is made of.
+    /// The same, with each inner value replaced by those that it is computed from.
     pub needs: Wires,
-    /// The inner values that are made in it.
+    /// The inner values that are computed in it.
     inner: Wires,
 }
 
 impl Step {
-    /// Whether one of these is made inside the step.
+    /// Whether one of these values is computed inside the step.
     pub(crate) fn makes_any(&self, wires: Wires) -> bool {
         self.inner.meets(wires)
     }
 }
 
-/// A place between two steps of a block, where rows that depart from the unchanged run join those that did so earlier:
-/// after the step with this number.
+/// A place between two steps of the forward pass, where rows that depart from the unchanged run there join the pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Cut {
-    /// Before the embeddings: rows join with their token ids.
+    /// Before the embeddings; rows join with their token ids.
     Start,
-    /// In a layer, after one of its steps.
+    /// In a layer, after the step with this number.
     After { layer: usize, step: usize },
 }
 
 /// The graph of one block.
 #[derive(Debug, Clone)]
 pub(crate) struct BlockWiring {
-    /// Every step, inner ones among them, in order.
+    /// Every step in order, including inner ones.
     all: Vec<Step>,
-    /// The steps that the pass takes one after another.
+    /// The steps that the pass takes, in order.
     steps: Vec<Step>,
-    /// After each of `steps`, the values that a later one reads.
+    /// For each of `steps`, the values that later ones read.
     live: Vec<Wires>,
     pub attend: Attend,
 }
@@ -123,7 +122,7 @@ impl Draft {
         wire
     }
 
-    /// `x` normalised, with the divisor as a value of its own.
+    /// A norm on `x`, with the divisor as a value of its own.
     fn norm(&mut self, wire: Wire, at: NormAt, scale: Wire, x: Wire) -> Wire {
         self.step(scale, Op::Scale, &[x]);
         self.step(wire, Op::Norm(at), &[x, scale])
@@ -131,8 +130,8 @@ impl Draft {
 
     fn attention(&mut self, x: Wire) -> Wire {
         use Wire::{K, Pattern, Q, Scores, V, Z};
-        // Keys and values first: what is asked for at one position of each row needs them at all positions, and queries at
-        // that one.
+        // Keys and values first: if only one position of each row is wanted, they are needed at all positions, but queries
+        // only at that one.
         for wire in [K, V, Q] {
             self.step(wire, Op::Project, &[x]);
         }
@@ -168,7 +167,7 @@ impl BlockWiring {
         let stream = draft.step(ResidPre, Op::Stream, &[]);
         let read = if before { draft.norm(AttnIn, NormAt::Attn, Ln1Scale, stream) } else { stream };
         draft.attention(read);
-        // The dense product reads z; what each head writes by itself is made only where somebody asks.
+        // One product reads z; the output of each head by itself is computed only on demand.
         let written = draft.step(if on_output { AttnSum } else { AttnOut }, Op::Output, &[Z, Result]);
         let attn = if on_output { draft.norm(AttnOut, NormAt::AttnOut, Ln1PostScale, written) } else { written };
         let serial = config.parallel == Parallel::No;
@@ -219,7 +218,7 @@ impl BlockWiring {
             let after = live[live.len() - 1];
             live.push(after.without(step.wire).and(step.needs));
         }
-        live.pop(); // before the first step nothing is there
+        live.pop(); // nothing is live before the first step
         live.reverse();
         Self { all, steps, live, attend }
     }
@@ -234,17 +233,17 @@ impl BlockWiring {
         self.live[step]
     }
 
-    /// All values, in order.
+    /// All values of the block, in order.
     pub(crate) fn wires(&self) -> impl Iterator<Item = Wire> {
         self.all.iter().map(|step| step.wire)
     }
 
-    /// How a value is computed, where the block has it.
+    /// How a value is computed; `None` if the block does not have it.
     pub(crate) fn step(&self, wire: Wire) -> Option<&Step> {
         self.all.iter().find(|step| step.wire == wire)
     }
 
-    /// The number of the step in which a value is made: its own, or the one that reads an inner value.
+    /// The number of the step in which a value is computed: its own, or the one that contains an inner value.
     pub(crate) fn made_in(&self, wire: Wire) -> Option<usize> {
         self.steps.iter().position(|step| step.wire == wire || step.inner.has(wire))
     }
@@ -254,22 +253,22 @@ impl BlockWiring {
         self.made_in(Wire::of(site)?)
     }
 
-    /// The number of the first step that an operation belongs to.
+    /// The number of the first step with this operation.
     fn first(&self, op: Op) -> Option<usize> {
         self.steps.iter().position(|step| step.op == op)
     }
 
-    /// The step that sums over heads.
+    /// The number of the step that sums over heads.
     pub(crate) fn output(&self) -> usize {
         self.first(Op::Output).unwrap_or(0)
     }
 
-    /// The step in which positions look at each other.
+    /// The number of the step in which positions attend to each other.
     pub(crate) fn attend_step(&self) -> usize {
         self.first(Op::Attend).unwrap_or(0)
     }
 
-    /// The step after which keys and values are there.
+    /// The number of the step after which keys and values are computed.
     pub(crate) fn keys_done(&self) -> usize {
         self.made_in(Wire::V).unwrap_or(0)
     }
@@ -279,7 +278,7 @@ impl BlockWiring {
         self.first(Op::Norm(at)).is_some()
     }
 
-    /// The values that a change of `wire` changes, itself among them.
+    /// The values that a change of `wire` can change, including itself.
     pub(crate) fn reached(&self, wire: Wire) -> Wires {
         self.all.iter().fold(Wires::NONE.with(wire), |reached, step| {
             let reads: Wires = step.reads.iter().copied().collect();
@@ -301,15 +300,15 @@ impl BlockWiring {
         steps
     }
 
-    /// The last step after which a run that is changed at these values can join with the unchanged run's: none of the
-    /// steps up to there reads one of them.
+    /// The last step after which a run that is edited at these values can join with the values of the unchanged run: no step up
+    /// to there reads an edited one.
     pub(crate) fn departs(&self, edited: Wires) -> usize {
         let reads = |step: &Step| step.needs.meets(edited) || step.inner.meets(edited);
         self.steps.iter().position(reads).unwrap_or(self.steps.len()).saturating_sub(1)
     }
 
-    /// How far a change of what the heads write is carried by sums alone: the number of the last of them, or that of the
-    /// output projection itself.
+    /// The number of the last step to which a change of the head outputs is carried by sums alone; without such sums, that of the
+    /// output projection.
     pub(crate) fn lands(&self) -> usize {
         let output = self.output();
         let mut carried = Wires::NONE.with(self.steps[output].wire);
@@ -322,14 +321,14 @@ impl BlockWiring {
                 (carried, last) = (carried.with(step.wire), number);
             }
         }
-        // A later step must not read what was carried on the way.
+        // No other step may read a value that was carried on the way.
         let passed = carried.without(self.steps[last].wire);
         let others = self.steps.iter().filter(|step| step.op != Op::Add && step.needs.meets(passed)).count();
         if others == 0 { last } else { output }
     }
 
-    /// The values of which the unchanged run's stand in for a pass in which heads (and with `mlps` MLPs) keep writing what
-    /// they write there, where `edited` are changed all the same: what is taken from it, and what follows from that alone.
+    /// Which values are those of the unchanged run when the outputs of heads (and with `mlps` those of MLPs) are frozen, except
+    /// for what follows from the `edited` values.
     pub(crate) fn frozen(&self, mlps: bool, edited: Wires) -> Frozen {
         let sources: Wires = [Wire::Z].into_iter().chain(mlps.then_some(Wire::MlpOut)).collect();
         let held = self.steps.iter().fold(sources, |held, step| {
@@ -340,7 +339,7 @@ impl BlockWiring {
         Frozen { held, taken: held.iter().filter(read).collect() }
     }
 
-    /// What a sub-layer reads of the residual stream: the value before its norm.
+    /// The value of the residual stream that `wire` is computed from: the one before the sub-layer's norm.
     pub(crate) fn stream_read_by(&self, wire: Wire) -> Option<Wire> {
         let mut wire = wire;
         loop {
@@ -355,13 +354,13 @@ impl BlockWiring {
         }
     }
 
-    /// Whether each value of the residual stream is the one before it plus what sub-layers add.
+    /// Whether each value of the residual stream is the previous one plus the outputs of sub-layers.
     fn adds_up(&self) -> bool {
         let stream = [Wire::ResidMid, Wire::ResidPost];
         self.steps.iter().filter(|step| stream.contains(&step.wire)).all(|step| step.op == Op::Add)
     }
 
-    /// Multiplications of a step's matrix products.
+    /// The number of multiplications in a step's matrix products.
     pub(crate) fn products(&self, step: &Step, config: &ModelConfig, size: &Size) -> f64 {
         let ModelConfig { d_model, d_head, n_heads, d_mlp, .. } = *config;
         let heads = size.heads.unwrap_or(n_heads);
@@ -385,15 +384,15 @@ impl BlockWiring {
 /// How much a step works on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
-    /// Positions of all prompts for which it is computed.
+    /// The number of positions, over all prompts, for which it is computed.
     pub rows: usize,
-    /// Positions that each of them attends to.
+    /// The number of positions that each of them attends to.
     pub keys: usize,
-    /// The heads that take part; all by default.
+    /// The number of heads that take part; all by default.
     pub heads: Option<usize>,
 }
 
-/// What stays as in the unchanged run.
+/// The values that stay as in the unchanged run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frozen {
     /// The values that are not computed.
@@ -402,7 +401,8 @@ pub(crate) struct Frozen {
     pub taken: Wires,
 }
 
-/// A place in the order of the forward pass: the embeddings, a block, or what follows; and the number within it.
+/// A place in the order of the forward pass: 0 for the embeddings, then one number per block, then one for what follows; and
+/// the number within it.
 type Point = (usize, usize);
 
 impl Wiring {
@@ -420,7 +420,7 @@ impl Wiring {
         self.blocks.len()
     }
 
-    /// Where a site stands in the forward pass.
+    /// The place of a site in the forward pass.
     pub(crate) fn point(&self, site: Site) -> Point {
         let after = self.blocks.len() + 1;
         match (site, site.layer().zip(Wire::of(site))) {
@@ -437,7 +437,7 @@ impl Wiring {
         }
     }
 
-    /// Whether a change at `site` can be seen at `tap`.
+    /// Whether a change at `site` can change what `tap` records.
     pub(crate) fn reaches(&self, site: Site, tap: Site) -> bool {
         let (from, to) = (self.point(site), self.point(tap));
         match (site.layer().zip(Wire::of(site)), Wire::of(tap)) {
@@ -449,7 +449,7 @@ impl Wiring {
         }
     }
 
-    /// Whether a change at `site` can be seen by what the receiver at `input` reads.
+    /// Whether a change at `site` can change what the receiver at `input` reads.
     pub(crate) fn reaches_input(&self, site: Site, input: Site) -> bool {
         let Some((layer, wire)) = input.layer().zip(Wire::of(input)) else { return true };
         match self.blocks[layer].stream_read_by(wire).and_then(|stream| stream.site(layer)) {
@@ -458,7 +458,7 @@ impl Wiring {
         }
     }
 
-    /// Whether the last residual stream is the sum of the embeddings and all that sub-layers add.
+    /// Whether the last residual stream is the sum of the embeddings and the outputs of all sub-layers.
     pub(crate) fn adds_up(&self) -> bool {
         self.blocks.iter().all(BlockWiring::adds_up)
     }

@@ -1,4 +1,4 @@
-//! What do the heads of one layer gather?
+//! What do the heads of a layer gather? Attention, fused or step by step, over new and cached positions.
 
 use tch::Tensor;
 
@@ -24,14 +24,14 @@ readable!(KvCache { layers; });
 pub(crate) enum Past<'a> {
     /// Nothing.
     None,
-    /// What earlier passes left, and this one will add to.
+    /// What earlier passes have cached; this one adds to it.
     Growing(&'a mut KvCache),
-    /// The first positions of a run, the same for every copy of its batch.
+    /// The first positions of a run, shared by every copy of its batch.
     Fixed(&'a KvCache, i64),
 }
 
 impl KvCache {
-    /// How many positions are cached.
+    /// The number of cached positions.
     pub(crate) fn positions(&self) -> i64 {
         self.layers.first().map_or(0, |(k, _)| k.size()[2])
     }
@@ -52,7 +52,7 @@ impl KvCache {
 }
 
 impl Past<'_> {
-    /// How many positions stand before.
+    /// The number of earlier positions.
     pub(super) fn positions(&self) -> i64 {
         match self {
             Self::None => 0,
@@ -61,15 +61,14 @@ impl Past<'_> {
         }
     }
 
-    /// The keys and values before the first computed position, where every copy of the batch shares an unchanged run's.
+    /// The keys and values before the first computed position, if every copy of the batch shares those of an unchanged run.
     pub(super) fn shared(&self, layer: usize) -> Option<(Tensor, Tensor)> {
         let Self::Fixed(cache, positions) = self else { return None };
         let before = cache.layers.get(layer).filter(|_| *positions > 0);
         before.map(|(k, v)| (k.narrow(2, 0, *positions), v.narrow(2, 0, *positions)))
     }
 
-    /// What a layer's queries see: its new keys and values and those that stand before; of some heads, where the new ones
-    /// are.
+    /// What a layer's queries see: the new keys and values and the earlier ones, of the same heads as the new ones.
     fn with(&mut self, layer: usize, k: Tensor, v: Tensor, some: Option<&SomeHeads>) -> Seen {
         match self {
             Self::None => Seen { k, v, before: None },
@@ -90,7 +89,7 @@ impl Past<'_> {
 struct Seen {
     k: Tensor,
     v: Tensor,
-    /// Those of earlier positions, where the rows are copies of fewer that share them: rows that stand as far apart.
+    /// Those of earlier positions, `[batch, head, position, d_head]`, shared by the copies of the batch that the rows are.
     before: Option<(Tensor, Tensor)>,
 }
 
@@ -99,7 +98,7 @@ impl Seen {
         self.k.size()[2] + self.before.as_ref().map_or(0, |(k, _)| k.size()[2])
     }
 
-    /// Each head's as often as query heads share it.
+    /// Each key/value head repeated for the query heads that share it.
     fn shared(self, group: i64) -> Self {
         if group == 1 {
             return self;
@@ -109,7 +108,7 @@ impl Seen {
         Self { k: each(&self.k), v: each(&self.v), before }
     }
 
-    /// Products of queries with all keys, `[row, head, query, key]`.
+    /// The products of queries with all keys, `[row, head, query, key]`.
     fn scores(&self, q: &Tensor) -> Result<Tensor, tch::TchError> {
         let new = q.f_matmul(&self.k.transpose(2, 3))?;
         match &self.before {
@@ -118,7 +117,7 @@ impl Seen {
         }
     }
 
-    /// What a pattern gathers, `[row, head, query, d_head]`.
+    /// The values weighted by a pattern, `[row, head, query, d_head]`.
     fn gathered(&self, pattern: &Tensor) -> Result<Tensor, tch::TchError> {
         let Some((_, v)) = &self.before else { return pattern.f_matmul(&self.v) };
         let first = v.size()[2];
@@ -127,8 +126,8 @@ impl Seen {
     }
 }
 
-/// Products of `x`, `[row, head, query, a]`, whose rows are copies of a smaller batch, with what the copies share, `[shared,
-/// head, a, b]`. The queries of all copies are stacked into one product per head, so that what is shared is not copied.
+/// Products of `x`, `[row, head, query, a]`, whose rows are copies of a batch, with a tensor that the copies share,
+/// `[batch, head, a, b]`. The queries of all copies are stacked into one product per head, so the shared tensor is not copied.
 pub(super) fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchError> {
     let (size, b) = (x.size(), shared.size()[3]);
     let [rows, heads, queries, a] = [size[0], size[1], size[2], size[3]];
@@ -140,13 +139,13 @@ pub(super) fn across(x: &Tensor, shared: &Tensor) -> Result<Tensor, tch::TchErro
     product.f_reshape([rows, heads, queries, b])
 }
 
-/// The heads that each of some copies of the batch has, as many in each.
+/// The heads computed in each copy of the batch, equally many in all.
 pub(super) struct SomeHeads {
-    /// Copies and heads in each.
+    /// The number of copies, and of heads in each.
     shape: [i64; 2],
     /// Query heads, `[copy * head]`.
     query: Tensor,
-    /// The key/value heads that they share.
+    /// The key/value heads that they use.
     kv: Tensor,
 }
 
@@ -162,22 +161,22 @@ impl SomeHeads {
         Self { shape: [heads.len() as i64, each as i64], query, kv }
     }
 
-    /// Their parts of `x`, whose `axis` is the head: `[batch, ..]` to `[copy * batch, ..]`.
+    /// Their parts of `x`, along the head `axis`: `[batch, ..]` to `[copy * batch, ..]`.
     pub(super) fn of(&self, x: &Tensor, axis: i64) -> Tensor {
         self.pick(&self.query, x, axis)
     }
 
-    /// The parts of `x`, whose `axis` is the key/value head, that they read.
+    /// The parts of `x` that they read, along the key/value head `axis`.
     pub(super) fn of_kv(&self, x: &Tensor, axis: i64) -> Tensor {
         self.pick(&self.kv, x, axis)
     }
 
-    /// Their parts of what all prompts share, or each row has, `[row or 1, head, ..]`, for each of `rows` rows.
+    /// Their parts of `x`, `[row or 1, head, ..]`, for each of `rows` rows.
     fn each_row(&self, x: &Tensor, rows: i64) -> Tensor {
         let mut size = x.size();
         let batch = if size[0] == 1 { rows / self.shape[0] } else { size[0] / self.shape[0] };
         if size[0] == rows {
-            // Rows stand copy by copy, each with heads of its own.
+            // Rows are ordered by copy, each of which has its own heads.
             let own = x.unflatten(0, [self.shape[0], batch]);
             let heads = self.query.view(self.shape);
             let parts = (0..self.shape[0]).map(|copy| own.get(copy).index_select(1, &heads.get(copy)));
@@ -191,7 +190,7 @@ impl SomeHeads {
         x.index_select(axis, heads).unflatten(axis, self.shape).movedim_int(axis, 0).flatten(0, 1)
     }
 
-    /// What they write of a change `z`, `[copy * batch, position, head, d_head]` to `[copy * batch, position, d_model]`.
+    /// The sum of what they write of a change `z`: `[copy * batch, position, head, d_head]` to `[copy * batch, position, d_model]`.
     pub(super) fn write(&self, z: &Tensor, w_o: &Tensor) -> Tensor {
         let (rows, positions) = (z.size()[0], z.size()[1]);
         let [copies, each] = self.shape;
@@ -200,7 +199,7 @@ impl SomeHeads {
     }
 }
 
-/// z of every head, `[batch, position, head, d_head]`, from q, k and v; or of some heads, where q, k and v are theirs.
+/// z of every head, `[row, position, head, d_head]`, from q, k and v; or of `some` heads, if q, k and v are theirs.
 pub(super) fn heads(
     pass: &mut Pass<'_>,
     layer: usize,
@@ -229,7 +228,7 @@ pub(super) fn heads(
     Ok(z.transpose(1, 2))
 }
 
-/// Queries and keys through their norms, where they have any.
+/// Queries and keys through their norms, if they have any.
 fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) -> [Tensor; 2] {
     let config = model.config();
     let through = |x: Tensor, weights: &Option<Norm>| match (weights, attend.norm) {
@@ -244,13 +243,13 @@ fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) ->
     [through(q, &block.attn.q_norm), through(k, &block.attn.k_norm)]
 }
 
-/// What attention has beside queries, keys, values and a mask.
+/// What attention takes besides queries, keys, values and a mask.
 struct Extra {
     scale: f64,
     /// Added to the scores, broadcast against `[row, head, query, key]`.
     bias: Option<Tensor>,
     cap: Option<f64>,
-    /// Scores of no key, `[row, head, query, 1]`.
+    /// Scores of the attention sinks, `[row, head, query, 1]`.
     sinks: Option<Tensor>,
 }
 
@@ -273,7 +272,7 @@ impl Extra {
     }
 }
 
-/// Attention of `q`, `[row, head, position, d_head]`: fused where nothing asks for the pattern and no keys are shared.
+/// Attention of `q`, `[row, head, position, d_head]`: fused if nothing asks for scores or patterns and no keys are shared.
 fn gather(
     pass: &mut Pass<'_>,
     layer: usize,
@@ -295,7 +294,7 @@ fn gather(
     }
     let k = &seen.k;
     let hidden = mask.map(|mask| mask.logical_not());
-    // As tensors: where an operation with a plain number fails, tch panics while it drops that number.
+    // As tensors: if an operation with a plain number fails, tch panics while it drops that number.
     let number = |value: f64| sent(&Tensor::from(value).to_kind(q.kind()), q.device());
     // No edit of the scores opens an edge into the future or to padding: the mask is applied before and after.
     let masked = |scores: Tensor| match &hidden {
@@ -329,7 +328,7 @@ fn gather(
     seen.gathered(&pattern).map_err(failed(q, k))
 }
 
-/// An error of attention that says how large it was: memory may not hold a long prompt's pattern.
+/// An error of attention that gives the sizes: memory may not hold the pattern of a long prompt.
 fn failed(q: &Tensor, k: &Tensor) -> impl FnOnce(tch::TchError) -> Error {
     Error::torch(format!("attention of {:?} over {:?}", q.size(), k.size()))
 }

@@ -1,4 +1,4 @@
-//! From token ids to the first residual stream.
+//! How do token ids become the first residual stream?
 
 use tch::Tensor;
 
@@ -9,7 +9,8 @@ use crate::model::arch::EmbedProjection;
 use crate::site::Site;
 
 impl Pass<'_> {
-    /// Token, position and type embeddings, summed and, in some models, normalised or projected.
+    /// Token, position and type embeddings, summed and, in some models, normalised or projected: `[row, position]` to
+    /// `[row, position, d_model]`.
     pub(super) fn embed(&mut self, ids: &Tensor) -> Result<Tensor> {
         let (weights, config) = (self.model.weights(), self.model.config());
         self.model.require("a forward pass", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;

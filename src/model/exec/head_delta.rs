@@ -1,4 +1,4 @@
-//! Rows that differ from the unchanged run in a few heads, or at one position: only these are computed.
+//! How is a change of a few heads, or of one position, computed without the rest of the block?
 
 use tch::Tensor;
 
@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::model::arch::{Cut, Wire};
 
 impl Pass<'_> {
-    /// Rows whose first computed position alone changes, after step `from`: the values up to step `to` are computed there, and
-    /// are the unchanged run's elsewhere.
+    /// Adds rows that change only at the first computed position, after step `from`: the values up to step `to` are computed
+    /// there, and are those of the unchanged run elsewhere.
     pub(super) fn first_position(
         &mut self,
         layer: usize,
@@ -48,8 +48,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Rows in which some heads change: the unchanged residual stream, to which (z - unchanged z) W_O of those heads is
-    /// added.
+    /// Adds rows in which some heads change: the unchanged residual stream plus (z - unchanged z) W_O of those heads.
     pub(super) fn some_heads(
         &mut self,
         layer: usize,
@@ -72,7 +71,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What the change of some heads adds to the value of step `to`, `[copy * batch, position, d_model]`.
+    /// What the change of some heads adds to the value of step `to`: `[copy * batch, position, d_model]`.
     fn change_written(
         &mut self,
         layer: usize,

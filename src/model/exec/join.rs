@@ -1,4 +1,5 @@
-//! Where do rows of the batch join a pass, and with what? At its start, or where they first depart from an unchanged run.
+//! Where do rows of the batch join a pass, and with which values? At its start, or where they first depart from an unchanged
+//! run.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::site::Site;
 /// Values of the unchanged run, by layer.
 pub(crate) type Unchanged = BTreeMap<(usize, Wire), Tensor>;
 
-/// Where rows join, and what of them differs from the unchanged run there.
+/// Where rows join, and how they differ from the unchanged run there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Entry {
     pub cut: Cut,
@@ -23,15 +24,16 @@ pub(crate) struct Entry {
 pub(crate) enum How {
     /// The unchanged run's values, some of them edited.
     Whole,
-    /// The first computed position alone is edited, after the step with this number; up to the cut, positions do not look
-    /// at each other, so that no other is computed.
+    /// Only the first computed position is edited, after the step `from`; positions do not attend to each other before the
+    /// cut, so no other position is computed up to there.
     FirstPosition {
-        /// The step.
+        /// The number of the step.
         from: usize,
     },
-    /// The unchanged residual stream, to which is added what a change of some heads writes.
+    /// The unchanged residual stream plus the change in the outputs of some heads.
     Heads {
-        /// Whether queries, keys, values or patterns change, so that these heads attend again; else only z does.
+        /// Whether queries, keys, values, scores or patterns change, so that attention of these heads is recomputed; otherwise
+        /// only z changes.
         attend: bool,
         /// How many heads.
         n: usize,
@@ -39,10 +41,10 @@ pub(crate) enum How {
 }
 
 impl Entry {
-    /// With token ids.
+    /// At the start, with token ids.
     pub(crate) const START: Self = Self { cut: Cut::Start, how: How::Whole };
 
-    /// After a step of a layer, with all that later steps read.
+    /// After a step of a layer, with all values that later steps read.
     pub(crate) fn after(layer: usize, step: usize) -> Self {
         Self { cut: Cut::After { layer, step }, how: How::Whole }
     }
@@ -70,16 +72,16 @@ pub(crate) struct Joins<'a> {
     pub ids: Tensor,
     /// How many copies of the batch join at each entry.
     pub copies: BTreeMap<Entry, i64>,
-    /// The heads that change in each of the copies that join with some heads only.
+    /// For entries by [`How::Heads`], the heads that change in each copy.
     pub heads: BTreeMap<Entry, Vec<Vec<usize>>>,
-    /// The unchanged run's values that the entries need, at all positions.
+    /// The values of the unchanged run that the entries need, at all positions.
     pub base: Option<&'a Unchanged>,
-    /// The first position that the pass computes; those before are as in the unchanged run.
+    /// The first position that the pass computes; earlier ones are as in the unchanged run.
     pub first: i64,
 }
 
 impl<'a> Joins<'a> {
-    /// The batch itself from its token ids.
+    /// The batch itself, from its token ids.
     pub(crate) fn whole(ids: Tensor) -> Self {
         Self::at(Entry::START, 1, ids, None)
     }
@@ -89,7 +91,7 @@ impl<'a> Joins<'a> {
         Self { ids, copies: BTreeMap::from([(entry, n)]), heads: BTreeMap::new(), base, first: 0 }
     }
 
-    /// Rows of the batch.
+    /// The number of rows of the batch.
     pub(super) fn batch(&self) -> i64 {
         self.ids.size()[0]
     }
@@ -107,7 +109,7 @@ impl<'a> Joins<'a> {
         self.copies.range(from..).map(|(&entry, &n)| (entry, n)).take_while(move |(entry, _)| entry.cut == here)
     }
 
-    /// Copies of the batch that join in a layer after a step with a number below `step`, with all that later steps read.
+    /// The number of copies of the batch that join in a layer before `step` other than by [`How::Heads`].
     pub(super) fn before(&self, layer: usize, step: usize) -> i64 {
         let here = |entry: &Entry| {
             matches!(entry.cut, Cut::After { layer: at, step: after } if at == layer && after < step)
@@ -116,7 +118,7 @@ impl<'a> Joins<'a> {
         self.copies.iter().filter(|(entry, _)| here(entry)).map(|(_, n)| n).sum()
     }
 
-    /// The steps of a layer after which rows join that differ in some heads.
+    /// The steps of a layer after which rows join by [`How::Heads`].
     pub(super) fn landings(&self, layer: usize) -> impl Iterator<Item = usize> {
         self.heads.keys().filter_map(move |entry| match entry.cut {
             Cut::After { layer: at, step } if at == layer => Some(step),
@@ -130,7 +132,7 @@ impl<'a> Joins<'a> {
         self.copies.keys().any(here)
     }
 
-    /// The unchanged run's value at the positions that the pass computes.
+    /// The value of the unchanged run, at the positions that the pass computes.
     pub(super) fn unchanged(&self, layer: usize, wire: Wire) -> Result<Tensor> {
         let base = self.base.and_then(|base| base.get(&(layer, wire)));
         let site = wire.site(layer).unwrap_or(Site::ResidPre(layer));
@@ -139,7 +141,7 @@ impl<'a> Joins<'a> {
     }
 }
 
-/// The values of a block that later steps read, of the rows that are there.
+/// The values of a block that later steps read, for the rows that have joined.
 #[derive(Default)]
 pub(super) struct State(BTreeMap<Wire, Tensor>);
 
@@ -156,7 +158,7 @@ impl State {
         self.0.insert(wire, x);
     }
 
-    /// More rows below those that are there.
+    /// Appends rows.
     pub(super) fn append(&mut self, wire: Wire, new: Tensor) {
         let all = match self.0.remove(&wire) {
             Some(x) => Tensor::cat(&[x, new], 0),
@@ -165,7 +167,7 @@ impl State {
         self.0.insert(wire, all);
     }
 
-    /// Drops what no later step reads.
+    /// Drops the values that no later step reads.
     pub(super) fn keep_live(&mut self, wiring: &BlockWiring, step: usize) {
         let live = wiring.live(step);
         self.0.retain(|wire, _| live.has(*wire));
@@ -176,7 +178,7 @@ impl State {
     }
 }
 
-/// `[batch, ..]` below itself `n` times, `[n * batch, ..]`.
+/// `n` copies of `[batch, ..]` along the first axis, `[n * batch, ..]`.
 pub(super) fn copies(x: &Tensor, n: i64) -> Tensor {
     if n == 1 {
         return x.shallow_clone();

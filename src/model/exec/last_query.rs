@@ -1,6 +1,8 @@
-//! One query a row, in the last block: its score of a key is its query times a matrix of the head times the stream, so that
-//! it is cheaper to bring the query to the stream and gather the stream itself than to compute keys and values at every
-//! position. Keys and values of earlier positions that are there already are used as they are.
+//! How is the last block computed cheaply if each row has a single query?
+//!
+//! The score of a key is q (x W_K)^T = (q W_K^T) x^T. With one query per row it is cheaper to project the query into the residual
+//! stream and to gather the stream x itself, which W_V then projects, than to compute keys and values at every position. Cached
+//! keys and values of earlier positions are used as they are.
 
 use tch::{Kind, Tensor};
 
@@ -14,8 +16,8 @@ use crate::model::arch::{Attend, Linear, NormAt, Wire, Wires};
 use crate::site::Site;
 use crate::tensors::softmax;
 
-/// Whether the wiring of the last block allows it, and it is less work where one of `positions` new positions asks: plain
-/// causal attention in a block in which nothing but z and the stream goes on after the heads.
+/// Whether the last block can be computed this way for one query among `positions` new positions, and it is less work: plain
+/// causal attention, in a block in which only z and the residual stream are read after the heads.
 pub(crate) fn pays(model: &Model, positions: usize) -> bool {
     let wiring = model.wiring().block(model.wiring().n_layers() - 1);
     let alone = Wires::NONE.with(Wire::ResidPre).with(Wire::Z);
@@ -24,8 +26,8 @@ pub(crate) fn pays(model: &Model, positions: usize) -> bool {
         && positions > 1
 }
 
-/// Whether the heads of `layer` are computed this way: only the wanted positions are queried, and nothing records or edits what
-/// is left out.
+/// Whether the heads of `layer` are computed this way: only the wanted positions have queries, and no value that is left out
+/// is recorded, edited or cached.
 pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_>) -> bool {
     let left_out = [Site::Q(layer), Site::K(layer), Site::V(layer), Site::Scores(layer), Site::Pattern(layer)];
     pass.asks_where_wanted(layer)
@@ -37,7 +39,8 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_
         && !joins.within(layer)
 }
 
-/// z at the wanted positions, `[row, 1, head, d_head]`, of what enters a block, `x` `[row, position, d_model]`.
+/// z at the wanted positions, `[row, 1, head, d_head]`, from the residual stream `x` that enters the block,
+/// `[row, position, d_model]`.
 pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, x: &Tensor) -> Result<Tensor> {
     let model = pass.model;
     let (block, config) = (model.block(layer)?, model.config());
@@ -72,7 +75,7 @@ fn read(pass: &Pass<'_>, layer: usize, [q, k, v]: [&Linear; 3], x: &Tensor, want
     let asked = each_head(&q, &by_head(k, heads).transpose(1, 2)); // [row, head, d_model]
     let mut scores = asked.bmm(&x.transpose(1, 2));
     if let Some(wanted) = pass.wanted_of(x.size()[0]) {
-        // Added, since filling under a mask would be slower, and its gradient another pass.
+        // Added: filling under a mask is slower, and its gradient takes another pass.
         let positions = Tensor::arange(x.size()[1], (Kind::Int64, x.device()));
         let hidden = positions.view([1, 1, -1]).gt_tensor(&wanted.view([-1, 1, 1]));
         let away = Tensor::zeros(hidden.size(), (x.kind(), x.device())).masked_fill(&hidden, f64::NEG_INFINITY);
@@ -80,7 +83,7 @@ fn read(pass: &Pass<'_>, layer: usize, [q, k, v]: [&Linear; 3], x: &Tensor, want
     }
     let failed = |error| Error::torch("attention from one position")(error);
     let Some((old_k, old_v)) = pass.past.shared(layer) else {
-        // A bias of the keys adds the same to all scores of a query, and weights of attention sum to 1.
+        // The bias of the keys adds the same number to all scores of a query, which the softmax ignores.
         let gathered = softmax(&scores).map_err(failed)?.bmm(x); // [row, head, d_model]
         let z = values(&gathered, &by_head(v, heads));
         return Ok(with_bias(z, v, heads, None).unsqueeze(1));
@@ -100,7 +103,7 @@ fn read(pass: &Pass<'_>, layer: usize, [q, k, v]: [&Linear; 3], x: &Tensor, want
     Ok((z + before.squeeze_dim(2)).unsqueeze(1))
 }
 
-/// `z`, `[row, head, d_head]`, with the values' bias, weighted where the attention that gathers it does not sum to 1.
+/// `z`, `[row, head, d_head]`, plus the bias of the values, times `weight` if the attention weights do not sum to 1.
 fn with_bias(z: Tensor, v: &Linear, heads: usize, weight: Option<&Tensor>) -> Tensor {
     let Some(b) = &v.b else { return z };
     let own = b.unflatten(-1, [heads as i64, -1]).unsqueeze(-3);
@@ -110,7 +113,7 @@ fn with_bias(z: Tensor, v: &Linear, heads: usize, weight: Option<&Tensor>) -> Te
     }
 }
 
-/// How many models stand along the `run` axis of a matrix.
+/// The length of a matrix' `run` axis; 1 if it has none.
 fn runs(linear: &Linear) -> i64 {
     if linear.w.dim() == 3 { linear.w.size()[0] } else { 1 }
 }
@@ -122,14 +125,14 @@ fn by_head(linear: &Linear, heads: usize) -> Tensor {
     own.reshape([runs(linear) * heads as i64, d_model, -1])
 }
 
-/// Each head's part of `x`, `[row, head, a]`, through its own matrix, `w` `[run * head, a, b]`, to `[row, head, b]`.
+/// Each head's part of `x`, `[row, head, a]`, times its own matrix of `w`, `[run * head, a, b]`: `[row, head, b]`.
 fn each_head(x: &Tensor, w: &Tensor) -> Tensor {
     let (heads, runs) = (x.size()[1], w.size()[0] / x.size()[1]);
     by_run(x, runs).bmm(w).unflatten(0, [runs, heads]).transpose(1, 2).flatten(0, 1)
 }
 
-/// [`each_head`] for what heads gather, to their `d_head`: where several models stand together rows are made the long axis
-/// of the products and of those that lead back, since narrow ones cost as much as wide ones.
+/// [`each_head`] for what heads gather, to `d_head`. For stacked models the rows become the long axis of the products and of
+/// their gradients, since narrow products cost as much as wide ones.
 fn values(x: &Tensor, w: &Tensor) -> Tensor {
     let (heads, runs) = (x.size()[1], w.size()[0] / x.size()[1]);
     if runs == 1 {

@@ -1,4 +1,4 @@
-//! From the last residual stream to logits.
+//! How does the last residual stream become logits?
 
 use tch::Tensor;
 
@@ -10,7 +10,7 @@ use crate::model::arch::NormKind;
 use crate::site::Site;
 
 impl Pass<'_> {
-    /// The logits of the residual stream after the last block.
+    /// The logits, from the residual stream after the last block; that stream, normalised, in a model without logits.
     pub(crate) fn logits(&mut self, x: &Tensor) -> Result<Tensor> {
         let x = self.last_norm(x)?;
         let Some(unembedding) = &self.model.weights().unembedding else { return Ok(x) };
@@ -18,7 +18,7 @@ impl Pass<'_> {
         self.at(Site::Logits, self.model.finished(logits))
     }
 
-    /// The logits of some tokens, the first and how many; they are no site.
+    /// The logits of some tokens, given by the first and their number; they are not a site.
     pub(crate) fn some_logits(&mut self, x: &Tensor, columns: (i64, i64)) -> Result<Tensor> {
         let x = self.last_norm(x)?;
         match &self.model.weights().unembedding {
@@ -49,15 +49,15 @@ impl Model {
         }
     }
 
-    /// One logit of each row, `[n, d_model]` and ids `[n]` to `[n]`.
+    /// One logit of each row: `[n, d_model]` and ids `[n]` to `[n]`.
     pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (columns, b) = self.columns(ids);
         let read = self.before_unembed(&self.final_norm(x))?;
         Ok(self.finished((read * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b))
     }
 
-    /// The directions of the normalised residual stream that raise the logits of ids `[n]`, `[n, d_model]`, and what is
-    /// added to them, `[n]`; before logits are capped. Nothing where the two are not linear in each other.
+    /// The directions `[n, d_model]` of the normalised residual stream whose inner products with it are the logits of ids `[n]`
+    /// before capping, up to the biases `[n]`. `None` if the logits are not linear in it.
     pub(crate) fn logit_directions(&self, ids: &Tensor) -> Option<(Tensor, Tensor)> {
         let (columns, b) = self.columns(ids);
         let transform = self.weights().unembedding.as_ref().and_then(|unembedding| unembedding.transform.as_ref());
@@ -82,12 +82,12 @@ impl Model {
         (head.linear.w.tr().index_select(0, ids), b)
     }
 
-    /// Weight and bias of the norm after the last block, where there is one.
+    /// Weight and bias of the norm after the last block, if there is one.
     pub(crate) fn final_norm_weights(&self) -> Option<(&Tensor, Option<&Tensor>)> {
         self.weights().ln_final.as_ref().map(|ln| (&ln.w, ln.b.as_ref()))
     }
 
-    /// What the unembedding reads: the normalised residual stream itself, or what a transform makes of it.
+    /// What the unembedding reads: the normalised residual stream, transformed in some models.
     fn before_unembed(&self, x: &Tensor) -> Result<Tensor> {
         let transform = self.weights().unembedding.as_ref().and_then(|unembedding| unembedding.transform.as_ref());
         let Some(transform) = transform else { return Ok(x.shallow_clone()) };
@@ -101,7 +101,7 @@ impl Model {
         })
     }
 
-    /// The norm after the last block, where there is one.
+    /// `x` through the norm after the last block, if there is one.
     fn final_norm(&self, x: &Tensor) -> Tensor {
         match &self.weights().ln_final {
             Some(ln) => norm::fused(self.config().norm, ln, x, self.config().norm_eps),
@@ -109,7 +109,7 @@ impl Model {
         }
     }
 
-    /// Logits from the unembedding's products: scaled and capped, where the model does so.
+    /// The logits from the products with the unembedding: scaled and capped, if the model does so.
     fn finished(&self, logits: Tensor) -> Tensor {
         let config = self.config();
         let logits = if config.logit_scale == 1.0 { logits } else { &logits * config.logit_scale };

@@ -8,16 +8,16 @@ use crate::model::arch::Attend;
 use crate::text::Tokens;
 
 impl Model {
-    /// True at real tokens, `[batch, position]`, where padding must be hidden from attention; nothing where there is none, or
-    /// the model is causal: its real tokens never see the padding on their right.
+    /// True at real tokens, `[batch, position]`; `None` if no padding has to be hidden from attention. In a causal model none has:
+    /// real tokens never see the padding on their right.
     pub(crate) fn hidden_padding(&self, tokens: &Tokens) -> Option<Tensor> {
         (tokens.is_padded() && !self.config().causal).then(|| tokens.valid(self.device()))
     }
 }
 
-/// Which queries ask, and how many keys there are.
+/// Which queries are computed, and how many keys there are.
 pub(super) struct Asked {
-    /// The queries' own positions, counted from the first computed one, where there is one a row.
+    /// The position of the query of each row, counted from the first computed one, if there is one query per row.
     pub wanted: Option<Tensor>,
     pub queries: i64,
     pub keys: i64,
@@ -25,7 +25,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// The positions of the queries, `[query]`, or `[row, 1]` where each row has its own.
+    /// The positions of the queries, `[query]`, or `[row, 1]` if each row has its own.
     pub(super) fn places(&self, pass: &Pass<'_>) -> Tensor {
         match &self.wanted {
             Some(wanted) => (wanted + pass.before).unsqueeze(1),
@@ -33,7 +33,7 @@ impl Asked {
         }
     }
 
-    /// True where a query sees a key, broadcast against `[row, head, query, key]`; nothing where every query sees all.
+    /// True where a query sees a key, broadcast against `[row, head, query, key]`; `None` if every query sees all keys.
     pub(super) fn mask(&self, pass: &Pass<'_>, attend: &Attend) -> Option<Tensor> {
         let near = match (&self.wanted, attend.window) {
             (None, None) => {
@@ -47,10 +47,10 @@ impl Asked {
             }
             _ => None,
         };
-        // Rows are copies of the batch, one below the other.
+        // Rows are copies of the batch, one after another.
         let copies = |valid: &Tensor| {
             let valid = valid.repeat([self.rows / valid.size()[0], 1]).unsqueeze(1);
-            // With a window, a padding query may have no valid key at all. Nothing reads its output, but it must not be NaN.
+            // With a window, a padding query may see no real key. Nothing reads its output, but it must not be NaN.
             let padding = attend.window.filter(|_| self.wanted.is_none()).map(|_| valid.logical_not().unsqueeze(3));
             let valid = valid.unsqueeze(2);
             padding.map_or_else(|| valid.shallow_clone(), |padding| valid.logical_or(&padding))
@@ -62,7 +62,7 @@ impl Asked {
     }
 }
 
-/// Whether keys so far before their query are seen.
+/// Whether keys at these distances before their query are seen.
 fn seen(distance: &Tensor, causal: bool, window: Option<usize>) -> Tensor {
     match (causal, window.map(|window| i64::try_from(window).unwrap_or(i64::MAX))) {
         (true, None) => distance.ge(0),

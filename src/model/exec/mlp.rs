@@ -1,4 +1,4 @@
-//! MLPs, and experts that share their work.
+//! What does an MLP compute, or the experts that share its work?
 
 use tch::{Kind, Tensor};
 
@@ -7,7 +7,7 @@ use super::pass::Pass;
 use crate::error::{Error, Result};
 use crate::model::arch::{Activation, Block, Mlp, Op, Step};
 
-/// A step of a block's MLP.
+/// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
     let mlp = block.mlp.as_ref().ok_or_else(|| Error::argument("block", "an MLP", "none"))?;
     let x = state.get(step.reads[0])?;
@@ -24,8 +24,8 @@ pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State
     }
 }
 
-/// The weight of each expert at each position, `[.., d_model]` to `[.., expert]`: the softmax of the router's scores, 0 but
-/// for the largest few.
+/// The weight of each expert at each position, `[.., d_model]` to `[.., expert]`: the softmax of the router's scores, set to 0
+/// except for the largest few.
 pub(super) fn route(pass: &Pass<'_>, block: &Block, x: &Tensor) -> Result<Tensor> {
     let (Some(experts), Some(config)) = (&block.experts, pass.model.config().experts) else {
         return Err(Error::argument("block", "experts", "none"));
@@ -36,8 +36,8 @@ pub(super) fn route(pass: &Pass<'_>, block: &Block, x: &Tensor) -> Result<Tensor
     Ok(all.zeros_like().scatter(-1, &chosen, &top))
 }
 
-/// What the experts write, each weighted; `x` and `weights` are `[row, position, ..]`. An expert is computed at the positions
-/// that it has a weight at.
+/// The weighted sum of the experts' outputs; `x` and `weights` are `[row, position, ..]`. An expert is computed only at the
+/// positions where its weight is not 0.
 pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let experts = block.experts.as_ref().ok_or_else(|| Error::argument("block", "experts", "none"))?;
     let (flat, of_experts) = (x.flatten(0, -2), weights.flatten(0, -2));
@@ -53,7 +53,7 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
     Ok(sum.view_as(x))
 }
 
-/// What an MLP writes.
+/// The output of an MLP, all steps at once.
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
     let mut post = activate(&pass.through(&mlp.gate, x)?, pass.model.config().activation);
     if let Some(up) = &mlp.up {

@@ -1,4 +1,4 @@
-//! How is a block's graph evaluated? The one forward pass, from wherever rows join it.
+//! How is a block's graph evaluated? By the one forward pass, from wherever rows join it.
 
 mod attention;
 mod embed;

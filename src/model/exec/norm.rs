@@ -1,10 +1,10 @@
-//! LayerNorm and RMSNorm, whole and in parts.
+//! How are activations normalised? By LayerNorm or RMSNorm, in one call or in parts.
 
 use tch::{Kind, Tensor};
 
 use crate::model::arch::{Norm, NormKind};
 
-/// The normalised `x` in one libtorch call where there is one.
+/// The normalised `x`, in one libtorch call if there is one.
 pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
     if weights.w.dim() == 2 && kind != NormKind::None {
         return stacked(kind, weights, x, eps);
@@ -14,13 +14,13 @@ pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Ten
             let width = weights.w.size();
             x.layer_norm(width.as_slice(), Some(&weights.w), weights.b.as_ref(), eps, false)
         }
-        // In the order of operations that transformers has, so that float32 agrees to the last bits.
+        // The order of operations of transformers, so that float32 agrees to the last bits.
         NormKind::Rms => &weights.w * (x * (mean(&x.square()) + eps).rsqrt()),
         NormKind::None => x.shallow_clone(),
     }
 }
 
-/// [`fused`] where weights have a `run` axis: in few passes over `x`, forwards and backwards.
+/// [`fused`] for weights with a `run` axis, in few passes over `x`, forward and backward.
 fn stacked(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
     let by_run = bare(kind, x, eps).reshape([weights.w.size()[0], -1, x.size()[x.dim() - 1]]);
     let out = match &weights.b {
@@ -48,7 +48,7 @@ fn mean(x: &Tensor) -> Tensor {
     x.mean_dim([-1i64].as_slice(), true, None::<Kind>)
 }
 
-/// What is divided and its divisor, `[.., d]` and `[.., 1]`: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
+/// Dividend `[.., d]` and divisor `[.., 1]` of the norm: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
 pub(crate) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
     let centred = if kind == NormKind::Layer { x - mean(x) } else { x.shallow_clone() };
     let scale = (mean(&centred.square()) + eps).sqrt();
@@ -64,7 +64,7 @@ pub(super) fn joined(weights: &Norm, centred: &Tensor, scale: &Tensor) -> Tensor
     }
 }
 
-/// A weight as it applies to the rows of `x`: as it is, or, where it has a `run` axis, each run's to its own rows.
+/// A weight in a shape that broadcasts against `x`; if it has a `run` axis, each run's applies to its own rows.
 fn by_run(weight: &Tensor, x: &Tensor) -> Tensor {
     if weight.dim() == 1 {
         return weight.shallow_clone();

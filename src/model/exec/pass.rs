@@ -1,4 +1,4 @@
-//! The one forward pass: evaluates the graph of each block, for the rows that have joined.
+//! How does the forward pass run? It evaluates the graph of each block for the rows that have joined.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,34 +14,34 @@ use crate::model::hooks::Program;
 use crate::site::Site;
 use crate::text::Tokens;
 
-/// What keeps writing what it writes in the unchanged run: every head (but edited ones), and with `mlps` every MLP.
+/// What is frozen, that is, writes what it writes in the unchanged run: every head without an edit, and with `mlps` every MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Freeze {
     pub mlps: bool,
 }
 
-/// One pass through the blocks, in which a program fires and taps gather.
+/// One pass through the blocks, with the edits and taps of a program.
 pub(crate) struct Pass<'a> {
     pub(super) model: &'a Model,
     pub(super) program: &'a Program,
-    /// True at real tokens, `[row, position]`, where padding must be hidden from attention.
+    /// True at real tokens, `[row, position]`, if padding must be hidden from attention.
     pub(super) valid: Option<Tensor>,
-    /// Types of the batch's tokens, `[batch, position]`; all 0 where absent.
+    /// Token types, `[batch, position]`; all 0 if absent.
     pub(super) types: Option<Tensor>,
-    /// Keys and values of positions before those that this pass computes.
+    /// Keys and values of the positions before those that this pass computes.
     pub(super) past: Past<'a>,
     /// How many positions those are; a cache may grow during the pass.
     pub(super) before: i64,
-    /// Cosines and sines of this pass' positions, for each kind of rotary positions.
+    /// Cosines and sines at the positions of this pass, for each kind of rotary positions.
     rotary: Vec<(Rotary, (Tensor, Tensor))>,
-    /// The one position of each prompt that is asked for after the last block, `[batch]`, counted from the first computed.
+    /// The one position of each prompt that is wanted after the last block, `[batch]`, counted from the first computed one.
     wanted: Option<Tensor>,
     freeze: Option<Freeze>,
-    /// In the last block: the step after which only the wanted positions go on.
+    /// In the last block, the step after which only the wanted positions are computed.
     pub(super) trim: Option<usize>,
-    /// The first of the rows that are computed apart from the others; nothing is recorded of them.
+    /// The first of the rows that are being computed apart from the others; nothing is recorded of them.
     pub(super) start: Option<i64>,
-    /// Values to keep for rows of later passes, and those kept so far.
+    /// Values to keep for later passes, and those kept so far.
     keep: BTreeSet<(usize, Wire)>,
     kept: Unchanged,
     pub(super) taps: BTreeMap<Site, Tensor>,
@@ -82,36 +82,36 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Gives the batch's tokens types.
+    /// Sets the token types.
     pub(crate) fn with_types(mut self, types: Option<Tensor>) -> Self {
         self.types = types;
         self
     }
 
-    /// Asks for one position of each prompt only, `[batch]`: the last block then computes no other.
+    /// Asks for only one position of each prompt, `[batch]`; the last block then computes no others.
     pub(crate) fn only(mut self, wanted: Option<Tensor>) -> Self {
         self.wanted = wanted;
         self
     }
 
-    /// Keeps heads, or heads and MLPs, as in the unchanged run.
+    /// Freezes heads, or heads and MLPs.
     pub(crate) fn frozen(mut self, freeze: Freeze) -> Self {
         self.freeze = Some(freeze);
         self
     }
 
-    /// Keeps these values of blocks, for rows of later passes to join with.
+    /// Keeps these values, for rows of later passes to join with.
     pub(crate) fn keeping(mut self, values: impl IntoIterator<Item = (usize, Wire)>) -> Self {
         self.keep.extend(values);
         self
     }
 
-    /// What was recorded, and the values kept.
+    /// The recorded activations and the kept values.
     pub(crate) fn into_records(self) -> (BTreeMap<Site, Tensor>, Unchanged) {
         (self.taps, self.kept)
     }
 
-    /// Runs as far as the program's taps need and returns them, with the values kept.
+    /// Runs as far as needed for the program's taps, and returns the recorded activations and the kept values.
     pub(crate) fn records(mut self, ids: Tensor) -> Result<(BTreeMap<Site, Tensor>, Unchanged)> {
         let layers = self.model.wiring().n_layers();
         let last_kept = self.keep.last().map_or(0, |(layer, _)| layer + 1);
@@ -123,7 +123,7 @@ impl<'a> Pass<'a> {
         Ok(self.into_records())
     }
 
-    /// Runs block by block; `read` receives what each block's taps hold, which is dropped before the next block runs.
+    /// Runs block by block; `read` receives the recorded activations of each, which are dropped before the next block runs.
     pub(crate) fn each_block(
         mut self,
         ids: Tensor,
@@ -138,8 +138,8 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// The residual stream entering block `end` (leaving the last block for `end = n_layers`), of all rows that join on the
-    /// way, in the order in which they do.
+    /// The residual stream that enters block `end` (for `end = n_layers`, the one that leaves the last block), of all rows in the
+    /// order in which they join.
     pub(crate) fn residual(&mut self, joins: &Joins<'_>, end: usize) -> Result<Tensor> {
         let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
         for layer in 0..end {
@@ -148,7 +148,7 @@ impl<'a> Pass<'a> {
         x.ok_or_else(|| Error::argument("pass", "rows that join before its end", "none"))
     }
 
-    /// One block: each step in order, for the rows that are there; after each, rows may join.
+    /// One block: each step in order for the rows that have joined; after each step, more rows may join.
     fn block(&mut self, layer: usize, x: Option<Tensor>, joins: &Joins<'_>) -> Result<Option<Tensor>> {
         let model = self.model;
         let wiring = model.wiring().block(layer);
@@ -178,7 +178,7 @@ impl<'a> Pass<'a> {
                 self.join(layer, wiring, entry, n, rows, &mut state, joins)?;
                 rows += n * joins.batch();
             }
-            // The first rows bring values of earlier steps with them.
+            // The first rows to join also bring values of earlier steps.
             let new = if before == 0 { state.wires() } else { vec![step.wire] };
             for wire in new {
                 if let Some(value) = state.take(wire) {
@@ -197,7 +197,7 @@ impl<'a> Pass<'a> {
         Ok(state.take(Wire::ResidPost))
     }
 
-    /// What a step gives for the rows that are there, edited; nothing where no other step reads it.
+    /// The value of a step for the rows that have joined, after edits; `None` if no other step reads it.
     fn value(
         &mut self,
         layer: usize,
@@ -213,7 +213,7 @@ impl<'a> Pass<'a> {
             return value.map(|value| self.edited(layer, wire, value)).transpose();
         }
         if self.records_wire(layer, wire) {
-            // What it would be: receivers of paths read that, and the pass goes on with the unchanged value.
+            // Receivers of paths read the value as it would be; the pass continues with the unchanged one.
             let own = self.compute(layer, step, state)?;
             let own = self.edited(layer, wire, own)?;
             let _ = self.record(layer, wire, own, Wires::NONE);
@@ -225,7 +225,7 @@ impl<'a> Pass<'a> {
         self.edited(layer, wire, unchanged).map(Some)
     }
 
-    /// Which values of a block are computed, and which are the unchanged run's.
+    /// Which values of a block are computed, and which are those of the unchanged run.
     fn todo(&self, layer: usize, wiring: &BlockWiring, rows: i64, joins: &Joins<'_>) -> Todo {
         let tapped = wiring.wires().filter(|&wire| self.records_wire(layer, wire));
         let tapped: Wires =
@@ -236,7 +236,7 @@ impl<'a> Pass<'a> {
                 let edited = [Wire::Z, Wire::MlpOut]
                     .into_iter()
                     .filter(|wire| wire.site(layer).is_some_and(|site| self.program.edits_rows(site, rows)));
-                // What rows bring with them that differ in some heads changes what follows from it, too.
+                // Rows that differ in some heads also change what follows from the values they join with.
                 let brought = joins.landings(layer).map(|step| wiring.steps()[step].wire);
                 let frozen = wiring.frozen(freeze.mlps, edited.chain(brought).collect());
                 (frozen.held, frozen.taken)
@@ -253,8 +253,8 @@ impl<'a> Pass<'a> {
         Todo { computed, held, taken }
     }
 
-    /// The step of the last block after which the wanted positions suffice: nothing after it looks at another, and no edit
-    /// after it tells positions apart.
+    /// The step of the last block after which the wanted positions suffice: no later step reads other positions, and no later
+    /// edit distinguishes positions.
     fn trims(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
         let last = layer + 1 == self.model.wiring().n_layers() && self.wanted.is_some();
         let edited = self.program.last_edited_by_position(layer, wiring);
@@ -263,12 +263,12 @@ impl<'a> Pass<'a> {
             .find(|&step| last && edited.is_none_or(|edit| edit <= step))
     }
 
-    /// Whether queries are asked at the wanted positions only.
+    /// Whether queries are computed at the wanted positions only.
     pub(super) fn asks_where_wanted(&self, layer: usize) -> bool {
         self.trim.is_some_and(|trim| trim < self.model.wiring().block(layer).attend_step())
     }
 
-    /// The wanted position of each row, `[row, position, ..]` to `[row, 1, ..]`; all where none is asked for.
+    /// The wanted position of each row, `[row, position, ..]` to `[row, 1, ..]`; all positions if none is wanted.
     pub(super) fn pick(&self, x: &Tensor) -> Tensor {
         let Some(wanted) = self.wanted_of(x.size()[0]) else { return x.shallow_clone() };
         let rows = Tensor::arange(x.size()[0], (Kind::Int64, x.device()));
@@ -281,7 +281,7 @@ impl<'a> Pass<'a> {
         self.wanted.as_ref().map(|wanted| copies(wanted, rows / wanted.size()[0]))
     }
 
-    /// A step's value from those that it reads.
+    /// The value of a step, from those that it reads.
     pub(super) fn compute(&mut self, layer: usize, step: &Step, state: &State) -> Result<Tensor> {
         let block = self.model.block(layer)?;
         let read = |n: usize| step.reads.get(n).map_or_else(|| state.get(step.wire), |&wire| state.get(wire));
@@ -315,7 +315,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Queries, keys or values, `[row, position, d_model]` to `[row, position, head, d_head]`.
+    /// Queries, keys or values: `[row, position, d_model]` to `[row, position, head, d_head]`.
     pub(super) fn project(&self, block: &Block, wire: Wire, x: &Tensor) -> Result<Tensor> {
         let config = self.model.config();
         let (linear, heads) = match wire {
@@ -331,7 +331,7 @@ impl<'a> Pass<'a> {
         if self.program.explicit || self.program.plain { linear.forward(x) } else { linear.fast(x) }
     }
 
-    /// What the heads write into the residual stream.
+    /// The sum of the head outputs.
     fn write(&mut self, layer: usize, o: &Linear, z: &Tensor) -> Result<Tensor> {
         let site = Site::Result(layer);
         let (mut sum, config) = (None, self.model.config());
@@ -339,7 +339,7 @@ impl<'a> Pass<'a> {
             let w_o = o.w.unflatten(-2, [config.n_heads as i64, config.d_head as i64]);
             let result = stack::write(z, &w_o);
             let result = self.at(site, result)?;
-            // Only an edit may change what follows; a tap leaves the dense product as it is.
+            // Only an edit may change what follows; a tap leaves the one product as it is.
             sum = self.program.edits(site).then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));
         }
         match (sum, &o.b) {
@@ -349,7 +349,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `x` through a norm, whose divisor stands at `site`.
+    /// `x` through a norm with its divisor at `site`.
     pub(super) fn norm(&mut self, weights: &Norm, site: Site, x: &Tensor) -> Result<Tensor> {
         let config = self.model.config();
         if !self.program.touches(site) {
@@ -360,13 +360,13 @@ impl<'a> Pass<'a> {
         Ok(norm::joined(weights, &centred, &scale))
     }
 
-    /// The cosines and sines of a layer's rotary positions, where it has any.
+    /// The cosines and sines of these rotary positions.
     pub(super) fn rotary_of(&self, rotary: &Rotary) -> Option<(Tensor, Tensor)> {
         let known = self.rotary.iter().find(|(own, _)| own == rotary);
         known.map(|(_, (cos, sin))| (cos.shallow_clone(), sin.shallow_clone()))
     }
 
-    /// What a value becomes by the edits at its site.
+    /// A value after the edits at its site.
     pub(super) fn edited(&self, layer: usize, wire: Wire, x: Tensor) -> Result<Tensor> {
         self.edited_from(layer, wire, x, self.start.unwrap_or(0))
     }
@@ -376,7 +376,7 @@ impl<'a> Pass<'a> {
         wire.site(layer).map_or(Ok(x.shallow_clone()), |site| self.program.apply(site, x, start))
     }
 
-    /// What `site` holds after its edits; recorded where the program asks for it.
+    /// The value at `site` after its edits; recorded if the program asks for it.
     pub(super) fn at(&mut self, site: Site, x: Tensor) -> Result<Tensor> {
         let x = self.program.apply(site, x, self.start.unwrap_or(0))?;
         Ok(self.tap(site, x))
@@ -386,8 +386,8 @@ impl<'a> Pass<'a> {
         wire.site(layer).is_some_and(|site| self.program.records(site))
     }
 
-    /// Keeps a value where it is asked for, and cuts it off from the graph where no gradient flows back through what the
-    /// layer writes. A value that only stands in for a computed one is not recorded.
+    /// Records or keeps a value on demand, and detaches it from the autograd graph if no gradient may flow back through the
+    /// layer's output. Values held from the unchanged run are not recorded.
     fn record(&mut self, layer: usize, wire: Wire, x: Tensor, held: Wires) -> Tensor {
         let x = match wire.site(layer) {
             Some(site) if !held.has(wire) => self.tap(site, x),
@@ -400,10 +400,10 @@ impl<'a> Pass<'a> {
         if written && self.program.blocked == Some(layer) { x.detach() } else { x }
     }
 
-    /// Keeps what `site` holds where the program asks for it.
+    /// Records the value at `site` if the program asks for it.
     pub(super) fn tap(&mut self, site: Site, mut x: Tensor) -> Tensor {
         if self.start.is_none() && self.program.records(site) {
-            // Gradients end at what nothing differentiable leads to.
+            // A value that depends on nothing differentiable becomes a leaf for gradients.
             if self.program.differentiable && !x.requires_grad() {
                 x = x.set_requires_grad(true);
             }
@@ -413,8 +413,8 @@ impl<'a> Pass<'a> {
         x
     }
 
-    /// The value `to` of a block in which `from` is `x`, of any number of axes before the last where no step between them
-    /// tells positions apart.
+    /// The value `to` of a block in which `from` is `x`. If no step between them distinguishes positions, `x` may have any
+    /// number of axes before the last.
     pub(crate) fn between(&mut self, layer: usize, from: Wire, x: &Tensor, to: Wire) -> Result<Tensor> {
         let mut state = State::default();
         state.set(from, x.shallow_clone());
@@ -425,7 +425,7 @@ impl<'a> Pass<'a> {
         Ok(state.get(to)?.shallow_clone())
     }
 
-    /// Rows that join after a step.
+    /// Adds the rows that join after a step.
     #[allow(clippy::too_many_arguments)]
     fn join(
         &mut self,
@@ -451,7 +451,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `n` copies of an unchanged value, at the positions that are still there after a step.
+    /// `n` copies of an unchanged value, at the positions that are still computed after a step.
     pub(super) fn unchanged_rows(
         &self,
         layer: usize,
@@ -464,7 +464,7 @@ impl<'a> Pass<'a> {
         Ok(if wire.is_read_everywhere() { all } else { self.trimmed(step, all) })
     }
 
-    /// A value at the positions that are still there after a step.
+    /// A value at the positions that are still computed after a step.
     pub(super) fn trimmed(&self, step: usize, x: Tensor) -> Tensor {
         if self.trim.is_some_and(|trim| trim < step) && x.size()[1] > 1 { self.pick(&x) } else { x }
     }
@@ -473,7 +473,7 @@ impl<'a> Pass<'a> {
 /// What a pass does in one block.
 struct Todo {
     computed: Wires,
-    /// Values that are the unchanged run's, or follow from those alone.
+    /// Values of the unchanged run, or that follow from those alone.
     held: Wires,
     /// Those of them that other steps read.
     taken: Wires,

@@ -1,4 +1,4 @@
-//! What do positions add? Rotation of queries and keys, and biases of the scores.
+//! How do positions enter attention? By rotating queries and keys, or by biases on the scores.
 
 use tch::{Device, Kind, Tensor};
 
@@ -8,8 +8,8 @@ use crate::model::arch::{ModelConfig, Rotary, RotaryScaling, ScoreBias};
 /// Cosines and sines for positions `past..past + n`, each `[position, 1, width]`, for every kind of rotary positions that the
 /// model's layers have.
 ///
-/// The tables are computed in float32 whatever the model's type, as transformers does: they are part of what a trained
-/// checkpoint means.
+/// The tables are computed in float32 whatever the model's type, as in transformers: a trained checkpoint depends on their
+/// rounding.
 pub(super) fn tables(model: &Model, past: i64, n: i64) -> Vec<(Rotary, (Tensor, Tensor))> {
     let mut all: Vec<(Rotary, (Tensor, Tensor))> = vec![];
     for layer in 0..model.config().n_layers {
@@ -33,8 +33,8 @@ fn table(rotary: &Rotary, model: &Model, past: i64, n: i64) -> (Tensor, Tensor) 
     (to(angles.cos()), to(angles.sin()))
 }
 
-/// Which coordinates of a head turn together, and by how many radians per position: pairs that do not turn come last, with
-/// 0. Nothing where the layer has no rotary positions.
+/// Which coordinates of a head are rotated together, and by how many radians per position; pairs that are not rotated come
+/// last, with 0. `None` if the layer has no rotary positions.
 pub(crate) fn rotary_pairs(config: &ModelConfig, layer: usize) -> Option<Vec<([usize; 2], f64)>> {
     let rotary = config.rotary(layer)?;
     let frequencies = frequencies(&rotary, config.d_head);
@@ -88,8 +88,8 @@ fn frequencies(rotary: &Rotary, d_head: usize) -> Tensor {
     }
 }
 
-/// What is added to the scores by relative position: `[head, query, key]`, or, where each row asks from a position of its own,
-/// `[row, head, 1, key]`. `queries` are `[query]` or `[row, 1]`.
+/// What is added to the scores by relative position: `[head, query, key]`, or `[row, head, 1, key]` if each row has a query
+/// position of its own. `queries` are `[query]` or `[row, 1]`.
 pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys: i64) -> Option<Tensor> {
     let distance = |queries: &Tensor| Tensor::arange(keys, (Kind::Int64, queries.device())) - queries.unsqueeze(-1);
     match bias {
@@ -107,8 +107,8 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
     }
 }
 
-/// The slopes of the heads: a geometric series for the largest power of two among them, and for the others every second
-/// number of the series for twice as many (Press et al. 2022).
+/// The slopes of the heads: with p the largest power of two up to the number of heads, the geometric series for p heads, then
+/// every second number of the series for 2 p heads (Press et al. 2022).
 fn slopes(model: &Model) -> Tensor {
     let heads = model.config().n_heads;
     let series = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64));
@@ -117,8 +117,8 @@ fn slopes(model: &Model) -> Tensor {
     Tensor::from_slice(&all).to_kind(model.kind()).to_device(model.device())
 }
 
-/// The bucket of each relative position (key - query), as in T5: half of them for exact distances, half spaced
-/// logarithmically; with `both` ways half of all for keys after the query.
+/// The bucket of each relative position (key - query), as in T5: half of the buckets are for exact distances, half are spaced
+/// logarithmically. With `both`, half of all buckets are for keys after the query.
 fn buckets(distance: &Tensor, n: i64, most: f64, both: bool) -> Tensor {
     let n = if both { n / 2 } else { n };
     let after = if both { distance.gt(0).to_kind(Kind::Int64) * n } else { distance.zeros_like() };

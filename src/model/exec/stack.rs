@@ -1,5 +1,5 @@
-//! Several models of one architecture as one: every parameter has a leading `run` axis, and the rows of a batch stand run
-//! by run. Small models leave a processor idle; many of them at once do not.
+//! How do several models of one architecture run as one? Every parameter has a leading `run` axis, and the rows of a batch are
+//! ordered by run. Small models leave a processor idle; many of them at once do not.
 
 use tch::{Device, Kind, Tensor};
 
@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Origin, Position};
 
 impl Model {
-    /// Several models of one architecture as one, with the parameters of each along a leading `run` axis; one model stays as it
-    /// is. The tokenizer is the first one's.
+    /// Several models of one architecture as one, with their parameters along a leading `run` axis; a single model stays as it
+    /// is. The tokenizer is that of the first model.
     ///
     /// # Errors
-    /// Where there is no model, or two differ in architecture, type or device.
+    /// If there is no model, two differ in architecture, type or device, or several have token types, experts, attention sinks or
+    /// relative buckets.
     pub(crate) fn stacked(models: &[Self]) -> Result<Self> {
         let first = models.first().ok_or_else(|| Error::argument("models", "at least one", "none"))?;
         first.require("stacking", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
@@ -43,7 +44,7 @@ impl Model {
         }))
     }
 
-    /// How many models stand along the `run` axis; 1 where there is none.
+    /// The length of the `run` axis; 1 if there is none.
     pub(crate) fn runs(&self) -> usize {
         if self.weights_are_stacked() { self.weights.w_e.size()[0] as usize } else { 1 }
     }
@@ -53,14 +54,13 @@ impl Model {
         self.weights.w_e.dim() == 3
     }
 
-    /// One of the models that stand along the `run` axis, with parameters of its own.
+    /// One of the models along the `run` axis, with its own copy of the parameters.
     pub(crate) fn unstacked(&self, run: usize) -> Self {
         let stacked = self.runs() > 1;
         self.with_parameters(|old| if stacked { old.get(run as i64).copy() } else { old.copy() })
     }
 
-    /// The same model with other parameters: what `each` makes of those there are, in the order of
-    /// [`Model::parameters`].
+    /// The same model with every parameter replaced by `each(parameter)`, in the order of [`Model::parameters`].
     pub(crate) fn with_parameters(&self, mut each: impl FnMut(&Tensor) -> Tensor) -> Self {
         let origin = Origin { name: self.origin.name.clone(), ..Origin::default() };
         Self::new(self.config.clone(), self.weights.rebuilt(&mut |_, old| each(old)), origin, self.tokenizer.clone())
@@ -82,7 +82,7 @@ pub(super) fn look_up(w_e: &Tensor, ids: &Tensor) -> Result<Tensor> {
     Ok(rows(&w_e.flatten(0, 1), &own))
 }
 
-/// The rows of `w` at `ids`, by whichever operation has the faster way back: a GPU's would add in any order.
+/// The rows of `w` at `ids`, by the operation with the faster gradient; on a GPU that one would not be deterministic.
 fn rows(w: &Tensor, ids: &Tensor) -> Tensor {
     match w.requires_grad() && w.device() == Device::Cpu {
         true => w.index_select(0, &ids.flatten(0, -1)).unflatten(0, ids.size()),
@@ -90,14 +90,14 @@ fn rows(w: &Tensor, ids: &Tensor) -> Tensor {
     }
 }
 
-/// The same `[position, d_model]`, or each run's own, for every one of `rows` rows.
+/// `x`, `[position, d_model]` or with a leading `run` axis, repeated for `rows` rows.
 pub(super) fn each_row(x: &Tensor, rows: i64) -> Tensor {
     let size = x.size();
     let own = |runs: i64| x.unsqueeze(1).expand([runs, rows / runs, size[1], size[2]], false).flatten(0, 1);
     if x.dim() == 3 { own(size[0]) } else { x.unsqueeze(0).expand([rows, size[0], size[1]], false) }
 }
 
-/// `x`, `[row, position, d_model]`, with the same `[position, d_model]`, or each run's own, added to every row.
+/// `x`, `[row, position, d_model]`, with `own`, `[position, d_model]` or with a leading `run` axis, added to every row.
 pub(super) fn add_to_each_row(x: &Tensor, own: &Tensor) -> Tensor {
     match own.dim() {
         3 => (x.unflatten(0, [own.size()[0], -1]) + own.unsqueeze(1)).flatten(0, 1),
@@ -105,8 +105,8 @@ pub(super) fn add_to_each_row(x: &Tensor, own: &Tensor) -> Tensor {
     }
 }
 
-/// What each head writes, `[row, position, head, d_head]` to `[row, position, head, d_model]`, by `w_o`,
-/// `[head, d_head, d_model]`, before which there may be a `run` axis.
+/// The head outputs, `[row, position, head, d_head]` to `[row, position, head, d_model]`, by `w_o`, `[head, d_head, d_model]` or
+/// with a leading `run` axis.
 pub(super) fn write(z: &Tensor, w_o: &Tensor) -> Tensor {
     if w_o.dim() == 3 {
         return z.unsqueeze(-2).matmul(w_o).squeeze_dim(-2);

@@ -17,19 +17,19 @@ pub(crate) struct Bank {
     entries: BTreeMap<(String, Site), Stored>,
 }
 
-/// A stored activation and which of its positions are real tokens.
+/// A stored activation, and which of its positions are real tokens.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) tensor: Tensor,
-    /// `[batch, position]`, absent where nothing is padded.
+    /// `[batch, position]`; `None` if nothing is padded.
     pub(crate) valid: Option<Tensor>,
-    /// Lengths of the prompts of the run that it comes from, where it comes from one.
+    /// The lengths of the prompts, if it comes from a run.
     pub(crate) lengths: Option<Vec<usize>>,
-    /// What edits make of it.
+    /// What edits derive from it.
     pub(crate) made: Made,
 }
 
-/// What edits make of a stored activation, made once. The threads of a sweep share it, so the cells are locks.
+/// What edits derive from a stored activation, computed once. The threads of a sweep share it, so the cells are locks.
 #[derive(Debug, Default)]
 pub(crate) struct Made {
     /// The mean over prompts, `[1, ..]`.
@@ -42,7 +42,7 @@ readable!(Bank { entries; });
 readable!(Stored { tensor, valid, made; lengths });
 readable!(Made { mean, basis; });
 
-/// The value that `cell` has or receives.
+/// The value of `cell`, made by `make` if it has none yet.
 pub(crate) fn once(cell: &OnceLock<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
     if let Some(known) = cell.get() {
         return Ok(known.shallow_clone());
@@ -56,7 +56,7 @@ impl Stored {
         Self { tensor, valid: None, lengths: None, made: Made::default() }
     }
 
-    /// The mean over prompts, `[1, ..]`, made when it is first asked for.
+    /// The mean over prompts, `[1, ..]`, computed when first needed.
     pub(crate) fn mean(&self, site: Site) -> Result<Tensor> {
         once(&self.made.mean, || mean_over_prompts(site, &self.tensor, self.valid.as_ref()))
     }
@@ -76,19 +76,18 @@ impl Bank {
         }
     }
 
-    /// The mean over prompts that edits at `site` by `key` read, where it is known from elsewhere.
+    /// Sets the mean over prompts that edits at `site` by `key` use, if it was computed elsewhere.
     pub(crate) fn insert_mean(&mut self, key: &str, site: Site, mean: Tensor) {
         let entry = self.entries.entry((key.to_owned(), site)).or_insert_with(|| Stored::of(mean.shallow_clone()));
         entry.made.mean = OnceLock::from(mean);
     }
 
-    /// The entries of `other`, too.
+    /// Adds the entries of `other`.
     pub(crate) fn extend(&mut self, other: Self) {
         self.entries.extend(other.entries);
     }
 
-    /// The entries as they are for `n` prompts of a batch of `of` from `first` on, on `device`. Means stay those of the
-    /// whole batch.
+    /// The entries for `n` prompts from `first` on of a batch of `of`, on `device`. Means remain those of the whole batch.
     pub(crate) fn part(&self, first: usize, n: usize, of: usize, device: Device) -> Self {
         let of_prompts = |(key, entry): (&(String, Site), &Stored)| {
             let whole = entry.tensor.dim() == key.1.axes().len() && of > n;
@@ -114,7 +113,7 @@ impl Bank {
         self.entries.iter().map(|((key, site), entry)| (key.as_str(), *site, &entry.tensor))
     }
 
-    /// Leaves only the first `positions` positions of every entry.
+    /// Keeps only the first `positions` positions of every entry.
     pub(crate) fn cut(&mut self, positions: usize) {
         for ((_, site), entry) in &mut self.entries {
             entry.tensor = first_positions(*site, &entry.tensor, positions);
@@ -124,7 +123,7 @@ impl Bank {
         }
     }
 
-    /// The sites at which there is an entry of `key`.
+    /// The sites with an entry of `key`.
     pub(crate) fn sites(&self, key: &str) -> Vec<Site> {
         self.entries.keys().filter(|(known, _)| known == key).map(|(_, site)| *site).collect()
     }

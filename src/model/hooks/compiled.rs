@@ -1,4 +1,4 @@
-//! A plan checked against a model and a batch, ready to fire inside the forward pass.
+//! What does a plan do in a forward pass? The plan, checked against a model and a batch, applied to values as they are computed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,40 +12,40 @@ use crate::model::{Model, sent};
 use crate::site::{Axis, Site};
 use crate::text::Tokens;
 
-/// The checked form of a plan: what to record and what to change at each site.
+/// A checked plan: what to record and what to change at each site.
 #[derive(Debug)]
 pub(crate) struct Program {
     taps: BTreeSet<Site>,
     ops: BTreeMap<Site, Vec<Op>>,
     pub(crate) differentiable: bool,
-    /// Attention is computed step by step, without the fused kernel, and products by libtorch's first choice.
+    /// Whether attention is computed step by step, and products by libtorch's default library.
     pub(crate) explicit: bool,
-    /// Wide products are computed without a copy of the matrix.
+    /// Whether wide products are computed without a copy of the matrix.
     pub(crate) plain: bool,
-    /// Gradients do not flow back through what this block writes.
+    /// The layer whose outputs gradients do not flow back through.
     pub(crate) blocked: Option<usize>,
 }
 
-/// Added to a mean square before its root, so that nothing is divided by 0.
+/// Added to a mean square before the square root, so that nothing is divided by 0.
 const SMALL: f64 = 1e-12;
 
-/// One edit with its value at hand, for some rows of the batch.
+/// An edit and the tensor that it needs, for some rows of the batch.
 #[derive(Debug)]
 struct Op {
     edit: Edit,
-    /// First row and number of rows; the whole batch where absent.
+    /// First row and number of rows; `None` for the whole batch.
     rows: Option<(i64, i64)>,
     value: Option<Tensor>,
 }
 
-/// The part of a pass in which an edit fires.
+/// The part of a pass that an edit applies to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Window<'a> {
-    /// First row and number of rows; the whole batch where absent.
+    /// First row and number of rows; `None` for the whole batch.
     pub rows: Option<(usize, usize)>,
     /// The first position that the pass computes.
     pub first: usize,
-    /// The query heads that the rows have, where they have not all of them.
+    /// The query heads that the rows contain; `None` for all.
     pub heads: Option<&'a [usize]>,
 }
 
@@ -62,13 +62,13 @@ impl Program {
         }
     }
 
-    /// Has wide products computed without a copy of the matrix.
+    /// Computes wide products without a copy of the matrix.
     pub(crate) fn plain(mut self, plain: bool) -> Self {
         self.plain = plain;
         self
     }
 
-    /// Records these sites, too.
+    /// Also records these sites.
     pub(crate) fn recording(mut self, taps: impl IntoIterator<Item = Site>) -> Self {
         self.taps.extend(taps);
         self
@@ -93,15 +93,14 @@ impl Program {
         Ok(program)
     }
 
-    /// Makes what `edit` computes from `entry` (a mean, a basis) ahead of the threads that share it, and fails where the two
-    /// do not fit.
+    /// Computes what `edit` derives from `entry` (a mean, a basis) before threads share it, and fails if the two do not fit.
     pub(crate) fn prepare(edit: &Edit, entry: &Stored, config: &ModelConfig, tokens: &Tokens) -> Result<()> {
         edit.site.check(config)?;
         let shape = edit.site.shape(config, tokens.batch(), tokens.positions());
         value_of(edit, Some(entry), &shape, tokens).map(drop)
     }
 
-    /// Adds an edit for the part of the pass that `window` says.
+    /// Adds an edit for the part of the pass given by `window`.
     pub(crate) fn push(
         &mut self,
         mut edit: Edit,
@@ -116,7 +115,7 @@ impl Program {
         let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
         edit.at.check(edit.site, &shape)?;
         let mut value = value_of(&edit, entry, &shape, tokens)?;
-        // A basis or a matrix has none of the site's axes but the last.
+        // A basis or a matrix has only the last of the site's axes.
         let of_site = !matches!(edit.action, Action::Project { .. } | Action::Map { .. });
         if first > 0 {
             value = value.map(|v| if of_site { from_position(edit.site, &v, first, positions) } else { v });
@@ -134,7 +133,7 @@ impl Program {
         Ok(())
     }
 
-    /// Fails where a tap does not exist, or no tap can see an edit.
+    /// Fails if a tapped site does not exist, or an edit can change nothing that is recorded.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
         self.taps.iter().try_for_each(|site| site.check(model.config()))?;
         let seen = |site: &Site| self.taps.iter().any(|tap| model.wiring().reaches(*site, *tap));
@@ -167,8 +166,7 @@ impl Program {
         self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.edit.action == Action::KnockOut))
     }
 
-    /// The last step of a layer in which an edit fires that tells positions apart, if there is one: after it, positions can be
-    /// left out.
+    /// The last step of a layer with an edit that distinguishes positions, if any: after it, positions can be left out.
     pub(crate) fn last_edited_by_position(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
         let alike = |op: &Op| op.value.is_none() && op.edit.at.positions.is_none();
         let here = self.ops.iter().filter(|(site, ops)| {
@@ -189,18 +187,18 @@ impl Program {
         self.ops.get(&site).is_some_and(|ops| ops.iter().any(|op| op.rows.is_none_or(|(first, _)| first < n)))
     }
 
-    /// What `site` holds after its edits; `x` are the rows from `start` on.
+    /// The value at `site` after its edits; `x` holds the rows from `start` on.
     pub(crate) fn apply(&self, site: Site, x: Tensor, start: i64) -> Result<Tensor> {
         let Some(ops) = self.ops.get(&site) else { return Ok(x) };
         if ops.iter().all(|op| op.rows.is_none()) {
             return ops.iter().try_fold(x, |x, op| op.apply(&x));
         }
-        // The variants of a sweep are stacked on the batch axis; each is changed by its own edits only.
+        // The variants of a sweep are stacked along the batch axis; each is changed only by its own edits.
         let here = |op: &Op| op.rows.is_none_or(|(first, _)| (start..start + x.size()[0]).contains(&first));
         if !ops.iter().any(here) {
             return Ok(x);
         }
-        // One pass over the rows serves edits whose rows follow each other; those of the whole batch are a pass of their own.
+        // One pass over the rows serves edits whose rows follow each other; edits of the whole batch take a pass of their own.
         let goes_on = |a: &Op, b: &Op| match (a.rows, b.rows) {
             (Some((first, n)), Some((next, _))) if a.rows != b.rows => next >= first + n,
             (a, b) => a == b,
@@ -209,13 +207,13 @@ impl Program {
     }
 }
 
-/// `x`, its rows from `start` on, after edits of the whole batch, or of rows that follow each other.
+/// `x`, the rows from `start` on, after edits of the whole batch or of rows that follow each other.
 fn apply_in_order(ops: &[Op], x: Tensor, start: i64) -> Result<Tensor> {
     let (mut pieces, mut done) = (vec![], 0);
     for group in ops.chunk_by(|a, b| a.rows == b.rows) {
         let (first, n) = group[0].rows.map_or((0, x.size()[0]), |(first, n)| (first - start, n));
         if first < 0 || first >= x.size()[0] {
-            continue; // a row that is computed apart, or joins later
+            continue; // rows that are computed apart, or join later
         }
         if first > done {
             pieces.push(x.narrow(0, done, first - done));
@@ -229,7 +227,7 @@ fn apply_in_order(ops: &[Op], x: Tensor, start: i64) -> Result<Tensor> {
     Ok(if pieces.len() > 1 { Tensor::cat(&pieces, 0) } else { pieces.pop().unwrap_or(x) })
 }
 
-/// The tensor an action needs, brought to a form that broadcasts against the site's `shape`.
+/// The tensor that an action needs, in a shape that broadcasts against the site's `shape`.
 fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens) -> Result<Option<Tensor>> {
     let site = edit.site;
     if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_)) {
@@ -272,7 +270,7 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
     }
 }
 
-/// Fails where another run's activation would put padding in the place of a real token. Only prompts are broadcast.
+/// Fails if another run's activation would replace a real token by padding. Only prompts are broadcast.
 fn covers(edit: &Edit, entry: &Stored, tokens: &Tokens) -> Result<()> {
     let Some(lengths) = &entry.lengths else { return Ok(()) };
     let site = edit.site;
@@ -294,7 +292,7 @@ fn covers(edit: &Edit, entry: &Stored, tokens: &Tokens) -> Result<()> {
     Ok(())
 }
 
-/// An orthonormal basis `[d, rank]` of what the rows of `basis` span.
+/// An orthonormal basis `[d, rank]` of the span of the rows of `basis`.
 fn orthonormal(site: Site, basis: &Tensor) -> Result<Tensor> {
     let svd = basis.to_kind(Kind::Double).f_svd(true, true);
     let (_, values, columns) = svd.map_err(Error::torch("orthonormalising a basis"))?;
@@ -307,7 +305,7 @@ fn orthonormal(site: Site, basis: &Tensor) -> Result<Tensor> {
     Ok(columns.narrow(1, 0, rank))
 }
 
-/// What a value holds for positions from `first` on; its axes may be fewer than the site's, counted from the last.
+/// The part of a value for positions from `first` on. It may have only the last few of the site's axes.
 fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> Tensor {
     let axes = site.axes();
     let missing = axes.len() - value.dim().min(axes.len());
@@ -321,12 +319,12 @@ fn from_position(site: Site, value: &Tensor, first: usize, positions: usize) -> 
     value
 }
 
-/// The head of a site that query head `head` reads: at `k` and `v` the key/value head that it shares.
+/// The index of query head `head` on the head axis of a site: at `k` and `v`, that of its key/value head.
 fn head_at(site: Site, head: usize, config: &ModelConfig) -> usize {
     if site.axes().contains(&Axis::KvHead) { head * config.n_kv_heads / config.n_heads } else { head }
 }
 
-/// What a value holds for some heads of its site; its axes may be fewer than the site's, counted from the last.
+/// The part of a value for some heads. It may have only the last few of the site's axes.
 fn of_heads(site: Site, value: &Tensor, heads: &[usize]) -> Tensor {
     let axes = site.axes();
     let missing = axes.len() - value.dim().min(axes.len());
@@ -372,7 +370,7 @@ impl Op {
         })
     }
 
-    /// True where the edit applies, broadcast against `x`; nothing where it applies everywhere.
+    /// True where the edit applies, broadcast against `x`; `None` if it applies everywhere.
     fn mask(&self, x: &Tensor) -> Option<Tensor> {
         let (axes, shape) = (self.edit.site.axes(), x.size());
         let mut mask: Option<Tensor> = None;

@@ -1,4 +1,4 @@
-//! What is an activation on average, over the prompts of a reference?
+//! What is an activation on average over the prompts of a reference?
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,22 @@ use tch::Tensor;
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
 
-/// The mean over prompts, `[1, ...]`; padded positions do not count, and a position that no prompt reaches is an error.
+/// The mean over prompts, `[1, ..]`, without padding; a position that no prompt reaches is an error.
 pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
     let mut means = Means::default();
     means.add(site, x, valid);
     means.finish(usize::MAX)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
 }
 
-/// Means over prompts of runs that come one after another.
+/// Means over the prompts of several runs.
 #[derive(Default)]
 pub(crate) struct Means {
-    /// Sums over the prompts so far, `[1, ..]`, and how many they were at each position.
+    /// The sum over the prompts so far, `[1, ..]`, and their number at each position.
     sums: BTreeMap<Site, (Tensor, Tensor)>,
 }
 
 impl Means {
-    /// More prompts: what `site` holds, and where their real tokens stand, if some are padded.
+    /// Adds prompts: what `site` holds, and which positions are real tokens if some are padded.
     pub(crate) fn add(&mut self, site: Site, x: &Tensor, valid: Option<&Tensor>) {
         let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
         let mut shape = vec![1i64; x.dim()];
@@ -46,7 +46,7 @@ impl Means {
     /// The means at the first `positions` positions.
     ///
     /// # Errors
-    /// Where a position is padding in every prompt.
+    /// If a position is padding in every prompt.
     pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
         let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
             let (sum, count) = (first_positions(site, &sum, positions), first_positions(site, &count, positions));

@@ -1,4 +1,4 @@
-//! What does a run read and change? Plans, as data and as they fire; the activations that edits refer to; what was recorded.
+//! What does a run record and change? Plans, as data and as applied; the activations that edits refer to; what was recorded.
 
 mod bank;
 mod compiled;
