@@ -91,6 +91,8 @@ columns! {
         /// The measurement.
         pub value: f64,
         columns
+        /// The unit of `value`, if it has one: `nats`, `logits`.
+        pub unit: String,
         /// The same measurement without the intervention, if there was one.
         pub baseline: f64,
         /// Lower end of the value's interval.
@@ -120,6 +122,20 @@ pub struct Provenance {
     pub options: serde_json::Value,
     /// The seed, if the computation was random.
     pub seed: Option<u64>,
+}
+
+/// How well the estimates in a table agree with the exact values beside them ([`Table::agreement`]).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The number of variants that have both.
+    pub variants: usize,
+    /// Pearson's correlation of the two; `None` if one of them is constant.
+    pub pearson: Option<f64>,
+    /// Spearman's rank correlation of the two; `None` if one of them is constant.
+    pub spearman: Option<f64>,
+    /// Whether magnitudes are compared, because the estimate (AtP*) gives no signs.
+    #[serde(default)]
+    pub magnitudes: bool,
 }
 
 /// A tidy table and its provenance.
@@ -181,6 +197,22 @@ impl Table {
         &self.provenance
     }
 
+    /// How well estimates agree with the exact values that [`Sweep::exact`](crate::intervene::Sweep::exact) put beside
+    /// them. `None` if the table has no exact values beside estimates.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).estimate(Estimate::Attribution);
+    /// let table = sweep.exact(5).run()?;
+    /// assert_eq!(table.agreement().map(|agreement| agreement.variants), Some(5));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn agreement(&self) -> Option<Agreement> {
+        Agreement::deserialize(&self.provenance.options["what"]["agreement"]).ok()
+    }
+
     /// The number of rows.
     pub fn len(&self) -> usize {
         self.frame.height()
@@ -229,23 +261,28 @@ impl Table {
         Ok(Indices { names: Some(names), rows })
     }
 
-    /// The effect of the intervention, `value - baseline`, for each row.
-    ///
-    /// # Errors
-    /// If the table has no baseline.
-    pub fn effect(&self) -> Result<Vec<f64>> {
-        Ok(self
-            .f64("value")?
-            .into_iter()
-            .zip(self.f64("baseline")?)
-            .map(|(value, baseline)| value - baseline)
-            .collect())
+    /// Whether the table has a column of this name.
+    pub(crate) fn has(&self, column: &str) -> bool {
+        self.frame.column(column).is_ok()
     }
 
-    /// The `n` rows with the largest effects in magnitude, largest first, missing ones last.
+    /// The effect of the intervention, `value - baseline`, for each row. In a table without a column `baseline`, where
+    /// there was no intervention, it is the value itself.
     ///
     /// # Errors
-    /// If the table has no baseline.
+    /// If the table has no column `value`.
+    pub fn effect(&self) -> Result<Vec<f64>> {
+        let values = self.f64("value")?;
+        if !self.has("baseline") {
+            return Ok(values);
+        }
+        Ok(values.into_iter().zip(self.f64("baseline")?).map(|(value, baseline)| value - baseline).collect())
+    }
+
+    /// The `n` rows with the largest effects in magnitude ([`Table::effect`]), largest first, missing ones last.
+    ///
+    /// # Errors
+    /// As [`Table::effect`].
     pub fn top(&self, n: usize) -> Result<Self> {
         let sizes: Vec<f64> = self.effect()?.into_iter().map(f64::abs).collect();
         self.first(&sizes, n)
@@ -296,17 +333,17 @@ impl Table {
     /// The heads, as (layer, head), of a table with one row per head, largest effect in magnitude first.
     ///
     /// # Errors
-    /// If the table has no baseline, or no columns `layer` and `head`.
+    /// If the table has no columns `layer` and `head`.
     pub fn heads_by_effect(&self) -> Result<Vec<(usize, usize)>> {
         let sorted = self.top(self.len())?;
         let (layers, heads) = (sorted.f64("layer")?, sorted.f64("head")?);
         Ok(layers.into_iter().zip(heads).map(|(layer, head)| (layer as usize, head as usize)).collect())
     }
 
-    /// The points (x, effect) of the table, sorted by column `x`, for a line plot.
+    /// The points (x, [effect](Table::effect)) of the table, sorted by column `x`, for a line plot.
     ///
     /// # Errors
-    /// If the table has no baseline, or no such column.
+    /// If the table has no such column.
     pub fn curve(&self, x: &str) -> Result<Vec<(f64, f64)>> {
         let mut points: Vec<(f64, f64)> = self.f64(x)?.into_iter().zip(self.effect()?).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -317,7 +354,7 @@ impl Table {
     /// the sum over all rows, sorted.
     ///
     /// # Errors
-    /// If the table has no baseline or no such column, or all effects for a value are zero.
+    /// If the table has no such column, or all effects for a value are zero.
     pub fn share(&self, by: &str) -> Result<Vec<(f64, f64)>> {
         let groups = self.effects_by(by)?;
         let all: f64 = groups.iter().flat_map(|(_, effects)| effects).sum();

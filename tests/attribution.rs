@@ -116,8 +116,9 @@ fn exact_values_stand_beside_estimates() {
     let values = table.f64("value").unwrap();
     let exact: Vec<f64> = methods.iter().zip(values).filter(|(m, _)| *m == Some("exact")).map(|(_, v)| v).collect();
     assert_close("exact rows", &Tensor::from_slice(&exact), &Tensor::from_slice(&all), MODEL);
-    let agreement = &table.provenance().options["what"]["agreement"];
-    assert!(agreement["pearson"].as_f64().unwrap() > 0.5, "{agreement}");
+    let agreement = table.agreement().unwrap();
+    assert_eq!(agreement.variants, all.len());
+    assert!(agreement.pearson.unwrap() > 0.5, "{agreement:?}");
 }
 
 #[test]
@@ -202,12 +203,12 @@ fn atp_star_is_compared_as_magnitudes() {
             assert_eq!(metric.contains("magnitude"), method == "atp_star", "{metric} of {method}");
             assert!(method != "atp_star" || (value >= 0.0 && baseline == 0.0), "{value} from {baseline}");
         }
-        let agreement = &table.provenance().options["what"]["agreement"];
-        assert_eq!(agreement["of"], "magnitudes of effects");
+        let agreement = table.agreement().unwrap();
+        assert!(agreement.magnitudes);
         let estimates = sweep_effects(&table, "atp_star");
         let sizes: Vec<f64> = (0..n).map(|v| (0..3).map(|prompt| exact[prompt * n + v].abs()).sum()).collect();
         let expected = headscope::stats::pearson(&estimates, &sizes).unwrap();
-        assert_near("agreement", agreement["pearson"].as_f64().unwrap(), expected, MODEL);
+        assert_near("agreement", agreement.pearson.unwrap(), expected, MODEL);
     }
 }
 

@@ -88,7 +88,7 @@ fn rows_are_indices() {
         Sweep::ablate(&model, &tokens, Ablation::Zero).each(site, axes).run().unwrap()
     };
     let check = |table: Table, columns: &[&str], rows: usize| {
-        assert_eq!(table.columns(), [columns, &["metric", "value", "baseline"]].concat());
+        assert_eq!(table.columns(), [columns, &["metric", "value", "unit", "baseline"]].concat());
         assert_eq!(table.len(), rows);
     };
     check(table(Site::Pattern, &[Every::Head, Every::Query, Every::Key]), &["layer", "head", "query", "key"], 12 * 15);

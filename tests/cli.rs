@@ -96,7 +96,7 @@ fn ablate_writes_a_table() {
         let shown = done(&arguments);
         assert!(shown.contains("layer") && shown.contains("head"), "{shown}");
         let table = Table::read(&out).unwrap();
-        assert_eq!(table.columns(), ["layer", "head", "metric", "value", "baseline"]);
+        assert_eq!(table.columns(), ["layer", "head", "metric", "value", "unit", "baseline"]);
         assert_eq!(table.len(), 12);
         assert_eq!(table.provenance().sha256.len(), 64);
     }
@@ -317,7 +317,7 @@ fn attribute_and_paths_write_tables() {
         let shown = done(&[&["attribute"][..], &common, &metric, &["--method", method, "--exact", "3"]].concat());
         assert!(shown.contains("agreement"), "{shown}");
         let table = Table::read(out).unwrap();
-        assert_eq!(table.columns(), ["method", "layer", "head", "metric", "value", "baseline"]);
+        assert_eq!(table.columns(), ["method", "layer", "head", "metric", "value", "unit", "baseline"]);
         assert_eq!(table.len(), 12 + 3);
     }
     done(&[&["paths"][..], &common, &metric, &["--from", "embed,head", "--to", "query,value,logits"]].concat());

@@ -385,7 +385,7 @@ fn tables_are_tidy_and_sorted() {
     let tokens = some_tokens(2, 5, 97, 2);
     let table =
         Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::K, [Every::Head, Every::Position]).run().unwrap();
-    assert_eq!(table.columns(), ["layer", "kv_head", "position", "metric", "value", "baseline"]);
+    assert_eq!(table.columns(), ["layer", "kv_head", "position", "metric", "value", "unit", "baseline"]);
     assert_eq!(table.len(), 3 * 2 * 5);
     let folder = tempfile::tempdir().unwrap();
     for ending in ["parquet", "csv", "json"] {
@@ -409,7 +409,7 @@ fn heads_may_go_one_after_another() {
     let order = single.heads_by_effect().unwrap();
     assert_eq!(order.len(), 12);
     let curve = Sweep::ablate(&model, &tokens, Ablation::Zero).one_after_another(&order).run().unwrap();
-    assert_eq!(curve.columns(), ["parts", "metric", "value", "baseline"]);
+    assert_eq!(curve.columns(), ["parts", "metric", "value", "unit", "baseline"]);
     assert_near("first", curve.f64("value").unwrap()[0], row(&single, order[0].0, order[0].1), MODEL);
     let all = (0..3).fold(Plan::new(), |plan, layer| plan.edit(Edit::new(Site::Z(layer), Action::Zero)));
     let logits = run(&model, &tokens, all, Site::Logits);
@@ -437,7 +437,7 @@ fn patches_that_do_not_fit() {
         .metric(metric())
         .run()
         .unwrap();
-    assert_eq!(pattern.columns(), ["layer", "head", "query", "metric", "value", "baseline"]);
+    assert_eq!(pattern.columns(), ["layer", "head", "query", "metric", "value", "unit", "baseline"]);
 }
 
 /// Invariants 11 and 12: the terms sum to the logit difference, and without norms ablating a last-layer head takes away

@@ -344,8 +344,8 @@ fn exact_paths_stand_beside_estimates() {
     let exact: Vec<f64> =
         methods.iter().zip(table.f64("value").unwrap()).filter(|(m, _)| *m == Some("exact")).map(|(_, v)| v).collect();
     assert_close("exact rows", &Tensor::from_slice(&exact), &values(&all), MODEL);
-    let agreement = &table.provenance().options["what"]["agreement"];
-    assert!(agreement["pearson"].as_f64().unwrap() > 0.5, "{agreement}");
+    let agreement = table.agreement().unwrap();
+    assert!(agreement.pearson.unwrap() > 0.5, "{agreement:?}");
     assert!(paths().exact(2).run().is_err(), "exact rows beside nothing");
 }
 

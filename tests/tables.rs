@@ -25,6 +25,7 @@ fn rows_of_every_key() -> (Vec<String>, Vec<Observation>) {
         keys,
         metric: "loss".to_owned(),
         value: number as f64,
+        unit: Some("nats".to_owned()),
         baseline: Some(1.5),
         low: Some(-0.5),
         high: Some(2.5),
@@ -41,7 +42,9 @@ fn every_key_survives_whatever_is_done_with_a_table() {
     let provenance = Provenance { model: "none".to_owned(), seed: Some(u64::MAX), ..Provenance::default() };
     let table = Table::new(rows.clone(), provenance.clone()).unwrap();
     let mut columns = names.clone();
-    columns.extend(["metric", "value", "baseline", "low", "high", "z_score", "samples", "warnings"].map(str::to_owned));
+    columns.extend(
+        ["metric", "value", "unit", "baseline", "low", "high", "z_score", "samples", "warnings"].map(str::to_owned),
+    );
     assert_eq!(
         {
             let mut found = table.columns();
@@ -66,6 +69,37 @@ fn every_key_survives_whatever_is_done_with_a_table() {
     assert_eq!((read.rows().unwrap(), read.provenance()), (sorted.clone(), &provenance), "written and read");
     assert_eq!(read.columns(), table.columns());
     assert_eq!(Table::read_foreign(&path).unwrap().rows().unwrap(), sorted, "read as a foreign table");
+}
+
+/// Where there was no intervention, the effect is the value: whatever ranks or draws effects works on such a table, too.
+#[test]
+fn a_table_without_a_baseline_has_effects() {
+    let row = |layer: u32, value: f64| Observation {
+        keys: Keys { layer: Some(layer), head: Some(3 - layer), ..Keys::default() },
+        metric: "logit".to_owned(),
+        value,
+        ..Observation::default()
+    };
+    let rows = vec![row(2, 0.5), row(0, 1.0), row(1, -4.5)];
+    let table = Table::new(rows.clone(), Provenance::default()).unwrap();
+    assert_eq!(table.effect().unwrap(), [1.0, -4.5, 0.5]);
+    assert_eq!(table.curve("layer").unwrap(), [(0.0, 1.0), (1.0, -4.5), (2.0, 0.5)]);
+    assert_eq!(table.top(2).unwrap().f64("value").unwrap(), [-4.5, 1.0]);
+    assert_eq!(table.heads_by_effect().unwrap(), [(1, 2), (0, 3), (2, 1)]);
+    assert_eq!(table.share("layer").unwrap()[1], (1.0, 0.75));
+    assert!(table.heatmap("layer", "head").unwrap().as_str().contains("logit"));
+    // A row whose baseline is missing has no effect, beside others that have one.
+    let beside = Observation { baseline: Some(0.25), ..rows[0].clone() };
+    let effects = Table::new(vec![rows[1].clone(), beside], Provenance::default()).unwrap().effect().unwrap();
+    assert!(effects[0].is_nan() && effects[1] == 0.25, "{effects:?}");
+}
+
+#[test]
+fn agreement_is_read_from_the_provenance() {
+    let of = |options: Value| Table::new(vec![], Provenance { options, ..Provenance::default() }).unwrap().agreement();
+    let found = of(json!({"what": {"agreement": {"variants": 3, "pearson": 0.5, "spearman": null}}})).unwrap();
+    assert_eq!((found.variants, found.pearson, found.spearman), (3, Some(0.5), None));
+    assert_eq!((of(json!({"what": {}})), of(json!(null)), of(json!({"what": "direct"}))), (None, None, None));
 }
 
 /// A table's place is one process': the lock says whose, ends with it, and a file that a dead process left is no lock.

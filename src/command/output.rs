@@ -104,11 +104,11 @@ impl TableArguments {
             table.write(out)?;
         }
         println!("{}", table.top(self.top)?);
-        println!(
-            "the {} of {} rows with the largest effect (value - baseline)",
-            self.top.min(table.len()),
-            table.len()
-        );
+        let effect = match table.columns().iter().any(|name| name == "baseline") {
+            true => "effect (value - baseline)",
+            false => "value in magnitude",
+        };
+        println!("the {} of {} rows with the largest {effect}", self.top.min(table.len()), table.len());
         if let Some(out) = &self.out {
             println!("all of them written to {}", out.display());
         }
@@ -162,9 +162,14 @@ impl OutputArguments {
         }
         let table = self.asked(sweep).run()?;
         self.table.finish(&table)?;
-        let agreement = &table.provenance().options["what"]["agreement"];
-        if !agreement.is_null() {
-            println!("agreement of estimates and exact values: {agreement}");
+        if let Some(agreement) = table.agreement() {
+            let shown = |r: Option<f64>| r.map_or_else(|| "none".to_owned(), |r| format!("{r:.3}"));
+            println!(
+                "agreement of estimates and exact values of {} variants: Pearson {}, Spearman {}",
+                agreement.variants,
+                shown(agreement.pearson),
+                shown(agreement.spearman)
+            );
         }
         Ok(())
     }

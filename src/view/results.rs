@@ -122,8 +122,7 @@ impl Table {
     /// # Errors
     /// If there is no such column.
     pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
-        let effects = self.columns().iter().any(|name| name == "baseline");
-        let values = if effects { self.effect()? } else { self.f64("value")? };
+        let (effects, values) = (self.has("baseline"), self.effect()?);
         let (y, x) = (self.places(rows)?, self.places(columns)?);
         let size = |places: &[Option<usize>]| places.iter().flatten().max().map_or(0, |&last| last + 1);
         let mut sum = Array2::<f64>::zeros((size(&y.rows), size(&x.rows)));

@@ -257,6 +257,7 @@ impl Asking<'_> {
             keys: keys.clone(),
             metric: metric.to_owned(),
             value,
+            unit: (metric != "p_value").then(|| "nats".to_owned()),
             ..Observation::default()
         };
         if part.coordinates.rank() == 0 || matches!(about, About::Part(other) if other.coordinates.rank() == 0) {
@@ -352,7 +353,14 @@ fn entropy(target: Target, labels: &Labels) -> Observation {
     let known = labels.known().1;
     let value = discrete_information(&known, &known, false).unwrap_or(f64::NAN);
     let keys = Keys { task: Some(target.to_string()), ..Keys::default() };
-    Observation { keys, metric: "entropy".into(), value, samples: number(known.len()), ..Observation::default() }
+    Observation {
+        keys,
+        metric: "entropy".into(),
+        value,
+        unit: Some("nats".into()),
+        samples: number(known.len()),
+        ..Observation::default()
+    }
 }
 
 /// A number as a key of a table.

@@ -156,7 +156,12 @@ fn leading(part: &Part, k: usize, options: &InformationOptions) -> Array2<f64> {
 }
 
 fn row(keys: &Keys, metric: &str, found: Result<Estimate>) -> Observation {
-    let empty = Observation { keys: keys.clone(), metric: metric.to_owned(), ..Observation::default() };
+    let empty = Observation {
+        keys: keys.clone(),
+        metric: metric.to_owned(),
+        unit: Some("nats".into()),
+        ..Observation::default()
+    };
     match found {
         Ok(found) => {
             let warnings = found.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");

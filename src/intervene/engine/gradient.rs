@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::intervene::metric::{Metric, Output};
 use crate::model::{Joins, Pass, Past, Program, Site};
 use crate::stats::{pearson, spearman};
-use crate::table::{Keys, Observation, Provenance, Table};
+use crate::table::{Agreement, Keys, Observation, Provenance, Table};
 
 /// How to estimate the effects of a sweep, or of paths, from gradients.
 ///
@@ -150,8 +150,8 @@ impl Outcome<'_> {
         let baseline = ArrayView1::from(&self.baseline);
         let exact: Vec<f64> = exact.outer_iter().map(|values| self.sum((&values - &baseline).view(), size)).collect();
         let (pearson, spearman) = (pearson(&estimates, &exact).ok(), spearman(&estimates, &exact).ok());
-        let of = if estimate.is_signed() { "effects" } else { "magnitudes of effects" };
-        serde_json::json!({ "variants": exact.len(), "of": of, "pearson": pearson, "spearman": spearman })
+        let (variants, magnitudes) = (exact.len(), !estimate.is_signed());
+        serde_json::json!(Agreement { variants, pearson, spearman, magnitudes })
     }
 }
 

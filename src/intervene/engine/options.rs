@@ -280,8 +280,8 @@ macro_rules! options {
             self
         }
 
-        /// Adds exact rows (`method` is `exact`) for the `n` largest estimated effects. The table's provenance says how
-        /// well the two agree there (`agreement`: Pearson and Spearman correlation).
+        /// Adds exact rows (`method` is `exact`) for the `n` largest estimated effects.
+        /// [`Table::agreement`](crate::table::Table::agreement) says how well the two agree there.
         ///
         /// ```
         /// use headscope::prelude::*;

@@ -88,6 +88,7 @@ impl<'a> Outcome<'a> {
             keys,
             metric: self.metrics[metric].name().to_owned(),
             value,
+            unit: self.metrics[metric].unit_of_rows().filter(|_| self.other.is_none()),
             baseline: Some(baseline),
             ..Observation::default()
         };

@@ -214,6 +214,11 @@ impl Metric {
         }
     }
 
+    /// The unit, if there is one, as it stands in a table.
+    pub(in crate::intervene) fn unit_of_rows(&self) -> Option<String> {
+        Some(self.unit().to_owned()).filter(|unit| !unit.is_empty())
+    }
+
     /// Whether the metric is a mean over a prompt's tokens, with a value for each token.
     pub fn by_token(&self) -> bool {
         matches!(self, Self::Loss | Self::Accuracy | Self::Kl)

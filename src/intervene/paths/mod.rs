@@ -7,9 +7,9 @@ mod run;
 pub use self::endpoint::{Input, Node};
 use super::engine::{Estimate, Options, options, same_lengths};
 use super::metric::Metric;
-use super::sweep::name_of;
+use super::sweep::set_name;
 use crate::error::{Error, Result};
-use crate::model::{Freeze, Model, Tokens};
+use crate::model::{Edit, Freeze, Model, Tokens};
 use crate::table::{Keys, Provenance};
 
 /// Which component passes information to which? Exact path patching (Wang et al. 2022; Goldowsky-Dill et al. 2023).
@@ -221,7 +221,8 @@ impl<'a> Paths<'a> {
                 keys.from_head = if let Node::Head { head, .. } = node { number(*head) } else { None };
             }
             nodes => {
-                keys.from_site = Some(nodes.iter().map(|node| name_of(&node.edit())).collect::<Vec<_>>().join("+"))
+                keys.from_site =
+                    Some(set_name(&nodes.iter().map(|node| node.edit()).collect::<Vec<_>>(), self.model.config()))
             }
         }
         match self.receivers[receiver].as_slice() {
@@ -238,8 +239,8 @@ impl<'a> Paths<'a> {
                 }
             }
             inputs => {
-                let names = inputs.iter().filter_map(|input| input.edit("")).map(|edit| name_of(&edit));
-                keys.site = Some(names.collect::<Vec<_>>().join("+"));
+                let edits: Vec<Edit> = inputs.iter().filter_map(|input| input.edit("")).collect();
+                keys.site = Some(set_name(&edits, self.model.config()));
             }
         }
         keys

@@ -15,7 +15,7 @@ use tch::Tensor;
 pub use self::ablation::Ablation;
 pub use self::axes::Every;
 use self::change::{Change, Direction};
-pub(in crate::intervene) use self::sets::name_of;
+pub(in crate::intervene) use self::sets::set_name;
 pub use self::sets::{Subsets, subsets};
 pub(crate) use self::shapley::MOST;
 pub use self::shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
@@ -203,7 +203,7 @@ impl<'a> Sweep<'a> {
     /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn sets(mut self, sets: impl IntoIterator<Item = Vec<Edit>>) -> Self {
-        self.variants = sets.into_iter().map(sets::together).collect();
+        self.variants = sets.into_iter().map(|edits| sets::together(edits, self.model.config())).collect();
         self
     }
 

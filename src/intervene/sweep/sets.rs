@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::intervene::engine::Variant;
-use crate::model::Edit;
+use crate::model::{Axis, Edit, ModelConfig, Selector};
 use crate::table::Keys;
 
 /// Which subsets of a set of edits to compute.
@@ -88,27 +88,78 @@ fn drawn(parts: usize, n: usize, seed: u64) -> Result<Vec<Vec<bool>>> {
 }
 
 /// The variant in which all of `edits` apply; column `set` names them and `parts` counts them.
-pub(super) fn together(edits: Vec<Edit>) -> Variant {
-    let names: Vec<String> = edits.iter().map(name_of).collect();
-    let keys = Keys { set: Some(names.join("+")), parts: u32::try_from(edits.len()).ok(), ..Keys::default() };
+pub(super) fn together(edits: Vec<Edit>, config: &ModelConfig) -> Variant {
+    let name = set_name(&edits, config);
+    let keys = Keys { set: Some(name), parts: u32::try_from(edits.len()).ok(), ..Keys::default() };
     Variant { keys, edits }
+}
+
+/// The names of what several edits change, joined by `+`. Heads of one layer are named together: `z.3.1.5` for heads 1
+/// and 5, `z.3.2-6` for a run of three or more, and `z.3.*` for all.
+pub(in crate::intervene) fn set_name(edits: &[Edit], config: &ModelConfig) -> String {
+    let mut named: Vec<Edit> = vec![];
+    for edit in edits {
+        let same_but_heads = |other: &&mut Edit| {
+            let at = Selector { heads: edit.at.heads.clone(), ..other.at.clone() };
+            other.site == edit.site && other.at.heads.is_some() && at == edit.at
+        };
+        match (&edit.at.heads, named.iter_mut().find(same_but_heads)) {
+            (Some(heads), Some(known)) => known.at.heads.get_or_insert_default().extend(heads),
+            _ => named.push(edit.clone()),
+        }
+    }
+    named.iter().map(|edit| name_of(edit, config)).collect::<Vec<_>>().join("+")
 }
 
 /// The name of what an edit changes: `z.3.5` is head 5 of layer 3, `z.3.5@2` that head at position 2, `pattern.3.5@7,2`
 /// its attention from position 7 to position 2, and `mlp_post.3:12` neuron 12.
-pub(in crate::intervene) fn name_of(edit: &Edit) -> String {
-    let list = |indices: &[usize]| indices.iter().map(usize::to_string).collect::<Vec<_>>().join(".");
+fn name_of(edit: &Edit, config: &ModelConfig) -> String {
     let with = |sign: &str, indices: &Option<Vec<usize>>| {
-        indices.as_ref().map_or_else(String::new, |indices| format!("{sign}{}", list(indices)))
+        indices.as_ref().map_or_else(String::new, |indices| format!("{sign}{}", ranges(indices)))
     };
     let at = &edit.at;
+    let all = if edit.site.axes().contains(&Axis::KvHead) { config.n_kv_heads } else { config.n_heads };
+    let every = at.heads.as_ref().is_some_and(|heads| all > 1 && (0..all).all(|head| heads.contains(&head)));
+    let heads = if every { ".*".to_owned() } else { with(".", &at.heads) };
     let keys = if at.positions.is_none() { with("@,", &at.keys) } else { with(",", &at.keys) };
     let prompts = with("#", &at.prompts);
-    format!(
-        "{}{}{}{keys}{}{prompts}",
-        edit.site,
-        with(".", &at.heads),
-        with("@", &at.positions),
-        with(":", &at.features)
-    )
+    format!("{}{heads}{}{keys}{}{prompts}", edit.site, with("@", &at.positions), with(":", &at.features))
+}
+
+/// Indices, sorted, each once; three or more that follow one another as a range: `1.3-6.9`.
+fn ranges(indices: &[usize]) -> String {
+    let sorted: Vec<usize> = indices.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    let runs = sorted.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [first, _, .., last] => format!("{first}-{last}"),
+        few => few.iter().map(usize::to_string).collect::<Vec<_>>().join("."),
+    });
+    runs.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Site};
+
+    #[test]
+    fn names_of_sets_are_short_and_still_say_which() {
+        let config = ModelConfig { n_heads: 9, n_kv_heads: 3, ..ModelConfig::default() };
+        let of = |edits: Vec<Edit>| set_name(&edits, &config);
+        let q = |head| Edit::new(Site::Q(23), Action::Zero).head(head);
+        assert_eq!(of((0..9).map(q).collect()), "q.23.*");
+        assert_eq!(of((0..8).map(q).collect()), "q.23.0-7");
+        assert_eq!(of([5, 1, 0].map(q).into()), "q.23.0.1.5");
+        assert_eq!(of(vec![Edit::new(Site::K(2), Action::Zero).heads([2, 0, 1])]), "k.2.*");
+        let mlp = Edit::new(Site::MlpPost(1), Action::Zero).features([4, 9, 5, 6]);
+        assert_eq!(of(vec![q(3), mlp, q(4)]), "q.23.3.4+mlp_post.1:4-6.9");
+        // Heads at other positions, and other layers, are other parts.
+        let late = |head| q(head).position(7);
+        let other = Edit::new(Site::Q(2), Action::Zero).head(0);
+        assert_eq!(of(vec![q(0), late(0), late(1), other]), "q.23.0+q.23.0.1@7+q.2.0");
+        // A whole site is not the same edit as all of its heads.
+        assert_eq!(
+            of(vec![Edit::new(Site::Z(0), Action::Zero), Edit::new(Site::Z(0), Action::Zero).head(1)]),
+            "z.0+z.0.1"
+        );
+    }
 }

@@ -108,6 +108,7 @@ pub fn shapley(
         },
         metric: metric.name().to_owned(),
         value,
+        unit: metric.unit_of_rows(),
         low: error.map(|error| value - 2.0 * error),
         high: error.map(|error| value + 2.0 * error),
         ..Observation::default()
