@@ -93,7 +93,7 @@ fn timed(work: &dyn Fn() -> Tensor) -> f64 {
     thread_seconds() - start
 }
 
-/// The median of sorted numbers, and the two between which it lies with 95 % confidence, by their ranks (at least 9 of them).
+/// The median, and the two numbers between which it lies with 95 % confidence, by their ranks.
 fn median(mut of: Vec<f64>) -> (f64, [f64; 2]) {
     of.sort_by(f64::total_cmp);
     let away = (0.98 * (of.len() as f64).sqrt()).ceil() as usize;

@@ -1,4 +1,5 @@
-//! A model's weights as the circuits' input: float64 arrays, norms folded in.
+//! What do the weights of a model's heads say? They become the input of [`circuits`](crate::circuits): float64 arrays with
+//! norms folded in.
 
 use std::sync::Arc;
 
@@ -10,17 +11,17 @@ use crate::error::{Error, Result};
 use crate::model::{Linear, Model, Norm, NormAt, NormKind, QkNorm, Unembed, Wire, norm_parts, rotary_pairs};
 use crate::table::{Keys, Observation, Table};
 
-/// Rows of an embedding that are widened to float64 at a time.
+/// The number of rows of an embedding that are converted to float64 at a time.
 const ROWS: i64 = 4096;
 
-/// How weights are taken out of a model.
+/// How the weights of heads are taken from a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct CircuitOptions {
-    /// Whether what stands between stream and head in a pre-norm model goes into the weights: `W <- diag(gamma) W` and
-    /// `b <- b + beta W`, for LayerNorm also the subtraction of the mean. The norm's division is left, which changes no
-    /// direction. Post-norm models have nothing between the two.
+    /// Whether the norm between residual stream and head in a pre-norm model is folded into the weights: `W <- diag(gamma) W` and
+    /// `b <- b + beta W`, for LayerNorm also the subtraction of the mean. The division is left out; it changes no direction. In
+    /// post-norm models there is nothing between the two.
     pub fold_norms: bool,
-    /// Whether each head's mean over d_model is taken off what it writes, where every norm is a LayerNorm, which does so
+    /// Whether the mean over d_model is subtracted from what each head writes, if every norm is a LayerNorm, which subtracts it
     /// before anything reads it.
     pub centre_writing: bool,
 }
@@ -41,7 +42,7 @@ pub enum Vocabulary {
 }
 
 impl Model {
-    /// The weights of all heads, ready for questions about them: nothing is run.
+    /// The weights of all heads, ready for questions about them; the model is not run.
     ///
     /// ```
     /// use headscope::circuits::{Composition, Offset};
@@ -55,16 +56,16 @@ impl Model {
     /// # Ok::<(), headscope::Error>(())
     /// ```
     ///
-    /// Scores are not divided by `sqrt(d_head)`. In post-norm models what lies between two layers' heads is more than a
-    /// division (each block's norm has weights), and composition leaves it out.
+    /// Scores are not divided by `sqrt(d_head)`. In post-norm models there is more than a division between the heads of two layers
+    /// (the norm of each block has weights), and composition leaves it out.
     ///
     /// # Errors
-    /// Where LAPACK or libtorch fail.
+    /// If LAPACK or libtorch fail.
     pub fn circuits(&self, options: &CircuitOptions) -> Result<Circuits> {
         let mut heads = vec![];
         for layer in 0..self.config().n_layers {
             let (block, wiring) = (self.block(layer)?, self.wiring().block(layer));
-            let norm = |at| block.norm(at).filter(|_| options.fold_norms && wiring.has_norm(at));
+            let norm = |at| block.norm(at).filter(|_| options.fold_norms);
             let before = norm(NormAt::Attn).filter(|_| wiring.step(Wire::AttnIn).is_some());
             let attn = &block.attn;
             let [q, k, v] = [&attn.q, &attn.k, &attn.v].map(|linear| self.read(linear, before));
@@ -91,24 +92,33 @@ impl Model {
         Circuits::new(heads, self.provenance(serde_json::json!(options), None)?)
     }
 
-    /// What a head does to tokens alone: `W_E W_V W_O W_U`, `[vocab, vocab]`, kept as factors. Row: the token attended to;
-    /// column: the token whose logit changes. The final norm is folded in as the options say.
+    /// Which logits does a head raise by attending to a token? `W_E W_V W_O W_U`, `[vocab, vocab]`, kept as factors. Row: the
+    /// token attended to; column: the token whose logit changes. The final norm is folded in if the options say so.
     ///
-    /// It leaves out what other parts add to the embedding first: in GPT-2 the first MLP matters much.
+    /// It ignores what other parts add to the embedding before the head reads it: in GPT-2 the first MLP matters much.
+    ///
+    /// ```
+    /// use headscope::heads::CircuitOptions;
+    /// use headscope::model::Model;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let ov = model.full_ov(0, 1, &CircuitOptions::default())?;
+    /// assert_eq!(ov.left().nrows(), model.config().vocab);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::PartAbsent`] without embeddings; where the model has no linear unembedding, or there is no such head.
+    /// [`Error::PartAbsent`] without embeddings; if the model has no linear unembedding, or there is no such head.
     pub fn full_ov(&self, layer: usize, head: usize, options: &CircuitOptions) -> Result<Factored> {
         let circuits = self.circuits(options)?;
         self.through_vocabulary(&circuits.head(layer, head)?.ov()?, options)
     }
 
-    /// Which tokens a head attends to from which, by their embeddings alone: `W_E W_Q R W_K^T W_E^T`, `[query, key]` over the
-    /// vocabulary, kept as factors. Where norms are folded in, each embedding is divided by its own scale, as a head of the
-    /// first layer sees it.
+    /// Which tokens does a head attend to from which, by their embeddings alone? `W_E W_Q R W_K^T W_E^T`, `[query, key]` over
+    /// the vocabulary, kept as factors. If norms are folded in, each embedding is divided by its own scale, as a head of the first
+    /// layer sees it.
     ///
     /// # Errors
-    /// [`Error::PartAbsent`] without embeddings; where there is no such head.
+    /// [`Error::PartAbsent`] without embeddings; if there is no such head.
     pub fn full_qk(&self, layer: usize, head: usize, offset: Offset, options: &CircuitOptions) -> Result<Factored> {
         self.require("a circuit over the vocabulary", &["w_e"])?;
         let (circuits, scale) = (self.circuits(options)?, options.fold_norms);
@@ -119,11 +129,11 @@ impl Model {
     }
 
     /// Which heads copy tokens? For every head `copying_score` (see [`copying_score`]) and, for each k of `top`, how often a
-    /// token is among the first k that its full OV circuit raises (`top_1_accuracy`). The circuits over the vocabulary are
-    /// made in blocks of rows; a large vocabulary takes seconds a head, and none where `top` is empty.
+    /// token is among the k that its full OV circuit raises most (`top_1_accuracy`). The circuits over the vocabulary are computed
+    /// in blocks of rows, which for a large vocabulary takes seconds per head; they are not computed if `top` is empty.
     ///
     /// # Errors
-    /// As [`Model::full_ov`]; where a k is 0.
+    /// As [`Model::full_ov`]; if a k is 0.
     pub fn copying(&self, top: &[usize], options: &CircuitOptions) -> Result<Table> {
         let circuits = self.circuits(options)?;
         let mut rows = vec![];
@@ -144,11 +154,11 @@ impl Model {
         Table::new(rows, self.provenance(what, None)?)
     }
 
-    /// The `k` tokens that a direction of the residual stream, `[d_model]`, stands for, with its inner product with each:
-    /// how singular vectors of a head are read. Directions have no sign: ask for the negative one too.
+    /// Which `k` tokens does a direction of the residual stream, `[d_model]`, stand for? With its inner product with each. This is
+    /// how the singular vectors of a head are read. Their sign is arbitrary: ask for the negative direction too.
     ///
     /// # Errors
-    /// [`Error::PartAbsent`] where the checkpoint has no such matrix, [`Error::Shape`] for a direction of another width.
+    /// [`Error::PartAbsent`] if the checkpoint has no such matrix, [`Error::Shape`] for a direction of another width.
     pub fn top_tokens(
         &self,
         direction: &ArrayView1<'_, f64>,
@@ -180,7 +190,7 @@ impl Model {
         Factored::new(matrix(&left)?, matrix(&right)?)
     }
 
-    /// `W_E w`, `[vocab, k]`, in float64, a block of rows at a time; with each embedding divided by its norm's scale.
+    /// `W_E w`, `[vocab, k]`, in float64, a block of rows at a time; if `scaled`, each embedding is divided by its norm's scale.
     fn embedded(&self, w: &Tensor, scaled: bool) -> Result<Tensor> {
         let blocks = (0..self.config().vocab as i64).step_by(ROWS as usize).map(|start| {
             let rows = plain(&self.weights().w_e.narrow(0, start, ROWS.min(self.config().vocab as i64 - start)));
@@ -224,7 +234,7 @@ impl Model {
         Ok(Tensor::cat(&blocks, 1))
     }
 
-    /// What a projection does to the stream: its matrix and bias with `norm` folded in, in float64.
+    /// The matrix and bias of a projection with `norm` folded in, in float64.
     fn read(&self, linear: &Linear, norm: Option<&Norm>) -> (Tensor, Tensor) {
         let mut w = plain(&linear.w);
         let width = w.size()[1];
@@ -241,7 +251,7 @@ impl Model {
         (w, b)
     }
 
-    /// A projection to queries or keys with the weights of their norm folded in; its division is left, as with other norms.
+    /// A projection to queries or keys with the weights of their norm folded in; the division is left out, as with other norms.
     fn through_qk_norm(
         &self,
         (w, b): (Tensor, Tensor),
@@ -257,7 +267,7 @@ impl Model {
         (w * &gamma, b * gamma)
     }
 
-    /// What the heads write, `[n_heads * d_head, d_model]`, in float64, with the norm on it folded in.
+    /// The output matrices of the heads, `[n_heads * d_head, d_model]`, in float64, with the norm on the output folded in.
     fn written(&self, w_o: &Tensor, norm: Option<&Norm>, options: &CircuitOptions) -> Tensor {
         let mut w = plain(w_o);
         let centred = |w: Tensor| &w - w.mean_dim([-1i64].as_slice(), true, None::<Kind>);
@@ -268,7 +278,7 @@ impl Model {
     }
 }
 
-/// The columns of a head in an order in which column i turns with column i + d_head / 2.
+/// The columns of a head, reordered so that column i is rotated with column i + d_head / 2.
 fn in_halves(t: &Tensor, pairs: Option<&Vec<([usize; 2], f64)>>) -> Tensor {
     let Some(pairs) = pairs else { return t.shallow_clone() };
     let order: Vec<i64> =

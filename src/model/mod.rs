@@ -243,7 +243,7 @@ impl Model {
 
     /// The norm on the attention output of a layer, if it has one.
     pub(crate) fn attn_out_norm(&self, layer: usize) -> Result<Option<&Norm>> {
-        Ok(self.block(layer)?.norm(NormAt::AttnOut).filter(|_| self.wiring.block(layer).has_norm(NormAt::AttnOut)))
+        Ok(self.block(layer)?.norm(NormAt::AttnOut))
     }
 
     /// Whether the last residual stream is a sum with each head output as a term, unchanged.
