@@ -195,6 +195,38 @@ impl Site {
         PER_LAYER.iter().map(|(_, make)| make(layer)).find(same).unwrap_or(self)
     }
 
+    /// The sites among `there` whose names match a pattern, in which `*` stands for any characters.
+    pub(crate) fn matching(pattern: &str, there: &[Self]) -> Result<Vec<Self>, UnknownSite> {
+        let matching = |pattern: &str| -> Vec<Self> {
+            there.iter().copied().filter(|site| glob(pattern, &site.to_string())).collect()
+        };
+        let found = matching(pattern);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let (kind, layer) = pattern.split_once('.').unwrap_or((pattern, "*"));
+        let mut kinds: Vec<&str> = there.iter().map(|site| site.kind()).collect();
+        kinds.dedup();
+        kinds.sort_by_key(|known| strsim::levenshtein(kind, known));
+        let close = kinds.iter().filter(|known| is_close(kind, known)).flat_map(|known| {
+            [format!("{known}.{layer}"), (*known).to_owned()]
+        });
+        // A layer that is not there, then a kind that is misspelt, then whatever is nearest.
+        let mut near: Vec<String> = vec![];
+        for other in [format!("{kind}.*")].into_iter().chain(close) {
+            if !near.contains(&other) && !matching(&other).is_empty() {
+                near.push(other);
+            }
+        }
+        if near.is_empty() {
+            let mut names: Vec<String> = there.iter().map(Self::to_string).collect();
+            names.sort_by_key(|name| strsim::levenshtein(pattern, name));
+            near = names;
+        }
+        near.truncate(3);
+        Err(UnknownSite { found: pattern.to_owned(), near })
+    }
+
     /// The axes of the site's tensor.
     pub fn axes(self) -> Vec<Axis> {
         use Axis::{Batch, DEmbed, DHead, DMlp, DModel, Expert, Head, Key, KvHead, One, Position, Query, Vocab};
@@ -274,10 +306,25 @@ impl From<Site> for String {
     }
 }
 
+/// Whether `name` is `pattern`, in which `*` stands for any characters.
+fn glob(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name.strip_prefix(start).is_some_and(|name| {
+            name.char_indices().map(|(at, _)| at).chain([name.len()]).any(|at| glob(rest, &name[at..]))
+        }),
+    }
+}
+
+/// Whether `known` is within two edits of `kind`.
+fn is_close(kind: &str, known: &str) -> bool {
+    strsim::levenshtein(kind, known) <= 2.min(kind.len().saturating_sub(1))
+}
+
 /// Names within two edits of `kind`, as they would be written with `layer`.
 fn near(kind: &str, layer: &str) -> Vec<String> {
     let layer: usize = layer.parse().unwrap_or(0);
-    let close = |known: &str| strsim::levenshtein(kind, known) <= 2.min(kind.len().saturating_sub(1));
+    let close = |known: &str| is_close(kind, known);
     let layered = PER_LAYER.iter().filter(|(known, _)| close(known)).map(|(known, _)| format!("{known}.{layer}"));
     layered.chain(GLOBAL.iter().filter(|(known, _)| close(known)).map(|(known, _)| (*known).to_owned())).collect()
 }

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use headscope::model::{Plan, Site};
+use headscope::model::Plan;
 
 use super::{ModelArguments, PromptArguments};
 
 /// Run prompts and write activations to a safetensors file, each tensor named after its site.
 ///
-/// Example: headscope activations minilm --text "The cat sat." --sites pattern.3,z.3 --out a.safetensors
+/// Example: headscope activations minilm --text "The cat sat." --sites 'pattern.3,z.*' --out a.safetensors
 ///
 /// `headscope inspect MODEL` lists the sites. Shapes: pattern.L [batch, head, query, key]; z.L, q.L [batch, position,
 /// head, d_head]; resid_pre.L [batch, position, d_model]; logits [batch, position, vocab].
@@ -20,7 +20,7 @@ pub struct Activations {
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
-    /// Sites to record, separated by commas
+    /// Sites to record, separated by commas; patterns such as 'z.*' or 'resid_*.5' record all that match
     #[arg(long, value_delimiter = ',', required = true)]
     sites: Vec<String>,
     /// The file to write
@@ -30,10 +30,9 @@ pub struct Activations {
 
 impl Activations {
     pub fn run(&self) -> Result<()> {
-        let sites = self.sites.iter().map(|name| name.trim().parse()).collect::<Result<Vec<Site>, _>>()?;
         let model = self.model.load()?;
         let tokens = self.prompts.tokens(&model)?;
-        let run = model.run(&tokens, &Plan::new().taps(sites).explicit())?;
+        let run = model.run(&tokens, &Plan::new().taps(self.sites.iter().map(|name| name.trim())).explicit())?;
         run.save(&self.out)?;
         for (site, tensor) in run.taps() {
             println!("{site:<16} {:?}", tensor.size());

@@ -8,6 +8,7 @@
 //! | [`Paths`] | which component passes information to which: path patching from senders to receivers |
 //! | [`Estimate`] | the effects of a sweep or of paths, estimated from gradients |
 //! | [`shapley`], [`shapley_values`] | how to divide a joint effect among heads |
+//! | [`Residual`], [`accumulated_residual`], [`head_results`] | what the residual stream is a sum of, and how it grows |
 //! | [`direct_attribution`] | what each component writes towards an answer |
 //! | [`logit_lens`] | what the model would answer at each depth |
 //! | [`Metric`], [`Answer`] | what is measured |
@@ -15,10 +16,12 @@
 mod engine;
 mod metric;
 mod paths;
+mod residual;
 mod sweep;
 
 pub use engine::{Estimate, Explanation, PlannedGroup, Strategy, Variant};
 pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
 pub use paths::{Input, Node, Paths};
+pub use residual::{Residual, Term, accumulated_residual, head_results};
 pub(crate) use sweep::MOST;
 pub use sweep::{Ablation, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets};

@@ -30,7 +30,7 @@ pub(crate) use exec::{
     Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
 };
 pub use generate::Generation;
-pub use hooks::{Action, Edit, Plan, Run, Selector};
+pub use hooks::{Action, Edit, Plan, Run, Selector, Tap};
 pub(crate) use hooks::{Bank, Means, Program, Window};
 
 use crate::error::{Error, Result};

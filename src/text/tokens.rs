@@ -132,6 +132,12 @@ impl Tokens {
         self.rows.iter().any(|row| row.len() < self.positions)
     }
 
+    /// The flat places of each prompt's last token, prompt * positions + position, `[batch]`.
+    pub(crate) fn last_places(&self) -> Tensor {
+        let last = self.rows.iter().enumerate().map(|(prompt, row)| (prompt * self.positions + row.len() - 1) as i64);
+        Tensor::from_slice(&last.collect::<Vec<_>>())
+    }
+
     /// The ids of one prompt, without padding; empty if there is no such prompt.
     pub fn row(&self, prompt: usize) -> &[i64] {
         self.rows.get(prompt).map_or(&[], Vec::as_slice)

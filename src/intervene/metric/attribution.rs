@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::{Metric, Output, Readout};
 use crate::error::{Error, Result};
-use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Plan, Run, Site, Tokens};
+use crate::intervene::residual::{Term, centred, check, each_term, sites};
+use crate::model::{Model, Plan, Run, Site, Tokens};
 use crate::table::{Keys, Observation, Provenance, Table};
 
 /// Which components write the answer? Direct logit attribution of a logit, or of a logit difference, at each prompt's
@@ -38,48 +39,31 @@ use crate::table::{Keys, Observation, Provenance, Table};
 /// If the metric is neither a logit nor a difference of two, if the final residual stream is not a sum of what
 /// components write (post-norm models such as BERT), or if logits are not linear in the normalised stream.
 pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Table> {
-    let (config, wiring) = (model.config(), model.wiring());
+    let config = model.config();
     if !matches!(metric, Metric::Logit(_) | Metric::LogitDifference(..)) {
         return Err(Error::argument("metric", "a logit or a logit difference", metric.name()));
     }
-    if !wiring.adds_up() {
-        return Err(Error::argument("model", "one whose last residual stream is a sum", &config.family));
-    }
+    check(model)?;
     let last = Site::ResidPost(config.n_layers - 1);
-    let mut sites = embeddings(config);
-    sites.extend([Site::LnFinalScale, last]);
-    let of_layer = |l| [Site::Z(l), Site::AttnOut(l), Site::Ln1PostScale(l), Site::MlpOut(l)];
-    sites.extend((0..config.n_layers).flat_map(of_layer));
-    sites.retain(|site| site.check(config).is_ok());
+    let mut sites = sites(model, last)?;
+    sites.extend([Site::LnFinalScale, last].into_iter().filter(|site| site.check(config).is_ok()));
     let run = model.run(tokens, &Plan::new().taps(sites.iter().copied()))?;
     let reader = Readout::new(model, metric, tokens, &Output::whole(run.get(last)?), usize::MAX)?;
-    let mut terms = Terms { rows: vec![], metric: metric.name() };
+    let mut terms = Terms { rows: vec![], metric };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
     Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
-}
-
-/// The terms of the first residual stream: the embeddings, or the stream itself if a norm or a projection follows them.
-fn embeddings(config: &ModelConfig) -> Vec<Site> {
-    match config.embed_norm || matches!(config.embed_projection, EmbedProjection::Sum(_)) {
-        true => vec![Site::ResidPre(0)],
-        false => [Site::Embed, Site::PosEmbed, Site::TypeEmbed]
-            .into_iter()
-            .filter(|site| site.check(config).is_ok())
-            .collect(),
-    }
 }
 
 /// The rows gathered so far.
 struct Terms<'a> {
     rows: Vec<Observation>,
-    metric: &'a str,
+    metric: &'a Metric,
 }
 
 impl Terms<'_> {
-    fn push(&mut self, site: &str, layer: Option<usize>, head: Option<usize>, value: f64) {
-        let number = |n: Option<usize>| n.and_then(|n| u32::try_from(n).ok());
-        let keys = Keys { site: Some(site.to_owned()), layer: number(layer), head: number(head), ..Keys::default() };
-        self.rows.push(Observation { keys, metric: self.metric.to_owned(), value, ..Observation::default() });
+    fn push(&mut self, term: &Term, value: f64) {
+        let (metric, unit) = (self.metric.name().to_owned(), self.metric.unit_of_rows());
+        self.rows.push(Observation { keys: term.keys(), metric, value, unit, ..Observation::default() });
     }
 }
 
@@ -89,54 +73,28 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Readout<'_>) -
         let expected = "one whose logits are linear in the normalised residual stream";
         return Err(Error::argument("model", expected, &config.family));
     };
-    let at = |site: Site| -> Result<Tensor> { Ok(reader.last(run.get(site)?)) };
     let mut through = direction.shallow_clone();
     if config.has_final_norm() {
         if let Some((gamma, beta)) = model.final_norm_weights() {
             if let Some(beta) = beta {
-                terms.push("ln_final_bias", None, None, mean(&direction.matmul(beta)));
+                terms.push(&Term::new("ln_final_bias", None), mean(&direction.matmul(beta)));
             }
             through = &through * gamma;
         }
-        through = centred(config, &through) / at(Site::LnFinalScale)?;
+        through = centred(config.norm, &through) / reader.last(run.get(Site::LnFinalScale)?);
     }
-    let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
-    terms.push("unembed_bias", None, None, mean(&unembed_bias));
-    for site in embeddings(config) {
-        terms.push(site.kind(), site.layer(), None, dot(&at(site)?));
-    }
-    let through = &through * config.residual_scale;
-    let dot = |t: &Tensor| mean(&(t * &through).sum_dim_intlist([-1i64].as_slice(), false, None));
-    for layer in 0..config.n_layers {
-        let mut through = through.shallow_clone();
-        if let Some(norm) = model.attn_out_norm(layer)? {
-            if let Some(beta) = &norm.b {
-                terms.push("attn_norm_bias", Some(layer), None, mean(&through.matmul(beta)));
-            }
-            through = centred(config, &(&through * &norm.w)) / at(Site::Ln1PostScale(layer))?;
+    terms.push(&Term::new("unembed_bias", None), mean(&unembed_bias));
+    let last = Site::ResidPost(config.n_layers - 1);
+    each_term(model, run, last, |x| reader.last(x), |written| {
+        let values = written.along(&through);
+        if values.dim() == 1 {
+            terms.push(&written.term, mean(&values));
         }
-        // z_h (W_O^h g), within the space of the head: head outputs in d_model are never materialised.
-        let readers = model.w_o(layer)?.matmul(&through.tr()).permute([2, 0, 1]);
-        let heads = (at(Site::Z(layer))? * readers).sum_dim_intlist([2i64].as_slice(), false, None);
-        for (head, value) in heads.unbind(1).iter().enumerate() {
-            terms.push("result", Some(layer), Some(head), mean(value));
+        for (head, value) in values.unbind(-1).iter().enumerate().filter(|_| values.dim() == 2) {
+            terms.push(&Term { head: Some(head), ..written.term.clone() }, mean(value));
         }
-        if let Some(b_o) = model.b_o(layer)? {
-            terms.push("attn_bias", Some(layer), None, mean(&through.matmul(b_o)));
-        }
-        if config.has_mlp() {
-            terms.push("mlp_out", Some(layer), None, dot(&at(Site::MlpOut(layer))?));
-        }
-    }
-    Ok(())
-}
-
-/// A direction that reads the centred stream, turned into one that reads the stream itself.
-fn centred(config: &ModelConfig, through: &Tensor) -> Tensor {
-    match config.norm {
-        NormKind::Layer => through - through.mean_dim([-1i64].as_slice(), true, None::<Kind>),
-        NormKind::Rms | NormKind::None => through.shallow_clone(),
-    }
+        Ok(())
+    })
 }
 
 fn mean(values: &Tensor) -> f64 {
@@ -179,7 +137,7 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
             let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
             let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };
             let value = mean(&reader.read(&end(site)?)?);
-            Ok(Observation { keys, metric: metric.name().to_owned(), value, ..Observation::default() })
+            Ok(Observation { keys, metric: metric.name().to_owned(), value, unit: metric.unit_of_rows(), ..Observation::default() })
         };
         depths.iter().map(|&site| row(site)).collect::<Result<Vec<_>>>()
     })?;

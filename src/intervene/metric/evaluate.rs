@@ -191,11 +191,8 @@ impl<'a> Readout<'a> {
                 return Err(Error::argument("answers", "two different tokens for each prompt", found));
             }
         }
-        if !answers.is_empty() {
-            let last = |(prompt, length): (usize, usize)| prompt as i64 * self.positions + length as i64 - 1;
-            places.extend(tokens.lengths().into_iter().enumerate().map(last));
-        }
-        Ok((Tensor::from_slice(&places), answers))
+        let places = if answers.is_empty() { Tensor::from_slice(&places) } else { tokens.last_places() };
+        Ok((places, answers))
     }
 
     /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Readout::cells`].

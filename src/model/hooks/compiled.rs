@@ -77,7 +77,7 @@ impl Program {
     /// Checks `plan` against a model and a batch.
     pub(crate) fn new(plan: &Plan, model: &Model, tokens: &Tokens) -> Result<Self> {
         let config = model.config();
-        let mut program = Self::taps(plan.tapped().iter().copied());
+        let mut program = Self::taps(plan.tapped(config)?);
         program.differentiable = plan.is_differentiable();
         program.explicit = plan.is_explicit();
         program.plain = plan.is_plain();

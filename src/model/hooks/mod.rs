@@ -9,5 +9,5 @@ mod run;
 pub(crate) use bank::Bank;
 pub(crate) use compiled::{Program, Window};
 pub(crate) use means::Means;
-pub use plan::{Action, Edit, Plan, Selector};
+pub use plan::{Action, Edit, Plan, Selector, Tap};
 pub use run::Run;

@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::bank::Bank;
 use super::run::Run;
 use crate::error::{Error, Result};
+use crate::model::arch::ModelConfig;
 use crate::site::{Axis, Site};
 
 /// A run's taps and edits, with the activations that the edits refer to.
@@ -25,6 +26,8 @@ use crate::site::{Axis, Site};
 #[derive(Debug, Default)]
 pub struct Plan {
     taps: BTreeSet<Site>,
+    /// Names and patterns of sites to record, read when the model is known.
+    named: Vec<String>,
     edits: Vec<Edit>,
     bank: Bank,
     differentiable: bool,
@@ -39,7 +42,9 @@ impl Plan {
         Self::default()
     }
 
-    /// Records `site`.
+    /// Records a site, or all sites whose names match a pattern, in which `*` stands for any characters: `"z.*"` for z of
+    /// every layer, `"resid_*.5"` for the residual streams of layer 5, `"*"` for all that the model has. A pattern that
+    /// matches no site of the model is an error of the run.
     ///
     /// ```
     /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
@@ -47,14 +52,20 @@ impl Plan {
     /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
     /// let run = model.run(&tokens, &Plan::new().tap(Site::Z(0)))?;
     /// assert_eq!(run.get(Site::Z(0))?.size(), [1, 4, 4, 8]); // [batch, position, head, d_head]
+    /// let run = model.run(&tokens, &Plan::new().tap("resid_*.1"))?; // resid_pre.1, resid_mid.1 and resid_post.1
+    /// assert_eq!(run.taps().count(), 3);
+    /// assert!(model.run(&tokens, &Plan::new().tap("patern.*")).unwrap_err().to_string().contains("pattern.*"));
     /// # Ok::<(), headscope::Error>(())
     /// ```
-    pub fn tap(mut self, site: Site) -> Self {
-        self.taps.insert(site);
+    pub fn tap(mut self, tap: impl Into<Tap>) -> Self {
+        match tap.into() {
+            Tap::Site(site) => drop(self.taps.insert(site)),
+            Tap::Named(name) => self.named.push(name),
+        }
         self
     }
 
-    /// Records all of `sites`.
+    /// Records all of `taps`: sites, or names and patterns as in [`Plan::tap`].
     ///
     /// ```
     /// # use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
@@ -62,11 +73,12 @@ impl Plan {
     /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
     /// let run = model.run(&tokens, &Plan::new().taps(Site::all(model.config())))?;
     /// assert!(run.taps().count() > 10);
+    /// let run = model.run(&tokens, &Plan::new().taps(["z.*", "logits"]))?;
+    /// assert_eq!(run.taps().count(), 3); // of 2 layers
     /// # Ok::<(), headscope::Error>(())
     /// ```
-    pub fn taps(mut self, sites: impl IntoIterator<Item = Site>) -> Self {
-        self.taps.extend(sites);
-        self
+    pub fn taps<T: Into<Tap>>(self, taps: impl IntoIterator<Item = T>) -> Self {
+        taps.into_iter().fold(self, Self::tap)
     }
 
     /// Applies `edit`. Several edits at one site apply in the order given.
@@ -155,9 +167,19 @@ impl Plan {
         self
     }
 
-    /// The sites recorded.
-    pub fn tapped(&self) -> &BTreeSet<Site> {
-        &self.taps
+    /// The sites recorded in a run of a model of this config: those given, and those that match a pattern.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSite`] where a name is no site's, or a pattern matches none of the model's.
+    pub fn tapped(&self, config: &ModelConfig) -> Result<BTreeSet<Site>> {
+        let mut all = self.taps.clone();
+        for name in &self.named {
+            match name.contains('*') {
+                true => all.extend(Site::matching(name, &Site::all(config))?),
+                false => drop(all.insert(name.parse()?)),
+            }
+        }
+        Ok(all)
     }
 
     /// The edits, in order.
@@ -185,6 +207,39 @@ impl Plan {
 
     pub(crate) fn is_differentiable(&self) -> bool {
         self.differentiable
+    }
+}
+
+/// What a plan records: a site, or the sites of a name or pattern ([`Plan::tap`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tap {
+    /// A site.
+    Site(Site),
+    /// A site's name, or a pattern with `*`.
+    Named(String),
+}
+
+impl From<Site> for Tap {
+    fn from(site: Site) -> Self {
+        Self::Site(site)
+    }
+}
+
+impl From<&Site> for Tap {
+    fn from(site: &Site) -> Self {
+        Self::Site(*site)
+    }
+}
+
+impl From<&str> for Tap {
+    fn from(name: &str) -> Self {
+        Self::Named(name.to_owned())
+    }
+}
+
+impl From<String> for Tap {
+    fn from(name: String) -> Self {
+        Self::Named(name)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::site::Site;
+use crate::site::{Axis, Site};
 use crate::tensors::write_tensors;
 use crate::text::Tokens;
 
@@ -30,6 +30,28 @@ impl Run {
         self.taps
             .get(&site)
             .ok_or_else(|| Error::NotTapped { site, tapped: self.taps.keys().map(Site::to_string).collect() })
+    }
+
+    /// The activation at `site` at each prompt's last token, without the position axis: `[batch, ..]`. At `scores` and
+    /// `pattern` these are the last token's queries, `[batch, head, key]`.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7]])?;
+    /// let run = model.run(&tokens, &Plan::new().taps(["logits", "z.*", "pattern.1"]))?;
+    /// assert_eq!(run.last(Site::Z(2))?.size(), [2, 4, 8]); // position 4 of the first prompt, position 2 of the second
+    /// assert_eq!(run.last(Site::Pattern(1))?.size(), [2, 4, 5]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::NotTapped`] where the plan did not tap it.
+    pub fn last(&self, site: Site) -> Result<Tensor> {
+        let x = self.get(site)?;
+        let axis = site.axes().into_iter().position(|axis| matches!(axis, Axis::Position | Axis::Query)).unwrap_or(1);
+        let by_position = x.transpose(1, axis as i64).flatten(0, 1);
+        Ok(by_position.index_select(0, &self.tokens.last_places().to_device(x.device())))
     }
 
     /// The logits, `[batch, position, vocab]`.
