@@ -4,24 +4,42 @@
 # lock a build folder for each kernel, and build everything anew under evcxr's own flags.
 # `@NAME@` is filled in by kernel.py.
 
+built=
 while [ "$1" = --offline ]; do shift; done
 
 case $1 in
     build)
         mkdir -p cells
+        # The variables that this cell defines and loses if it ends early: stored at its end, before the closing line.
+        lost=
+        if grep -qx -e 'Ok(())})();' -e '})) { *' src/lib.rs; then
+            lost=$(sed -n -e '/^Ok(())})();$/q' -e '/^})) { *$/q' \
+                -e 's/^evcxr_variable_store\.put_variable::<.*(stringify!(\([^)]*\)), .*/`\1`/p' src/lib.rs | sort -u)
+            [ -z "$lost" ] || lost="\\nNothing that this cell defines is kept: $(echo $lost | sed 's/ /, /g'). Let what works stand in a cell of its own."
+        fi
         # evcxr prints an error that `?` handed on, or that the cell panicked, and reports success: say that it is an
         # error, and on the stream that keeps its order. What went to the other stream gets a moment to arrive, or it
         # would be shown under the next cell. No line is added, so that messages point at the right ones.
-        sed -i -e 's/eprintln!("{}", error);$/println!("Error: {}", error);/' \
-            -e 's/println!("EVCXR_PANIC_NOTIFICATION");$/println!("Error: this cell panicked"); &/' \
+        sed -i -e 's/eprintln!("{}", error);$/println!("Error: {}@LOST@", error);/' \
+            -e 's/println!("EVCXR_PANIC_NOTIFICATION");$/println!("Error: this cell panicked@LOST@"); &/' \
+            -e "s/@LOST@/$(printf %s "$lost" | sed 's/[&\\/]/\\&/g')/" \
             -e 's/^evcxr_variable_store$/::std::thread::sleep(::std::time::Duration::from_millis(15)); &/' src/lib.rs
-        @RUSTC@ @FLAGS@ --emit=link --out-dir cells src/lib.rs || exit
+        # Where evcxr gives up on showing the last expression as what it is, for whatever error the cell had, it prints it.
+        # Most often the error is mended by then: try once more.
+        if grep -qx 'evcxr_send_text_plain(&format!("{:?}",&(' src/lib.rs; then
+            cp src/lib.rs printed.rs
+            sed -i -e 's/^evcxr_send_text_plain(&format!("{:?}",&($/(((/' -e 's/^)));$/))).evcxr_display();/' src/lib.rs
+            @RUSTC@ @FLAGS@ --emit=link --out-dir cells src/lib.rs 2>/dev/null && built=1 || cp printed.rs src/lib.rs
+        fi
+        [ -n "$built" ] || @RUSTC@ @FLAGS@ --emit=link --out-dir cells src/lib.rs || exit
         printf '{"reason":"compiler-artifact","target":{"name":"ctx"},"filenames":["%s/cells/libctx.so"]}\n' "$PWD"
         exit
         ;;
     check)
         mkdir -p cells
-        exec @RUSTC@ @FLAGS@ --emit=metadata --out-dir cells src/lib.rs
+        @RUSTC@ @FLAGS@ --emit=metadata --out-dir cells src/lib.rs || exit
+        # evcxr asks only if it cannot name the type of a variable. The compiler knows what it is.
+        exec @PYTHON@ @HINT@ @RUSTC@ @FLAGS@
         ;;
     metadata)
         ours= others=

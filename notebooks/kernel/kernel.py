@@ -26,6 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / ".cargo"))
+import outline  # noqa: E402
 import setup  # noqa: E402
 from setup import Missing, cache, link, locked, quoted, run, rustc, say, tool, whole, write  # noqa: E402
 
@@ -52,6 +53,7 @@ FLAGS = [
 # What a kernel does while it starts. The variables are there to make type inference read what cells will need, and gone
 # when the first cell runs. evcxr asks for a backtrace of every panic, which shows only its own frames.
 PRELUDE = """use headscope::prelude::*;
+use headscope::{ndarray, polars, rayon, serde_json, tch};
 unsafe { std::env::set_var("RUST_BACKTRACE", "0") };
 headscope::device::tune_process();
 let warm_tensor = headscope::tch::Tensor::from_slice(&[0f32]).size();
@@ -59,13 +61,14 @@ let warm_table = headscope::polars::prelude::DataFrame::empty();
 let warm_names = warm_table.get_column_names_owned();
 let warm_array = headscope::ndarray::Array2::<f64>::zeros((1, 1));
 let warm_text = warm_array.iter().map(|x| format!("{x}")).collect::<Vec<String>>();
-drop((warm_tensor, warm_table, warm_names, warm_array, warm_text));
+let warm_number = "1".parse::<f64>()?;
+drop((warm_tensor, warm_table, warm_names, warm_array, warm_text, warm_number));
 """
 # The crates whose types can appear in a cell. Type inference reads their sources in every kernel, and reading the other
-# 350 takes ten seconds.
+# 360 takes ten seconds.
 READ = re.compile(
-    r"tch|ndarray|num-(traits|complex)|rayon(-core)?|serde(_core|_json)?|either|half|indexmap|compact_str|bitflags|anyhow"
-    r"|rand(_core|_chacha|_distr)?|polars(-(arrow|buffer|compute|core|dtype|error|io|lazy|ops|plan|row|schema|time|utils))?"
+    r"tch|ndarray|num-(traits|complex)|rayon(-core)?|serde(_core|_json)?|either|half|indexmap|compact_str|bitflags"
+    r"|polars(-(arrow|buffer|core|dtype|error|io|ops|schema|utils))?"
 )
 
 
@@ -84,7 +87,7 @@ def install():
     with locked(f"kernel-{home().name}"):
         artifacts = build()
         stamp = hashlib.sha256(repr(FLAGS).encode() + PRELUDE.encode())
-        for file in sorted([HERE / "cargo.sh", HERE / "kernel.py", ROOT / ".cargo" / "local.toml", *artifacts]):
+        for file in sorted([*HERE.glob("*.sh"), *HERE.glob("*.py"), ROOT / ".cargo" / "local.toml", *artifacts]):
             seen = os.stat(file)
             stamp.update(f"{file} {seen.st_size} {seen.st_mtime_ns}\n".encode())
         folder = home() / stamp.hexdigest()[:16]
@@ -129,7 +132,7 @@ def snapshot(made, folder, artifacts):
         with contextlib.suppress(FileExistsError):
             (share if not own else shutil.copy2)(file, deps / file.name)
     configuration(made, folder)
-    sources(made)
+    standard(made)
     metadata(made, folder)
     cargo_home = os.environ.get("CARGO_HOME") or os.path.expanduser("~/.cargo")
     flags = [*FLAGS, f"-Ldependency={folder}/deps", f"--extern=headscope={folder}/deps/libheadscope_kernel.so"]
@@ -145,9 +148,12 @@ def snapshot(made, folder, artifacts):
         "RUSTC": shell(f"{sysroot()}/bin/rustc"),
         "FLAGS": " ".join(shell(flag) for flag in flags),
         "METADATA": shell(folder / "metadata.json"),
+        "PYTHON": shell(sys.executable),
+        "HINT": shell(folder / "home" / "hint.py"),
     }.items():
         text = text.replace(f"@{name}@", value)
     write(bin_ / "cargo", text)
+    shutil.copy2(HERE / "hint.py", made / "home" / "hint.py")
     # evcxr asks rustup for the tools before it looks at the PATH.
     write(
         bin_ / "rustup",
@@ -163,6 +169,7 @@ def snapshot(made, folder, artifacts):
     environment = {
         "LIBTORCH": torch.parent,
         "OMP_WAIT_POLICY": "passive",  # two notebooks at once share the cores
+        "MIMALLOC_PURGE_DELAY": "0",  # evcxr's own allocator keeps no memory that type inference has given back
         "LD_LIBRARY_PATH": ":".join(str(path) for path in paths),
         "EVCXR_CONFIG_DIR": folder / "config",
         "CARGO_HOME": folder / "home",
@@ -225,22 +232,26 @@ def metadata(made, folder):
             shown = run(
                 [*command, "--manifest-path", scratch / "Cargo.toml"], "for type inference", "Try: cargo fetch", stdout=subprocess.PIPE, text=True
             )
-            graph = prune(json.loads(shown.stdout), folder)
+            graph = prune(json.loads(shown.stdout), made, folder)
             write(made / name, json.dumps(graph).replace(str(scratch), "@HERE@") + "\n")
 
 
-def prune(graph, folder):
-    """Keeps the crates of `READ` and points at the snapshot's copy of the library's own sources."""
+def prune(graph, made, folder):
+    """Keeps the crates of `READ`, and points at outlines of their sources."""
     kept = {}
     for package in graph["packages"]:
-        if package["source"] is None and package["name"] != "ctx":
-            own = folder / "source" / package["name"]
-            package["manifest_path"] = str(own / "Cargo.toml")
-            package["targets"] = [{**one, "src_path": str(own / "src" / "lib.rs")} for one in package["targets"] if library(one)]
-        elif package["name"] != "ctx" and not READ.fullmatch(package["name"]):
-            continue
         package["targets"] = [one for one in package["targets"] if library(one)]
         package["dependencies"] = [one for one in package["dependencies"] if not one["kind"]]
+        if package["name"] != "ctx":
+            own = package["source"] is None
+            if not own and not READ.fullmatch(package["name"]):
+                continue
+            name, root = f"{package['name']}-{package['version']}", Path(package["manifest_path"]).parent
+            if not (made / "source" / name).exists():
+                outline.copy(root / "src", made / "source" / name / "src", documented=own)
+                shutil.copy2(package["manifest_path"], made / "source" / name / "Cargo.toml")
+            package["manifest_path"] = str(folder / "source" / name / "Cargo.toml")
+            package["targets"] = [{**one, "src_path": one["src_path"].replace(str(root), str(folder / "source" / name), 1)} for one in package["targets"]]
         kept[package["id"]] = package
     graph["packages"] = list(kept.values())
     nodes = [node for node in graph["resolve"]["nodes"] if node["id"] in kept]
@@ -255,18 +266,13 @@ def library(target):
     return any(kind in ("lib", "rlib", "dylib", "cdylib") for kind in target["kind"])
 
 
-def sources(made):
-    """Copies the library's sources as they were built, and the standard library's without its dependencies."""
-    for name, root in (("headscope", ROOT), ("headscope-kernel", HERE)):
-        target = made / "source" / name
-        shutil.copytree(root / "src", target / "src")
-        shutil.copy2(root / "Cargo.toml", target / "Cargo.toml")
-    standard = Path(sysroot()) / "lib/rustlib/src/rust/library"
-    if standard.exists():
+def standard(made):
+    """Outlines of the standard library, without its dependencies."""
+    sources = Path(sysroot()) / "lib/rustlib/src/rust/library"
+    if sources.exists():
         # Without its manifest type inference takes the crates as they lie and does not ask for what they depend on.
-        (made / "std").mkdir()
         for name in ("core", "alloc", "std"):
-            (made / "std" / name).symlink_to(standard / name)
+            outline.copy(sources / name / "src", made / "std" / name / "src", documented=False)
 
 
 # --- the folder of kernels
