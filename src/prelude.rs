@@ -14,7 +14,9 @@ pub use crate::intervene::{
     Variant, accumulated_residual, direct_attribution, head_results, logit_lens, shapley, subsets,
 };
 pub use crate::lab;
-pub use crate::model::{Action, Edit, Generation, Model, ModelConfig, Plan, Run, Site, Tokens};
+pub use crate::model::{
+    Action, Continuation, Edit, Ending, Generated, Generation, Model, ModelConfig, Piece, Plan, Run, Site, Span, Tokens,
+};
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};
 pub use crate::text::prompts::{self, Pair, Prompts};

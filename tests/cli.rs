@@ -281,6 +281,63 @@ fn inspect_and_generate() {
     assert!(done(&["--help"]).contains("minilm"));
 }
 
+/// Prompts are written as by the library: each in turn as text, or as JSON; with edits of every form.
+#[test]
+fn generation_streams_stops_and_steers() {
+    use headscope::prelude::*;
+    let (gpt2, folder) = (path("tiny-gpt2"), tempfile::tempdir().unwrap());
+    let model = Model::load(&gpt2).unwrap();
+    let texts = ["the cat", "a dog sat on"];
+    let tokens = model.tokens(&texts).unwrap();
+    let generate = |more: &[&str]| {
+        let words = ["generate", &gpt2, "--max-new", "12", "--prompt", texts[0], texts[1]];
+        done(&[&words, more].concat())
+    };
+    let ids = |more: &[&str]| -> Vec<Continuation> {
+        let shown = generate(&[&["--json"], more].concat());
+        shown.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let library =
+        |plan: &Plan, span| model.generate(&tokens).max_new(12).plan(plan).span(span).run().unwrap().continuations;
+    let plain = library(&Plan::new(), Span::Everywhere);
+    assert_eq!(ids(&[]), plain);
+    let as_text = |all: &[Continuation]| format!("the cat{}\n\na dog sat on{}\n", all[0].text, all[1].text);
+    assert_eq!(generate(&[]), as_text(&plain));
+    let stop: String = plain[1].text.chars().skip(2).take(2).collect();
+    let stopped = model.generate(&tokens).max_new(12).stop([&stop]).run().unwrap().continuations;
+    assert_eq!(generate(&["--stop", &stop]), as_text(&stopped));
+    assert!(stopped[1].text.len() < plain[1].text.len());
+    assert!(generate(&["--stop", &stop, "--keep-stop"]).ends_with(&format!("{stop}\n")));
+
+    let ablate = |edit: Edit| Plan::new().edit(edit);
+    let silent = library(&ablate(Edit::new(Site::Z(1), Action::Zero).head(2)), Span::Written);
+    assert_eq!(ids(&["--ablate", "1.2", "--span", "written"]), silent);
+    let edits = r#"[{"site": "z.1", "at": {"heads": [2]}, "action": "zero"}]"#;
+    assert_eq!(ids(&["--edits", edits, "--span", "written"]), silent);
+
+    let site = Site::ResidPre(2);
+    let run = |text: &str| model.run(&model.tokens(&[text]).unwrap(), &Plan::new().tap(site)).unwrap();
+    let last = |text: &str| run(text).get(site).unwrap().get(0).get(-1);
+    let direction = last("dog") - last("cat");
+    let steer = Edit::new(site, Action::Add { key: "d".into(), alpha: -30.0 });
+    let steered = library(&ablate(steer).with_tensor("d", site, &direction), Span::Everywhere);
+    assert_ne!(steered, plain);
+    assert_eq!(ids(&["--steer", "resid_pre.2", "--toward", "dog", "--away", "cat", "--factor", "-30"]), steered);
+    let file = folder.path().join("d.safetensors");
+    Tensor::write_safetensors(&[("any", &direction)], &file).unwrap();
+    assert_eq!(ids(&["--steer", "resid_pre.2", "--direction", file.to_str().unwrap(), "--factor=-30"]), steered);
+
+    // A prompt patched with its own activations is continued as it is; beyond their end there is nothing to patch with.
+    let file = folder.path().join("own.safetensors");
+    let file = file.to_str().unwrap();
+    done(&["activations", &gpt2, "--text", texts[0], "--sites", "resid_post.1,z.0", "--out", file]);
+    let patch = r#"[{"site": "resid_post.1", "at": {"prompts": [0]}, "action": {"replace": {"key": "own"}}}]"#;
+    let with = format!("own={file}");
+    assert_eq!(ids(&["--edits", patch, "--with", &with, "--span", "prompt"])[0].ids, plain[0].ids);
+    let words = ["generate", &gpt2, "--prompt", texts[0], "--edits", patch, "--with", &with];
+    assert!(fails(&words, 2).contains("an activation that reaches position"));
+}
+
 #[test]
 fn misuse_exits_with_2_and_failure_with_1() {
     fails(&["frobnicate"], 2);
@@ -553,7 +610,26 @@ fn bad_command_lines_say_what_was_expected() {
         1 | mi {damaged} --x x --y y | safetensors
         2 | generate {bert} --prompt a | causal
         2 | generate {gpt2} --prompt a --temperature=-1 | temperature: expected
-        2 | generate {gpt2} --prompt a --top-k 3 | --temperature above 0
+        2 | generate {gpt2} --prompt a --top-k 3 | a temperature above 0
+        2 | generate {gpt2} | --prompt
+        2 | generate {gpt2} --prompt a --tokens [[1]] | cannot be used with
+        2 | generate {gpt2} --prompt a --max-new 0 | max_new: expected at least 1
+        2 | generate {gpt2} --prompt a --keep-stop | --stop
+        2 | generate {gpt2} --prompt a --stop= | stop: expected texts that are not empty
+        2 | generate {gpt2} --tokens [[99]] | out of range
+        2 | generate {gpt2} --prompt a --ablate 9.0 | layers 0 to 2
+        2 | generate {gpt2} --prompt a --ablate 1.9 | head 9 is out of range
+        2 | generate {gpt2} --prompt a --ablate 1 | LAYER.HEAD
+        2 | generate {gpt2} --prompt a --steer resid_pre.1 | --toward
+        2 | generate {gpt2} --prompt a --steer resid_per.1 --toward b | did you mean resid_pre.1
+        2 | generate {gpt2} --prompt a --steer pattern.1 --toward b | a position axis
+        2 | generate {gpt2} --prompt a --factor 2 | --steer
+        2 | generate {gpt2} --prompt a --away b | --toward
+        1 | generate {gpt2} --prompt a --steer resid_pre.1 --direction /no/such/file | /no/such/file
+        2 | generate {gpt2} --prompt a --edits nonsense | --edits: expected a list
+        2 | generate {gpt2} --prompt a --edits [] --with x | KEY=FILE
+        1 | generate {gpt2} --prompt a --edits [] --with x=/no/such/file | /no/such/file
+        2 | generate {gpt2} --prompt a --span written | --ablate
         2 | generate {gpt2} --prompt a --max-new x | x
         2 | lab run E99 | E1, E2
         2 | lab show E99 | E1, E2

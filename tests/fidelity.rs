@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{Tol, assert_as_accurate, assert_close, fixture, load, read_tensors, tokens_of};
-use headscope::model::{Generation, Plan, Site, Tokens};
+use headscope::model::{Plan, Site, Tokens};
 use tch::{Kind, Tensor};
 
 const CHECKPOINTS: [&str; 8] = [
@@ -111,9 +111,9 @@ fn greedy_generation_is_transformers() {
         let text = std::fs::read_to_string(fixture(name).join("golden-generation.json")).unwrap();
         let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
         let ids = |key: &str| -> Vec<i64> { serde_json::from_value(golden[key].clone()).unwrap() };
-        let options = Generation { max_new: ids("new_tokens").len(), ..Generation::default() };
-        let new = load(name, Kind::Float).generate(&Tokens::new(&[ids("prompt")]).unwrap(), &options, |_| {}).unwrap();
-        assert_eq!(new, ids("new_tokens"), "{name}");
+        let (model, prompt) = (load(name, Kind::Float), Tokens::new(&[ids("prompt")]).unwrap());
+        let new = model.generate(&prompt).max_new(ids("new_tokens").len()).run().unwrap();
+        assert_eq!(new.continuations[0].ids, ids("new_tokens"), "{name}");
     }
 }
 
@@ -139,10 +139,12 @@ fn tokenizers_agree() {
 fn sampling_is_seeded_and_bounded_by_the_context() {
     let model = load("tiny-gpt2", Kind::Float);
     let prompt = Tokens::new(&[vec![5, 6, 7]]).unwrap();
-    let options = Generation { max_new: 1000, temperature: 0.8, top_k: Some(20), seed: 1 };
-    let one = model.generate(&prompt, &options, |_| {}).unwrap();
-    assert_eq!(one, model.generate(&prompt, &options, |_| {}).unwrap());
-    assert_ne!(one, model.generate(&prompt, &Generation { seed: 2, ..options.clone() }, |_| {}).unwrap());
+    let new = |seed| {
+        let generation = model.generate(&prompt).max_new(1000).temperature(0.8).top_k(20).seed(seed);
+        generation.run().unwrap().continuations.remove(0).ids
+    };
+    let one = new(1);
+    assert_eq!(one, new(1));
+    assert_ne!(one, new(2));
     assert!(one.len() <= 1 + model.config().n_positions - 3);
-    assert!(model.generate(&prompt, &Generation { temperature: f64::NAN, ..options }, |_| {}).is_err());
 }

@@ -7,7 +7,7 @@ use common::architectures::any_config;
 use common::reference::forward;
 use common::{Tol, assert_close, assert_near, random, some_tokens};
 use headscope::model::{Model, ModelConfig, NormKind, NormPlace, Plan, Site, Unembed};
-use headscope::prelude::{Generation, Metric, Node, Paths, Tokens, direct_attribution};
+use headscope::prelude::{Metric, Node, Paths, Tokens, direct_attribution};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -44,24 +44,6 @@ proptest! {
         }
         let logits = model.run(&tokens, &Plan::new()).unwrap();
         assert_close(&format!("{:?}", model.config()), logits.logits().unwrap(), &expected[&Site::Logits], MODEL);
-    }
-
-    /// A causal model reads one position after another, with cached keys and values, as it reads all at once.
-    #[test]
-    fn cached_steps_are_the_whole(seed in any::<u64>()) {
-        let (model, tokens) = any_model(seed);
-        if model.config().causal {
-            let prompt = Tokens::new(&[tokens.row(0).to_vec()]).unwrap();
-            let options = Generation { max_new: 4, ..Generation::default() };
-            let new = model.generate(&prompt, &options, |_| {}).unwrap();
-            let mut ids = tokens.row(0).to_vec();
-            for id in new {
-                let logits = model.run(&Tokens::new(&[ids.clone()]).unwrap(), &Plan::new()).unwrap();
-                let best = logits.logits().unwrap().get(0).get(-1).argmax(-1, false).int64_value(&[]);
-                prop_assert_eq!(best, id, "{:?}", model.config());
-                ids.push(id);
-            }
-        }
     }
 
     /// The terms of direct attribution sum to the logit, before it is capped.

@@ -17,7 +17,7 @@ use headscope::circuits::{Composition, Offset};
 use headscope::heads::{
     CircuitOptions, PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu,
 };
-use headscope::model::{Generation, Model};
+use headscope::model::Model;
 use headscope::table::{Keys, Observation, Table};
 use libtest_mimic::{Arguments, Trial};
 
@@ -68,9 +68,8 @@ fn babyllama_continues_its_known_text(data: &Path) {
     let prompt = model.tokens(&["Once upon a time"]).unwrap();
     let known = ", there was a little girl named Lily. She loved to play outside in the sunshine. \
                  One day, she went to the park with her mommy and daddy.";
-    let options = Generation { max_new: known.len(), ..Generation::default() };
-    let new = model.generate(&prompt, &options, |_| {}).unwrap();
-    assert_eq!(model.tokenizer().unwrap().decode(&new).unwrap(), known);
+    let new = model.generate(&prompt).max_new(known.len()).run().unwrap();
+    assert_eq!(new.texts(), [known]);
 }
 
 /// In the character model some head looks at the character before.

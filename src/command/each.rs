@@ -119,9 +119,15 @@ impl EachArguments {
     }
 }
 
+/// A layer and a head, written LAYER.HEAD.
+pub fn layer_head(text: &str) -> Result<(usize, usize)> {
+    let numbers = text.split_once('.').and_then(|(layer, head)| Some((layer.parse().ok()?, head.parse().ok()?)));
+    let Some(numbers) = numbers else { bail!("expected a head as LAYER.HEAD, found {text}") };
+    Ok(numbers)
+}
+
 /// Parses a head of the form LAYER.HEAD.
 fn head(sweep: &Sweep<'_>, text: &str) -> Result<Edit> {
-    let numbers = text.split_once('.').and_then(|(layer, head)| Some((layer.parse().ok()?, head.parse().ok()?)));
-    let Some((layer, head)) = numbers else { bail!("expected a head as LAYER.HEAD, found {text}") };
+    let (layer, head) = layer_head(text)?;
     Ok(sweep.edit(Site::Z(layer)).head(head))
 }

@@ -7,7 +7,7 @@
 //! | [`Plan`], [`Edit`], [`Action`] | what a run records and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
-//! | [`Generation`] | generation with cached keys and values |
+//! | [`Model::generate`], [`Generation`] | what the model writes after prompts, also under a plan |
 
 mod arch;
 mod exec;
@@ -29,9 +29,9 @@ pub(crate) use arch::{
 pub(crate) use exec::{
     Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
 };
-pub use generate::Generation;
-pub use hooks::{Action, Edit, Plan, Run, Selector, Tap};
-pub(crate) use hooks::{Bank, Means, Program, Window};
+pub use generate::{Continuation, Ending, Generated, Generation, Piece};
+pub use hooks::{Action, Edit, Plan, Run, Selector, Span, Tap};
+pub(crate) use hooks::{Bank, Growing, Means, Program, Window};
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};

@@ -97,6 +97,11 @@ impl Tokenizer {
         u32::try_from(id).ok().and_then(added).is_some_and(|token| token.special)
     }
 
+    /// The id of a special token, by its text.
+    pub(crate) fn special(&self, text: &str) -> Option<i64> {
+        self.inner.token_to_id(text).map(i64::from).filter(|&id| self.is_special(id))
+    }
+
     /// The special tokens that the tokenizer adds before and after a text.
     ///
     /// # Errors

@@ -36,6 +36,13 @@ impl KvCache {
         self.layers.first().map_or(0, |(k, _)| k.size()[2])
     }
 
+    /// The same for some rows of the batch only, `[row]`.
+    pub(crate) fn select(&mut self, rows: &Tensor) {
+        for (k, v) in &mut self.layers {
+            (*k, *v) = (k.index_select(0, rows), v.index_select(0, rows));
+        }
+    }
+
     /// Appends a layer's new keys and values and returns all of them.
     fn extend(&mut self, layer: usize, k: Tensor, v: Tensor) -> (Tensor, Tensor) {
         let (k, v) = match self.layers.get(layer) {

@@ -133,6 +133,12 @@ impl Program {
         Ok(())
     }
 
+    /// Adds an edit that is known to fit the pass, as is its value. Rows and positions are counted from the first that the
+    /// pass computes.
+    pub(super) fn push_fitting(&mut self, edit: Edit, value: Option<Tensor>) {
+        self.ops.entry(edit.site).or_default().push(Op { edit, rows: None, value });
+    }
+
     /// Fails if a tapped site does not exist, or an edit can change nothing that is recorded.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
         self.taps.iter().try_for_each(|site| site.check(model.config()))?;
@@ -227,8 +233,16 @@ fn apply_in_order(ops: &[Op], x: Tensor, start: i64) -> Result<Tensor> {
     Ok(if pieces.len() > 1 { Tensor::cat(&pieces, 0) } else { pieces.pop().unwrap_or(x) })
 }
 
-/// The tensor that an action needs, in a shape that broadcasts against the site's `shape`.
+/// [`fitting`], where no real token is replaced by another run's padding.
 fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens) -> Result<Option<Tensor>> {
+    if let (Some(entry), Action::Replace { .. } | Action::Add { .. }) = (entry, &edit.action) {
+        covers(edit, entry, tokens)?;
+    }
+    fitting(edit, entry, shape)
+}
+
+/// The tensor that an action needs, in a shape that broadcasts against the site's `shape`.
+pub(super) fn fitting(edit: &Edit, entry: Option<&Stored>, shape: &[i64]) -> Result<Option<Tensor>> {
     let site = edit.site;
     if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_)) {
         return Err(Error::Edit { site, expected: "a `scores` site for a knock-out".into(), found: site.to_string() });
@@ -244,7 +258,6 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
             entry.mean(site).map(Some)
         }
         Action::Replace { .. } | Action::Add { .. } => {
-            covers(edit, entry, tokens)?;
             let fits = found.len() <= shape.len()
                 && found.iter().rev().zip(shape.iter().rev()).all(|(f, s)| f == s || *f == 1);
             if !fits {
@@ -272,19 +285,27 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
 
 /// Fails if another run's activation would replace a real token by padding. Only prompts are broadcast.
 fn covers(edit: &Edit, entry: &Stored, tokens: &Tokens) -> Result<()> {
-    let Some(lengths) = &entry.lengths else { return Ok(()) };
-    let site = edit.site;
-    if lengths.len() != 1 && lengths.len() != tokens.batch() {
-        let expected = format!("a run of 1 or {} prompts", tokens.batch());
-        return Err(Error::Edit { site, expected, found: format!("{}", lengths.len()) });
-    }
-    for (prompt, length) in tokens.lengths().into_iter().enumerate() {
-        let there = lengths[if lengths.len() == 1 { 0 } else { prompt }];
-        let needed = match &edit.at.positions {
+    let needed = tokens.lengths().into_iter().enumerate().map(|(prompt, length)| {
+        let addressed = edit.at.prompts.as_ref().is_none_or(|prompts| prompts.contains(&prompt));
+        match &edit.at.positions {
+            _ if !addressed => 0,
             Some(positions) => positions.iter().filter(|&&p| p < length).max().map_or(0, |&p| p + 1),
             None => length,
-        };
-        if edit.at.prompts.as_ref().is_none_or(|prompts| prompts.contains(&prompt)) && there < needed {
+        }
+    });
+    reaches(edit.site, entry, &needed.collect::<Vec<_>>())
+}
+
+/// Fails if a run that an edit reads has fewer tokens of a prompt than `needed`.
+pub(super) fn reaches(site: Site, entry: &Stored, needed: &[usize]) -> Result<()> {
+    let Some(lengths) = &entry.lengths else { return Ok(()) };
+    if lengths.len() != 1 && lengths.len() != needed.len() {
+        let expected = format!("a run of 1 or {} prompts", needed.len());
+        return Err(Error::Edit { site, expected, found: format!("{}", lengths.len()) });
+    }
+    for (prompt, &needed) in needed.iter().enumerate() {
+        let there = lengths[if lengths.len() == 1 { 0 } else { prompt }];
+        if there < needed {
             let expected = format!("a run that reaches position {} for prompt {prompt}", needed - 1);
             return Err(Error::Edit { site, expected, found: format!("a prompt of {there} tokens") });
         }

@@ -2,12 +2,15 @@
 
 mod bank;
 mod compiled;
+mod growing;
 mod means;
 mod plan;
 mod run;
 
 pub(crate) use bank::Bank;
 pub(crate) use compiled::{Program, Window};
+pub(crate) use growing::Growing;
+pub use growing::Span;
 pub(crate) use means::Means;
 pub use plan::{Action, Edit, Plan, Selector, Tap};
 pub use run::Run;

@@ -248,7 +248,8 @@ impl From<String> for Tap {
 pub struct Edit {
     /// The site that changes.
     pub site: Site,
-    /// The part of it that changes.
+    /// The part of it that changes; all of it where a file does not say.
+    #[serde(default)]
     pub at: Selector,
     /// What becomes of that part.
     pub action: Action,
