@@ -74,6 +74,8 @@ notebooks: kernel ## executes every notebook, leaves pages and executed copies i
 	@$(VENV)/python notebooks/run.py $(if $(filter-out 0,$(WRITE)),--write) $(NAMES)
 
 lab: kernel ## opens JupyterLab
+	@# Else it would not show the pictures of notebooks that were executed elsewhere.
+	@$(VENV)/jupyter trust notebooks/*.ipynb >/dev/null
 	@HEADSCOPE_ROOT="$(CURDIR)" $(VENV)/jupyter lab --notebook-dir=notebooks \
 		--MultiKernelManager.default_kernel_name=headscope $(if $(filter 0,$(shell id -u)),--allow-root)
 

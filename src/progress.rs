@@ -17,17 +17,39 @@ pub(crate) struct Progress {
 
 enum Shown {
     Bar(ProgressBar),
-    Lines { started: Instant, last: Instant },
+    Lines { pace: Pace, last: Instant },
     Nothing,
 }
 
 const BETWEEN_LINES: Duration = Duration::from_secs(3);
 
+/// How fast it goes: when which number of steps was done. The first report of steps only sets the clock: what comes before
+/// it (the unpatched run, caches, threads that start) happens once.
+#[derive(Default)]
+struct Pace {
+    first: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    fn note(&mut self, now: Instant, done: u64) {
+        self.first.get_or_insert((now, done));
+    }
+
+    /// The time for the remaining steps, if steps have been done since the clock was set for at least as long as
+    /// `BETWEEN_LINES`.
+    fn left(&self, now: Instant, done: u64, total: u64) -> Option<Duration> {
+        let (since, from) = self.first?;
+        let (took, steps) = (now.duration_since(since), done.saturating_sub(from));
+        let enough = steps > 0 && took >= BETWEEN_LINES;
+        enough.then(|| took.mul_f64(total.saturating_sub(done) as f64 / steps as f64))
+    }
+}
+
 impl Progress {
     /// A counter for `total` steps of `what`.
     pub(crate) fn new(what: &'static str, total: usize) -> Self {
         let shown = if std::env::var_os("EVCXR_IS_RUNTIME").is_some() {
-            Shown::Lines { started: Instant::now(), last: Instant::now() }
+            Shown::Lines { pace: Pace::default(), last: Instant::now() }
         } else if std::io::stderr().is_terminal() {
             Shown::Bar(bar(what, total as u64))
         } else {
@@ -46,16 +68,15 @@ impl Progress {
         self.done += n as u64;
         match &mut self.shown {
             Shown::Bar(bar) => bar.set_position(self.done),
-            Shown::Lines { started, last } if last.elapsed() >= BETWEEN_LINES => {
-                let left = started
-                    .elapsed()
-                    .mul_f64((self.total - self.done.min(self.total)) as f64 / self.done.max(1) as f64);
-                if left.as_secs() > 0 {
-                    println!("{}: {} of {}, about {} s left", self.what, self.done, self.total, left.as_secs());
+            Shown::Lines { pace, last } => {
+                let now = Instant::now();
+                pace.note(now, self.done);
+                if now.duration_since(*last) >= BETWEEN_LINES && self.done < self.total {
+                    println!("{}", line(self.what, self.done, self.total, pace.left(now, self.done, self.total)));
+                    *last = now;
                 }
-                *last = Instant::now();
             }
-            _ => {}
+            Shown::Nothing => {}
         }
     }
 }
@@ -68,11 +89,42 @@ impl Drop for Progress {
     }
 }
 
+fn line(what: &str, done: u64, total: u64, left: Option<Duration>) -> String {
+    let left = left.map_or_else(String::new, |left| format!(", about {} s left", left.as_secs_f64().ceil()));
+    format!("{what}: {done} of {total}{left}")
+}
+
 fn bar(what: &'static str, total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len}, {eta} left");
     let bar = ProgressBar::new(total).with_message(what);
     match style {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
         Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_start_does_not_count() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        // Thirty seconds before the first ten steps are done, then ten steps in two seconds.
+        pace.note(at(30), 10);
+        assert_eq!(pace.left(at(30), 10, 110), None);
+        pace.note(at(32), 20);
+        assert_eq!(pace.left(at(32), 20, 110), None, "too little to go by");
+        pace.note(at(34), 30);
+        assert_eq!(pace.left(at(34), 30, 110), Some(Duration::from_secs(16)));
+        assert_eq!(pace.left(at(50), 110, 110), Some(Duration::ZERO));
+        assert_eq!(pace.left(at(50), 130, 110), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn lines_are_those_that_the_notebooks_runner_knows() {
+        assert_eq!(line("heads", 3, 270, None), "heads: 3 of 270");
+        assert_eq!(line("heads", 3, 270, Some(Duration::from_millis(4200))), "heads: 3 of 270, about 5 s left");
     }
 }

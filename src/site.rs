@@ -208,9 +208,10 @@ impl Site {
         let mut kinds: Vec<&str> = there.iter().map(|site| site.kind()).collect();
         kinds.dedup();
         kinds.sort_by_key(|known| strsim::levenshtein(kind, known));
-        let close = kinds.iter().filter(|known| is_close(kind, known)).flat_map(|known| {
-            [format!("{known}.{layer}"), (*known).to_owned()]
-        });
+        let close = kinds
+            .iter()
+            .filter(|known| is_close(kind, known))
+            .flat_map(|known| [format!("{known}.{layer}"), (*known).to_owned()]);
         // A layer that is not there, then a kind that is misspelt, then whatever is nearest.
         let mut near: Vec<String> = vec![];
         for other in [format!("{kind}.*")].into_iter().chain(close) {

@@ -148,7 +148,12 @@ fn norms_and_projections() {
     };
     let of = |table: &Table| table.filtered(at).unwrap().f64("value").unwrap()[0];
     assert_near("norm", of(&norms), vector.norm().double_value(&[]), Tol::Number);
-    assert_near("along", of(&along), vector.dot(&direction).double_value(&[]) / direction.norm().double_value(&[]), Tol::Number);
+    assert_near(
+        "along",
+        of(&along),
+        vector.dot(&direction).double_value(&[]) / direction.norm().double_value(&[]),
+        Tol::Number,
+    );
     assert!(residual.last().get(0).get(1).equal(&residual.values().get(0).get(1).get(2)), "the last of 3 tokens");
     let says = |error: headscope::Error, words: &str| assert!(error.to_string().contains(words), "{error}");
     says(residual.projection(&direction.narrow(0, 0, 4)).unwrap_err(), "[d_model = 32]");

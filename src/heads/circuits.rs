@@ -8,7 +8,9 @@ use tch::{Kind, Tensor};
 
 use crate::circuits::{Circuits, Factored, HeadWeights, Offset, copying_score, diagonal_ranks, top_k, top_k_accuracy};
 use crate::error::{Error, Result};
+use crate::memory::GiveBack;
 use crate::model::{Linear, Model, Norm, NormAt, NormKind, QkNorm, Unembed, Wire, norm_parts, rotary_pairs};
+use crate::progress::Progress;
 use crate::table::{Keys, Observation, Table};
 
 /// The number of rows of an embedding that are converted to float64 at a time.
@@ -137,6 +139,8 @@ impl Model {
     pub fn copying(&self, top: &[usize], options: &CircuitOptions) -> Result<Table> {
         let circuits = self.circuits(options)?;
         let mut rows = vec![];
+        let mut progress = Progress::new("heads", circuits.heads().len());
+        let _free = GiveBack;
         for head in circuits.heads() {
             let circuit = self.through_vocabulary(&head.ov()?, options)?;
             let keys =
@@ -149,6 +153,7 @@ impl Model {
             for &k in top {
                 row(format!("top_{k}_accuracy"), top_k_accuracy(&ranks, k)?);
             }
+            progress.add(1);
         }
         let what = serde_json::json!({"copying": options, "top": top});
         Table::new(rows, self.provenance(what, None)?)

@@ -1,38 +1,60 @@
 //! How does a picture become SVG? Shapes are collected in pixels and rendered by plotters at a tenth of a pixel.
+//!
+//! Text and axes have no colour of their own but that of the page around the picture (`currentColor`), and the paper is
+//! transparent, so that pictures suit light and dark themes.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use plotters::backend::{DrawingBackend, SVGBackend};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, FontStyle, FontTransform, IntoFont as _, RGBAColor, TextStyle};
 
 use super::display::Svg;
-use super::palette::{INK, PAPER, Rgb, SOFT};
+use super::palette::{GRID, INK, PAPER, Rgb, SOFT};
 use crate::error::{Error, Result};
 
 /// plotters works in whole units, so a unit is a tenth of a pixel.
 const UNITS: u32 = 10;
 
+/// The colour of a cell whose value is none, not that of the paper.
+const WHITE: Rgb = [0xff, 0xff, 0xff];
+
 /// A point on the page, in pixels from the top left.
 pub(super) type Point = (f64, f64);
+
+/// Which part of a text is at its point, along it.
+#[derive(Clone, Copy)]
+pub(super) enum Across {
+    Start,
+    Middle,
+    End,
+}
+
+/// Which part of a text is at its point, across it.
+#[derive(Clone, Copy)]
+pub(super) enum Down {
+    Center,
+    Top,
+}
 
 /// The style of a text.
 #[derive(Clone, Copy)]
 pub(super) struct Lettering {
-    size: f64,
-    color: Rgb,
-    bold: bool,
-    turned: bool,
-    across: HPos,
-    down: VPos,
+    pub(super) size: f64,
+    pub(super) color: Rgb,
+    pub(super) bold: bool,
+    pub(super) turned: bool,
+    pub(super) across: Across,
+    pub(super) down: Down,
 }
 
 impl Lettering {
     /// Horizontal text of `size` pixels that starts at its point, vertically centred.
     pub(super) fn new(size: f64) -> Self {
-        Self { size, color: INK, bold: false, turned: false, across: HPos::Left, down: VPos::Center }
+        Self { size, color: INK, bold: false, turned: false, across: Across::Start, down: Down::Center }
     }
 
     pub(super) fn color(self, color: Rgb) -> Self {
@@ -53,38 +75,64 @@ impl Lettering {
     }
 
     pub(super) fn middle(self) -> Self {
-        Self { across: HPos::Center, ..self }
+        Self { across: Across::Middle, ..self }
     }
 
     pub(super) fn end(self) -> Self {
-        Self { across: HPos::Right, ..self }
+        Self { across: Across::End, ..self }
     }
 
     pub(super) fn below(self) -> Self {
-        Self { down: VPos::Top, ..self }
+        Self { down: Down::Top, ..self }
+    }
+
+    fn pos(self) -> Pos {
+        let across = match self.across {
+            Across::Start => HPos::Left,
+            Across::Middle => HPos::Center,
+            Across::End => HPos::Right,
+        };
+        let down = match self.down {
+            Down::Center => VPos::Center,
+            Down::Top => VPos::Top,
+        };
+        Pos::new(across, down)
     }
 }
 
-enum Shape {
+pub(super) enum Shape {
     Path { points: Vec<Point>, color: Rgb, width: f64 },
     Area { points: Vec<Point>, color: Rgb, opacity: f64 },
     Disc { center: Point, radius: f64, color: Rgb },
     Text { at: Point, text: String, lettering: Lettering },
 }
 
-/// A page of fixed size. Cells are at the back; other shapes are drawn in the order in which they were added.
+/// A matrix of coloured cells: where its first is, the size of each, and the colours.
+pub(super) struct Cells {
+    pub(super) at: Point,
+    pub(super) size: (f64, f64),
+    pub(super) colors: Array2<Rgb>,
+}
+
+/// What is on a page. Cells are at the back; other shapes are drawn in the order in which they were added.
+#[derive(Default)]
+pub(super) struct Drawing {
+    pub(super) cells: Vec<Cells>,
+    pub(super) shapes: Vec<Shape>,
+}
+
+/// A page of fixed size.
 pub(super) struct Canvas {
     width: f64,
     height: f64,
     name: String,
-    cells: String,
-    shapes: Vec<Shape>,
+    drawing: Drawing,
 }
 
 impl Canvas {
     /// An empty page; `name` is its text for screen readers.
     pub(super) fn new(width: f64, height: f64, name: &str) -> Self {
-        Self { width, height, name: super::text::label(name), cells: String::new(), shapes: Vec::new() }
+        Self { width, height, name: super::text::label(name), drawing: Drawing::default() }
     }
 
     pub(super) fn line(&mut self, from: Point, to: Point, color: Rgb, width: f64) {
@@ -92,11 +140,11 @@ impl Canvas {
     }
 
     pub(super) fn path(&mut self, points: Vec<Point>, color: Rgb, width: f64) {
-        self.shapes.push(Shape::Path { points, color, width });
+        self.drawing.shapes.push(Shape::Path { points, color, width });
     }
 
     pub(super) fn area(&mut self, points: Vec<Point>, color: Rgb, opacity: f64) {
-        self.shapes.push(Shape::Area { points, color, opacity });
+        self.drawing.shapes.push(Shape::Area { points, color, opacity });
     }
 
     pub(super) fn rectangle(&mut self, (left, top): Point, (right, bottom): Point, color: Rgb) {
@@ -109,22 +157,68 @@ impl Canvas {
     }
 
     pub(super) fn disc(&mut self, center: Point, radius: f64, color: Rgb) {
-        self.shapes.push(Shape::Disc { center, radius, color });
+        self.drawing.shapes.push(Shape::Disc { center, radius, color });
     }
 
     pub(super) fn text(&mut self, at: Point, text: impl Into<String>, lettering: Lettering) {
         let text = text.into();
         if !text.is_empty() {
-            self.shapes.push(Shape::Text { at, text, lettering });
+            self.drawing.shapes.push(Shape::Text { at, text, lettering });
         }
     }
 
-    /// Adds a matrix of coloured cells, row 0 at the top. Runs of one colour become one stroke, and white cells none, which
-    /// keeps twelve heads of 32 x 32 small.
-    pub(super) fn cells(&mut self, (left, top): Point, (wide, high): (f64, f64), colors: ArrayView2<'_, Rgb>) {
+    /// Adds a matrix of coloured cells, row 0 at the top.
+    pub(super) fn cells(&mut self, at: Point, size: (f64, f64), colors: ArrayView2<'_, Rgb>) {
+        self.drawing.cells.push(Cells { at, size, colors: colors.to_owned() });
+    }
+
+    /// Renders the page.
+    pub(super) fn finish(self) -> Result<Svg> {
+        let (width, height) = (self.width.ceil() as u32, self.height.ceil() as u32);
+        let mut drawn = String::new();
+        let mut backend = SVGBackend::with_string(&mut drawn, (width * UNITS, height * UNITS));
+        self.drawing.shapes.iter().try_for_each(|shape| shape.draw(&mut backend))?;
+        backend.present().map_err(refused)?;
+        drop(backend);
+        let inner = drawn.split_once('>').map_or("", |(_, rest)| rest).trim_end();
+        let inner = themed(&inner.strip_suffix("</svg>").unwrap_or(inner).replace('\n', ""));
+        let cells: String = self.drawing.cells.iter().map(Cells::svg).collect();
+        Ok(Svg::wrap(
+            &format!("{cells}{inner}"),
+            (width, height),
+            UNITS,
+            &self.name,
+            vec![((0, 0), Arc::new(self.drawing))],
+        ))
+    }
+}
+
+/// Gives text and axes the colour of the page around the picture, and lets the page show through paper. Viewers without
+/// style sheets see black on white.
+fn themed(drawn: &str) -> String {
+    let mut themed = drawn.to_owned();
+    for attribute in ["fill", "stroke"] {
+        let plain = |[red, green, blue]: Rgb| format!("{attribute}=\"#{red:02X}{green:02X}{blue:02X}\"");
+        let soft = |part: &str| format!("{attribute}=\"currentColor\" {attribute}-opacity=\"{part}\"");
+        themed = themed
+            .replace(&plain(INK), &format!("{attribute}=\"currentColor\""))
+            .replace(&plain(SOFT), &soft(".8"))
+            .replace(&plain(GRID), &soft(".14"))
+            .replace(
+                &plain(PAPER),
+                &format!("{attribute}=\"#fff\" style=\"{attribute}:var(--jp-layout-color0,Canvas)\""),
+            );
+    }
+    themed
+}
+
+impl Cells {
+    /// A white ground, over it a stroke for each run of one colour, and none for white, which keeps twelve heads of 32 x 32
+    /// small.
+    fn svg(&self) -> String {
         // For each colour: the path so far, and the row and column where it ends.
         let mut strokes: BTreeMap<Rgb, (String, (usize, usize))> = BTreeMap::new();
-        for (row, line) in colors.rows().into_iter().enumerate() {
+        for (row, line) in self.colors.rows().into_iter().enumerate() {
             let mut start = 0;
             for (column, color) in line.iter().enumerate() {
                 if line.get(column + 1) != Some(color) {
@@ -140,30 +234,20 @@ impl Canvas {
                 }
             }
         }
-        strokes.remove(&PAPER);
+        let (rows, columns) = self.colors.dim();
+        let ((left, top), (wide, high)) = (self.at, self.size);
         let (across, down) = place((left, top + high / 2.0));
         let (wide, high) = (wide * f64::from(UNITS), high * f64::from(UNITS));
-        let _ = write!(
-            self.cells,
+        let mut group = format!(
             "<g fill=\"none\" shape-rendering=\"crispEdges\" transform=\"translate({across} {down}) scale({wide:.4} {high:.4})\">"
         );
-        for ([red, green, blue], (path, _)) in strokes {
-            let _ = write!(self.cells, "<path stroke=\"#{red:02x}{green:02x}{blue:02x}\" d=\"{path}\"/>");
+        if strokes.remove(&WHITE).is_some() {
+            let _ = write!(group, "<path fill=\"#fff\" d=\"M0,-.5h{columns}v{rows}h-{columns}z\"/>");
         }
-        self.cells.push_str("</g>");
-    }
-
-    /// Renders the page.
-    pub(super) fn finish(self) -> Result<Svg> {
-        let (width, height) = (self.width.ceil() as u32, self.height.ceil() as u32);
-        let mut drawn = String::new();
-        let mut backend = SVGBackend::with_string(&mut drawn, (width * UNITS, height * UNITS));
-        self.shapes.iter().try_for_each(|shape| shape.draw(&mut backend))?;
-        backend.present().map_err(refused)?;
-        drop(backend);
-        let inner = drawn.split_once('>').map_or("", |(_, rest)| rest).trim_end();
-        let inner = inner.strip_suffix("</svg>").unwrap_or(inner).replace('\n', "");
-        Ok(Svg::wrap(&format!("{}{inner}", self.cells), width, height, UNITS, &self.name))
+        for ([red, green, blue], (path, _)) in strokes {
+            let _ = write!(group, "<path stroke=\"#{red:02x}{green:02x}{blue:02x}\" d=\"{path}\"/>");
+        }
+        group + "</g>"
     }
 }
 
@@ -189,7 +273,7 @@ impl Shape {
                 let style = TextStyle::from(("sans-serif", size, weight).into_font())
                     .color(&color)
                     .transform(turn)
-                    .pos(Pos::new(lettering.across, lettering.down));
+                    .pos(lettering.pos());
                 backend.draw_text(text, &style, place(*at))
             }
         };
@@ -215,6 +299,7 @@ fn tenths(pixels: f64) -> i32 {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::palette::ink_on;
     use super::*;
     use ndarray::array;
 
@@ -269,10 +354,32 @@ pub(super) mod tests {
     #[test]
     fn runs_of_one_colour_are_one_stroke_and_white_is_none() -> Result<()> {
         let mut page = Canvas::new(9.0, 9.0, "");
-        page.cells((0.0, 0.0), (3.0, 3.0), array![[INK, INK, PAPER], [INK, PAPER, INK]].view());
+        page.cells((0.0, 0.0), (3.0, 3.0), array![[INK, INK, WHITE], [INK, WHITE, INK]].view());
         let picture = page.finish()?;
         assert!(picture.as_str().contains("d=\"M0,0h2M0,1h1m1,0h1\""), "{}", picture.as_str());
-        assert!(!picture.as_str().contains("#ffffff"));
+        assert!(
+            picture.as_str().contains("fill=\"#fff\" d=\"M0,-.5h3v2h-3z\"") && !picture.as_str().contains("#ffffff")
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn ink_follows_the_theme_and_cells_keep_their_colours() -> Result<()> {
+        let mut page = Canvas::new(50.0, 20.0, "");
+        page.line((0.0, 0.0), (9.0, 9.0), INK, 0.5);
+        page.line((0.0, 0.0), (9.0, 9.0), GRID, 0.5);
+        page.text((1.0, 1.0), "soft", Lettering::new(9.0).soft());
+        page.text((1.0, 1.0), "on a light cell", Lettering::new(9.0).color(ink_on(WHITE)));
+        page.rectangle((1.0, 1.0), (2.0, 2.0), PAPER);
+        page.cells((0.0, 0.0), (5.0, 5.0), array![[INK]].view());
+        let source = page.finish()?.as_str().to_owned();
+        for part in
+            ["stroke=\"currentColor\" stroke-opacity=\".14\"", "fill=\"currentColor\" fill-opacity=\".8\"", ",Canvas)"]
+        {
+            assert!(source.contains(part), "{part} is not in {source}");
+        }
+        assert_eq!(source.matches("#262626").count(), 1, "the cell: {source}");
+        assert!(source.contains("fill=\"#1F1F1F\""), "{source}");
         Ok(())
     }
 }

@@ -2,14 +2,22 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+
+use super::canvas::Drawing;
+use super::raster;
 use super::text::escape;
 use crate::error::Result;
 use crate::file;
 
 /// A finished vector picture.
 ///
-/// Shown as the result of a notebook cell if it is the last expression.
+/// Shown as the result of a notebook cell if it is the last expression, beside it as PNG for viewers that show no SVG:
+/// JupyterLab in a notebook that it does not trust, for one. The background is transparent. Text and axes have the colour of
+/// the page's text, or, where a viewer keeps the picture apart from the page, as JupyterLab does, a grey that is legible on
+/// white and on black. Saved pictures are black on white.
 ///
 /// ```
 /// # fn main() -> headscope::Result<()> {
@@ -18,12 +26,22 @@ use crate::file;
 /// assert!(picture.as_str().starts_with("<svg"));
 /// # Ok(()) }
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Svg {
     source: String,
     width: u32,
     height: u32,
+    /// What is drawn, and where, in pixels.
+    drawings: Vec<((u32, u32), Arc<Drawing>)>,
 }
+
+impl PartialEq for Svg {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+impl Eq for Svg {}
 
 /// A finished HTML fragment with its style and script, which loads nothing from elsewhere.
 ///
@@ -43,16 +61,26 @@ pub struct Html(String);
 /// The space between combined pictures, in pixels.
 const GAP: u32 = 12;
 
+/// The colour of text and axes where the picture is a document of its own (an image in JupyterLab, or a file), which does not
+/// know the page's theme: 4.4 times as light as black, and white 4.4 times as light as it.
+const ALONE: &str = "<style>svg:root{color:#787878}</style>";
+
 impl Svg {
-    /// Wraps SVG elements, in user units of `1 / units` pixel, into a document with a white background.
-    pub(super) fn wrap(body: &str, width: u32, height: u32, units: u32, name: &str) -> Self {
+    /// Wraps SVG elements, in user units of `1 / units` pixel, into a document with a transparent background.
+    pub(super) fn wrap(
+        body: &str,
+        (width, height): (u32, u32),
+        units: u32,
+        name: &str,
+        drawings: Vec<((u32, u32), Arc<Drawing>)>,
+    ) -> Self {
         let (across, down) = (width * units, height * units);
         let name = escape(name);
         let source = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {across} {down}\" \
-             role=\"img\" aria-label=\"{name}\"><rect width=\"{across}\" height=\"{down}\" fill=\"#fff\"/>{body}</svg>"
+             role=\"img\" aria-label=\"{name}\">{ALONE}{body}</svg>"
         );
-        Self { source, width, height }
+        Self { source, width, height, drawings }
     }
 
     /// The source of the document.
@@ -92,31 +120,65 @@ impl Svg {
         for (index, picture) in pictures.iter().enumerate() {
             widths[index % columns] = picture.width.max(widths[index % columns]);
         }
-        let (mut body, mut top) = (String::new(), 0);
+        let (mut body, mut drawings, mut top) = (String::new(), vec![], 0);
         for row in pictures.chunks(columns) {
             let mut left = 0;
             for (picture, width) in row.iter().zip(&widths) {
                 let inner = picture.source.replacen("<svg ", &format!("<svg x=\"{left}\" y=\"{top}\" "), 1);
-                body.push_str(&inner);
+                body.push_str(&inner.replace(ALONE, ""));
+                let moved = picture.drawings.iter().map(|((x, y), drawing)| ((x + left, y + top), drawing.clone()));
+                drawings.extend(moved);
                 left += width + GAP;
             }
             top += row.iter().map(|picture| picture.height).max().unwrap_or(0) + GAP;
         }
         let across = widths.iter().map(|width| width + GAP).sum::<u32>().saturating_sub(GAP);
-        Self::wrap(&body, across, top.saturating_sub(GAP), 1, &format!("{} pictures", pictures.len()))
+        let (size, name) = ((across, top.saturating_sub(GAP)), format!("{} pictures", pictures.len()));
+        Self::wrap(&body, size, 1, &name, drawings)
     }
 
-    /// Writes the picture to `path`, completely or not at all.
+    /// The picture in pixels, a PNG file of its [`size`](Self::size): dark on light grey, in at most 256 colours.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the folder does not exist or the file cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        file::write_bytes(path.as_ref(), self.source.as_bytes())
+    /// [`Error::Draw`](crate::Error::Draw) if the picture is empty or larger than 32 million pixels.
+    ///
+    /// ```
+    /// # fn main() -> headscope::Result<()> {
+    /// let picture = headscope::view::Bars::new().bar("a", 1.0).svg()?;
+    /// assert!(picture.png()?.starts_with(b"\x89PNG"));
+    /// # Ok(()) }
+    /// ```
+    pub fn png(&self) -> Result<Vec<u8>> {
+        let drawings: Vec<_> = self.drawings.iter().map(|(at, drawing)| (*at, drawing.as_ref())).collect();
+        raster::png((self.width, self.height), &drawings)
     }
 
-    /// Prints the block that the notebook kernel recognises as a picture.
+    /// Writes the picture to `path`, completely or not at all: as PNG if the name ends in `.png`, else as SVG, black on white.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if the folder does not exist or the file cannot be written; for a PNG as
+    /// [`png`](Self::png).
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if path.extension().is_some_and(|kind| kind.eq_ignore_ascii_case("png")) {
+            return file::write_bytes(path, &self.png()?);
+        }
+        file::write_bytes(path, self.on_paper().as_bytes())
+    }
+
+    /// The source with a white background and dark text.
+    fn on_paper(&self) -> String {
+        const PAPER: &str =
+            "<style>svg:root{color:#262626}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>";
+        self.source.replacen(ALONE, PAPER, 1)
+    }
+
+    /// Prints the blocks that the notebook kernel recognises as a picture: SVG, and PNG for viewers that show none.
     pub fn evcxr_display(&self) {
         println!("{}", block("image/svg+xml", &self.source));
+        if let Ok(pixels) = self.png() {
+            println!("{}", block("image/png", &BASE64_STANDARD.encode(pixels)));
+        }
     }
 }
 
@@ -177,7 +239,7 @@ mod tests {
 
     #[test]
     fn pictures_stand_beside_each_other() {
-        let (wide, high) = (Svg::wrap("", 100, 40, 10, "a"), Svg::wrap("", 30, 90, 10, "b"));
+        let (wide, high) = (Svg::wrap("", (100, 40), 10, "a", vec![]), Svg::wrap("", (30, 90), 10, "b", vec![]));
         assert_eq!(Svg::beside(&[wide.clone(), high.clone()]).size(), (142, 90));
         assert_eq!(Svg::grid(&[wide.clone(), high.clone(), wide], 2).size(), (142, 90 + 12 + 40));
         assert_eq!(Svg::beside(&[]).size(), (0, 0));
@@ -188,18 +250,39 @@ mod tests {
     fn saving_replaces_the_file_and_leaves_no_other() -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io("create", Path::new("temporary folder")))?;
         let path = folder.path().join("picture.svg");
-        Svg::wrap("", 1, 1, 1, "first").save(&path)?;
-        Svg::wrap("", 1, 1, 1, "second").save(&path)?;
+        Svg::wrap("", (1, 1), 1, "first", vec![]).save(&path)?;
+        Svg::wrap("", (1, 1), 1, "second", vec![]).save(&path)?;
         let read = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        assert!(read.contains("second"));
+        assert!(read.contains("second") && read.contains("fill=\"#fff\"") && !read.contains("#787878"));
         let files = std::fs::read_dir(folder.path()).map_err(Error::io("read", folder.path()))?.count();
         assert_eq!(files, 1);
         Ok(())
     }
 
     #[test]
+    fn a_grid_is_drawn_in_pixels_where_its_parts_are() -> Result<()> {
+        let part = crate::view::Bars::new().bar("a", 1.0).svg()?;
+        let grid = Svg::grid(&[part.clone(), part.clone(), part.clone()], 2);
+        let places: Vec<(u32, u32)> = grid.drawings.iter().map(|(at, _)| *at).collect();
+        let (wide, high) = part.size();
+        assert_eq!(places, [(0, 0), (wide + GAP, 0), (0, high + GAP)]);
+        assert_eq!(grid.as_str().matches("<style>").count(), 1);
+        assert!(grid.png()?.len() < 3 * part.png()?.len());
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_ends_in_png_is_a_png() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io("create", Path::new("temporary folder")))?;
+        let path = folder.path().join("picture.PNG");
+        crate::view::Bars::new().bar("a", 1.0).svg()?.save(&path)?;
+        assert!(std::fs::read(&path).map_err(Error::io("read", &path))?.starts_with(b"\x89PNG"));
+        Ok(())
+    }
+
+    #[test]
     fn a_missing_folder_is_an_error_that_names_the_file() {
-        let failed = Svg::wrap("", 1, 1, 1, "x").save("/no/such/folder/picture.svg");
+        let failed = Svg::wrap("", (1, 1), 1, "x", vec![]).save("/no/such/folder/picture.svg");
         assert!(matches!(failed, Err(Error::Io { action: "write", .. })));
     }
 

@@ -11,8 +11,8 @@
 //! | [`palette`] | which colours, and can everyone tell them apart? | |
 //!
 //! A picture is described by chained calls and drawn by `svg` or `html`, which return an error for what they cannot draw. The
-//! result is owned text: a notebook shows it as the result of a cell, and `save` writes it. Pictures have a white background;
-//! the attention view uses that of the page.
+//! result is owned text: a notebook shows it as the result of a cell, and `save` writes it. In a notebook the background is
+//! that of the page, light or dark.
 //!
 //! ```
 //! # fn main() -> headscope::Result<()> {
@@ -30,6 +30,7 @@
 
 mod axis;
 mod canvas;
+mod raster;
 mod text;
 
 pub mod attention;

@@ -6,14 +6,17 @@
 /// A colour as red, green and blue, from 0 to 255 each.
 pub type Rgb = [u8; 3];
 
-/// Text and axes.
+/// Text and axes. This and the next three follow the theme of the page; the values are for paper.
 pub(super) const INK: Rgb = [0x26, 0x26, 0x26];
 /// Tick labels and notes.
 pub(super) const SOFT: Rgb = [0x5a, 0x5a, 0x5a];
 /// Grid lines.
 pub(super) const GRID: Rgb = [0xe6, 0xe6, 0xe6];
-/// The background of every picture.
-pub(super) const PAPER: Rgb = [0xff, 0xff, 0xff];
+/// The background of every picture. Not quite the white of a cell, which stays white on a dark page.
+pub(super) const PAPER: Rgb = [0xff, 0xff, 0xfe];
+/// Text on a coloured ground, which is the same in every theme.
+const ON_LIGHT: Rgb = [0x1f, 0x1f, 0x1f];
+const ON_DARK: Rgb = [0xff, 0xff, 0xff];
 /// A missing value.
 pub(super) const MISSING: Rgb = [0xb8, 0xb8, 0xb8];
 
@@ -118,7 +121,7 @@ pub(super) fn series(index: usize) -> Rgb {
 /// Black or white, whichever reads better on `ground`.
 pub(super) fn ink_on(ground: Rgb) -> Rgb {
     let [red, green, blue] = ground.map(|channel| (f64::from(channel) / 255.0).powf(2.2));
-    if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.22 { INK } else { PAPER }
+    if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.22 { ON_LIGHT } else { ON_DARK }
 }
 
 #[cfg(test)]
@@ -147,8 +150,8 @@ mod tests {
 
     #[test]
     fn ink_contrasts_with_its_ground() {
-        assert_eq!(ink_on([255, 255, 255]), INK);
-        assert_eq!(ink_on(VIRIDIS[0]), PAPER);
-        assert_eq!(ink_on(VIRIDIS[8]), INK);
+        assert_eq!(ink_on([255, 255, 255]), ON_LIGHT);
+        assert_eq!(ink_on(VIRIDIS[0]), ON_DARK);
+        assert_eq!(ink_on(VIRIDIS[8]), ON_LIGHT);
     }
 }

@@ -85,16 +85,22 @@ fn fill(terms: &mut Terms<'_>, model: &Model, run: &Run, reader: &Readout<'_>) -
     }
     terms.push(&Term::new("unembed_bias", None), mean(&unembed_bias));
     let last = Site::ResidPost(config.n_layers - 1);
-    each_term(model, run, last, |x| reader.last(x), |written| {
-        let values = written.along(&through);
-        if values.dim() == 1 {
-            terms.push(&written.term, mean(&values));
-        }
-        for (head, value) in values.unbind(-1).iter().enumerate().filter(|_| values.dim() == 2) {
-            terms.push(&Term { head: Some(head), ..written.term.clone() }, mean(value));
-        }
-        Ok(())
-    })
+    each_term(
+        model,
+        run,
+        last,
+        |x| reader.last(x),
+        |written| {
+            let values = written.along(&through);
+            if values.dim() == 1 {
+                terms.push(&written.term, mean(&values));
+            }
+            for (head, value) in values.unbind(-1).iter().enumerate().filter(|_| values.dim() == 2) {
+                terms.push(&Term { head: Some(head), ..written.term.clone() }, mean(value));
+            }
+            Ok(())
+        },
+    )
 }
 
 fn mean(values: &Tensor) -> f64 {
@@ -137,7 +143,13 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
             let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
             let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };
             let value = mean(&reader.read(&end(site)?)?);
-            Ok(Observation { keys, metric: metric.name().to_owned(), value, unit: metric.unit_of_rows(), ..Observation::default() })
+            Ok(Observation {
+                keys,
+                metric: metric.name().to_owned(),
+                value,
+                unit: metric.unit_of_rows(),
+                ..Observation::default()
+            })
         };
         depths.iter().map(|&site| row(site)).collect::<Result<Vec<_>>>()
     })?;

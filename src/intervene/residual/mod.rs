@@ -265,7 +265,8 @@ impl<'a> Residual<'a> {
     /// # Errors
     /// If polars rejects the table.
     pub fn norms(&self) -> Result<Table> {
-        let norms = tch::no_grad(|| self.values.square().sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>).sqrt());
+        let norms =
+            tch::no_grad(|| self.values.square().sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>).sqrt());
         self.table("norm", None, &self.terms, &norms)
     }
 
@@ -311,14 +312,18 @@ impl<'a> Residual<'a> {
             return self.normalised()?.logits(answer);
         }
         let config = self.model.config();
-        let linear = || Error::argument("model", "one whose logits are linear in the normalised residual stream", &config.family);
+        let linear = || {
+            Error::argument("model", "one whose logits are linear in the normalised residual stream", &config.family)
+        };
         if !config.has_logits() {
             return Err(linear());
         }
-        let ids = Tensor::from_slice(&answer.into().ids(self.model, self.tokens.batch())?).to_device(self.model.device());
+        let ids =
+            Tensor::from_slice(&answer.into().ids(self.model, self.tokens.batch())?).to_device(self.model.device());
         let (terms, logits) = tch::no_grad(|| {
             let (direction, bias) = self.model.logit_directions(&ids).ok_or_else(linear)?;
-            let along = (&self.values * direction.unsqueeze(1)).sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>);
+            let along =
+                (&self.values * direction.unsqueeze(1)).sum_dim_intlist([-1i64].as_slice(), false, None::<Kind>);
             let (bias, mut terms) = (bias.unsqueeze(1), self.terms.clone());
             if self.whole {
                 return Ok::<_, Error>((terms, along + bias));

@@ -32,12 +32,7 @@ impl Term {
     /// The columns that name it.
     pub(in crate::intervene) fn keys(&self) -> Keys {
         let number = |n: Option<usize>| n.and_then(|n| u32::try_from(n).ok());
-        Keys {
-            site: Some(self.site.to_owned()),
-            layer: number(self.layer),
-            head: number(self.head),
-            ..Keys::default()
-        }
+        Keys { site: Some(self.site.to_owned()), layer: number(self.layer), head: number(self.head), ..Keys::default() }
     }
 }
 
@@ -85,7 +80,11 @@ impl Written {
                 let (size, width) = (z.size(), through.size()[through.dim() - 1]);
                 let [leading @ .., heads, d_head] = size.as_slice() else { return z.shallow_clone() };
                 let readers = w_o.matmul(&through.reshape([-1, width]).tr()).permute([2, 0, 1]);
-                let by_head = (z.reshape([-1, *heads, *d_head]) * readers).sum_dim_intlist([2i64].as_slice(), false, None::<Kind>);
+                let by_head = (z.reshape([-1, *heads, *d_head]) * readers).sum_dim_intlist(
+                    [2i64].as_slice(),
+                    false,
+                    None::<Kind>,
+                );
                 by_head.reshape([leading, &[*heads]].concat())
             }
         }
@@ -135,7 +134,9 @@ fn before(site: Site) -> Result<(usize, bool)> {
         Site::ResidPre(layer) => Ok((layer, false)),
         Site::ResidMid(layer) => Ok((layer, true)),
         Site::ResidPost(layer) => Ok((layer + 1, false)),
-        other => Err(Error::argument("site", "a residual stream: resid_pre, resid_mid or resid_post of a layer", other)),
+        other => {
+            Err(Error::argument("site", "a residual stream: resid_pre, resid_mid or resid_post of a layer", other))
+        }
     }
 }
 
