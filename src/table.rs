@@ -41,6 +41,10 @@ columns! {
         pub from_site: String,
         /// The sender's head.
         pub from_head: u32,
+        /// The sender's position or its name, if it sends from one only.
+        pub from_at: String,
+        /// The heads that a path leads through, and their inputs: `20.0.q 23.3.qkv`.
+        pub via: String,
         /// The layer; the receiver's if the row has a sender.
         pub layer: u32,
         /// A site without its layer, or another part of the model.
@@ -53,6 +57,8 @@ columns! {
         pub component: u32,
         /// Position in the sequence.
         pub position: u32,
+        /// The position that changes, or its name, if each variant changes the same.
+        pub at: String,
         /// The position that attends (the query).
         pub query: u32,
         /// The position attended to (the key).

@@ -197,36 +197,209 @@ fn edges_of_sets_are_sums() {
     assert_close("scores", &Tensor::from_slice(&together), &Tensor::from_slice(&expected), MODEL);
 }
 
-/// Path patching as two plans and two whole passes, with nothing of the engine: the last logits at each prompt's end.
-fn by_plans(model: &Model, clean: &Tokens, corrupt: &Tokens, (layer, head): (usize, usize), to: Input) -> Vec<f64> {
+/// An edit at one position of each prompt, or everywhere.
+fn at(edit: Edit, positions: Option<[usize; 2]>) -> Vec<Edit> {
+    match positions {
+        Some(positions) => (0..2).map(|prompt| edit.clone().position(positions[prompt]).prompts([prompt])).collect(),
+        None => vec![edit],
+    }
+}
+
+/// A whole pass in which one head writes what `source` has, and all other heads what they write in the clean run.
+fn frozen(
+    model: &Model,
+    clean: &Tokens,
+    (layer, head): (usize, usize),
+    positions: Option<[usize; 2]>,
+    source: &Run,
+    tap: Site,
+) -> Run {
     let layers = 0..model.config().n_layers;
     let sites: Vec<Site> = layers.clone().flat_map(|l| [Site::AttnOut(l), Site::Z(l)]).collect();
-    let unchanged = model.run(clean, &Plan::new().taps(sites.iter().copied())).unwrap();
-    let other = model.run(corrupt, &Plan::new().tap(Site::Z(layer))).unwrap();
-    let mut plan = Plan::new().with("clean", &unchanged).with("corrupt", &other);
+    let unchanged = model.run(clean, &Plan::new().taps(sites)).unwrap();
+    let mut plan = Plan::new().with("clean", &unchanged).with("source", source);
     for l in layers.filter(|l| *l != layer) {
         plan = plan.edit(Edit::new(Site::AttnOut(l), Action::replace("clean")));
     }
     plan = plan.edit(Edit::new(Site::Z(layer), Action::replace("clean")));
-    plan = plan.edit(Edit::new(Site::Z(layer), Action::replace("corrupt")).head(head));
-    let (site, part) = match to {
+    for edit in at(Edit::new(Site::Z(layer), Action::replace("source")).head(head), positions) {
+        plan = plan.edit(edit);
+    }
+    // So that every edit can be seen, the logits are tapped, too.
+    model.run(clean, &plan.tap(tap).tap(Site::Logits)).unwrap()
+}
+
+/// The clean run with some input as in `first`.
+fn receiving(
+    model: &Model,
+    clean: &Tokens,
+    input: Input,
+    positions: Option<[usize; 2]>,
+    first: &Run,
+    tap: Site,
+) -> Run {
+    let (site, part) = site_of(input);
+    let edit = Edit::new(site, Action::replace("first"));
+    let edit = if let Some(part) = part { edit.head(part) } else { edit };
+    let plan = at(edit, positions).into_iter().fold(Plan::new().with("first", first), Plan::edit);
+    model.run(clean, &plan.tap(tap).tap(Site::Logits)).unwrap()
+}
+
+fn site_of(input: Input) -> (Site, Option<usize>) {
+    match input {
         Input::Query { layer, head } => (Site::Q(layer), Some(head)),
         Input::Key { layer, kv_head } => (Site::K(layer), Some(kv_head)),
         Input::Value { layer, kv_head } => (Site::V(layer), Some(kv_head)),
         Input::Mlp { layer } => (Site::MlpOut(layer), None),
         Input::Logits => (Site::Logits, None),
-    };
-    // The logits are far behind: so that every edit can fire, they are tapped too.
-    let first = model.run(clean, &plan.tap(site).tap(Site::Logits)).unwrap();
-    let last = if site == Site::Logits {
-        first
-    } else {
-        let edit = Edit::new(site, Action::replace("first"));
-        let edit = if let Some(part) = part { edit.head(part) } else { edit };
-        model.run(clean, &Plan::new().with("first", &first).edit(edit)).unwrap()
-    };
-    let logits = last.logits().unwrap().select(1, clean.positions() as i64 - 1);
+    }
+}
+
+/// The logit difference at the end of each prompt.
+fn difference(run: &Run) -> Vec<f64> {
+    let logits = run.logits().unwrap().select(1, run.tokens().positions() as i64 - 1);
     Vec::try_from(logits.select(1, 3) - logits.select(1, 5)).unwrap()
+}
+
+/// Path patching as two plans and two whole passes, with nothing of the engine: the last logits at each prompt's end.
+fn by_plans(model: &Model, clean: &Tokens, corrupt: &Tokens, from: (usize, usize), to: Input) -> Vec<f64> {
+    by_plans_at(model, clean, corrupt, (from, None), (to, None))
+}
+
+type At2 = Option<[usize; 2]>;
+
+fn by_plans_at(
+    model: &Model,
+    clean: &Tokens,
+    corrupt: &Tokens,
+    (from, sends_at): ((usize, usize), At2),
+    (to, receives_at): (Input, At2),
+) -> Vec<f64> {
+    let other = model.run(corrupt, &Plan::new().tap(Site::Z(from.0))).unwrap();
+    let site = site_of(to).0;
+    let first = frozen(model, clean, from, sends_at, &other, site);
+    if site == Site::Logits {
+        return difference(&first);
+    }
+    difference(&receiving(model, clean, to, receives_at, &first, Site::Logits))
+}
+
+/// Senders and receivers at single positions, which differ between prompts, and paths through heads, in random
+/// architectures and parts of the batch.
+#[test]
+fn paths_at_positions_and_through_heads_are_plans() {
+    let rng = &mut ChaCha8Rng::seed_from_u64(6);
+    let mut through = 0;
+    for number in 0..60 {
+        let config = ModelConfig { n_layers: 3, ..any_config(rng) };
+        let model = random(&config, number as u64);
+        let (clean, mut corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+        if number % 3 > 0 {
+            let rows = [0, 1].map(|prompt| {
+                let same = number % 3 + prompt;
+                [&clean.row(prompt)[..same], &corrupt.row(prompt)[same..]].concat()
+            });
+            corrupt = Tokens::new(&rows).unwrap();
+        }
+        let head = config.n_heads - 1;
+        let shared = config.n_heads / config.n_kv_heads;
+        let memory = if number % 2 == 0 { 0 } else { usize::MAX };
+        let paths = || {
+            let paths = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5));
+            paths.memory(memory).per_prompt()
+        };
+        let (sends_at, receives_at) = (vec![3, 4], vec![4, 2]);
+        let to = Input::Value { layer: 2, kv_head: 0 };
+        let table = paths()
+            .senders([Node::Head { layer: 0, head }.at(sends_at)])
+            .receivers([to.at(receives_at)])
+            .run()
+            .unwrap();
+        let expected = by_plans_at(&model, &clean, &corrupt, ((0, head), Some([3, 4])), (to, Some([4, 2])));
+        let found = Tensor::from_slice(&table.f64("value").unwrap());
+        assert_close(&format!("at positions of {config:?}"), &found, &Tensor::from_slice(&expected), MODEL);
+        assert_eq!(table.rows().unwrap()[0].keys.from_at.as_deref(), Some("each"));
+
+        // From head 0.h through the queries, or the values, of head 1.h to the logits, and to queries of layer 2.
+        for (via, input) in [
+            (Via::query(1, head), Input::Query { layer: 1, head }),
+            (Via::value(1, head), Input::Value { layer: 1, kv_head: head / shared }),
+        ] {
+            let to = Input::Query { layer: 2, head: 0 };
+            let table = paths()
+                .senders([Node::Head { layer: 0, head }])
+                .through([via])
+                .receivers([to, Input::Logits])
+                .run()
+                .unwrap();
+            let other = model.run(&corrupt, &Plan::new().tap(Site::Z(0))).unwrap();
+            let read = frozen(&model, &clean, (0, head), None, &other, site_of(input).0);
+            let sent = receiving(&model, &clean, input, None, &read, Site::Z(1));
+            let to_logits = frozen(&model, &clean, (1, head), None, &sent, Site::Logits);
+            let to_queries = frozen(&model, &clean, (1, head), None, &sent, Site::Q(2));
+            let last = receiving(&model, &clean, to, None, &to_queries, Site::Logits);
+            for row in table.rows().unwrap() {
+                let expected = if row.keys.site.as_deref() == Some("logits") { &to_logits } else { &last };
+                let expected = difference(expected)[row.keys.prompt.unwrap() as usize];
+                assert_near(&format!("{via:?} of {config:?}"), row.value, expected, MODEL);
+                through += usize::from((row.value - row.baseline.unwrap()).abs() > 1e-9);
+            }
+        }
+    }
+    assert!(through > 100, "only {through} paths change anything");
+}
+
+/// Two stages, a journal that is stopped and resumed, and what does not exist.
+#[test]
+fn chains_of_two_heads() {
+    let config = ModelConfig { n_layers: 4, ..configs().remove(0) };
+    let model = random(&config, 5);
+    let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+    let paths = || {
+        let paths = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5)).per_prompt();
+        paths.through((0..2).map(|head| Via::query(1, head))).through([Via::head(2, 0), Via::key(3, 1)])
+    };
+    let table = paths().run().unwrap();
+    // Heads of layer 0 as senders, two heads, two heads, two prompts.
+    assert_eq!(table.len(), config.n_heads * 2 * 2 * 2);
+    let vias: std::collections::BTreeSet<String> =
+        table.rows().unwrap().into_iter().filter_map(|row| row.keys.via).collect();
+    assert_eq!(vias.into_iter().collect::<Vec<_>>(), ["1.0.q 2.0.qkv", "1.0.q 3.1.k", "1.1.q 2.0.qkv", "1.1.q 3.1.k"]);
+    let journal = tempfile::tempdir().unwrap();
+    let kept = || paths().journal(journal.path().join("paths.partial"));
+    assert_eq!(kept().run().unwrap().f64("value").unwrap(), kept().run().unwrap().f64("value").unwrap());
+    let says = |paths: Paths<'_>, words: &str| {
+        let error = paths.run().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    says(paths().through([]), "empty stage");
+    says(paths().through([Via { queries: false, ..Via::query(3, 0) }]), "with none");
+    says(paths().through([Via::head(9, 0)]), "layer");
+    says(paths().through([Via::head(3, 99)]), "out of range");
+    says(paths().through([Via::head(0, 0)]), "comes after");
+    says(paths().frozen_mlps().estimate(Estimate::Attribution), "exact paths");
+    says(paths().receivers([Input::Logits.at(2)]), "at all positions");
+    says(paths().senders([Node::Embed.at("S2")]), "only `Prompts`");
+    says(paths().senders([Node::Embed.at(5)]), "out of range");
+    says(paths().senders([Node::Embed.at(vec![1])]), "each of 2 prompts");
+}
+
+/// Edge attribution between positions adds up to that of all positions.
+#[test]
+fn edges_at_positions_add_up() {
+    let config = configs().remove(0);
+    let model = random(&config, 8);
+    let (clean, corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
+    let paths = || {
+        let paths = Paths::noise(&model, &clean, &corrupt).metric(Metric::logit_difference(3, 5)).frozen_mlps();
+        paths.estimate(Estimate::Attribution)
+    };
+    let (node, input) = (Node::Head { layer: 0, head: 1 }, Input::Query { layer: 2, head: 1 });
+    let whole = paths().senders([node]).receivers([input]).run().unwrap().effect().unwrap()[0];
+    let senders = paths().senders((0..5).map(|position| node.at(position))).receivers([input]);
+    assert_near("senders", senders.run().unwrap().effect().unwrap().iter().sum(), whole, MODEL);
+    let receivers = paths().senders([node]).receivers((0..5).map(|position| input.at(position)));
+    assert_near("receivers", receivers.run().unwrap().effect().unwrap().iter().sum(), whole, MODEL);
 }
 
 #[test]
@@ -307,7 +480,7 @@ fn paths_that_do_not_exist_are_errors() {
     says(paths().senders([Node::Head { layer: 0, head: 4 }]), "out of range");
     says(paths().receivers([Input::Key { layer: 1, kv_head: 2 }]), "kv_head 2 is out of range");
     says(paths().receivers([Input::Query { layer: 0, head: 0 }]), "comes after");
-    says(paths().senders([]), "comes after");
+    says(paths().senders([] as [Node; 0]), "comes after");
     says(paths().sender_sets([vec![]]), "an empty set");
     says(paths().receiver_sets([vec![Input::Logits, Input::Mlp { layer: 1 }]]), "by themselves");
     let short = Tokens::new(&[vec![1, 2]]).unwrap();

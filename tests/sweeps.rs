@@ -204,6 +204,30 @@ proptest! {
     }
 }
 
+/// A sweep at one position of each prompt is the sweep whose variants say so.
+#[test]
+fn sweeps_at_a_position_change_only_that() {
+    let config = configs().remove(0);
+    let model = random(&config, 11);
+    let (clean, corrupt) = (some_tokens(3, 5, config.vocab, 1), some_tokens(3, 5, config.vocab, 2));
+    let sweep = || Sweep::noise(&model, &clean, &corrupt).metric(Metric::Kl).per_prompt();
+    let table = sweep().at(vec![4, 2, 4]).run().unwrap();
+    let edits = |edit: Edit| vec![edit.clone().position(4).prompts([0, 2]), edit.position(2).prompts([1])];
+    let by_hand: Vec<Variant> = sweep()
+        .planned()
+        .iter()
+        .cloned()
+        .map(|variant| Variant { edits: edits(variant.edits[0].clone()), ..variant })
+        .collect();
+    assert_close("at", &values(&table), &values(&sweep().variants(by_hand).run().unwrap()), MODEL);
+    let one = sweep().at(3).run().unwrap();
+    let every = sweep().each(Site::Z, [Every::Head, Every::Position]).only(|keys| keys.position == Some(3));
+    assert_close("one", &values(&one), &values(&every.run().unwrap()), MODEL);
+    assert_eq!(one.rows().unwrap()[0].keys.at.as_deref(), Some("3"));
+    let error = sweep().each(Site::Z, Every::Position).at(3).run().unwrap_err().to_string();
+    assert!(error.contains("all positions"), "{error}");
+}
+
 /// Matrices that are wide enough for another library's products, in float32.
 #[test]
 fn wide_models_are_whole_passes() {

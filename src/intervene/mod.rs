@@ -19,9 +19,9 @@ mod paths;
 mod residual;
 mod sweep;
 
-pub use engine::{Estimate, Explanation, PlannedGroup, Strategy, Variant};
+pub use engine::{At, Estimate, Explanation, PlannedGroup, Strategy, Variant};
 pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
-pub use paths::{Input, Node, Paths};
+pub use paths::{Input, Node, Paths, Receiver, Sender, Via};
 pub use residual::{Residual, Term, accumulated_residual, head_results};
 pub(crate) use sweep::MOST;
 pub use sweep::{Ablation, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets};

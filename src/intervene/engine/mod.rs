@@ -13,6 +13,7 @@ mod journal;
 mod machine;
 mod options;
 mod outcome;
+mod places;
 mod planner;
 mod variant;
 
@@ -27,8 +28,10 @@ pub use gradient::Estimate;
 pub(super) use gradient::{Gradients, back, backward};
 pub(super) use journal::Journal;
 pub(super) use machine::Machine;
-pub(super) use options::{Options, REFERENCE, options, same_lengths};
+pub(super) use options::{Options, REFERENCE, options};
 pub(super) use outcome::Outcome;
+pub use places::At;
+pub(super) use places::{Alignment, Pairs, aligned};
 use planner::Group;
 pub(super) use planner::Place;
 pub use planner::{Explanation, PlannedGroup};
@@ -70,6 +73,18 @@ pub(super) struct Same<'a> {
     pub before: &'a [usize],
     /// The action of these edits; any replacement if absent.
     pub action: Option<&'a Action>,
+}
+
+/// What a pass records, and how far it goes.
+#[derive(Clone, Copy)]
+pub(super) struct Recording<'a> {
+    pub taps: &'a [Site],
+    /// The number of blocks.
+    pub layers: usize,
+    /// The first position computed.
+    pub first: usize,
+    /// What keeps its unchanged output, besides what is edited.
+    pub freeze: Option<Freeze>,
 }
 
 /// A sweep with its unchanged run.
@@ -230,20 +245,25 @@ impl<'a> Engine<'a> {
         Ok(Output { resid, logits, first, picked })
     }
 
-    /// Runs the first `layers` blocks of `variants` with all other head outputs frozen (and MLP outputs, if `freeze`
-    /// says so). Returns the residual stream after them, the values at `taps`, and which variant each copy of the batch
-    /// is.
-    pub(super) fn frozen(
+    /// Runs `variants` as far as `recording` says. Returns the end of the pass, the values at the taps, and which variant
+    /// each copy of the batch is.
+    pub(super) fn recorded(
         &self,
         variants: &[Variant],
         bank: &Bank,
-        taps: &[Site],
-        freeze: Freeze,
-        layers: usize,
-        first: usize,
+        recording: &Recording<'_>,
     ) -> Result<(Output, BTreeMap<Site, Tensor>, Vec<usize>)> {
         let Setup { model, tokens, .. } = self.setup;
-        let places = variants.iter().map(|variant| self.setup.place(variant));
+        let Recording { taps, layers, first, freeze } = *recording;
+        let place = |variant: &Variant| -> Result<Place> {
+            let place = self.setup.place(variant)?;
+            Ok(match freeze {
+                Some(_) => place,
+                // The heads' outputs are recorded, so all steps up to them are computed.
+                None => Place { entry: Entry::of_edited(&sites(variant), model.wiring()), heads: None, ..place },
+            })
+        };
+        let places = variants.iter().map(place);
         let mut chunk: Vec<(Place, usize)> =
             places.enumerate().map(|(number, place)| Ok((place?, number))).collect::<Result<_>>()?;
         chunk.sort_by_key(|(place, number)| (place.entry, *number));
@@ -251,8 +271,12 @@ impl<'a> Engine<'a> {
         self.push(&mut program, &chunk, variants, bank, first)?;
         let joins = self.joins(&chunk, first as i64);
         let past = if first > 0 { Past::Fixed(&self.base.past, first as i64) } else { Past::None };
-        let pass = Pass::over(model, &program, tokens.positions() - first, None, past);
-        let mut pass = pass.with_types(tokens.types(model.device())).frozen(freeze);
+        let hidden = if freeze.is_none() { model.hidden_padding(tokens) } else { None };
+        let pass = Pass::over(model, &program, tokens.positions() - first, hidden, past);
+        let mut pass = pass.with_types(tokens.types(model.device()));
+        if let Some(freeze) = freeze {
+            pass = pass.frozen(freeze);
+        }
         let resid = pass.residual(&joins, layers)?;
         let order = chunk.into_iter().map(|(_, number)| number).collect();
         Ok((Output { resid, logits: None, first: first as i64, picked: false }, pass.into_records().0, order))
@@ -329,6 +353,11 @@ impl Setup<'_> {
         let end = Output::whole(taps.get(&last).ok_or_else(|| Error::NotTapped { site: last, tapped: vec![] })?);
         Ok((Base { values, past }, end))
     }
+}
+
+/// The sites that a variant edits.
+fn sites(variant: &Variant) -> Vec<Site> {
+    variant.edits.iter().map(|edit| edit.site).collect()
 }
 
 /// Copies `[n, cell]` to an ndarray.

@@ -8,7 +8,6 @@ use super::journal::Journal;
 use crate::error::{Error, Result};
 use crate::file::sha256;
 use crate::intervene::metric::Metric;
-use crate::model::Tokens;
 use crate::table::Provenance;
 
 /// The key under which edits find the activations that patches and ablations read.
@@ -99,16 +98,6 @@ impl Options<'_> {
         what["estimate"] = serde_json::json!(self.estimate);
         what
     }
-}
-
-/// Fails if the prompts of two batches differ in length, so that their positions do not correspond.
-pub(in crate::intervene) fn same_lengths(tokens: &Tokens, other: &Tokens) -> Result<()> {
-    let (lengths, others) = (tokens.lengths(), other.lengths());
-    if lengths != others {
-        let expected = format!("prompts of the same lengths, {lengths:?}");
-        return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
-    }
-    Ok(())
 }
 
 /// The builder methods that [`Sweep`](crate::intervene::Sweep) and [`Paths`](crate::intervene::Paths) share. The type has

@@ -13,7 +13,7 @@ pub use self::attribution::{direct_attribution, logit_lens};
 pub(super) use self::evaluate::{Output, Readout};
 pub(super) use self::several::{Cell, Readouts};
 use crate::error::{Error, Result};
-use crate::model::{Model, Tokens};
+use crate::model::{Model, Prompts, Tokens};
 
 /// What to measure on a run: one number per prompt, or per token ([`Metric::by_token`]).
 #[derive(Clone)]
@@ -60,11 +60,19 @@ pub enum Answer {
     Id(i64),
     /// A token id for each prompt.
     PerPrompt(Vec<i64>),
+    /// A text for each prompt, each a single token.
+    Texts(Vec<String>),
 }
 
 impl From<&str> for Answer {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())
+    }
+}
+
+impl From<Vec<&str>> for Answer {
+    fn from(texts: Vec<&str>) -> Self {
+        Self::Texts(texts.into_iter().map(str::to_owned).collect())
     }
 }
 
@@ -88,6 +96,7 @@ impl Answer {
             Self::Text(text) => vec![model.token(text)?; batch],
             Self::Id(id) => vec![*id; batch],
             Self::PerPrompt(ids) => ids.clone(),
+            Self::Texts(texts) => texts.iter().map(|text| model.token(text)).collect::<Result<_>>()?,
         };
         if ids.len() != batch {
             return Err(Error::argument("answers", format!("one for each of {batch} prompts"), ids.len()));
@@ -126,11 +135,26 @@ impl Metric {
     ///
     /// ```
     /// use headscope::prelude::*;
-    /// let metric = Metric::logit_difference(vec![3, 5], vec![4, 6]); // of two prompts
-    /// assert_eq!((metric.name(), metric.unit()), ("logit_difference", "logits"));
+    /// let texts = Metric::logit_difference(vec![" Mary", " John"], vec![" John", " Mary"]); // of two prompts
+    /// let metric = Metric::logit_difference(vec![3, 5], vec![4, 6]); // the same by token ids
+    /// assert_eq!((metric.name(), metric.unit()), (texts.name(), "logits"));
     /// ```
     pub fn logit_difference(correct: impl Into<Answer>, wrong: impl Into<Answer>) -> Self {
         Self::LogitDifference(correct.into(), wrong.into())
+    }
+
+    /// The logit difference between the right and the wrong answers of pairs of prompts. `None` if they have none.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(" cat", " dog");
+    /// assert!(Metric::of_answers(&model.prompts([pair])?).is_some());
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn of_answers(prompts: &Prompts) -> Option<Self> {
+        let (right, wrong): (Vec<i64>, Vec<i64>) = prompts.answers().iter().copied().unzip();
+        (!right.is_empty()).then(|| Self::logit_difference(right, wrong))
     }
 
     /// [`Metric::Probability`] of a text, a token id, or one id per prompt.
@@ -236,6 +260,10 @@ impl Metric {
                 Err(Error::argument("answers", format!("one for each of {of} prompts"), ids.len()))
             }
             Answer::PerPrompt(ids) => Ok(Answer::PerPrompt(ids[first..first + n].to_vec())),
+            Answer::Texts(texts) if texts.len() != of => {
+                Err(Error::argument("answers", format!("one for each of {of} prompts"), texts.len()))
+            }
+            Answer::Texts(texts) => Ok(Answer::Texts(texts[first..first + n].to_vec())),
             other => Ok(other.clone()),
         };
         Ok(match self {

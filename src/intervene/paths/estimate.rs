@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::Array2;
 use tch::{Kind, Tensor};
 
-use super::run::{Pair, Share};
-use super::{Input, Node, Paths};
+use super::run::Share;
+use super::{Chain, Input, Node, Paths, Receiver, Sender};
 use crate::error::{Error, Result};
-use crate::intervene::engine::{Engine, Estimate, Gradients, REFERENCE, back, backward, to_array};
+use crate::intervene::engine::{At, Engine, Estimate, Gradients, REFERENCE, back, backward, to_array};
 use crate::intervene::metric::Output;
 use crate::model::{Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire};
 
@@ -22,28 +22,32 @@ impl Share<'_> {
     pub(super) fn edge_effects(
         &self,
         engine: &Engine<'_>,
-        pairs: &[Pair],
+        chains: &[Chain],
         estimate: Estimate,
         metric: usize,
     ) -> Result<Array2<f64>> {
         let paths = self.paths;
         let edges = Edges::new(self, engine, estimate, metric)?;
-        let mut effects = Array2::zeros((pairs.len(), self.tokens.batch()));
-        let part = |input: Input| {
-            (input.site().map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), input.site())
+        let mut effects = Array2::zeros((chains.len(), self.tokens.batch()));
+        let part = |receiver: &&Receiver| {
+            let site = receiver.input.site();
+            (site.map_or((usize::MAX, 0), |site| self.model().wiring().point(site)), site)
         };
-        let mut inputs: Vec<Input> = paths.receivers.iter().flatten().copied().collect();
-        inputs.sort_by_key(|input| (part(*input), *input));
-        inputs.dedup();
-        for together in inputs.chunk_by(|a, b| part(*a) == part(*b)) {
-            let gradients = edges.at_inputs(together)?;
-            for (node, found) in edges.scores(&paths.nodes(), &gradients, together[0])? {
-                for (&(s, r), mut effect) in pairs.iter().zip(effects.outer_iter_mut()) {
-                    if !paths.senders[s].contains(&node) {
+        let senders = each_once(&paths.senders, |sender: &Sender| sender.node);
+        let mut receivers = each_once(&paths.receivers, |receiver: &Receiver| receiver.input);
+        receivers.sort_by_key(part);
+        for together in receivers.chunk_by(|a, b| part(a) == part(b)) {
+            let inputs: Vec<Input> = together.iter().map(|receiver| receiver.input).collect();
+            let gradients = edges.at_inputs(&inputs)?;
+            let masks = together.iter().map(|receiver| self.mask(receiver.at.as_ref(), &gradients));
+            let gradients = &gradients * Tensor::stack(&masks.collect::<Result<Vec<_>>>()?, 2).unsqueeze(-1);
+            for (sender, found) in edges.scores(&senders, &gradients, inputs[0])? {
+                for (chain, mut effect) in chains.iter().zip(effects.outer_iter_mut()) {
+                    if !paths.senders[chain.steps[0]].contains(sender) {
                         continue;
                     }
-                    for (column, input) in together.iter().enumerate() {
-                        if paths.receivers[r].contains(input) {
+                    for (column, receiver) in together.iter().enumerate() {
+                        if paths.receivers[chain.receiver].contains(receiver) {
                             effect += &found.column(column);
                         }
                     }
@@ -52,17 +56,30 @@ impl Share<'_> {
         }
         Ok(effects)
     }
+
+    /// 1 at the positions `at` of this part's prompts and 0 elsewhere, `[batch, position]`, like `x`.
+    fn mask(&self, at: Option<&At>, x: &Tensor) -> Result<Tensor> {
+        let mask = match at {
+            Some(at) => self.paths.pairs.mask(at)?.narrow(0, self.part.first as i64, self.part.n as i64),
+            None => Tensor::ones([self.tokens.batch() as i64, self.tokens.positions() as i64], (x.kind(), x.device())),
+        };
+        Ok(mask.to_device(x.device()).to_kind(x.kind()))
+    }
+}
+
+/// The members of all sets, each once, in the order of a key.
+fn each_once<T: PartialEq, K: Ord>(sets: &[Vec<T>], key: impl Fn(&T) -> K) -> Vec<&T> {
+    let mut all: Vec<&T> = vec![];
+    for one in sets.iter().flatten() {
+        if !all.contains(&one) {
+            all.push(one);
+        }
+    }
+    all.sort_by_key(|one| key(one));
+    all
 }
 
 impl Paths<'_> {
-    /// All senders, each once.
-    fn nodes(&self) -> Vec<Node> {
-        let mut nodes: Vec<Node> = self.senders.iter().flatten().copied().collect();
-        nodes.sort_unstable();
-        nodes.dedup();
-        nodes
-    }
-
     pub(super) fn check_edges(&self, estimate: Estimate) -> Result<()> {
         if estimate == Estimate::AtpStar {
             let expected = "attribution or integrated gradients for paths";
@@ -118,7 +135,7 @@ impl<'a> Edges<'a> {
         let program = edges.program(estimate)?;
         let ids = share.tokens.ids(model.device());
         let joins = Joins::at(Entry::START, edges.steps, ids, None);
-        let reads = |input: &Input| [input.site(), Some(read_by(*input, model))];
+        let reads = |receiver: &Receiver| [receiver.input.site(), Some(read_by(receiver.input, model))];
         let sites: BTreeSet<Site> = paths.receivers.iter().flatten().flat_map(reads).flatten().collect();
         let program = program.recording(sites.iter().copied());
         (edges.values, edges.gradients) = back(&share.setup(), engine, &program, &joins, metric)?;
@@ -204,13 +221,18 @@ impl<'a> Edges<'a> {
     }
 
     /// The scores of every sender before `input` with the receivers of `gradients`, `[batch, receiver]` each.
-    fn scores(&self, nodes: &[Node], gradients: &Tensor, input: Input) -> Result<Vec<(Node, Array2<f64>)>> {
+    fn scores<'s>(
+        &self,
+        senders: &[&'s Sender],
+        gradients: &Tensor,
+        input: Input,
+    ) -> Result<Vec<(&'s Sender, Array2<f64>)>> {
         let mut all = vec![];
         let model = self.share.model();
-        let before: Vec<Node> = nodes.iter().copied().filter(|node| node.reaches(input, model)).collect();
-        for together in before.chunk_by(|a, b| a.site() == b.site()) {
-            let change = &self.changes[&together[0].site()];
-            let written = match together[0] {
+        let before: Vec<&Sender> = senders.iter().copied().filter(|sender| sender.node.reaches(input, model)).collect();
+        for together in before.chunk_by(|a, b| a.node.site() == b.node.site()) {
+            let change = &self.changes[&together[0].node.site()];
+            let written = match together[0].node {
                 Node::Head { layer, .. } => {
                     let written = change.unsqueeze(-2).matmul(&model.w_o(layer)?).squeeze_dim(-2);
                     written * model.config().residual_scale
@@ -220,10 +242,18 @@ impl<'a> Edges<'a> {
             };
             // Sums over positions and d_model, with one matrix product per prompt.
             let flat = |x: &Tensor| x.transpose(1, 2).flatten(2, 3);
-            let scores = flat(gradients).bmm(&flat(&written).transpose(1, 2)).to_kind(Kind::Double);
-            for node in together {
-                let of = scores.select(2, node.head().unwrap_or(0) as i64).to_device(tch::Device::Cpu);
-                all.push((*node, to_array(&of)?));
+            let score = |written: &Tensor| flat(gradients).bmm(&flat(written).transpose(1, 2)).to_kind(Kind::Double);
+            let everywhere = score(&written);
+            for &sender in together {
+                let head = sender.node.head().unwrap_or(0) as i64;
+                let scores = match &sender.at {
+                    None => everywhere.select(2, head),
+                    at => {
+                        let mask = self.share.mask(at.as_ref(), &written)?.unsqueeze(-1);
+                        score(&(written.select(2, head) * mask).unsqueeze(2)).select(2, 0)
+                    }
+                };
+                all.push((sender, to_array(&scores.to_device(tch::Device::Cpu))?));
             }
         }
         Ok(all)

@@ -5,19 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use ndarray::{Array2, ArrayView1};
 use tch::Tensor;
 
-use super::{Input, Node, Paths};
+use super::{Chain, Input, Paths, Receiver, Via};
 use crate::error::Result;
 use crate::intervene::engine::{
-    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Same, Setup, Strategy,
-    Variant, side_by_side, to_array,
+    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Recording, Same, Setup,
+    Strategy, Variant, aligned, side_by_side, to_array,
 };
-use crate::intervene::metric::Metric;
-use crate::model::{Bank, Edit, Model, Plan, Site, Tokens, Wire, Wires};
+use crate::intervene::metric::{Metric, Output};
+use crate::model::{Bank, Edit, Entry, Model, Plan, Site, Tokens, Wire, Wires};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
-
-/// The indices of a sender and a receiver.
-pub(super) type Pair = (usize, usize);
 
 /// Paths restricted to one part of the batch.
 pub(super) struct Share<'a> {
@@ -25,7 +22,7 @@ pub(super) struct Share<'a> {
     pub tokens: Tokens,
     pub other: Tokens,
     metrics: Vec<Metric>,
-    part: Part,
+    pub part: Part,
     machine: Machine,
     kept: usize,
     /// For each prompt the first position at which the two runs can differ.
@@ -39,25 +36,25 @@ impl Paths<'_> {
     /// If a sender or receiver does not exist, no receiver comes after a sender, the two batches differ in their
     /// prompts' lengths, or options contradict each other; [`Error::Stopped`] if it was stopped.
     pub fn run(&self) -> Result<Table> {
-        let pairs = self.pairs()?;
+        let chains = &self.chains()?;
         let provenance = self.provenance()?;
         tch::no_grad(|| match self.options.estimate {
-            Some(estimate) => self.estimated(&pairs, estimate, provenance),
+            Some(estimate) => self.estimated(chains, estimate, provenance),
             None => {
                 let mut journal = self.options.open_journal(&provenance)?;
-                let (outcome, values) = self.values(&pairs, journal.as_mut())?;
-                let rows = pairs.iter().zip(values.outer_iter());
-                let rows = rows.map(|(&(s, r), values)| outcome.rows(&self.keys(s, r), &values.to_vec()));
+                let (outcome, values) = self.values(chains, journal.as_mut())?;
+                let rows = chains.iter().zip(values.outer_iter());
+                let rows = rows.map(|(chain, values)| outcome.rows(&self.keys(chain)?, &values.to_vec()));
                 Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
             }
         })
     }
 
-    /// The exact metric of each pair, `[pair, cell]`.
-    fn values(&self, pairs: &[Pair], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
+    /// The exact metrics of each path, `[path, cell]`.
+    fn values(&self, chains: &[Chain], mut journal: Option<&mut Journal>) -> Result<(Outcome<'_>, Array2<f64>)> {
         let shares = self.shares(1)?;
-        let mut outcome = Outcome::new(&self.options, self.denoises);
-        let mut progress = Progress::new("paths", pairs.len() * shares.len());
+        let mut outcome = Outcome::new(&self.options, self.pairs.denoises);
+        let mut progress = Progress::new("paths", chains.len() * shares.len());
         let mut parts = vec![];
         for share in &shares {
             let engine = share.engine()?;
@@ -66,29 +63,29 @@ impl Paths<'_> {
             if let Some(journal) = &mut journal {
                 journal.at(first);
             }
-            parts.push(share.values(&engine, pairs, journal.as_deref_mut(), &mut progress)?);
+            parts.push(share.values(&engine, chains, journal.as_deref_mut(), &mut progress)?);
         }
         Ok((outcome, side_by_side(&parts)?))
     }
 
     /// The table of estimates, with the exact rows requested by [`Paths::exact`].
-    fn estimated(&self, pairs: &[Pair], estimate: Estimate, provenance: Provenance) -> Result<Table> {
+    fn estimated(&self, chains: &[Chain], estimate: Estimate, provenance: Provenance) -> Result<Table> {
         self.check_edges(estimate)?;
         let steps = if let Estimate::IntegratedGradients { steps } = estimate { steps } else { 1 };
-        let mut outcome = Outcome::new(&self.options, self.denoises);
+        let mut outcome = Outcome::new(&self.options, self.pairs.denoises);
         let mut parts = vec![];
         for share in self.shares(self.model.config().n_layers.saturating_mul(steps))? {
             let engine = Engine::new(share.setup(), &[], &[])?;
             share.add_to(&mut outcome, &engine)?;
             let effects =
-                (0..self.options.metrics.len()).map(|metric| share.edge_effects(&engine, pairs, estimate, metric));
+                (0..self.options.metrics.len()).map(|metric| share.edge_effects(&engine, chains, estimate, metric));
             parts.push(side_by_side(&effects.collect::<Result<Vec<_>>>()?)?);
         }
         let effects = side_by_side(&parts)?;
         let largest = outcome.largest(&effects, self.options.exact);
-        let chosen: Vec<Pair> = largest.iter().map(|&number| pairs[number]).collect();
+        let chosen: Vec<Chain> = largest.iter().map(|&number| chains[number].clone()).collect();
         let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
-        let keys: Vec<Keys> = pairs.iter().map(|&(s, r)| self.keys(s, r)).collect();
+        let keys = chains.iter().map(|chain| self.keys(chain)).collect::<Result<Vec<Keys>>>()?;
         outcome.estimated(estimate, &keys, &effects, &largest, &exact, provenance)
     }
 
@@ -107,11 +104,14 @@ impl Paths<'_> {
     /// # Errors
     /// As [`Paths::run`].
     pub fn explain(&self) -> Result<Explanation> {
-        let pairs = self.pairs()?;
+        let chains = self.chains()?;
         tch::no_grad(|| {
-            let variants = pairs.iter().filter_map(|&(_, r)| receiving(&self.receivers[r], ""));
-            let variants: Vec<Variant> = variants.collect();
-            Explanation::of_parts(self.shares(1)?.iter().map(|share| share.engine()?.explain(&variants)))
+            let explain = |share: &Share<'_>| {
+                let variants = chains.iter().map(|chain| share.receiving(&self.receivers[chain.receiver], ""));
+                let variants: Vec<Variant> = variants.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+                share.engine()?.explain(&variants)
+            };
+            Explanation::of_parts(self.shares(1)?.iter().map(explain))
         })
     }
 
@@ -119,9 +119,11 @@ impl Paths<'_> {
     fn shares(&self, held: usize) -> Result<Vec<Share<'_>>> {
         let batch = self.tokens.batch();
         let machine = Machine::of(self.model, Strategy::Auto, self.options.memory);
+        let firsts = self.pairs.first_differences()?;
         let share = |part: Part, kept: usize| {
             let (tokens, other) = (part.tokens(self.tokens)?, part.tokens(self.other)?);
-            let same = tokens.first_differences(&other)?;
+            let prompts = part.prompts().into_iter();
+            let same = prompts.filter_map(|prompt| firsts.get(prompt).copied()).collect();
             Ok(Share {
                 paths: self,
                 same,
@@ -135,11 +137,13 @@ impl Paths<'_> {
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
-        let changes = [whole.senders(), whole.receivers()].concat();
-        let places = changes.iter().map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
+        let changes = [whole.senders()?, whole.receivers()?].concat();
+        let changed = changes.iter().filter(|variant| !setup.changes_nothing(variant));
+        let places = changed.map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0).saturating_mul(held);
-        let pass = pass.saturating_add(setup.bytes_at(&self.reads().0));
+        let most = (0..=self.through.len()).map(|stage| setup.bytes_at(&self.reads(stage).0)).max().unwrap_or(0);
+        let pass = pass.saturating_add(most);
         let most = if self.options.needs_whole_batch() {
             batch
         } else {
@@ -151,8 +155,10 @@ impl Paths<'_> {
     /// The values of the unpatched run that frozen components keep.
     fn needs(&self) -> Vec<(usize, Wire)> {
         let wiring = self.model.wiring();
-        let senders: Vec<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
-        let mut needs = vec![];
+        let vias = self.through.iter().flatten();
+        let senders: Vec<Site> = self.sent().into_iter().chain(vias.clone().map(|via| via.node().site())).collect();
+        let mut needs: Vec<(usize, Wire)> =
+            vias.flat_map(|via| Entry::of_edited(&via.sites(), wiring).needs(wiring)).collect();
         for layer in 0..wiring.n_layers() {
             let taken = |edited: Wires| wiring.block(layer).frozen(self.freeze.mlps, edited).taken;
             needs.extend(taken(Wires::NONE).iter().map(|wire| (layer, wire)));
@@ -165,16 +171,20 @@ impl Paths<'_> {
 
     /// The sites of the senders.
     fn sent(&self) -> Vec<Site> {
-        let sites: BTreeSet<Site> = self.senders.iter().flatten().map(|node| node.site()).collect();
+        let sites: BTreeSet<Site> = self.senders.iter().flatten().map(|sender| sender.node.site()).collect();
         sites.into_iter().collect()
     }
 
-    /// The sites of the receivers, and how many layers must be computed to reach them.
-    fn reads(&self) -> (Vec<Site>, usize) {
-        let inputs = || self.receivers.iter().flatten();
-        let sites: BTreeSet<Site> = inputs().filter_map(|input| input.site()).collect();
+    /// The sites at which the receivers of a stage read, the last receivers after all stages, and how many layers must
+    /// be computed to reach them.
+    fn reads(&self, stage: usize) -> (Vec<Site>, usize) {
+        let inputs: Vec<Input> = match self.through.get(stage) {
+            Some(vias) => vias.iter().flat_map(|via| via.inputs(self.model)).collect(),
+            None => self.receivers.iter().flatten().map(|receiver| receiver.input).collect(),
+        };
+        let sites: BTreeSet<Site> = inputs.iter().filter_map(|input| input.site()).collect();
         let last = sites.iter().filter_map(|site| site.layer()).max().map_or(0, |layer| layer + 1);
-        let logits = inputs().any(|input| *input == Input::Logits);
+        let logits = inputs.contains(&Input::Logits);
         (sites.into_iter().collect(), if logits { self.model.config().n_layers } else { last })
     }
 }
@@ -199,15 +209,26 @@ impl<'a> Share<'a> {
     }
 
     fn engine(&self) -> Result<Engine<'_>> {
-        Engine::new(self.setup(), &[self.senders(), self.receivers()].concat(), &self.paths.needs())
+        Engine::new(self.setup(), &[self.senders()?, self.receivers()?].concat(), &self.paths.needs())
     }
 
-    fn senders(&self) -> Vec<Variant> {
-        self.paths.senders.iter().map(|nodes| sending(nodes)).collect()
+    /// A variant with these edits, as far as they are of this part's prompts.
+    fn variant(&self, edits: Vec<Edit>) -> Variant {
+        let variant = Variant { keys: Keys::default(), edits };
+        self.part.variants(std::slice::from_ref(&variant)).pop().unwrap_or(variant)
     }
 
-    fn receivers(&self) -> Vec<Variant> {
-        self.paths.receivers.iter().filter_map(|inputs| receiving(inputs, "")).collect()
+    fn senders(&self) -> Result<Vec<Variant>> {
+        self.paths.senders.iter().map(|senders| Ok(self.variant(self.paths.sending(senders)?))).collect()
+    }
+
+    fn receivers(&self) -> Result<Vec<Variant>> {
+        let all = self.paths.receivers.iter().map(|receivers| self.receiving(receivers, ""));
+        Ok(all.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn receiving<'r>(&self, receivers: impl IntoIterator<Item = &'r Receiver>, key: &str) -> Result<Option<Variant>> {
+        Ok(self.paths.receiving(receivers, key)?.map(|edits| self.variant(edits)))
     }
 
     /// Adds the cells and the baseline of this part.
@@ -221,89 +242,188 @@ impl<'a> Share<'a> {
 
     /// The senders' activations in the other run.
     pub(super) fn bank(&self) -> Result<Bank> {
+        let (model, plan) = (self.model(), || Plan::new().taps(self.paths.sent()).plain(self.machine.plain));
+        let run = model.run(&self.other, &plan())?;
         let mut bank = Bank::default();
-        bank.insert_run(
-            REFERENCE,
-            &self.model().run(&self.other, &Plan::new().taps(self.paths.sent()).plain(self.machine.plain))?,
-        );
+        match self.paths.pairs.alignment()? {
+            Some(alignment) => {
+                let own = model.run(&self.tokens, &plan())?;
+                for (site, x) in aligned(&own, &run, &alignment, self.part)? {
+                    bank.insert(REFERENCE, site, x);
+                }
+            }
+            None => bank.insert_run(REFERENCE, &run),
+        }
         Ok(bank)
     }
 
-    /// The metric of each pair, `[pair, cell]`.
+    /// The metrics of each path, `[path, cell]`.
     fn values(
         &self,
         engine: &Engine<'_>,
-        pairs: &[Pair],
-        mut journal: Option<&mut Journal>,
+        chains: &[Chain],
+        journal: Option<&mut Journal>,
         progress: &mut Progress,
     ) -> Result<Array2<f64>> {
         let cells = engine.baseline.len();
-        let mut values = Array2::zeros((pairs.len(), cells));
-        let mut left: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // pairs by sender
-        for (number, &(s, _)) in pairs.iter().enumerate() {
-            match journal.as_ref().and_then(|journal| journal.get(number, cells)) {
+        let mut values = Array2::zeros((chains.len(), cells));
+        let mut left = vec![];
+        let senders = self.senders()?;
+        for (number, chain) in chains.iter().enumerate() {
+            let known = journal.as_ref().and_then(|journal| journal.get(number, cells));
+            let same = self.setup().changes_nothing(&senders[chain.steps[0]]);
+            match known.or(same.then_some(engine.baseline.as_slice())) {
                 Some(known) => values.row_mut(number).assign(&ArrayView1::from(known)),
-                None => left.entry(s).or_default().push(number),
+                None => left.push(number),
             }
         }
-        progress.add(pairs.len() - left.values().map(Vec::len).sum::<usize>());
-        let bank = self.bank()?;
-        let (taps, layers) = self.paths.reads();
-        let senders: Vec<usize> = left.keys().copied().collect();
-        for block in senders.chunks(engine.senders_at_once(&taps)) {
-            engine.check_stop(progress)?;
-            let sending: Vec<Variant> = block.iter().map(|&s| sending(&self.paths.senders[s])).collect();
-            let first = engine.first_of_frozen(!taps.is_empty());
-            let (end, taps, order) = engine.frozen(&sending, &bank, &taps, self.paths.freeze, layers, first)?;
-            let here: Vec<usize> = block.iter().flat_map(|s| &left[s]).copied().collect();
-            let read =
-                Read { block, order: &order, taps: &taps, first: first as i64, batch: self.tokens.batch() as i64 };
-            let (variants, numbers, bank) = read.variants(self.paths, pairs, &here);
-            let kept = journal.as_deref_mut().map(|journal| Kept { journal, numbers: &numbers });
-            let found = engine.values(&variants, &bank, kept, progress)?;
-            for (number, found) in numbers.iter().zip(found.outer_iter()) {
-                values.row_mut(*number).assign(&found);
-            }
-            let to_logits: BTreeMap<usize, usize> = here
-                .iter()
-                .filter(|&&n| self.paths.receivers[pairs[n].1] == [Input::Logits])
-                .map(|&n| (pairs[n].0, n))
-                .collect();
-            if to_logits.is_empty() {
-                continue;
-            }
-            let direct = to_array(&engine.reader.read(&end)?)?;
-            for (row, found) in direct.outer_iter().enumerate() {
-                let Some(&number) = to_logits.get(&block[order[row]]) else { continue };
-                values.row_mut(number).assign(&found);
-                if let Some(journal) = &mut journal {
-                    journal.push(number, found.iter().copied())?;
-                }
-            }
-            if let Some(journal) = &mut journal {
-                journal.flush()?;
-            }
-            progress.add(to_logits.len());
-        }
-        Ok(values)
+        progress.add(chains.len() - left.len());
+        let begin: BTreeSet<usize> = left.iter().map(|&number| chains[number].steps[0]).collect();
+        let begin = begin.into_iter().map(|sender| Carrier { steps: vec![sender], change: senders[sender].clone() });
+        let begin: Vec<Carrier> = begin.collect();
+        let mut walk = Walk { share: self, engine, chains, left, values, journal, progress };
+        walk.send(&begin, &self.bank()?)?;
+        Ok(walk.values)
     }
 }
 
-fn sending(nodes: &[Node]) -> Variant {
-    Variant { keys: Keys::default(), edits: nodes.iter().map(|node| node.edit()).collect() }
+/// The beginning of paths, and the change of what its last component writes.
+struct Carrier {
+    /// The sender, and a head of each stage up to here.
+    steps: Vec<usize>,
+    change: Variant,
 }
 
-/// The variant in which receivers take their activations from the bank's `key`. `None` for the logits.
-fn receiving(inputs: &[Input], key: &str) -> Option<Variant> {
-    let edits: Option<Vec<Edit>> = inputs.iter().map(|input| input.edit(key)).collect();
-    Some(Variant { keys: Keys::default(), edits: edits? })
+/// Follows paths from their senders on, stage by stage.
+struct Walk<'w, 'a> {
+    share: &'w Share<'a>,
+    engine: &'w Engine<'w>,
+    chains: &'w [Chain],
+    /// The numbers of the chains to compute.
+    left: Vec<usize>,
+    /// The metrics of each path, `[path, cell]`.
+    values: Array2<f64>,
+    journal: Option<&'w mut Journal>,
+    progress: &'w mut Progress,
 }
 
-/// What the receivers read when a block of senders is patched.
+impl Walk<'_, '_> {
+    /// Sends the changes of `carriers`, all of which are as far, to the receivers of the next stage.
+    fn send(&mut self, carriers: &[Carrier], bank: &Bank) -> Result<()> {
+        let (engine, paths) = (self.engine, self.share.paths);
+        let Some(stage) = carriers.first().map(|carrier| carrier.steps.len() - 1) else { return Ok(()) };
+        let (sites, layers) = paths.reads(stage);
+        for block in carriers.chunks(engine.senders_at_once(&sites)) {
+            engine.check_stop(self.progress)?;
+            let sending: Vec<Variant> = block.iter().map(|carrier| carrier.change.clone()).collect();
+            let first = engine.first_of_frozen(!sites.is_empty());
+            let frozen = Recording { taps: &sites, layers, first, freeze: Some(paths.freeze) };
+            let (end, taps, order) = engine.recorded(&sending, bank, &frozen)?;
+            let read =
+                Read { order: &order, taps: &taps, first: first as i64, batch: self.share.tokens.batch() as i64 };
+            match paths.through.get(stage) {
+                Some(vias) => self.send_through(block, vias, &read)?,
+                None => {
+                    self.receive(block, &read)?;
+                    self.receive_logits(block, &end, &order)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends on what heads write when they read this.
+    fn send_through(&mut self, block: &[Carrier], vias: &[Via], read: &Read<'_>) -> Result<()> {
+        let (share, engine, paths) = (self.share, self.engine, self.share.paths);
+        let bank = read.bank();
+        let (mut next, mut variants): (Vec<Carrier>, Vec<Variant>) = (vec![], vec![]);
+        for (row, carrier) in block.iter().enumerate() {
+            let ends = paths.ends(&carrier.steps);
+            for (number, via) in vias.iter().enumerate() {
+                let steps = [carrier.steps.as_slice(), &[number]].concat();
+                if !self.left.iter().any(|&left| self.chains[left].steps.starts_with(&steps)) {
+                    continue;
+                }
+                let reached = via.inputs(paths.model).into_iter();
+                let reached = reached.filter(|input| ends.iter().any(|node| node.reaches(*input, paths.model)));
+                let reached: Vec<Receiver> = reached.map(Receiver::from).collect();
+                variants.extend(share.receiving(&reached, &row.to_string())?);
+                next.push(Carrier { steps, change: share.variant(vec![via.node().edit(&next.len().to_string())]) });
+            }
+        }
+        let sites: BTreeSet<Site> = vias.iter().map(|via| via.node().site()).collect();
+        let sites: Vec<Site> = sites.into_iter().collect();
+        let layers = vias.iter().map(|via| via.layer + 1).max().unwrap_or(0);
+        let at_once = engine.senders_at_once(&sites);
+        for (chunk, variants) in variants.chunks(at_once).enumerate() {
+            let chunk = chunk * at_once..chunk * at_once + variants.len();
+            let recording = Recording { taps: &sites, layers, first: read.first as usize, freeze: None };
+            let (_, taps, order) = engine.recorded(variants, &bank, &recording)?;
+            let written = Read { order: &order, taps: &taps, ..*read };
+            let mut sent = Bank::default();
+            written.insert_into(&mut sent, chunk.start);
+            self.send(&next[chunk], &sent)?;
+        }
+        Ok(())
+    }
+
+    /// Computes the metrics where receivers read this.
+    fn receive(&mut self, block: &[Carrier], read: &Read<'_>) -> Result<()> {
+        let paths = self.share.paths;
+        let (mut variants, mut numbers) = (vec![], vec![]);
+        for (row, carrier) in block.iter().enumerate() {
+            let ends = paths.ends(&carrier.steps);
+            for &number in self.left.iter().filter(|&&number| self.chains[number].steps == carrier.steps) {
+                // A receiver before the sender keeps its unchanged input.
+                let all = paths.receivers[self.chains[number].receiver].iter();
+                let reached = all.filter(|one| ends.iter().any(|node| node.reaches(one.input, paths.model)));
+                if let Some(variant) = self.share.receiving(reached, &row.to_string())? {
+                    variants.push(variant);
+                    numbers.push(number);
+                }
+            }
+        }
+        let kept = self.journal.as_deref_mut().map(|journal| Kept { journal, numbers: &numbers });
+        let found = self.engine.values(&variants, &read.bank(), kept, self.progress)?;
+        for (number, found) in numbers.iter().zip(found.outer_iter()) {
+            self.values.row_mut(*number).assign(&found);
+        }
+        Ok(())
+    }
+
+    /// Reads the metrics of paths that end at the logits from the end of the frozen pass.
+    fn receive_logits(&mut self, block: &[Carrier], end: &Output, order: &[usize]) -> Result<()> {
+        let receivers = &self.share.paths.receivers;
+        let is_logits =
+            |number: usize| receivers[self.chains[number].receiver].iter().all(|one| one.input == Input::Logits);
+        let ends: Vec<(usize, Vec<usize>)> = order
+            .iter()
+            .enumerate()
+            .map(|(row, &carrier)| {
+                let here = |number: &usize| is_logits(*number) && self.chains[*number].steps == block[carrier].steps;
+                (row, self.left.iter().copied().filter(here).collect())
+            })
+            .filter(|(_, numbers): &(usize, Vec<usize>)| !numbers.is_empty())
+            .collect();
+        if ends.is_empty() {
+            return Ok(());
+        }
+        let found = to_array(&self.engine.reader.read(end)?)?;
+        for (row, number) in ends.iter().flat_map(|(row, numbers)| numbers.iter().map(move |number| (row, number))) {
+            self.values.row_mut(*number).assign(&found.row(*row));
+            if let Some(journal) = &mut self.journal {
+                journal.push(*number, found.row(*row).iter().copied())?;
+            }
+            self.progress.add(1);
+        }
+        self.journal.as_mut().map_or(Ok(()), |journal| journal.flush())
+    }
+}
+
+/// What was recorded when a block of changes was sent.
+#[derive(Clone, Copy)]
 struct Read<'a> {
-    /// Indices of the senders.
-    block: &'a [usize],
-    /// The position in `block` of the sender of each copy of the batch in `taps`.
+    /// The number in the block of each copy of the batch in `taps`.
     order: &'a [usize],
     taps: &'a BTreeMap<Site, Tensor>,
     /// The first position in `taps`.
@@ -312,37 +432,31 @@ struct Read<'a> {
 }
 
 impl Read<'_> {
+    /// What was recorded for each change, by its number in the block.
+    fn bank(&self) -> Bank {
+        let mut bank = Bank::default();
+        self.insert_into(&mut bank, 0);
+        bank
+    }
+
+    /// Inserts what was recorded for each change, by its number in the block counted from `start`.
+    fn insert_into(&self, bank: &mut Bank, start: usize) {
+        for (row, &number) in self.order.iter().enumerate() {
+            for (&site, tensor) in self.taps {
+                // Rows that join the pass after a site are missing from its record: no path leads there.
+                let there = row as i64 * self.batch;
+                if there < tensor.size()[0] {
+                    let x = self.from_the_start(&tensor.narrow(0, there, self.batch));
+                    bank.insert(&(start + number).to_string(), site, x);
+                }
+            }
+        }
+    }
+
     /// What was recorded, at all positions: those before the first are never read.
     fn from_the_start(&self, x: &Tensor) -> Tensor {
         let mut before = x.size();
         before[1] = self.first;
         Tensor::cat(&[Tensor::zeros(&before, (x.kind(), x.device())), x.shallow_clone()], 1)
-    }
-
-    /// The variants in which receivers read this, the indices of their pairs (from `here`), and the bank with what they
-    /// read.
-    fn variants(&self, paths: &Paths<'_>, pairs: &[Pair], here: &[usize]) -> (Vec<Variant>, Vec<usize>, Bank) {
-        let (mut variants, mut numbers, mut bank) = (vec![], vec![], Bank::default());
-        for (row, &place) in self.order.iter().enumerate() {
-            let key = self.block[place].to_string();
-            for (&site, tensor) in self.taps {
-                // Rows that join the pass after a site are missing from its record: no path leads there.
-                let start = row as i64 * self.batch;
-                if start < tensor.size()[0] {
-                    bank.insert(&key, site, self.from_the_start(&tensor.narrow(0, start, self.batch)));
-                }
-            }
-            for &number in here.iter().filter(|&&number| pairs[number].0 == self.block[place]) {
-                let (s, r) = pairs[number];
-                let mut inputs = paths.receivers[r].clone();
-                // A receiver before the sender keeps its unchanged input.
-                inputs.retain(|input| paths.senders[s].iter().any(|node| node.reaches(*input, paths.model)));
-                if let Some(variant) = receiving(&inputs, &key) {
-                    variants.push(variant);
-                    numbers.push(number);
-                }
-            }
-        }
-        (variants, numbers, bank)
     }
 }

@@ -19,9 +19,9 @@ pub(in crate::intervene) use self::sets::set_name;
 pub use self::sets::{Subsets, subsets};
 pub(crate) use self::shapley::MOST;
 pub use self::shapley::{Sampling, ShapleyOptions, shapley, shapley_values};
-use super::engine::{Estimate, Options, Strategy, Variant, options};
+use super::engine::{At, Estimate, Options, Strategy, Variant, options};
 use super::metric::Metric;
-use crate::model::{Action, Bank, Edit, Model, Run, Site, Tokens};
+use crate::model::{Action, Bank, Edit, Model, Prompts, Run, Site, Tokens};
 use crate::table::Keys;
 
 /// Runs many variants of a batch, each with different activations changed, and tabulates a metric of each.
@@ -48,6 +48,10 @@ pub struct Sweep<'a> {
     /// The action of `change`.
     action: Action,
     pub(super) variants: Vec<Variant>,
+    /// The pairs that both batches come from, if they are [`Prompts`].
+    prompts: Option<&'a Prompts>,
+    /// The only positions that change.
+    at: Option<At>,
     pub(super) strategy: Strategy,
     pub(super) options: Options<'a>,
     /// Tensors and activations of other runs that edits refer to.
@@ -115,6 +119,47 @@ impl<'a> Sweep<'a> {
         Self::new(model, clean, Some(corrupt), Change::Patch(Direction::Noise))
     }
 
+    /// [`Sweep::patch`] of pairs of prompts: clean activations are patched into the corrupted run. The metric is the logit
+    /// difference of their answers, if they have some, and [`Sweep::at`] knows the names of their positions.
+    ///
+    /// Prompts may differ in length from their partners. Then the tokens stand for each other that
+    /// [`Prompts::alignment`] says; the others are not patched.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(" cat", " dog").at("animal", 1);
+    /// let prompts = model.prompts([pair])?;
+    /// let table = Sweep::denoising(&model, &prompts).each(Site::ResidPre, Every::Layer).at("animal").run()?;
+    /// assert_eq!(table.len(), 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn denoising(model: &'a Model, prompts: &'a Prompts) -> Self {
+        Self::patch(model, prompts.clean(), prompts.corrupt()).of(prompts)
+    }
+
+    /// [`Sweep::noise`] of pairs of prompts: corrupted activations are patched into the clean run; see
+    /// [`Sweep::denoising`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let prompts = model.prompts([("the cat and the head", "the dog and the head")])?;
+    /// assert_eq!(Sweep::noising(&model, &prompts).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn noising(model: &'a Model, prompts: &'a Prompts) -> Self {
+        Self::noise(model, prompts.clean(), prompts.corrupt()).of(prompts)
+    }
+
+    fn of(mut self, prompts: &'a Prompts) -> Self {
+        self.prompts = Some(prompts);
+        match Metric::of_answers(prompts) {
+            Some(metric) => self.metric(metric),
+            None => self,
+        }
+    }
+
     fn new(model: &'a Model, tokens: &'a Tokens, other: Option<&'a Tokens>, change: Change) -> Self {
         let sweep = Self {
             model,
@@ -124,6 +169,8 @@ impl<'a> Sweep<'a> {
             action: change.action(),
             change,
             variants: vec![],
+            prompts: None,
+            at: None,
             strategy: Strategy::Auto,
             options: Options::default(),
             bank: Bank::default(),
@@ -166,6 +213,21 @@ impl<'a> Sweep<'a> {
         let positions = self.tokens.positions();
         let of = |site| axes::variants(site, every.as_ref(), &action, config, positions);
         self.variants = sites.into_iter().flat_map(of).collect();
+        self
+    }
+
+    /// Changes only one position of each prompt: a number, one number for each prompt, or the name of a position of the
+    /// sweep's [`Prompts`]. At `scores` and `pattern`, a query position. Column `at` says which.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).at(4).run()?.len(), 12);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn at(mut self, position: impl Into<At>) -> Self {
+        self.at = Some(position.into());
         self
     }
 

@@ -13,11 +13,11 @@ use super::estimate::{self, Estimator};
 use crate::error::{Error, Result};
 use crate::file::sha256;
 use crate::intervene::engine::{
-    Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Part, Place, REFERENCE, Same, Setup, Strategy,
-    Variant, check_prompts, same_lengths, side_by_side,
+    Alignment, Engine, Estimate, Explanation, Journal, Kept, Machine, Outcome, Pairs, Part, Place, REFERENCE, Same,
+    Setup, Strategy, Variant, aligned, check_prompts, side_by_side,
 };
 use crate::intervene::metric::Metric;
-use crate::model::{Action, Bank, Means, Plan, Site, Tokens, Wire};
+use crate::model::{Action, Bank, Means, Plan, Prompts, Site, Tokens, Wire};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
@@ -45,6 +45,8 @@ struct Course {
     draws: Option<Vec<usize>>,
     /// For each prompt the first position at which the reference can differ from it.
     same: Vec<usize>,
+    /// How positions of unequal prompts correspond.
+    alignment: Option<Alignment>,
 }
 
 impl Sweep<'_> {
@@ -54,14 +56,14 @@ impl Sweep<'_> {
     /// If a token, an edit or the metric does not fit the model, the reference does not fit the batch, or options
     /// contradict each other; [`Error::Stopped`] if it was stopped.
     pub fn run(&self) -> Result<Table> {
-        self.check()?;
-        let provenance = self.provenance()?;
+        let variants = &self.checked()?;
+        let provenance = self.provenance(variants)?;
         tch::no_grad(|| match self.options.estimate {
-            Some(estimate) => self.estimated(estimate, provenance),
+            Some(estimate) => self.estimated(variants, estimate, provenance),
             None => {
                 let mut journal = self.options.open_journal(&provenance)?;
-                let (outcome, values) = self.values(&self.variants, journal.as_mut())?;
-                let rows = self.variants.iter().zip(values.outer_iter());
+                let (outcome, values) = self.values(variants, journal.as_mut())?;
+                let rows = variants.iter().zip(values.outer_iter());
                 let rows = rows.map(|(variant, values)| outcome.rows(&variant.keys, &values.to_vec()));
                 Table::new(rows.collect::<Result<Vec<_>>>()?.concat(), provenance)
             }
@@ -90,12 +92,12 @@ impl Sweep<'_> {
     }
 
     /// The table of estimates, with the exact rows requested by [`Sweep::exact`].
-    fn estimated(&self, estimate: Estimate, provenance: Provenance) -> Result<Table> {
-        let needs = estimate::needs(&self.variants, self.model.wiring());
-        let course = self.course(&self.variants, &needs, self.model.config().n_layers)?;
+    fn estimated(&self, variants: &[Variant], estimate: Estimate, provenance: Provenance) -> Result<Table> {
+        let needs = estimate::needs(variants, self.model.wiring());
+        let course = self.course(variants, &needs, self.model.config().n_layers)?;
         let (mut outcome, mut parts) = (self.outcome(), vec![]);
         for &part in &course.parts {
-            let share = self.share(part, &self.variants, &course)?;
+            let share = self.share(part, variants, &course)?;
             let bank = self.bank(&share, &course)?;
             let setup = self.setup(&share, course.machine);
             let engine = Engine::new(setup, &share.variants, &needs)?;
@@ -107,9 +109,9 @@ impl Sweep<'_> {
         }
         let effects = side_by_side(&parts)?;
         let largest = outcome.largest(&effects, self.options.exact);
-        let chosen: Vec<Variant> = largest.iter().map(|&number| self.variants[number].clone()).collect();
+        let chosen: Vec<Variant> = largest.iter().map(|&number| variants[number].clone()).collect();
         let exact = if chosen.is_empty() { Array2::zeros((0, 0)) } else { self.values(&chosen, None)?.1 };
-        let keys: Vec<Keys> = self.variants.iter().map(|variant| variant.keys.clone()).collect();
+        let keys: Vec<Keys> = variants.iter().map(|variant| variant.keys.clone()).collect();
         outcome.estimated(estimate, &keys, &effects, &largest, &exact, provenance)
     }
 
@@ -130,11 +132,11 @@ impl Sweep<'_> {
     /// # Errors
     /// As [`Sweep::run`].
     pub fn explain(&self) -> Result<Explanation> {
-        self.check()?;
+        let variants = &self.checked()?;
         tch::no_grad(|| {
-            let course = self.course(&self.variants, &[], 1)?;
+            let course = self.course(variants, &[], 1)?;
             let explain = |&part: &Part| {
-                let share = self.share(part, &self.variants, &course)?;
+                let share = self.share(part, variants, &course)?;
                 Engine::new(self.setup(&share, course.machine), &share.variants, &[])?.explain(&share.variants)
             };
             Explanation::of_parts(course.parts.iter().map(explain))
@@ -175,8 +177,8 @@ impl Sweep<'_> {
         let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch();
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
-        let same = share.same;
-        Ok(Course { parts: Part::at_most(most, batch), machine, kept, means, draws, same })
+        let (same, alignment) = (share.same, self.pairs().alignment()?);
+        Ok(Course { parts: Part::at_most(most, batch), machine, kept, means, draws, same, alignment })
     }
 
     /// For each prompt the first position at which what this sweep's own action writes can differ from the unchanged
@@ -184,7 +186,7 @@ impl Sweep<'_> {
     fn same(&self, draws: Option<&[usize]>) -> Result<Vec<usize>> {
         let reference = self.reference_tokens();
         match (self.change, draws) {
-            (Change::Patch(_), _) => self.tokens.first_differences(reference),
+            (Change::Patch(_), _) => self.pairs().first_differences(),
             (Change::Ablation(Ablation::Resample { .. }), Some(draws)) => {
                 self.tokens.first_differences(&reference.select(draws)?)
             }
@@ -257,7 +259,7 @@ impl Sweep<'_> {
 
     /// Fails if the reference is shorter than the batch.
     fn check_reference(&self, reference: &Tokens) -> Result<()> {
-        if reference.positions() < self.tokens.positions() {
+        if self.prompts.is_none() && reference.positions() < self.tokens.positions() {
             let expected = format!("prompts of at least {} tokens, as the batch has", self.tokens.positions());
             return Err(Error::argument("reference", expected, reference.positions()));
         }
@@ -267,7 +269,7 @@ impl Sweep<'_> {
     /// The activations that edits read: the user's own, and those of the reference run, of the drawn prompts if the
     /// ablation resamples.
     fn bank(&self, share: &Share, course: &Course) -> Result<Bank> {
-        for edit in self.variants.iter().flat_map(|variant| &variant.edits) {
+        for edit in share.variants.iter().flat_map(|variant| &variant.edits) {
             if let Action::Mean { key } = &edit.action
                 && key != REFERENCE
             {
@@ -289,14 +291,50 @@ impl Sweep<'_> {
             // causal must see the whole reference.
             let run = self.model.run(&drawn, &Plan::new().taps(sites).plain(course.machine.plain))?;
             let mut own = Bank::default();
-            own.insert_run(REFERENCE, &run);
-            own.cut(self.tokens.positions());
+            match &course.alignment {
+                Some(alignment) => {
+                    // Positions without a counterpart keep their own activations.
+                    let sites: Vec<Site> = run.taps().map(|(site, _)| site).collect();
+                    let ours = self.model.run(&share.tokens, &Plan::new().taps(sites).plain(course.machine.plain))?;
+                    for (site, x) in aligned(&ours, &run, alignment, share.part)? {
+                        own.insert(REFERENCE, site, x);
+                    }
+                }
+                None => {
+                    own.insert_run(REFERENCE, &run);
+                    own.cut(self.tokens.positions());
+                }
+            }
             bank.extend(own);
         }
         for (site, mean) in &course.means {
             bank.insert_mean(REFERENCE, *site, mean.shallow_clone());
         }
         Ok(bank)
+    }
+
+    /// The two batches.
+    fn pairs(&self) -> Pairs<'_> {
+        let denoises = self.change == Change::Patch(Direction::Denoise);
+        Pairs { tokens: self.tokens, other: self.other, prompts: self.prompts, denoises }
+    }
+
+    /// The variants, at the positions that were asked for, if all options fit together.
+    fn checked(&self) -> Result<Vec<Variant>> {
+        self.check()?;
+        let Some(at) = &self.at else { return Ok(self.variants.clone()) };
+        let pairs = self.pairs();
+        let narrowed = |variant: &Variant| {
+            let edits = variant.edits.iter().map(|edit| match &edit.at.positions {
+                Some(positions) => {
+                    Err(Error::argument("at", "edits of all positions", format!("one of positions {positions:?}")))
+                }
+                None => pairs.narrowed(edit.clone(), Some(at)),
+            });
+            let keys = Keys { at: Some(at.label()), ..variant.keys.clone() };
+            Ok(Variant { keys, edits: edits.collect::<Result<Vec<_>>>()?.concat() })
+        };
+        self.variants.iter().map(narrowed).collect()
     }
 
     fn check(&self) -> Result<()> {
@@ -321,19 +359,21 @@ impl Sweep<'_> {
             let found = if self.change == Change::KnockOut { "a knock-out" } else { "an ablation" };
             return if self.options.normalised { Err(Error::argument("normalised", "a patch", found)) } else { Ok(()) };
         };
-        same_lengths(self.tokens, self.other.unwrap_or(self.tokens))
+        self.pairs().alignment().map(drop)
     }
 
-    fn provenance(&self) -> Result<Provenance> {
-        let edits = self.variants.iter().flat_map(|variant| &variant.edits);
+    fn provenance(&self, variants: &[Variant]) -> Result<Provenance> {
+        let edits = variants.iter().flat_map(|variant| &variant.edits);
         let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
         let options = serde_json::json!({
             "change": self.change,
             "sites": sites,
-            "variants": self.variants.len(),
+            "variants": variants.len(),
+            "at": self.at.as_ref().map(|at| self.pairs().positions(at)).transpose()?,
             "strategy": format!("{:?}", self.strategy),
             "tokens": self.tokens.provenance(),
             "reference": self.other.or(self.references).map(Tokens::provenance),
+            "prompts": self.prompts.map(Prompts::provenance),
         });
         let mut options = self.options.describe(options);
         let mut activations = serde_json::Map::new();

@@ -49,6 +49,14 @@ impl Entry {
         Self { cut: Cut::After { layer, step }, how: How::Whole }
     }
 
+    /// Where rows join that differ from the unchanged run at `sites`, all of one layer, with all values that later steps
+    /// read.
+    pub(crate) fn of_edited(sites: &[Site], wiring: &Wiring) -> Self {
+        let Some(layer) = sites.iter().find_map(|site| site.layer()) else { return Self::START };
+        let wires = sites.iter().filter_map(|site| Wire::of(*site)).collect();
+        Self::after(layer, wiring.block(layer).departs(wires))
+    }
+
     /// The layer in which rows join.
     pub(crate) fn layer(self) -> usize {
         if let Cut::After { layer, .. } = self.cut { layer } else { 0 }
