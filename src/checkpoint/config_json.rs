@@ -31,6 +31,11 @@ impl ConfigJson {
         }
     }
 
+    /// What a file of another format says in the words of `config.json`.
+    pub(super) fn of_values(path: &Path, values: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), values }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

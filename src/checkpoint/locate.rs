@@ -1,12 +1,19 @@
-//! Where is the model of a given name? The name may be a folder, a bundled name or a hub id.
+//! Where is the model of a given name? The name may be a folder, a GGUF file, a bundled name or a hub id.
 
 use std::path::{Path, PathBuf};
 
+use super::gguf;
 use crate::error::{Error, Result};
 use crate::file;
 
-/// The bundled names: one that `make setup` installs, and those in [`EMBEDDED`].
-pub(crate) const BUNDLED: [&str; 3] = ["minilm", "induction", "english"];
+/// The bundled names: those in [`INSTALLED`] and [`EMBEDDED`].
+pub(crate) const BUNDLED: [&str; 4] = ["minilm", "smollm2", "induction", "english"];
+
+/// The models that `make setup` installs in the cache folder.
+const INSTALLED: [&str; 2] = ["minilm", "smollm2"];
+
+/// The weights of an installed model that came as a GGUF file.
+const AS_GGUF: &str = "model.gguf";
 
 /// The names and bytes of a bundled checkpoint's files.
 type Files = [(&'static str, &'static [u8]); 3];
@@ -32,24 +39,41 @@ pub fn cache_folder() -> PathBuf {
     })
 }
 
-/// The folder of the model called `name`.
+/// The folder, or the GGUF file, of the model called `name`.
 pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
-    let folder = Path::new(name);
-    if folder.is_dir() {
-        return Ok(folder.to_owned());
+    let path = Path::new(name);
+    if path.is_dir() || (path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))) {
+        return Ok(path.to_owned());
     }
     if let Some((name, files)) = EMBEDDED.iter().find(|(own, _)| *own == name) {
         return unpack(name, files);
     }
-    if BUNDLED.contains(&name) {
-        let folder = cache_folder().join(name);
-        let reason = || format!("{} is not there; `make minilm` installs it", folder.display());
-        return if folder.join("config.json").exists() { Ok(folder) } else { Err(not_found(name, reason())) };
+    if INSTALLED.contains(&name) {
+        return installed(name);
     }
     if !is_hub_id(name) {
         return Err(not_found(name, "there is no such folder, and it is no hub id".to_owned()));
     }
     fetch(name, revision.unwrap_or("main"))
+}
+
+/// The folder of a model that `make setup` installs. One that came as a GGUF file is put into Hugging Face layout when it is
+/// asked for first, for a folder of float32 loads faster and is what other libraries read. Where the cache cannot be
+/// written, the GGUF file itself does.
+fn installed(name: &str) -> Result<PathBuf> {
+    let folder = cache_folder().join(name);
+    let gguf = folder.join(AS_GGUF);
+    if gguf::is_converted(&folder) {
+        return Ok(folder);
+    }
+    if !gguf.exists() {
+        return Err(not_found(name, format!("{} is not there; `make {name}` installs it", folder.display())));
+    }
+    match gguf::converted(&gguf, &folder) {
+        Ok(()) => Ok(folder),
+        Err(Error::Io { .. }) => Ok(gguf),
+        Err(other) => Err(other),
+    }
 }
 
 #[cfg(feature = "hub")]

@@ -1,11 +1,15 @@
-//! How does a name become a model? From a folder, a bundled name or a hub id to a [`Model`] and its [`Tokenizer`].
+//! How does a name become a model? From a folder, a GGUF file, a bundled name or a hub id to a [`Model`] and its
+//! [`Tokenizer`].
 //!
 //! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards listed in
-//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`. The families are GPT-2, Llama, BERT, and
+//! `model.safetensors.index.json`) and, for texts, `tokenizer.json`; or a GGUF file of llama.cpp, which has all three in
+//! it. The families are GPT-2, Llama, BERT, and
 //! headscope's own for models trained in the lab; each is a file in `families/` that maps config keys and tensor names.
 
+mod coding;
 mod config_json;
 mod families;
+mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod locate;
@@ -21,6 +25,7 @@ pub use locate::cache_folder;
 pub use crate::text::Tokenizer;
 
 use self::config_json::ConfigJson;
+use self::gguf::Gguf;
 use self::source::Source;
 use crate::device;
 use crate::error::{Error, Result};
@@ -46,8 +51,38 @@ impl Default for LoadOptions {
     }
 }
 
+/// A checkpoint before its weights are read.
+struct Opened {
+    json: ConfigJson,
+    source: Source,
+    tokenizer: Option<Tokenizer>,
+    end_tokens: Vec<i64>,
+}
+
+impl Opened {
+    /// The checkpoint in a folder, or in a GGUF file.
+    fn at(path: &Path, options: &LoadOptions) -> Result<Self> {
+        let (folder, json, source, own) = if path.is_dir() {
+            let json = ConfigJson::read(path, "config.json")?;
+            (path, json, Source::open(path, options.kind, options.device)?, None)
+        } else {
+            let gguf = Gguf::open(path, options.kind, options.device)?;
+            let folder = path.parent().unwrap_or(Path::new("."));
+            (folder, ConfigJson::of_values(path, gguf.config), gguf.source, gguf.tokenizer)
+        };
+        let beside = folder.join("tokenizer.json");
+        let tokenizer = match own {
+            Some(own) => Some(Tokenizer::of_json(own.to_string().as_bytes(), &path.display().to_string())?),
+            None => beside.exists().then(|| Tokenizer::read(&beside)).transpose()?,
+        };
+        let end_tokens = if path.is_dir() { end_tokens(folder, &json)? } else { json.ids("eos_token_id")? };
+        Ok(Self { json, source, tokenizer, end_tokens })
+    }
+}
+
 impl Model {
-    /// Loads a model from a folder, a bundled name (`minilm`), or a hub id such as `openai-community/gpt2`.
+    /// Loads a model from a folder, a `.gguf` file, a bundled name (`minilm`, `smollm2`), or a hub id such as
+    /// `openai-community/gpt2`.
     ///
     /// ```
     /// use headscope::model::Model;
@@ -72,20 +107,17 @@ impl Model {
             return Err(Error::argument("kind", "Float or Double", format!("{:?}", options.kind)));
         }
         device::check(options.device)?;
-        let folder = locate::find(name, options.revision.as_deref())?;
-        let json = ConfigJson::read(&folder, "config.json")?;
+        let Opened { json, source, tokenizer, end_tokens } =
+            Opened::at(&locate::find(name, options.revision.as_deref())?, options)?;
         let family = families::of(&json)?;
-        let source = Source::open(&folder, options.kind, options.device)?;
         let mut config = (family.config)(&json, &source)?;
         config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
         // Weights are read in short blocks, for which several threads do not pay off.
         let weights = on_one_thread(|| (family.weights)(&config, &source))?;
         config.tied_unembed = weights.is_tied();
         source.finish(family.name, family.superfluous)?;
-        let tokenizer = folder.join("tokenizer.json");
-        let tokenizer = tokenizer.exists().then(|| Tokenizer::read(&tokenizer)).transpose()?;
         let files = source.stamps().iter().map(|stamp| stamp.path().to_owned()).collect();
-        let origin = Origin { name: name.to_owned(), files, end_tokens: end_tokens(&folder, &json)? };
+        let origin = Origin { name: name.to_owned(), files, end_tokens };
         Self::new(config, weights, origin, tokenizer).read_from(source.stamps())
     }
 
@@ -113,7 +145,6 @@ impl Model {
     /// hash of its architecture, and the computation.
     ///
     /// # Errors
-    /// As [`Model::sha256`].
     /// As [`Model::sha256`].
     pub fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Result<Provenance> {
         let hashed = self.identity().hash(&self.parameters())?;

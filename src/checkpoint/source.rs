@@ -1,4 +1,4 @@
-//! How are a checkpoint's tensors read? From one safetensors file, or from several listed in an index.
+//! How are a checkpoint's tensors read? From one safetensors file, from several listed in an index, or from a GGUF file.
 //!
 //! Each tensor is read block by block into its own memory and converted on the way, so loading a model takes little
 //! more memory than the model. Files are not memory-mapped: if one shrinks while it is read, the result is an error
@@ -16,6 +16,7 @@ use safetensors::tensor::Metadata;
 use serde::Deserialize;
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::coding::Coding;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::tensors::{Stamp, onednn};
@@ -33,11 +34,16 @@ pub(crate) struct Source {
 }
 
 /// The location of a tensor.
-struct Place {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Range<u64>,
+pub(super) struct Place {
+    /// The number of its file.
+    pub file: usize,
+    /// How its numbers are coded; the name of the coding if it is none that is read.
+    pub coding: Result<Coding, String>,
+    pub shape: Vec<usize>,
+    pub bytes: Range<u64>,
+    /// The number of heads if each head's rows are in the order of interleaved rotary pairs: 0, d/2, 1, d/2 + 1, ...
+    /// They are put back into halves.
+    pub interleaved: Option<usize>,
 }
 
 /// A tensor in its file, checked but not yet read.
@@ -45,8 +51,8 @@ struct Stored<'a> {
     name: &'a str,
     path: &'a Path,
     file: &'a File,
-    kind: Kind,
-    /// The length of a row; 1 if the tensor is not a matrix.
+    coding: Coding,
+    /// The length of a row; if the tensor is not a matrix, as few numbers as can be read apart.
     width: i64,
     bytes: Range<u64>,
 }
@@ -56,15 +62,25 @@ impl Stored<'_> {
     /// first row, until `each` returns `false`. Returns whether it never did.
     fn blocks(&self, kind: Kind, mut each: impl FnMut(i64, &Tensor) -> Result<bool>) -> Result<bool> {
         let Range { start, end } = self.bytes;
-        let row = self.width as usize * self.kind.elt_size_in_bytes();
-        let at_once = (BLOCK / row.max(1)).max(1) * row;
+        let width = self.width as usize;
+        let row = width / self.coding.numbers() * self.coding.bytes();
+        let most = row.max(width * self.coding.kind().elt_size_in_bytes());
+        let at_once = (BLOCK / most.max(1)).max(1) * row;
         let mut buffer = vec![0; at_once.min((end - start) as usize)];
+        let mut numbers = vec![];
         let mut first = 0;
         for at in (start..end).step_by(at_once.max(1)) {
             let bytes = &mut buffer[..at_once.min((end - at) as usize)];
             self.file.read_exact_at(bytes, at).map_err(Error::io("read", self.path))?;
-            let count = (bytes.len() / row) as i64;
-            let block = Tensor::f_from_data_size(bytes, &[count, self.width], self.kind);
+            let size = [(bytes.len() / row) as i64, self.width];
+            let count = size[0];
+            let block = match self.coding {
+                Coding::Floats(kind) => Tensor::f_from_data_size(bytes, &size, kind),
+                Coding::Blocks(blocks) => {
+                    blocks.decode(bytes, &mut numbers);
+                    Tensor::f_from_slice(&numbers).and_then(|block| block.f_view(size))
+                }
+            };
             let block = block.and_then(|block| block.f_to_kind(kind));
             if !each(first, &block.map_err(Error::torch(format!("reading tensor `{}`", self.name)))?)? {
                 return Ok(false);
@@ -117,6 +133,19 @@ impl Source {
             }
         }
         Ok(source)
+    }
+
+    /// The weights in one file of another format, whose tensors are where `tensors` says.
+    pub(super) fn of_file(
+        path: &Path,
+        file: File,
+        tensors: BTreeMap<String, Place>,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let stamps = vec![Stamp::new(path, &file.metadata().map_err(Error::io("read", path))?)];
+        let files = vec![(path.to_owned(), file)];
+        Ok(Self { folder: path.to_owned(), files, stamps, tensors, used: RefCell::default(), kind, device })
     }
 
     fn add_shards(&mut self, index: &Path) -> Result<()> {
@@ -175,6 +204,11 @@ impl Source {
         &self.stamps
     }
 
+    /// The names and shapes of all tensors.
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, place)| (name.as_str(), place.shape.as_slice()))
+    }
+
     /// Whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -211,6 +245,9 @@ impl Source {
             rows.narrow(0, first, block.size()[0]).copy_(block);
             Ok(true)
         })?;
+        if let Some(heads) = self.tensors.get(name).and_then(|place| place.interleaved) {
+            let _ = tensor.shallow_clone().copy_(&in_halves(&tensor, heads));
+        }
         self.used.borrow_mut().insert(name.to_owned());
         Ok(tensor)
     }
@@ -238,15 +275,12 @@ impl Source {
         if place.shape != shape {
             return wrong(format!("shape {shape:?}"), format!("{:?}", place.shape));
         }
-        let kind = match place.dtype {
-            Dtype::F64 => Kind::Double,
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => return wrong("dtype F64, F32, F16 or BF16".to_owned(), format!("{other:?}")),
+        let coding = match &place.coding {
+            Ok(coding) => *coding,
+            Err(other) => return wrong("dtype F64, F32, F16 or BF16".to_owned(), other.clone()),
         };
-        let width = if shape.len() == 2 { shape[1] as i64 } else { 1 };
-        Ok(Stored { name, path, file, kind, width, bytes: place.bytes.clone() })
+        let width = if shape.len() == 2 { shape[1] } else { coding.numbers() };
+        Ok(Stored { name, path, file, coding, width: width as i64, bytes: place.bytes.clone() })
     }
 
     /// Returns an error if there are tensors that the family neither used nor may ignore.
@@ -308,9 +342,22 @@ fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(S
     let place = |name: String, info: &safetensors::tensor::TensorInfo| {
         let (from, to) = info.data_offsets;
         let bytes = start + from as u64..start + to as u64;
-        (name, Place { file: number, dtype: info.dtype, shape: info.shape.clone(), bytes })
+        let coding = match info.dtype {
+            Dtype::F64 => Ok(Coding::Floats(Kind::Double)),
+            Dtype::F32 => Ok(Coding::Floats(Kind::Float)),
+            Dtype::F16 => Ok(Coding::Floats(Kind::Half)),
+            Dtype::BF16 => Ok(Coding::Floats(Kind::BFloat16)),
+            other => Err(format!("{other:?}")),
+        };
+        (name, Place { file: number, coding, shape: info.shape.clone(), bytes, interleaved: None })
     };
     Ok(metadata.tensors().into_iter().map(|(name, info)| place(name, info)).collect())
+}
+
+/// A matrix or bias whose rows are in the order of interleaved rotary pairs, with each head's rows in halves.
+fn in_halves(rows: &Tensor, heads: usize) -> Tensor {
+    let pairs = rows.size()[0] / (2 * heads as i64);
+    rows.reshape([heads as i64, pairs, 2, -1]).transpose(1, 2).reshape(rows.size())
 }
 
 /// Returns an error at the first value that is not finite. `first` is the index of the first of these rows in the

@@ -20,11 +20,15 @@ impl Tokenizer {
     /// # Errors
     /// If the file cannot be read, or is not a tokenizer ([`Error::Tokenizer`]).
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = file::read(path)?;
-        let at = || path.display().to_string();
+        Self::of_json(&file::read(path)?, &path.display().to_string())
+    }
+
+    /// The tokenizer that a `tokenizer.json` describes; `at` names it in errors.
+    pub(crate) fn of_json(bytes: &[u8], at: &str) -> Result<Self> {
+        let at = || at.to_owned();
         // The tokenizers crate panics on some files that are not JSON, and on some that are not tokenizers.
-        let _: serde_json::Value = serde_json::from_slice(&bytes).map_err(|reason| failed(at(), reason))?;
-        let read = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes));
+        let _: serde_json::Value = serde_json::from_slice(bytes).map_err(|reason| failed(at(), reason))?;
+        let read = guarded(|| tokenizers::Tokenizer::from_bytes(bytes));
         let mut inner = read.map_err(|reason| failed(at(), reason))?;
         inner.with_truncation(None).map_err(|reason| failed(at(), reason))?;
         inner.with_padding(None);
