@@ -116,7 +116,10 @@ pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) 
 /// [`write_whole`] for a writer that takes a path: `write` fills the temporary file at the one that it is given.
 pub(crate) fn write_whole_at(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let temporary = temporary(path)?.into_temp_path();
+    let permissions = std::fs::metadata(&temporary).map_err(Error::io("write", path))?.permissions();
     write(&temporary)?;
+    // Writers that make the file once more may make it private.
+    std::fs::set_permissions(&temporary, permissions).map_err(Error::io("write", path))?;
     File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("write", path))?;
     temporary.persist(path).map_err(|reason| Error::io("write", path)(reason.error))
 }

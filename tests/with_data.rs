@@ -1,5 +1,5 @@
 //! Tests that need what does not lie in the repository: real checkpoints and annotation in the folder that HEADSCOPE_DATA
-//! names, and MiniLM, which `make setup` installs.
+//! names, and MiniLM and SmolLM2, which `make setup` installs.
 //!
 //! Where that is absent they are ignored, and counted as such. Whether it is absent is known only when the tests run, too
 //! late for `#[ignore]`: hence this target's own harness. (A `cfg` set by the build script would be known in time, but would
@@ -11,15 +11,18 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use common::Tol;
+use common::{Tol, assert_close_at};
 use headscope::checkpoint::cache_folder;
 use headscope::circuits::{Composition, Offset};
 use headscope::heads::{
     CircuitOptions, PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu,
 };
-use headscope::model::Model;
+use headscope::model::{Model, Plan, Site, Tokens};
 use headscope::table::{Keys, Observation, Table};
+use headscope::text::prompts;
 use libtest_mimic::{Arguments, Trial};
+use serde_json::Value;
+use tch::{Kind, Tensor};
 
 const TEXTS: [&str; 2] =
     ["the man saw the dog in the park and the dog saw the man", "she said that she would come back to the house"];
@@ -29,11 +32,14 @@ fn main() -> ExitCode {
     let minilm = cache_folder().join("minilm").exists();
     let no_data = data.is_none().then_some("HEADSCOPE_DATA is not set");
     let no_minilm = (!minilm).then_some("minilm is not installed");
+    let no_smollm2 = (!cache_folder().join("smollm2").exists()).then_some("smollm2 is not installed");
     let data = data.unwrap_or_default();
     let trials = vec![
         trial("babyllama_continues_its_known_text", no_data, &data, babyllama_continues_its_known_text),
         trial("babyllama_has_a_previous_token_head", no_data, &data, babyllama_has_a_previous_token_head),
         trial("minilm_has_a_previous_token_head", no_minilm, &data, minilm_has_a_previous_token_head),
+        trial("smollm2_is_what_transformers_computes", no_smollm2, &data, smollm2_is_what_transformers_computes),
+        trial("smollm2_does_the_tasks_of_the_prompts", no_smollm2, &data, smollm2_does_the_tasks_of_the_prompts),
         trial("the_known_circuit_stands_out", no_data, &data, the_known_circuit_stands_out),
         trial("the_committed_roles_are_these", no_data.or(no_minilm), &data, the_committed_roles_are_these),
         trial("a_real_head_knows_objects", no_data.or(no_minilm), &data, a_real_head_knows_objects),
@@ -97,6 +103,64 @@ fn minilm_has_a_previous_token_head(_: &Path) {
     let (score, z) = head(&table, "previous_token", 0, 2);
     assert!(score > 0.95 && z > 10.0, "{score}, {z}");
     assert!(head(&table, "positional", 0, 2).0 > 0.8);
+}
+
+/// SmolLM2 from its GGUF file: the logits of transformers on the same numbers, and the ids of the tokenizers package, as
+/// fixtures/make_gguf.py has them; and it knows the capital of France.
+fn smollm2_is_what_transformers_computes(_: &Path) {
+    let model = Model::load("smollm2").unwrap();
+    assert_eq!(model.n_parameters(), 134_515_008);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf");
+    let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("smollm2.json")).unwrap()).unwrap();
+    for prompt in golden["prompts"].as_array().unwrap() {
+        let tokens = model.tokens(&[prompt["text"].as_str().unwrap()]).unwrap();
+        assert_eq!(serde_json::json!(tokens.row(0)), prompt["ids"]);
+        let run = model.run(&tokens, &Plan::new().tap(Site::Logits)).unwrap();
+        let last = run.get(Site::Logits).unwrap().get(0).get(tokens.positions() as i64 - 1);
+        let pairs: Vec<(i64, f64)> = serde_json::from_value(prompt["logits"].clone()).unwrap();
+        let (ids, expected): (Vec<i64>, Vec<f64>) = pairs.into_iter().unzip();
+        assert!(ids.len() > 50);
+        let found = last.index_select(0, &Tensor::from_slice(&ids));
+        let tol = Tol::of(model.config(), Kind::Float);
+        let rms = prompt["rms"].as_f64().unwrap();
+        assert_close_at("logits", &found, &Tensor::from_slice(&expected), rms, tol);
+        let best: Vec<i64> = Vec::try_from(last.topk(8, 0, true, true).1).unwrap();
+        assert_eq!(best[0], prompt["best"][0].as_i64().unwrap());
+        assert_eq!(model.tokenizer().unwrap().piece(best[0]), prompt["best_text"].as_str().unwrap());
+    }
+    assert_eq!(golden["prompts"][0]["best_text"], " Paris");
+    for text in golden["texts"].as_array().unwrap() {
+        let tokens = model.tokens(&[text["text"].as_str().unwrap()]).unwrap();
+        assert_eq!(serde_json::json!(tokens.row(0)), text["ids"], "{}", text["text"]);
+    }
+}
+
+/// The right answer is above the wrong one in nearly all clean prompts, and the corrupt ones tell: on average the
+/// difference falls.
+fn smollm2_does_the_tasks_of_the_prompts(_: &Path) {
+    let model = Model::load("smollm2").unwrap();
+    let n = 24;
+    let recipes = [prompts::ioi(n, 0), prompts::greater_than(n, 0), prompts::induction(n, 0), prompts::agreement(n, 0)];
+    for recipe in recipes {
+        let prompts = model.prompts(recipe.clone()).unwrap();
+        prompts.check_aligned().unwrap();
+        let differences = |tokens: &Tokens, ends: Vec<usize>| -> Vec<f64> {
+            let run = model.run(tokens, &Plan::new().tap(Site::Logits)).unwrap();
+            let logits = run.get(Site::Logits).unwrap();
+            let of = |(i, end): (usize, usize)| {
+                let (right, wrong) = prompts.answers()[i];
+                let at = |id: i64| logits.double_value(&[i as i64, end as i64, id]);
+                at(right) - at(wrong)
+            };
+            ends.into_iter().enumerate().map(of).collect()
+        };
+        let clean = differences(prompts.clean(), prompts.position("END").unwrap());
+        let corrupt = differences(prompts.corrupt(), prompts.corrupt_position("END").unwrap());
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / n as f64;
+        let right = clean.iter().filter(|&&difference| difference > 0.0).count();
+        assert!(right * 6 >= n * 5, "{recipe:?}: {right} of {n}");
+        assert!(mean(&corrupt) < 0.5 * mean(&clean), "{recipe:?}: {} {}", mean(&clean), mean(&corrupt));
+    }
 }
 
 /// GPT-2 small, by its own weights: the previous-token head 4.11 is what the keys of the induction heads 5.1, 5.5, 6.9 and

@@ -14,11 +14,12 @@ use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 use crate::tensors::Stored;
+use crate::workers::on_one_thread;
 
 /// The last file to be written: where it is, the others are.
 const LAST: &str = "config.json";
 
-/// Whether `folder` has been converted from this file, or from the one that it was then.
+/// Whether `folder` has a model in Hugging Face layout.
 pub(in crate::checkpoint) fn is_converted(folder: &Path) -> bool {
     folder.join(LAST).exists()
 }
@@ -36,7 +37,8 @@ pub(in crate::checkpoint) fn converted(path: &Path, folder: &Path) -> Result<()>
     }
     let sha256 = file::sha256_of(&[path.to_owned()])?;
     let Gguf { mut config, source, tokenizer } = Gguf::open(path, Kind::Float, Device::Cpu)?;
-    write_weights(&folder.join("model.safetensors"), &source, &sha256)?;
+    // Short blocks, for which several threads do not pay off.
+    on_one_thread(|| write_weights(&folder.join("model.safetensors"), &source, &sha256))?;
     if let Some(tokenizer) = tokenizer {
         file::write_bytes(&folder.join("tokenizer.json"), tokenizer.to_string().as_bytes())?;
     }

@@ -1,0 +1,110 @@
+//! A GGUF file as a user loads it: the numbers, the tokens and the prompts of a small Llama whose golden values are by
+//! transformers and the `gguf` package (fixtures/make_gguf.py), and what files say that cannot be read.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Tol, assert_close};
+use headscope::checkpoint::{LoadOptions, Tokenizer};
+use headscope::model::{Model, Plan, Site};
+use headscope::text::prompts;
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf").join(name)
+}
+
+fn load(kind: Kind) -> Model {
+    let options = LoadOptions { kind, ..LoadOptions::default() };
+    Model::load_with(file("tiny-llama.gguf").to_str().unwrap(), &options).unwrap()
+}
+
+fn golden() -> Value {
+    serde_json::from_slice(&std::fs::read(file("tiny-llama.json")).unwrap()).unwrap()
+}
+
+/// Matrices in seven codings, queries and keys put back into halves: the logits are those of transformers, whose rotary tables
+/// and norms round to float32 even in float64.
+#[test]
+fn logits() {
+    let golden = golden();
+    let expected: Vec<f64> = serde_json::from_value(golden["logits_of_the_last"].clone()).unwrap();
+    for kind in [Kind::Float, Kind::Double] {
+        let model = load(kind);
+        let tokens = model.tokens(&[golden["text"].as_str().unwrap()]).unwrap();
+        assert_eq!(json!(tokens.row(0)), golden["ids"]);
+        let run = model.run(&tokens, &Plan::new().tap(Site::Logits)).unwrap();
+        let last = run.get(Site::Logits).unwrap().get(0).get(tokens.positions() as i64 - 1);
+        assert_close("logits", &last, &Tensor::from_slice(&expected), Tol::of(model.config(), Kind::Float));
+    }
+}
+
+#[test]
+fn tokens() {
+    let (model, golden) = (load(Kind::Float), golden());
+    for text in golden["texts"].as_array().unwrap() {
+        let (text, ids) = (text["text"].as_str().unwrap(), &text["ids"]);
+        let tokens = model.tokens(&[text]).unwrap();
+        assert_eq!(json!(tokens.row(0)), *ids, "{text}");
+        let tokenizer = model.tokenizer().unwrap();
+        if !text.contains("<|") {
+            assert_eq!(tokenizer.decode(tokens.row(0)).unwrap(), text);
+        }
+    }
+    let end = model.token("<|im_end|>").unwrap();
+    assert!(model.tokenizer().unwrap().is_special(end));
+    assert_eq!(model.origin().end_tokens, [end]);
+    assert_eq!(model.tokens(&["The key"]).unwrap().pieces(0), ["The", " key"], "nothing is added before or after");
+}
+
+/// Generators draw from the words that this small vocabulary has as single tokens.
+#[test]
+fn generated_prompts() {
+    let model = load(Kind::Float);
+    for recipe in [prompts::ioi(12, 5), prompts::greater_than(12, 5), prompts::induction(12, 5), prompts::agreement(12, 5)] {
+        let prompts = model.prompts(recipe.clone()).unwrap();
+        prompts.check_aligned().unwrap();
+        for i in 0..12 {
+            let (clean, corrupt) = (prompts.clean().row(i), prompts.corrupt().row(i));
+            assert_eq!(clean.iter().zip(corrupt).filter(|(a, b)| a != b).count(), 1, "{recipe:?}");
+            let (right, wrong) = &prompts.answer_texts()[i];
+            assert_eq!((model.token(right).unwrap(), model.token(wrong).unwrap()), prompts.answers()[i]);
+        }
+    }
+}
+
+/// The SHA-256 of such a model is its file's, and the command loads it by path.
+#[test]
+fn the_command_reads_it() {
+    let path = file("tiny-llama.gguf");
+    let shown = Command::new(env!("CARGO_BIN_EXE_headscope")).args(["inspect", "--json"]).arg(&path).output().unwrap();
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["config"]["family"], "llama");
+    assert_eq!(shown["sha256"], load(Kind::Float).sha256().unwrap());
+}
+
+/// A tokenizer.json beside the file is used, and what is no GGUF file says so.
+#[test]
+fn beside_and_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(file("tiny-llama.gguf"), &path).unwrap();
+    let beside = common::fixture("tiny-gpt2").join("tokenizer.json");
+    std::fs::copy(&beside, folder.path().join("tokenizer.json")).unwrap();
+    let (model, text) = (Model::load(path.to_str().unwrap()).unwrap(), ["When the heads met"]);
+    let own = load(Kind::Float).tokens(&text).unwrap();
+    let found = model.tokens(&text).unwrap();
+    assert_eq!(found, Tokenizer::read(&beside).unwrap().encode(&text).unwrap());
+    assert_ne!(found, own);
+    std::fs::write(&path, "{}").unwrap();
+    let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("model.gguf") && error.contains("more bytes"), "{error}");
+    let error = Model::load(file("codings.gguf").to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("general.architecture") && error.contains("llama"), "{error}");
+    assert!(Model::load(file("no-such.gguf").to_str().unwrap()).is_err());
+}
