@@ -102,6 +102,34 @@ fn agreement_is_read_from_the_provenance() {
     assert_eq!((of(json!({"what": {}})), of(json!(null)), of(json!({"what": "direct"}))), (None, None, None));
 }
 
+/// Positions on the axes of a heat map are labelled with their tokens, where all prompts of the table have the same one; the
+/// labels are still there when the table comes from a file.
+#[test]
+fn axes_carry_the_tokens() {
+    use headscope::prelude::*;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/checkpoints/tiny-gpt2");
+    let model = Model::load(path).unwrap();
+    let tokens = model.tokens(&["the cat sat.", "the dog sat."]).unwrap();
+    let pieces = [tokens.pieces(0), tokens.pieces(1)];
+    let other = (0..pieces[0].len()).find(|&at| pieces[0].get(at) != pieces[1].get(at)).unwrap();
+    let sweep = || Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::ResidPre, [Every::Position]);
+    let both = sweep().run().unwrap();
+    let label = |at: usize| format!(">{at} {}<", pieces[0][at].replace(' ', "·"));
+    let shown = |table: &Table, rows: &str| table.heatmap(rows, "position").unwrap().as_str().to_owned();
+    let picture = shown(&both, "layer");
+    assert!(picture.contains(&label(0)) && !picture.contains(&label(other)), "{picture}");
+    let first = sweep().per_prompt().run().unwrap().filtered(|row| row.keys.prompt == Some(0)).unwrap();
+    assert!(shown(&first, "layer").contains(&label(other)));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("table.parquet");
+    both.write(&file).unwrap();
+    assert_eq!(shown(&Table::read(&file).unwrap(), "layer"), picture);
+    // Ids without texts are no labels.
+    let bare = Tokens::new(&[vec![5, 6, 7]]).unwrap();
+    let table = Sweep::ablate(&model, &bare, Ablation::Zero).each(Site::ResidPre, [Every::Position]).run().unwrap();
+    assert!(shown(&table, "layer").contains(">2<"));
+}
+
 /// A table's place is one process': the lock says whose, ends with it, and a file that a dead process left is no lock.
 #[test]
 fn a_place_is_held_by_one() {

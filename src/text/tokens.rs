@@ -240,7 +240,7 @@ impl Tokens {
     }
 
     /// Identifies the batch: a hash of all ids and types, the number of prompts and ids, and the ids themselves if
-    /// there are few.
+    /// there are few, with their texts where these are known.
     pub(crate) fn provenance(&self) -> serde_json::Value {
         /// The most ids that are written out.
         const FEW: usize = 4096;
@@ -253,6 +253,9 @@ impl Tokens {
         });
         if ids <= FEW {
             all["rows"] = serde_json::json!(self.rows);
+            if let Some(pieces) = &self.pieces {
+                all["pieces"] = serde_json::json!(pieces);
+            }
         }
         all
     }

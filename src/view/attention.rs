@@ -112,6 +112,30 @@ impl Attention {
         )))
     }
 
+    /// Places views side by side, as many as the page is wide: heads of several prompts, runs or models. Each keeps its own
+    /// tokens, and is used by itself. Still pictures stand side by side by [`Svg::beside`].
+    ///
+    /// ```
+    /// # fn main() -> headscope::Result<()> {
+    /// use headscope::view::Attention;
+    /// use ndarray::array;
+    /// let one = Attention::new(vec!["a".to_owned(), " b".to_owned()], array![[[1.0, 0.0], [0.5, 0.5]]]);
+    /// let other = Attention::new(vec!["The".to_owned()], array![[[1.0]]]).title("another prompt");
+    /// assert!(Attention::beside(&[one, other])?.as_str().contains("another prompt"));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`html`](Self::html); [`Error::Draw`] if there is no view.
+    pub fn beside(views: &[Self]) -> Result<Html> {
+        if views.is_empty() {
+            return Err(Error::Draw { what: "attention views", reason: "there is none".to_owned() });
+        }
+        let views = views.iter().map(|view| Ok(format!("<div style=\"flex:1 1 420px;min-width:0\">{}</div>", view.html()?.as_str())));
+        let views = views.collect::<Result<String>>()?;
+        Ok(Html::new(format!("<div style=\"display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start\">{views}</div>")))
+    }
+
     /// Draws all heads as thumbnails: queries downwards, keys to the right, from white for 0 to dark blue for 1.
     ///
     /// # Errors
@@ -346,6 +370,19 @@ mod tests {
         assert!(page.as_str().len() < 120_000, "{page:?}");
         assert!(picture.size().0 <= 720, "{picture:?}");
         assert_well_formed(picture.as_str());
+        Ok(())
+    }
+
+    #[test]
+    fn views_of_several_prompts_stand_side_by_side() -> Result<()> {
+        let views = [Attention::new(words(3), causal(2, 3)), Attention::new(words(5), causal(1, 5)).title("longer")];
+        let page = Attention::beside(&views)?;
+        let source = page.as_str();
+        assert_eq!((source.matches("class=\"hs-attention\"").count(), source.matches("hs-data\">{").count()), (2, 2));
+        assert!(source.contains("word4") && source.contains("longer"));
+        let opened = source.matches("<div").count();
+        assert_eq!(opened, source.matches("</div>").count());
+        assert!(Attention::beside(&[]).is_err());
         Ok(())
     }
 

@@ -46,5 +46,5 @@ pub use bars::Bars;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
 pub use line::Lines;
-pub use results::{attention, attention_of, film};
+pub use results::{attention, attention_heads, attention_of, film};
 pub(crate) use text::escape;

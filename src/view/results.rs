@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::attention::Attention;
 use super::display::{Html, Svg};
 use super::heatmap::Heatmap;
-use super::text::escape;
+use super::text::{escape, token};
 use crate::error::{Error, Result};
 use crate::model::{Model, Run, Site, Tokens};
 use crate::table::Table;
@@ -61,6 +61,45 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
     Ok(Attention::new(run.tokens().pieces(prompt), array3(&shown)?)
         .layer(layer)
         .title(format!("Attention in layer {layer}")))
+}
+
+/// What do some heads attend to, each a (layer, head) of any layer, on one prompt of the batch? Several of these, of any
+/// prompts, stand side by side by [`Attention::beside`].
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+/// let tokens = model.tokens(&["the cat sat on the mat.", "a dog ran."])?;
+/// let run = model.run(&tokens, &Plan::new().tap("pattern.*"))?;
+/// let (first, second) = (view::attention_heads(&run, &[(0, 3), (2, 1)], 0)?, view::attention_heads(&run, &[(2, 1)], 1)?);
+/// let page = Attention::beside(&[first, second])?;
+/// assert!(page.as_str().contains("head 2.1"));
+/// # Ok::<(), headscope::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::NotTapped`] if the run has no `pattern` of a layer, [`Error::OutOfRange`] if it has no such prompt or head,
+/// [`Error::Argument`] if there are no heads.
+pub fn attention_heads(run: &Run, heads: &[(usize, usize)], prompt: usize) -> Result<Attention> {
+    if heads.is_empty() {
+        return Err(Error::argument("heads", "at least one (layer, head)", "none"));
+    }
+    let one = |&(layer, head): &(usize, usize)| {
+        let pattern = run.get(Site::Pattern(layer))?;
+        let shape = pattern.size();
+        for (axis, found, limit) in [("batch", prompt as i64, shape[0]), ("head", head as i64, shape[1])] {
+            if found >= limit {
+                return Err(Error::OutOfRange { at: format!("attention view of layer {layer}"), axis, found, limit });
+            }
+        }
+        // Padding is not part of the prompt.
+        let length = run.tokens().row(prompt).len() as i64;
+        Ok(pattern.get(prompt as i64).get(head as i64).narrow(0, 0, length).narrow(1, 0, length))
+    };
+    let patterns = heads.iter().map(one).collect::<Result<Vec<_>>>()?;
+    let names = heads.iter().map(|(layer, head)| format!("head {layer}.{head}")).collect();
+    let title = if run.tokens().batch() == 1 { "Attention".to_owned() } else { format!("Attention on prompt {prompt}") };
+    Ok(Attention::new(run.tokens().pieces(prompt), array3(&Tensor::stack(&patterns, 0))?).head_names(names).title(title))
 }
 
 /// What does one head attend to, on the first prompt of several runs, for instance at several steps of training? Each run has a
@@ -119,6 +158,18 @@ impl Table {
     /// whole numbers, such as `layer` and `head`, or of texts, such as `task`. A cell shows the mean of its rows, or grey if it
     /// has none.
     ///
+    /// Positions (`position`, `query`, `key`, `target`) are labelled with their tokens, where the table's prompts have the
+    /// same token there and a tokenizer made it.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = model.tokens(&["the cat sat on the mat."])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::ResidPre, [Every::Position]).run()?;
+    /// assert!(table.heatmap("layer", "position")?.as_str().contains("1 ·cat"));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// If there is no such column.
     pub fn heatmap(&self, rows: &str, columns: &str) -> Result<Svg> {
@@ -138,14 +189,53 @@ impl Table {
         let how = self.provenance().options["what"].get("change").map(how).unwrap_or_default();
         let title = if effects { format!("Change in {metric}{how}") } else { format!("{metric}{how}") };
         let mut map = Heatmap::new(sum / count).title(title).x_label(columns).y_label(rows);
-        map = y.names.into_iter().fold(map, Heatmap::y_ticks);
-        x.names.into_iter().fold(map, Heatmap::x_ticks).svg()
+        let ticks = |column: &str, names: Option<Vec<String>>, n: usize| {
+            names.or_else(|| {
+                let known = token_ticks(self, column, None)?;
+                Some((0..n).map(|at| known.get(at).cloned().unwrap_or_else(|| at.to_string())).collect())
+            })
+        };
+        let (ys, xs) = (size(&y.rows), size(&x.rows));
+        map = unit_of(self).into_iter().fold(map, Heatmap::unit);
+        map = ticks(rows, y.names, ys).into_iter().fold(map, Heatmap::y_ticks);
+        ticks(columns, x.names, xs).into_iter().fold(map, Heatmap::x_ticks).svg()
     }
 
     /// Shows the table in a notebook.
     pub fn evcxr_display(&self) {
         Html::new(table_html(self)).evcxr_display();
     }
+}
+
+/// The unit of a table's values, if all rows have the same one.
+fn unit_of(table: &Table) -> Option<String> {
+    let units = table.frame().column("unit").ok()?.str().ok()?.clone();
+    let first = units.get(0)?.to_owned();
+    units.iter().all(|unit| unit == Some(&first)).then_some(first)
+}
+
+/// A label for each position of a table's prompts, `3 ·cat`: its number, and its token if all prompts that the table is
+/// about have the same one there. `None` if the column is none of positions, or no texts are known. The texts come from the
+/// table's provenance, so a table that was written and read again has them, too.
+pub(super) fn token_ticks(table: &Table, column: &str, prompt: Option<u32>) -> Option<Vec<String>> {
+    if !["position", "query", "key", "target"].contains(&column) {
+        return None;
+    }
+    let pieces = &table.provenance().options["what"]["tokens"]["pieces"];
+    let all: Vec<Vec<String>> = serde_json::from_value(pieces.clone()).ok()?;
+    let shown: Vec<usize> = match (prompt, table.f64("prompt")) {
+        (Some(prompt), _) => vec![prompt as usize],
+        (None, Ok(prompts)) => prompts.into_iter().filter(|prompt| *prompt >= 0.0).map(|prompt| prompt as usize).collect(),
+        (None, Err(_)) => (0..all.len()).collect(),
+    };
+    let shown: Vec<&Vec<String>> = (0..all.len()).filter(|row| shown.contains(row)).map(|row| &all[row]).collect();
+    let longest = shown.iter().map(|row| row.len()).max()?;
+    let at = |position: usize| {
+        let mut texts = shown.iter().filter_map(|row| row.get(position));
+        let first = texts.next()?;
+        texts.all(|text| text == first).then(|| format!("{position} {}", token(first)))
+    };
+    Some((0..longest).map(|position| at(position).unwrap_or_else(|| position.to_string())).collect())
 }
 
 /// `, mean ablation` from a sweep's change in its provenance: `{"ablation": "mean"}`.
