@@ -131,9 +131,13 @@ impl Attention {
         if views.is_empty() {
             return Err(Error::Draw { what: "attention views", reason: "there is none".to_owned() });
         }
-        let views = views.iter().map(|view| Ok(format!("<div style=\"flex:1 1 420px;min-width:0\">{}</div>", view.html()?.as_str())));
+        let views = views
+            .iter()
+            .map(|view| Ok(format!("<div style=\"flex:1 1 420px;min-width:0\">{}</div>", view.html()?.as_str())));
         let views = views.collect::<Result<String>>()?;
-        Ok(Html::new(format!("<div style=\"display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start\">{views}</div>")))
+        Ok(Html::new(format!(
+            "<div style=\"display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start\">{views}</div>"
+        )))
     }
 
     /// Draws all heads as thumbnails: queries downwards, keys to the right, from white for 0 to dark blue for 1.

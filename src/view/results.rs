@@ -98,8 +98,11 @@ pub fn attention_heads(run: &Run, heads: &[(usize, usize)], prompt: usize) -> Re
     };
     let patterns = heads.iter().map(one).collect::<Result<Vec<_>>>()?;
     let names = heads.iter().map(|(layer, head)| format!("head {layer}.{head}")).collect();
-    let title = if run.tokens().batch() == 1 { "Attention".to_owned() } else { format!("Attention on prompt {prompt}") };
-    Ok(Attention::new(run.tokens().pieces(prompt), array3(&Tensor::stack(&patterns, 0))?).head_names(names).title(title))
+    let title =
+        if run.tokens().batch() == 1 { "Attention".to_owned() } else { format!("Attention on prompt {prompt}") };
+    Ok(Attention::new(run.tokens().pieces(prompt), array3(&Tensor::stack(&patterns, 0))?)
+        .head_names(names)
+        .title(title))
 }
 
 /// What does one head attend to, on the first prompt of several runs, for instance at several steps of training? Each run has a
@@ -225,7 +228,9 @@ pub(super) fn token_ticks(table: &Table, column: &str, prompt: Option<u32>) -> O
     let all: Vec<Vec<String>> = serde_json::from_value(pieces.clone()).ok()?;
     let shown: Vec<usize> = match (prompt, table.f64("prompt")) {
         (Some(prompt), _) => vec![prompt as usize],
-        (None, Ok(prompts)) => prompts.into_iter().filter(|prompt| *prompt >= 0.0).map(|prompt| prompt as usize).collect(),
+        (None, Ok(prompts)) => {
+            prompts.into_iter().filter(|prompt| *prompt >= 0.0).map(|prompt| prompt as usize).collect()
+        }
         (None, Err(_)) => (0..all.len()).collect(),
     };
     let shown: Vec<&Vec<String>> = (0..all.len()).filter(|row| shown.contains(row)).map(|row| &all[row]).collect();
