@@ -2,6 +2,7 @@
 
 mod attribution;
 mod evaluate;
+mod gradient;
 mod several;
 
 use std::fmt;

@@ -339,8 +339,10 @@ impl<'a> Pass<'a> {
             let w_o = o.w.unflatten(-2, [config.n_heads as i64, config.d_head as i64]);
             let result = stack::write(z, &w_o);
             let result = self.at(site, result)?;
-            // Only an edit may change what follows; a tap leaves the one product as it is.
-            sum = self.program.edits(site).then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));
+            // Only an edit may change what follows; a tap leaves the dense product as it is, unless gradients are to flow
+            // back to it.
+            let follows = self.program.edits(site) || self.program.differentiable;
+            sum = follows.then(|| result.sum_dim_intlist([2i64].as_slice(), false, None));
         }
         match (sum, &o.b) {
             (Some(sum), Some(b)) => Ok(sum + b),
