@@ -176,6 +176,12 @@ impl Site {
         layered.or_else(|| GLOBAL.iter().find(|(_, site)| same(site)).map(|(name, _)| *name)).unwrap_or("")
     }
 
+    /// The site of this kind, in layer 0 if it belongs to a layer.
+    pub(crate) fn of_kind(kind: &str) -> Option<Self> {
+        let layered = PER_LAYER.iter().find(|(known, _)| *known == kind).map(|(_, make)| make(0));
+        layered.or_else(|| GLOBAL.iter().find(|(known, _)| *known == kind).map(|(_, site)| *site))
+    }
+
     /// The site's layer, where it has one.
     pub fn layer(self) -> Option<usize> {
         match self {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::file;
+use crate::site::Site;
 
 mod beside;
 mod columns;
@@ -69,6 +70,8 @@ columns! {
         pub neuron: u32,
         /// Position of the predicted token.
         pub target: u32,
+        /// Place in an order, 0 first.
+        pub rank: u32,
         /// A token's text.
         pub token: String,
         /// A task or feature.
@@ -351,9 +354,12 @@ impl Table {
     /// # Errors
     /// If the table has no such column.
     pub fn curve(&self, x: &str) -> Result<Vec<(f64, f64)>> {
-        let mut points: Vec<(f64, f64)> = self.f64(x)?.into_iter().zip(self.effect()?).collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        Ok(points)
+        // Sites of one layer in the order of the forward pass.
+        let sites = self.frame.column("site").ok().and_then(|names| names.str().ok().cloned());
+        let order = |row: usize| sites.as_ref()?.get(row).and_then(Site::of_kind);
+        let mut points: Vec<(usize, (f64, f64))> = self.f64(x)?.into_iter().zip(self.effect()?).enumerate().collect();
+        points.sort_by(|(row, a), (other, b)| a.0.total_cmp(&b.0).then_with(|| order(*row).cmp(&order(*other))));
+        Ok(points.into_iter().map(|(_, point)| point).collect())
     }
 
     /// How the effects, in magnitude, are distributed over the values of column `by`: pairs of a value and its share of

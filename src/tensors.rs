@@ -4,9 +4,10 @@ mod identity;
 pub(crate) mod onednn;
 mod softmax;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::{Device, Kind, Tensor};
 
@@ -15,6 +16,7 @@ pub(crate) use softmax::{log_softmax, softmax};
 
 use crate::error::{Error, Result};
 use crate::file;
+use crate::take;
 
 /// Writes named tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
 pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(&str, String)]) -> Result<()> {
@@ -56,5 +58,78 @@ impl Stored {
 
     fn view(&self) -> Result<TensorView<'_>, safetensors::SafeTensorError> {
         TensorView::new(self.dtype, self.shape.clone(), &self.bytes)
+    }
+}
+
+/// The tensors of one safetensors file.
+#[derive(Debug)]
+pub(crate) struct Tensors {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+}
+
+impl Tensors {
+    /// Reads a file whole. Values become `kind`, on `device`, and must be finite.
+    pub(crate) fn read(path: &Path, kind: Kind, device: Device) -> Result<Self> {
+        let wrong = |at: &str, expected: &str, found: String| Error::Format {
+            path: path.to_owned(),
+            at: at.to_owned(),
+            expected: expected.to_owned(),
+            found,
+        };
+        let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
+        if !about.is_file() {
+            return Err(wrong("the file", "a safetensors file", "no file".to_owned()));
+        }
+        // The bytes and what becomes of them are there at once.
+        take::fits("bytes", usize::try_from(about.len()).unwrap_or(usize::MAX), 3)?;
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let refused =
+            |reason: safetensors::SafeTensorError| wrong("the file", "a whole safetensors file", reason.to_string());
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(refused)?;
+        let read = SafeTensors::deserialize(&bytes).map_err(refused)?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in read.iter() {
+            let at = format!("tensor `{name}`");
+            let found = match view.dtype() {
+                Dtype::F64 => Kind::Double,
+                Dtype::F32 => Kind::Float,
+                Dtype::F16 => Kind::Half,
+                Dtype::BF16 => Kind::BFloat16,
+                other => return Err(wrong(&at, "dtype F64, F32, F16 or BF16", format!("{other:?}"))),
+            };
+            let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            let tensor = Tensor::f_from_data_size(view.data(), &shape, found);
+            let tensor =
+                tensor.and_then(|tensor| tensor.f_to_kind(kind)).map_err(Error::torch(format!("reading {at}")))?;
+            let holes = tensor.isfinite().logical_not().flatten(0, -1);
+            if holes.numel() > 0 && holes.any().int64_value(&[]) != 0 {
+                let index = holes.to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
+                let found = tensor.flatten(0, -1).double_value(&[index]);
+                return Err(Error::NotFinite { at: format!("{}: {at}", path.display()), index: index as usize, found });
+            }
+            tensors.insert(name.to_owned(), tensor.to_device(device));
+        }
+        Ok(Self { path: path.to_owned(), tensors, metadata: header.metadata().clone().unwrap_or_default() })
+    }
+
+    /// An entry of the file's metadata.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// The tensor `name`, which must have this shape.
+    pub(crate) fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let found = self.tensors.get(name).ok_or_else(|| Error::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            expected: shape.to_vec(),
+        })?;
+        if found.size() == shape {
+            return Ok(found.shallow_clone());
+        }
+        let (at, expected) = (format!("tensor `{name}`"), format!("shape {shape:?}"));
+        Err(Error::Format { path: self.path.clone(), at, expected, found: format!("{:?}", found.size()) })
     }
 }

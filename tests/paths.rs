@@ -481,7 +481,7 @@ fn paths_that_do_not_exist_are_errors() {
     says(paths().receivers([Input::Key { layer: 1, kv_head: 2 }]), "kv_head 2 is out of range");
     says(paths().receivers([Input::Query { layer: 0, head: 0 }]), "comes after");
     says(paths().senders([] as [Node; 0]), "comes after");
-    says(paths().sender_sets([vec![]]), "an empty set");
+    says(paths().sender_sets([vec![] as Vec<Node>]), "an empty set");
     says(paths().receiver_sets([vec![Input::Logits, Input::Mlp { layer: 1 }]]), "by themselves");
     let short = Tokens::new(&[vec![1, 2]]).unwrap();
     says(Paths::noise(&golden.model, &golden.clean, &short), "same lengths");

@@ -10,16 +10,18 @@
 //! | [`shapley`], [`shapley_values`] | how to divide a joint effect among heads |
 //! | [`Residual`], [`accumulated_residual`], [`head_results`] | what the residual stream is a sum of, and how it grows |
 //! | [`direct_attribution`] | what each component writes towards an answer |
-//! | [`logit_lens`] | what the model would answer at each depth |
+//! | [`Lens`], [`logit_lens`] | what the model would answer at each depth, and what each head writes |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod engine;
+mod lens;
 mod metric;
 mod paths;
 mod residual;
 mod sweep;
 
 pub use engine::{At, Estimate, Explanation, PlannedGroup, Strategy, Variant};
+pub use lens::{Lens, TunedOptions};
 pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
 pub use paths::{Input, Node, Paths, Receiver, Sender, Via};
 pub use residual::{Residual, Term, accumulated_residual, head_results};

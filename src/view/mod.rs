@@ -6,6 +6,7 @@
 //! | [`mod@line`] | how does a value change with training, depth or size? | [`Svg`] |
 //! | [`bars`] | which of a few named things is larger? | [`Svg`] |
 //! | [`mod@attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
+//! | [`mod@lens`] | what would the model answer at each depth? A token in each cell | [`Svg`] |
 //! | [`display`] | how is a picture saved, combined with others, or shown in a notebook? | |
 //! | [`results`] | tables, runs and models as pictures: [`Table::heatmap`](crate::table::Table::heatmap), [`attention()`] | |
 //! | [`palette`] | which colours, and can everyone tell them apart? | |
@@ -37,6 +38,7 @@ pub mod attention;
 pub mod bars;
 pub mod display;
 pub mod heatmap;
+pub mod lens;
 pub mod line;
 pub mod palette;
 pub mod results;
@@ -45,6 +47,7 @@ pub use attention::Attention;
 pub use bars::Bars;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
+pub use lens::lens;
 pub use line::Lines;
 pub use results::{attention, attention_heads, attention_of, film};
 pub(crate) use text::escape;

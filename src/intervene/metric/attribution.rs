@@ -4,9 +4,10 @@ use tch::{Kind, Tensor};
 
 use super::{Metric, Output, Readout};
 use crate::error::{Error, Result};
+use crate::intervene::lens::Lens;
 use crate::intervene::residual::{Term, centred, check, each_term, sites};
 use crate::model::{Model, Plan, Run, Site, Tokens};
-use crate::table::{Keys, Observation, Provenance, Table};
+use crate::table::{Observation, Table};
 
 /// Which components write the answer? Direct logit attribution of a logit, or of a logit difference, at each prompt's
 /// last token (Elhage et al. 2021).
@@ -51,7 +52,10 @@ pub fn direct_attribution(model: &Model, tokens: &Tokens, metric: &Metric) -> Re
     let reader = Readout::new(model, metric, tokens, &Output::whole(run.get(last)?), usize::MAX)?;
     let mut terms = Terms { rows: vec![], metric };
     tch::no_grad(|| fill(&mut terms, model, &run, &reader))?;
-    Table::new(terms.rows, provenance(model, "direct logit attribution", metric, tokens)?)
+    let what = serde_json::json!({
+        "what": "direct logit attribution", "metric": format!("{metric:?}"), "tokens": tokens.provenance(),
+    });
+    Table::new(terms.rows, model.provenance(what, None)?)
 }
 
 /// The rows gathered so far.
@@ -107,11 +111,6 @@ fn mean(values: &Tensor) -> f64 {
     values.to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
 }
 
-fn provenance(model: &Model, what: &str, metric: &Metric, tokens: &Tokens) -> Result<Provenance> {
-    let metric = format!("{metric:?}");
-    model.provenance(serde_json::json!({"what": what, "metric": metric, "tokens": tokens.provenance()}), None)
-}
-
 /// What would the model answer if it stopped at this depth? The logit lens: the metric of the residual stream at each
 /// depth, read through the final norm and the unembedding (nostalgebraist 2020).
 ///
@@ -135,23 +134,5 @@ pub fn logit_lens(model: &Model, tokens: &Tokens, metric: &Metric) -> Result<Tab
     let last = Site::ResidPost(config.n_layers - 1);
     let depths = (0..config.n_layers).flat_map(|layer| [Site::ResidPre(layer), Site::ResidMid(layer)]).chain([last]);
     let depths: Vec<Site> = depths.filter(|site| site.check(config).is_ok()).collect();
-    let run = model.run(tokens, &Plan::new().taps(depths.iter().copied()))?;
-    let end = |site: Site| -> Result<Output> { Ok(Output::whole(run.get(site)?)) };
-    let rows = tch::no_grad(|| {
-        let reader = Readout::new(model, metric, tokens, &end(last)?, usize::MAX)?;
-        let row = |site: Site| {
-            let layer = site.layer().and_then(|layer| u32::try_from(layer).ok());
-            let keys = Keys { site: Some(site.kind().to_owned()), layer, ..Keys::default() };
-            let value = mean(&reader.read(&end(site)?)?);
-            Ok(Observation {
-                keys,
-                metric: metric.name().to_owned(),
-                value,
-                unit: metric.unit_of_rows(),
-                ..Observation::default()
-            })
-        };
-        depths.iter().map(|&site| row(site)).collect::<Result<Vec<_>>>()
-    })?;
-    Table::new(rows, provenance(model, "logit lens", metric, tokens)?)
+    Lens::logit(model).metric_at(&depths, tokens, metric)
 }

@@ -197,8 +197,12 @@ impl<'a> Readout<'a> {
 
     /// The metric of each stacked copy of the batch, `[n, cell]`, as float64 on the CPU; see [`Readout::cells`].
     pub(in crate::intervene) fn read(&self, output: &Output) -> Result<Tensor> {
-        let values = Self::values_of(&[self], output)?.remove(0);
-        Ok(values.to_kind(Kind::Double).to_device(tch::Device::Cpu))
+        Ok(self.values(output)?.to_kind(Kind::Double).to_device(tch::Device::Cpu))
+    }
+
+    /// [`Readout::read`] on the model's device, attached to the graph if there is one.
+    pub(in crate::intervene) fn values(&self, output: &Output) -> Result<Tensor> {
+        Ok(Self::values_of(&[self], output)?.remove(0))
     }
 
     /// Whether two metrics score the same rows of logits.
@@ -210,8 +214,7 @@ impl<'a> Readout<'a> {
         by_rows(self) && by_rows(other) && at(self) == at(other)
     }
 
-    /// [`Readout::read`] on the model's device, attached to the graph if there is one, of metrics that share their rows
-    /// of logits, or of a single one.
+    /// The values of metrics that share their rows of logits, or of a single one.
     pub(super) fn values_of(readouts: &[&Self], output: &Output) -> Result<Vec<Tensor>> {
         match readouts {
             [one] if !one.shares_rows(one) => Ok(vec![one.value(output)?]),

@@ -49,6 +49,12 @@ impl Model {
         }
     }
 
+    /// The logits of some tokens: `[.., d_model]` and ids `[n]` to `[.., n]`.
+    pub(crate) fn unembed_some(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (columns, b) = self.columns(ids);
+        Ok(self.finished(self.before_unembed(&self.final_norm(x))?.matmul(&columns.tr()) + b))
+    }
+
     /// One logit of each row: `[n, d_model]` and ids `[n]` to `[n]`.
     pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (columns, b) = self.columns(ids);
