@@ -7,9 +7,11 @@
 //! | [`Plan`], [`Edit`], [`Action`] | what a run records and changes, as data |
 //! | [`Model::run`], [`Run`] | a run and what it recorded |
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
+//! | [`Dictionary`] | the features of a site: sparse dictionaries in SAELens' layout |
 //! | [`Model::generate`], [`Generation`] | what the model writes after prompts, also under a plan |
 
 mod arch;
+mod dictionary;
 mod exec;
 mod generate;
 mod hooks;
@@ -26,6 +28,7 @@ pub(crate) use arch::{
     Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights,
     Wire, Wires, Wiring,
 };
+pub use dictionary::Dictionary;
 pub(crate) use exec::{
     Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
 };
