@@ -126,7 +126,8 @@ pub(crate) fn write_whole_at(path: &Path, write: impl FnOnce(&Path) -> Result<()
 
 /// A temporary file in the folder of `path`.
 fn temporary(path: &Path) -> Result<tempfile::NamedTempFile> {
-    let made = tempfile::Builder::new().prefix(".headscope-").permissions(usual_permissions()).tempfile_in(folder(path));
+    let made =
+        tempfile::Builder::new().prefix(".headscope-").permissions(usual_permissions()).tempfile_in(folder(path));
     // Leave the name of the temporary file out of the message: it means nothing to the caller.
     made.map_err(|reason| Error::io("write", path)(reason.kind().into()))
 }

@@ -65,7 +65,9 @@ fn tokens() {
 #[test]
 fn generated_prompts() {
     let model = load(Kind::Float);
-    for recipe in [prompts::ioi(12, 5), prompts::greater_than(12, 5), prompts::induction(12, 5), prompts::agreement(12, 5)] {
+    for recipe in
+        [prompts::ioi(12, 5), prompts::greater_than(12, 5), prompts::induction(12, 5), prompts::agreement(12, 5)]
+    {
         let prompts = model.prompts(recipe.clone()).unwrap();
         prompts.check_aligned().unwrap();
         for i in 0..12 {

@@ -229,7 +229,11 @@ impl Cursor<'_> {
                 _ => {}
             }
         }
-        Ok(if is_kept && kind != 7 { Value::Integers(numbers) } else { Value::Other("an array that is not of whole numbers") })
+        Ok(if is_kept && kind != 7 {
+            Value::Integers(numbers)
+        } else {
+            Value::Other("an array that is not of whole numbers")
+        })
     }
 
     /// One tensor's entry.
@@ -253,11 +257,15 @@ impl Cursor<'_> {
         let row = sizes.first().copied().unwrap_or(0);
         let (step, bytes) = (coding.numbers() as u64, coding.bytes() as u64);
         let Some(numbers) = numbers.filter(|_| row.is_multiple_of(step)) else {
-            return Err(self.wrong(&format!("axes of at least 1, the first a multiple of {step}"), format!("{sizes:?}")));
+            return Err(
+                self.wrong(&format!("axes of at least 1, the first a multiple of {step}"), format!("{sizes:?}"))
+            );
         };
         let size = (numbers / step).checked_mul(bytes).filter(|&size| size <= self.length);
         let Some(size) = size else {
-            return Err(self.wrong(&format!("at most {} bytes, the file's length", self.length), format!("axes {sizes:?}")));
+            return Err(
+                self.wrong(&format!("at most {} bytes, the file's length", self.length), format!("axes {sizes:?}"))
+            );
         };
         let offset = self.u64()?;
         // Each size is at most `numbers`, which is at most 2 bytes' worth of the file.

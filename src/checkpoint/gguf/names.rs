@@ -95,7 +95,10 @@ impl Architecture {
         config.extend(self.fixed.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
         for (key, value) in &own {
             if let Some((_, name)) = self.keys.iter().find(|(own, _)| own == key) {
-                config.insert((*name).to_owned(), number(value).ok_or_else(|| wrong(&at(key), "a number", format!("{value:?}")))?);
+                config.insert(
+                    (*name).to_owned(),
+                    number(value).ok_or_else(|| wrong(&at(key), "a number", format!("{value:?}")))?,
+                );
             }
         }
         if let Some(missing) = NEEDED.into_iter().find(|key| !own.contains_key(key)) {
@@ -117,7 +120,12 @@ impl Architecture {
     }
 
     /// Keys that are no numbers of `config.json`'s: what they say is either the usual, or known, or an error.
-    fn check_others(&self, own: &BTreeMap<&str, &Value>, config: &mut Map<String, Json>, wrong: Wrong<'_>) -> Result<()> {
+    fn check_others(
+        &self,
+        own: &BTreeMap<&str, &Value>,
+        config: &mut Map<String, Json>,
+        wrong: Wrong<'_>,
+    ) -> Result<()> {
         let integer = |key: &str| config.get(key).and_then(Json::as_u64);
         let (width, heads) = (integer("hidden_size").unwrap_or(0), integer("num_attention_heads").unwrap_or(1));
         let d_head = integer("head_dim").or(width.checked_div(heads)).unwrap_or(0);
@@ -177,7 +185,10 @@ impl Architecture {
                 return Err(wrong(&format!("tensor `{name}`"), &expected, format!("{rows} rows")));
             }
             let own = self.translated(&name).unwrap_or_else(|| name.clone());
-            places.insert(own, Place { file: 0, coding: Ok(info.coding), shape: info.shape, bytes: info.bytes, interleaved });
+            places.insert(
+                own,
+                Place { file: 0, coding: Ok(info.coding), shape: info.shape, bytes: info.bytes, interleaved },
+            );
         }
         Ok(places)
     }
@@ -185,7 +196,9 @@ impl Architecture {
     /// Hugging Face's name of a tensor.
     fn translated(&self, name: &str) -> Option<String> {
         let (stem, ending) = name.rsplit_once('.').filter(|(_, ending)| ["weight", "bias"].contains(ending))?;
-        let find = |table: &'static [(&str, &str)], stem: &str| table.iter().find(|(own, _)| *own == stem).map(|(_, new)| *new);
+        let find = |table: &'static [(&str, &str)], stem: &str| {
+            table.iter().find(|(own, _)| *own == stem).map(|(_, new)| *new)
+        };
         match stem.strip_prefix("blk.") {
             None => Some(format!("{}.{ending}", find(self.outside, stem)?)),
             Some(rest) => {

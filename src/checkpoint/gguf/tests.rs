@@ -47,7 +47,8 @@ fn conversion() {
     let folder = tempfile::tempdir().unwrap();
     let path = fixture("tiny-llama.gguf");
     converted(&path, folder.path()).unwrap();
-    let (file, made) = (Model::load(path.to_str().unwrap()).unwrap(), Model::load(folder.path().to_str().unwrap()).unwrap());
+    let (file, made) =
+        (Model::load(path.to_str().unwrap()).unwrap(), Model::load(folder.path().to_str().unwrap()).unwrap());
     assert_eq!(file.config(), made.config());
     assert_eq!(file.origin().end_tokens, [2]);
     assert_eq!(made.origin().end_tokens, [2]);
@@ -146,9 +147,21 @@ fn lies() {
     let tokens = find("tokenizer.ggml.tokens") + "tokenizer.ggml.tokens".len();
     says(tokens + 4, &9_u32.to_le_bytes(), &["tokenizer.ggml.tokens", "array of arrays"]);
     says(tokens + 8, &most, &["tokenizer.ggml.tokens", "at most"]);
-    says(find("tokenizer.ggml.pre") + "tokenizer.ggml.pre".len() + 12, b"llama3", &["tokenizer.ggml.pre", "llama3", "smollm"]);
-    says(find("llama.rope.dimension_count") + "llama.rope.dimension_count".len() + 4, &6_u32.to_le_bytes(), &["dimension_count", "8", "6"]);
-    says(find("llama.attention.head_count_kv") + "llama.attention.head_count_kv".len() + 4, &3_u32.to_le_bytes(), &["blk.0.attn_k", "3 heads"]);
+    says(
+        find("tokenizer.ggml.pre") + "tokenizer.ggml.pre".len() + 12,
+        b"llama3",
+        &["tokenizer.ggml.pre", "llama3", "smollm"],
+    );
+    says(
+        find("llama.rope.dimension_count") + "llama.rope.dimension_count".len() + 4,
+        &6_u32.to_le_bytes(),
+        &["dimension_count", "8", "6"],
+    );
+    says(
+        find("llama.attention.head_count_kv") + "llama.attention.head_count_kv".len() + 4,
+        &3_u32.to_le_bytes(),
+        &["blk.0.attn_k", "3 heads"],
+    );
     says(find("llama.vocab_size") + 12, b"bite", &["llama.vocab_bite", "known here"]);
     says(find("llama.block_count") + 6, b"clock", &["llama.block_count", "nothing"]);
     // A tensor's entry: name, axes, sizes, type, offset.
@@ -169,7 +182,8 @@ fn lies() {
 fn conversions_side_by_side() {
     let folder = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
-        let all: Vec<_> = (0..3).map(|_| scope.spawn(|| converted(&fixture("tiny-llama.gguf"), folder.path()))).collect();
+        let all: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| converted(&fixture("tiny-llama.gguf"), folder.path()))).collect();
         all.into_iter().for_each(|one| one.join().unwrap().unwrap());
     });
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);

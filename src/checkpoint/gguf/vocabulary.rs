@@ -15,10 +15,15 @@ const USER: i64 = 4;
 /// `tokenizer.json` for the vocabulary of a file; none if the file has no vocabulary.
 pub(super) fn tokenizer_json(values: &BTreeMap<String, Value>, wrong: Wrong<'_>) -> Result<Option<Json>> {
     let get = |key: &str| values.get(&format!("tokenizer.ggml.{key}"));
-    let wrong = |key: &str, expected: &str, found: String| wrong(&format!("key `tokenizer.ggml.{key}`"), expected, found);
+    let wrong =
+        |key: &str, expected: &str, found: String| wrong(&format!("key `tokenizer.ggml.{key}`"), expected, found);
     let Some(model) = get("model") else { return Ok(None) };
     if *model != Value::Text("gpt2".to_owned()) {
-        return Err(wrong("model", "`gpt2`, byte-pair encoding (or a tokenizer.json beside the file)", format!("{model:?}")));
+        return Err(wrong(
+            "model",
+            "`gpt2`, byte-pair encoding (or a tokenizer.json beside the file)",
+            format!("{model:?}"),
+        ));
     }
     let texts = |key: &str| match get(key) {
         Some(Value::Texts(texts)) => Ok(texts),
@@ -34,15 +39,21 @@ pub(super) fn tokenizer_json(values: &BTreeMap<String, Value>, wrong: Wrong<'_>)
     let split = |merge: &String| {
         let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
         let known = parts.filter(|(left, right)| {
-            vocab.contains_key(left) && vocab.contains_key(right) && vocab.contains_key(format!("{left}{right}").as_str())
+            vocab.contains_key(left)
+                && vocab.contains_key(right)
+                && vocab.contains_key(format!("{left}{right}").as_str())
         });
-        known.map(|(left, right)| json!([left, right])).ok_or_else(|| wrong("merges", "two tokens that make a third one", format!("`{merge}`")))
+        known
+            .map(|(left, right)| json!([left, right]))
+            .ok_or_else(|| wrong("merges", "two tokens that make a third one", format!("`{merge}`")))
     };
     let merges = merges.iter().map(split).collect::<Result<Vec<Json>>>()?;
     let types = match get("token_type") {
         Some(Value::Integers(types)) if types.len() == tokens.len() => types.as_slice(),
         None => &[],
-        Some(Value::Integers(types)) => return Err(wrong("token_type", &format!("{} types", tokens.len()), types.len().to_string())),
+        Some(Value::Integers(types)) => {
+            return Err(wrong("token_type", &format!("{} types", tokens.len()), types.len().to_string()));
+        }
         other => return Err(wrong("token_type", "a list of whole numbers", said(other))),
     };
     let added = types.iter().zip(tokens).enumerate().filter(|(_, (kind, _))| [CONTROL, USER].contains(*kind));

@@ -123,7 +123,7 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
     };
     let reader = tch::no_grad(|| Readout::new(model, metric, tokens, &base, usize::MAX))?;
     let found = tch::with_grad(|| {
-        let total = reader.values(&output(run, end)?)?.sum(Kind::Double);
+        let total = Readout::values_of(&[&reader], &output(run, end)?)?.remove(0).sum(Kind::Double);
         Tensor::f_run_backward(&[total], &inputs, keep, false).map_err(Error::torch("the gradient of the metric"))
     })?;
     let of = |((site, value), found): ((&Site, &&Tensor), Tensor)| {
