@@ -31,7 +31,7 @@ fn moved(model: &Model, tokens: &Tokens, metric: &dyn Fn(&Run) -> f64, site: Sit
 }
 
 fn slope(at: impl Fn(f64) -> f64) -> f64 {
-    let h = 1e-3;
+    let h = 3e-4;
     (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h)
 }
 

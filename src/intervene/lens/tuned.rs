@@ -265,9 +265,11 @@ impl Draft {
             |name: &str, shape: &[i64]| path.var_copy(name, &Tensor::zeros(shape, (streams.kind(), streams.device())));
         let mean = streams.mean_dim([0i64].as_slice(), false, None::<Kind>);
         let deviation = (streams - &mean).square().mean_dim([0i64].as_slice(), false, None::<Kind>).sqrt();
-        // A dimension that never varies says nothing, and is not enlarged.
-        let floor = f64::try_from(deviation.max()).unwrap_or(1.0) * 1e-3;
-        let deviation = deviation.clamp_min(floor.max(1e-12));
+        // Dimensions that hardly vary, and all of a single position, are not enlarged.
+        let rms = |x: &Tensor| x.square().mean(None::<Kind>).sqrt().double_value(&[]);
+        let (spread, size) = (rms(&deviation), rms(streams));
+        let floor = if spread > 1e-6 * size { 0.03 * spread } else { size.max(1e-6) };
+        let deviation = deviation.clamp_min(floor);
         Self { matrix: zeros("matrix", &[width, width]), bias: zeros("bias", &[width]), mean, deviation, scale }
     }
 
@@ -290,7 +292,8 @@ fn train(lens: &Lens<'_>, text: &Text, options: &TunedOptions) -> Result<BTreeMa
     let last = Site::ResidPost(model.config().n_layers - 1);
     let end = text.get(&last).ok_or(Error::NotTapped { site: last, tapped: vec![] })?;
     let scale = end.square().mean(None::<Kind>).sqrt().double_value(&[]);
-    let vars = nn::VarStore::new(model.device());
+    let mut vars = nn::VarStore::new(model.device());
+    vars.set_kind(model.kind());
     let drafts: Vec<(Site, Draft, &Tensor)> = text
         .iter()
         .filter(|(site, _)| **site != last)
