@@ -3,7 +3,7 @@
 //! ```
 //! use headscope::prelude::*;
 //!
-//! let model = Model::load("fixtures/checkpoints/tiny-gpt2")?; // a folder, a bundled name such as "minilm", or a hub id
+//! let model = Model::load("fixtures/checkpoints/tiny-gpt2")?; // a folder, a bundled name such as "smollm2", or a hub id
 //! let tokens = model.tokens(&["the cat sat on the mat", "a dog ran in the park"])?;
 //!
 //! let run = model.run(&tokens, &Plan::new().tap(Site::Pattern(1)))?; // [batch, head, query, key]
@@ -25,7 +25,7 @@
 //! | 8 | [`view`] | heat maps, line plots and the attention view, from tables and activations |
 //! | 7 | [`heads`] | what a head does: its weights, pattern scores, similarity, roles, information |
 //! | 6 | [`intervene`] | causal questions: ablation, patching, paths, attribution, metrics |
-//! | 6 | [`checkpoint`] | a [`Model`](model::Model) and its tokenizer from a folder, a bundled name or a hub id |
+//! | 6 | [`checkpoint`] | a [`Model`](model::Model) and its tokenizer from a folder, a GGUF file, a bundled name or a hub id |
 //! | 6 | [`neural`] | lower bounds on mutual information from trained critics |
 //! | 5 | [`model`] | configuration, plans, the forward pass, generation |
 //! | 5 | [`information`] | mutual information, its decompositions, what a probe can use |

@@ -246,7 +246,7 @@ impl Source {
             Ok(true)
         })?;
         if let Some(heads) = self.tensors.get(name).and_then(|place| place.interleaved) {
-            let _ = tensor.shallow_clone().copy_(&in_halves(&tensor, heads));
+            tensor.shallow_clone().copy_(&in_halves(&tensor, heads));
         }
         self.used.borrow_mut().insert(name.to_owned());
         Ok(tensor)

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use headscope::intervene::{Answer, Metric};
 use headscope::model::Model;
+use headscope::text::prompts::Word;
 
 use super::json;
 
@@ -12,7 +13,8 @@ pub struct MetricArguments {
     /// The metric; by default the loss or, for a model without logits, the embedding distance
     #[arg(long, value_enum)]
     metric: Option<MetricName>,
-    /// The answers: a JSON list with an id or a pair [correct id, wrong id] for each prompt, or @FILE with such a list
+    /// The answers: a JSON list with an answer or a pair [correct, wrong] for each prompt, or @FILE with such a list; an
+    /// answer is a token id or a text that is a single token
     #[arg(long, value_name = "JSON|@FILE")]
     answers: Option<String>,
     /// The correct answer, a single token such as " Mary"
@@ -56,7 +58,7 @@ impl MetricArguments {
             }
             return Ok(metric);
         }
-        let (correct, wrong) = self.answers()?;
+        let (correct, wrong) = self.answers(model)?;
         Ok(match (measure, wrong) {
             (MetricName::LogitDifference, Some(wrong)) => Metric::LogitDifference(correct, wrong),
             (MetricName::LogitDifference, None) => {
@@ -69,23 +71,26 @@ impl MetricArguments {
     }
 
     /// The correct answer, and the wrong one if given.
-    fn answers(&self) -> Result<(Answer, Option<Answer>)> {
+    fn answers(&self, model: &Model) -> Result<(Answer, Option<Answer>)> {
         #[derive(serde::Deserialize)]
         #[serde(untagged)]
         enum Answers {
-            Pairs(Vec<[i64; 2]>),
-            Ids(Vec<i64>),
+            Pairs(Vec<(Word, Word)>),
+            Correct(Vec<Word>),
         }
         if let Some(correct) = &self.correct {
             return Ok((correct.as_str().into(), self.wrong.as_deref().map(Answer::from)));
         }
         let Some(answers) = &self.answers else { bail!("this metric needs --answers, or --correct (and --wrong)") };
-        Ok(match json(answers, "--answers", "a list of [correct id, wrong id], or of ids")? {
-            Answers::Ids(ids) => (ids.into(), None),
-            Answers::Pairs(pairs) => {
-                let side = |i: usize| pairs.iter().map(|pair| pair[i]).collect::<Vec<i64>>();
-                (side(0).into(), Some(side(1).into()))
-            }
+        let ids = |words: &mut dyn Iterator<Item = &Word>| -> Result<Answer> {
+            Ok(words.map(|word| word.id(model)).collect::<Result<Vec<i64>, _>>()?.into())
+        };
+        Ok(match json(answers, "--answers", "a list of answers or of pairs [correct, wrong], ids or texts")? {
+            Answers::Correct(correct) => (ids(&mut correct.iter())?, None),
+            Answers::Pairs(pairs) => (
+                ids(&mut pairs.iter().map(|(correct, _)| correct))?,
+                Some(ids(&mut pairs.iter().map(|(_, wrong)| wrong))?),
+            ),
         })
     }
 }

@@ -27,8 +27,8 @@ use tch::Kind;
 
 /// Take transformers apart, head by head.
 ///
-/// MODEL is a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), a bundled name such as
-/// `minilm`, or a hub id such as openai-community/gpt2.
+/// MODEL is a folder in Hugging Face layout (config.json, model.safetensors, tokenizer.json), a .gguf file, a bundled name
+/// such as `smollm2` or `minilm`, or a hub id such as openai-community/gpt2.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 pub struct Arguments {
@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 #[derive(Args)]
 struct ModelArguments {
-    /// A folder, a bundled name, or a hub id
+    /// A folder, a .gguf file, a bundled name, or a hub id
     model: String,
     /// The type of weights and activations
     #[arg(long, value_enum, default_value_t = Dtype::Float32)]
@@ -175,7 +175,7 @@ impl PromptArguments {
     fn tokens(&self, model: &Model) -> Result<Tokens> {
         if let Some(tokens) = &self.tokens {
             let rows: Vec<Vec<i64>> = json(tokens, "--tokens", "a list of lists of token ids")?;
-            return Ok(Tokens::new(&rows)?);
+            return Ok(Tokens::from_ids(model, &rows)?);
         }
         let Some(file) = &self.text_file else { return Ok(model.tokens(&self.text)?) };
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;

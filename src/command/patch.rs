@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use headscope::intervene::Sweep;
 use headscope::model::{Model, Tokens};
+use headscope::text::prompts::{Prompt, tokens};
 
 use super::each::EachArguments;
 use super::metric::MetricArguments;
@@ -70,14 +71,6 @@ impl Patch {
 
 /// Prompts given as texts or as token ids.
 pub fn prompts(model: &Model, given: &str, name: &str) -> Result<Tokens> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Prompts {
-        Ids(Vec<Vec<i64>>),
-        Texts(Vec<String>),
-    }
-    Ok(match json(given, name, "a JSON list of texts, or of lists of token ids")? {
-        Prompts::Ids(rows) => Tokens::new(&rows)?,
-        Prompts::Texts(texts) => model.tokens(&texts)?,
-    })
+    let prompts: Vec<Prompt> = json(given, name, "a JSON list of texts, or of lists of token ids")?;
+    Ok(tokens(model, &prompts)?)
 }

@@ -11,6 +11,18 @@
 //! | [`agreement`] | "The keys near the door" | "The key near the door" | " are", " is" | `subject` `attractor` |
 //!
 //! `END` is the last position of every prompt, the one that predicts the answer.
+//!
+//! ```
+//! use headscope::prelude::*;
+//! let model = Model::load("fixtures/gguf/tiny-llama.gguf")?; // or "smollm2", which can do the task
+//! let prompts = model.prompts(prompts::ioi(8, 0))?;
+//! let (i, at) = (0, prompts.position("S2")?);
+//! let subject = prompts.clean().pieces(i)[at[i]].clone(); // " Mary", say
+//! assert_eq!(prompts.answer_texts()[i].1, subject);
+//! assert_ne!(prompts.corrupt().pieces(i)[at[i]], subject);
+//! assert_eq!(prompts.clean().lengths(), prompts.corrupt().lengths());
+//! # Ok::<(), headscope::Error>(())
+//! ```
 
 mod align;
 mod generate;
@@ -25,7 +37,7 @@ use serde_json::json;
 
 pub use self::generate::{Recipe, agreement, greater_than, induction, ioi};
 use self::pair::Encoded;
-pub use self::pair::{Pair, Place, Prompt, Word};
+pub use self::pair::{Pair, Place, Prompt, Word, tokens};
 use super::{HasTokenizer, Tokens};
 use crate::error::{Error, Result};
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::text::HasTokenizer;
+use crate::text::{HasTokenizer, Tokens};
 
 /// A prompt: a text, or token ids. In JSON, a string or a list of numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,22 +194,41 @@ fn occurrences(text: &str, words: &str) -> Vec<Range<usize>> {
     text.match_indices(words).map(|(start, found)| start..start + found.len()).filter(whole).collect()
 }
 
+/// The tokens of prompts that are each a text or token ids.
+///
+/// # Errors
+/// If one is empty, does not fit the model, or is a text where there is no tokenizer.
+pub fn tokens(of: &impl HasTokenizer, prompts: &[Prompt]) -> Result<Tokens> {
+    let ids = |(i, prompt)| Ok(Encoded::new(prompt, of, format!("prompt {i}"))?.ids);
+    Tokens::from_ids(of, &prompts.iter().enumerate().map(ids).collect::<Result<Vec<_>>>()?)
+}
+
 impl Word {
+    /// The token id of the answer.
+    ///
+    /// # Errors
+    /// If the text is not a single token, or there is no tokenizer.
+    pub fn id(&self, of: &impl HasTokenizer) -> Result<i64> {
+        match self {
+            Self::Id(id) => Ok(*id),
+            Self::Text(text) => of.need_tokenizer()?.single(text),
+        }
+    }
+
     /// The id and the text of the answer.
     pub(super) fn resolve(&self, of: &impl HasTokenizer, at: &str) -> Result<(i64, String)> {
-        match self {
-            Self::Id(id) => Ok((*id, of.tokenizer().map_or_else(|| id.to_string(), |tokenizer| tokenizer.piece(*id)))),
-            Self::Text(text) => {
-                let id = of.need_tokenizer()?.single(text);
-                let explained = |error| match error {
-                    Error::Argument { name, expected, found } => {
-                        Error::Argument { name, expected, found: format!("{found}, in {at}") }
-                    }
-                    other => other,
-                };
-                Ok((id.map_err(explained)?, text.clone()))
+        let explained = |error| match error {
+            Error::Argument { name, expected, found } => {
+                Error::Argument { name, expected, found: format!("{found}, in {at}") }
             }
-        }
+            other => other,
+        };
+        let id = self.id(of).map_err(explained)?;
+        let text = match self {
+            Self::Text(text) => text.clone(),
+            Self::Id(id) => of.tokenizer().map_or_else(|| id.to_string(), |tokenizer| tokenizer.piece(*id)),
+        };
+        Ok((id, text))
     }
 }
 
