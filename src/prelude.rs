@@ -16,8 +16,8 @@ pub use crate::intervene::{
 };
 pub use crate::lab;
 pub use crate::model::{
-    Action, Continuation, Dictionary, Edit, Ending, Generated, Generation, Model, ModelConfig, Piece, Plan, Run, Site,
-    Span, Tokens,
+    Action, Continuation, Dictionary, Edit, Ending, Function, Generated, Generation, Model, ModelConfig, Piece, Plan,
+    Run, Site, Span, Tokens,
 };
 pub use crate::stats::{shuffled, spearman};
 pub use crate::table::{Keys, Observation, Table};

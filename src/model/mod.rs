@@ -33,7 +33,7 @@ pub(crate) use exec::{
     Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
 };
 pub use generate::{Continuation, Ending, Generated, Generation, Piece};
-pub use hooks::{Action, Edit, Plan, Run, Selector, Span, Tap};
+pub use hooks::{Action, Edit, Function, Plan, Run, Selector, Span, Tap};
 pub(crate) use hooks::{Bank, Growing, Means, Program, Window};
 
 use crate::error::{Error, Result};
@@ -320,9 +320,16 @@ impl Model {
         self.check_tokens(tokens)?;
         let program = Program::new(plan, self, tokens)?;
         let ids = tokens.ids(self.device);
-        let pass = Pass::new(self, &program, tokens);
-        let (taps, _) = if program.differentiable { pass.records(ids) } else { tch::no_grad(|| pass.records(ids)) }?;
-        Ok(Run::new(tokens.clone(), taps))
+        let mut pass = Pass::new(self, &program, tokens);
+        if program.differentiable { pass.reach_taps(ids) } else { tch::no_grad(|| pass.reach_taps(ids)) }?;
+        let joints = std::mem::take(&mut pass.joints).into_iter();
+        let joints = joints
+            .map(|joint| {
+                let functions = plan.of_gradient(joint.site);
+                (joint, functions)
+            })
+            .collect();
+        Ok(Run::new(tokens.clone(), pass.into_records().0).with_joints(joints))
     }
 
     /// Runs `tokens` once and calls `read` with the activations at `sites`, layer by layer. The activations of a layer are dropped

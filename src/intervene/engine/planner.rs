@@ -66,6 +66,13 @@ impl Setup<'_> {
             let group = Group { whole: true, first: 0, late: true };
             return Ok(Place { group, entry: Entry::START, heads: None, ends_with_heads: false });
         }
+        if edits.iter().any(|edit| edit.action.sees_all()) {
+            let group = Group { whole: false, first: 0, late: true };
+            let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
+            let first = layers.and_then(|layers| layers.into_iter().min());
+            let sites: Vec<Site> = edits.iter().map(|edit| edit.site).filter(|site| site.layer() == first).collect();
+            return Ok(Place { group, entry: Entry::of_edited(&sites, wiring), heads: None, ends_with_heads: false });
+        }
         let last = wiring.n_layers() - 1;
         let block = wiring.block(last);
         // The steps in which the edits of the last block fire.
@@ -271,6 +278,8 @@ pub struct Explanation {
     pub budget: usize,
     /// Bytes of the unchanged run and of the activations that edits read.
     pub kept: usize,
+    /// Variants with a function that sees all positions and heads of its site, so that nothing is left out there.
+    pub computed_whole: usize,
     /// Variants that are not computed, because they cannot change anything: they patch what is the same in both runs.
     pub no_ops: usize,
     /// The number of parts that the batch is split into because memory does not hold all prompts at once.
@@ -349,6 +358,13 @@ impl fmt::Display for Explanation {
             large(self.naive),
             self.naive / self.needed.max(1.0)
         )?;
+        if self.computed_whole > 0 {
+            writeln!(
+                f,
+                "{} variants apply a function to whole sites: all positions are computed",
+                self.computed_whole
+            )?;
+        }
         if self.no_ops > 0 {
             writeln!(f, "{} variants cannot change anything and are not computed", self.no_ops)?;
         }
@@ -382,6 +398,8 @@ impl Engine<'_> {
         let (tokens, read) = (self.setup.tokens.batch() * self.setup.tokens.positions(), self.reader.unembedded(0));
         let unchanged = whole - (tokens.saturating_sub(read) * vocab) as f64;
         let mut groups: BTreeMap<Group, Vec<Place>> = BTreeMap::new();
+        let sees_all = |variant: &&Variant| variant.edits.iter().any(|edit| edit.action.sees_all());
+        let computed_whole = variants.iter().filter(sees_all).count();
         let no_ops = variants.iter().filter(|variant| self.setup.changes_nothing(variant)).count();
         for variant in variants.iter().filter(|variant| !self.setup.changes_nothing(variant)) {
             let place = self.setup.place(variant)?;
@@ -394,6 +412,7 @@ impl Engine<'_> {
             needed: unchanged + groups.iter().map(|group| group.needed).sum::<f64>(),
             naive: whole * (variants.len() + 1) as f64,
             no_ops,
+            computed_whole,
             stacks,
             budget: self.setup.budget(),
             kept: self.setup.kept,

@@ -1,5 +1,7 @@
 //! How does a metric change with an activation? Its gradient at any site.
 
+use std::collections::BTreeMap;
+
 use tch::{Kind, Tensor};
 
 use super::{Metric, Output, Readout};
@@ -122,10 +124,27 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
         false => output(run, end)?,
     };
     let reader = tch::no_grad(|| Readout::new(model, metric, tokens, &base, usize::MAX))?;
-    let found = tch::with_grad(|| {
-        let total = Readout::values_of(&[&reader], &output(run, end)?)?.remove(0).sum(Kind::Double);
-        Tensor::f_run_backward(&[total], &inputs, keep, false).map_err(Error::torch("the gradient of the metric"))
+    let back = |total: &Tensor, inputs: &[&Tensor], keep: bool| {
+        Tensor::f_run_backward(&[total], inputs, keep, false).map_err(Error::torch("the gradient of the metric"))
+    };
+    let (found, changed) = tch::with_grad(|| {
+        let mut total = Readout::values_of(&[&reader], &output(run, end)?)?.remove(0).sum(Kind::Double);
+        // From the last joint to the first: what flows on is what the functions make of the gradient, as that of a product.
+        let mut changed = BTreeMap::new();
+        for (joint, functions) in run.joints().iter().rev() {
+            let gradient = back(&total, &[&joint.after], true)?.remove(0);
+            let gradient = if gradient.defined() { gradient } else { joint.after.zeros_like() };
+            let sent =
+                functions.iter().try_fold(gradient, |gradient, function| function.value(joint.site, &gradient))?;
+            total = total + (&joint.before * &sent).sum(Kind::Double);
+            changed.insert(joint.site, sent);
+        }
+        Ok::<_, Error>((back(&total, &inputs, keep)?, changed))
     })?;
+    let found = sites.iter().zip(found).map(|(site, found)| match changed.get(site) {
+        Some(changed) => changed.shallow_clone(),
+        None => found,
+    });
     let of = |((site, value), found): ((&Site, &&Tensor), Tensor)| {
         (*site, if found.defined() { found } else { value.zeros_like() })
     };

@@ -17,7 +17,7 @@ use crate::intervene::engine::{
     Setup, Strategy, Variant, aligned, check_prompts, side_by_side,
 };
 use crate::intervene::metric::Metric;
-use crate::model::{Action, Bank, Means, Plan, Prompts, Site, Tokens, Wire};
+use crate::model::{Action, Bank, Edit, Means, Plan, Prompts, Site, Tokens, Wire};
 use crate::progress::Progress;
 use crate::table::{Keys, Provenance, Table};
 
@@ -174,7 +174,9 @@ impl Sweep<'_> {
         let kept = setup.base_bytes(&places, more) + setup.bytes_at(&read);
         let pass = places.iter().map(|place| setup.bytes(place.group)).max().unwrap_or(0) * held;
         // The naive strategy is not split.
-        let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch();
+        let mut edits = variants.iter().flat_map(|variant| &variant.edits);
+        let sees_all = edits.any(|edit| edit.action.sees_all());
+        let whole = self.strategy == Strategy::Naive || self.options.needs_whole_batch() || sees_all;
         let most = if whole { batch } else { machine.memory / ((kept + pass) / batch).max(1) };
         let means = self.means(variants, most.max(1), machine.plain)?;
         let (same, alignment) = (share.same, self.pairs().alignment()?);
@@ -337,6 +339,22 @@ impl Sweep<'_> {
         self.variants.iter().map(narrowed).collect()
     }
 
+    /// Fails if a journal could not tell an edit's function from another.
+    fn check_told_apart(&self) -> Result<()> {
+        let mut edits = self.variants.iter().flat_map(|variant| &variant.edits);
+        let unknown = edits.find_map(|edit| match &edit.action {
+            Action::Custom(function) if !function.has_version() => Some(function),
+            _ => None,
+        });
+        match unknown.filter(|_| self.options.journal.is_some()) {
+            Some(function) => {
+                let expected = "functions with a version (Function::version), changed whenever the function changes";
+                Err(Error::argument("journal", expected, format!("`{}` without one", function.name())))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         if self.variants.is_empty() {
             return Err(Error::argument("variants", "at least one", "none"));
@@ -349,6 +367,7 @@ impl Sweep<'_> {
             return Err(Error::argument("with", expected, REFERENCE));
         }
         self.options.check()?;
+        self.check_told_apart()?;
         let mut edits = self.variants.iter().flat_map(|variant| &variant.edits);
         let reads = edits.any(|edit| edit.action.key() == Some(REFERENCE));
         if self.references.is_some() && (self.other.is_some() || !reads) {
@@ -363,12 +382,13 @@ impl Sweep<'_> {
     }
 
     fn provenance(&self, variants: &[Variant]) -> Result<Provenance> {
-        let edits = variants.iter().flat_map(|variant| &variant.edits);
-        let sites: BTreeSet<Site> = edits.map(|edit| edit.site).collect();
+        let edits: Vec<&Edit> = variants.iter().flat_map(|variant| &variant.edits).collect();
+        let sites: BTreeSet<Site> = edits.iter().map(|edit| edit.site).collect();
         let options = serde_json::json!({
             "change": self.change,
             "sites": sites,
             "variants": variants.len(),
+            "edits": sha256(serde_json::json!(edits).to_string().as_bytes()),
             "at": self.at.as_ref().map(|at| self.pairs().positions(at)).transpose()?,
             "strategy": format!("{:?}", self.strategy),
             "tokens": self.tokens.provenance(),

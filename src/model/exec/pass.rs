@@ -10,7 +10,7 @@ use super::{last_query, mlp, norm, position, stack};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::arch::{Block, BlockWiring, Cut, Linear, Norm, Op, Rotary, Step, Wire, Wires};
-use crate::model::hooks::Program;
+use crate::model::hooks::{Joint, Program};
 use crate::site::Site;
 use crate::text::Tokens;
 
@@ -45,6 +45,8 @@ pub(crate) struct Pass<'a> {
     keep: BTreeSet<(usize, Wire)>,
     kept: Unchanged,
     pub(super) taps: BTreeMap<Site, Tensor>,
+    /// Where the graph is cut, so that gradients can be changed there.
+    pub(crate) joints: Vec<Joint>,
 }
 
 impl<'a> Pass<'a> {
@@ -78,6 +80,7 @@ impl<'a> Pass<'a> {
             start: None,
             keep: BTreeSet::new(),
             kept: BTreeMap::new(),
+            joints: vec![],
             taps: BTreeMap::new(),
         }
     }
@@ -113,6 +116,12 @@ impl<'a> Pass<'a> {
 
     /// Runs as far as needed for the program's taps, and returns the recorded activations and the kept values.
     pub(crate) fn records(mut self, ids: Tensor) -> Result<(BTreeMap<Site, Tensor>, Unchanged)> {
+        self.reach_taps(ids)?;
+        Ok(self.into_records())
+    }
+
+    /// Runs as far as needed for the program's taps.
+    pub(crate) fn reach_taps(&mut self, ids: Tensor) -> Result<()> {
         let layers = self.model.wiring().n_layers();
         let last_kept = self.keep.last().map_or(0, |(layer, _)| layer + 1);
         let needed = (0..layers).find(|&layer| layer + 1 >= last_kept && !self.program.goes_past(layer, self.model));
@@ -120,7 +129,7 @@ impl<'a> Pass<'a> {
         if needed.is_none() {
             let _ = self.logits(&x)?;
         }
-        Ok(self.into_records())
+        Ok(())
     }
 
     /// Runs block by block; `read` receives the recorded activations of each, which are dropped before the next block runs.
@@ -408,6 +417,11 @@ impl<'a> Pass<'a> {
             // A value that depends on nothing differentiable becomes a leaf for gradients.
             if self.program.differentiable && !x.requires_grad() {
                 x = x.set_requires_grad(true);
+            }
+            if self.program.changes_gradient(site) {
+                let sent = x.detach().set_requires_grad(true);
+                self.joints.push(Joint { site, before: x, after: sent.shallow_clone() });
+                x = sent;
             }
             let kept = if self.program.differentiable { x.shallow_clone() } else { x.detach() };
             self.taps.insert(site, kept);

@@ -24,6 +24,8 @@ pub(crate) struct Program {
     pub(crate) plain: bool,
     /// The layer whose outputs gradients do not flow back through.
     pub(crate) blocked: Option<usize>,
+    /// The sites at which gradients are changed.
+    gradients: BTreeSet<Site>,
 }
 
 /// Added to a mean square before the square root, so that nothing is divided by 0.
@@ -59,6 +61,7 @@ impl Program {
             explicit: false,
             plain: false,
             blocked: None,
+            gradients: BTreeSet::new(),
         }
     }
 
@@ -81,6 +84,7 @@ impl Program {
         program.differentiable = plan.is_differentiable();
         program.explicit = plan.is_explicit();
         program.plain = plan.is_plain();
+        program.gradients = plan.gradient_sites();
         if program.taps.is_empty() {
             let last = Site::ResidPost(config.n_layers.saturating_sub(1));
             program.taps.insert(if config.has_logits() { Site::Logits } else { last });
@@ -163,6 +167,11 @@ impl Program {
         self.ops.contains_key(&site)
     }
 
+    /// Whether the gradient that flows back through `site` is changed.
+    pub(crate) fn changes_gradient(&self, site: Site) -> bool {
+        self.gradients.contains(&site)
+    }
+
     pub(crate) fn records(&self, site: Site) -> bool {
         self.taps.contains(&site)
     }
@@ -174,7 +183,7 @@ impl Program {
 
     /// The last step of a layer with an edit that distinguishes positions, if any: after it, positions can be left out.
     pub(crate) fn last_edited_by_position(&self, layer: usize, wiring: &BlockWiring) -> Option<usize> {
-        let alike = |op: &Op| op.value.is_none() && op.edit.at.positions.is_none();
+        let alike = |op: &Op| op.value.is_none() && op.edit.at.positions.is_none() && !op.edit.action.sees_all();
         let here = self.ops.iter().filter(|(site, ops)| {
             let by_position = site.axes().contains(&Axis::Position) && ops.iter().all(alike);
             site.layer() == Some(layer) && !by_position
@@ -279,7 +288,7 @@ pub(super) fn fitting(edit: &Edit, entry: Option<&Stored>, shape: &[i64]) -> Res
             }
             Ok(Some(entry.tensor.shallow_clone()))
         }
-        Action::Zero | Action::Scale { .. } | Action::Normalise | Action::KnockOut => Ok(None),
+        Action::Zero | Action::Scale { .. } | Action::Normalise | Action::Custom(_) | Action::KnockOut => Ok(None),
     }
 }
 
@@ -361,7 +370,11 @@ fn of_heads(site: Site, value: &Tensor, heads: &[usize]) -> Tensor {
 
 impl Op {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let new = self.new_value(x).map_err(Error::torch(format!("edit at `{}`", self.edit.site)))?;
+        let site = self.edit.site;
+        let new = match &self.edit.action {
+            Action::Custom(function) => function.value(site, x)?,
+            _ => self.new_value(x).map_err(Error::torch(format!("edit at `{site}`")))?,
+        };
         Ok(match self.mask(x) {
             Some(mask) => new.where_self(&mask, x),
             None => new,
@@ -373,6 +386,7 @@ impl Op {
             self.value.as_ref().map_or_else(|| x.zeros_like(), |value| value.to_device(x.device()).to_kind(x.kind()))
         };
         Ok(match &self.edit.action {
+            Action::Custom(_) => x.shallow_clone(), // computed by the caller, since it may fail otherwise
             Action::Zero => x.zeros_like(),
             Action::Scale { factor } => x * *factor,
             Action::Normalise => {

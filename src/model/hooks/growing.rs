@@ -189,9 +189,10 @@ impl Ready {
     fn looks_ahead(&self) -> bool {
         let site = self.edit.site;
         match &self.edit.action {
+            action if action.sees_all() => true,
             _ if !site.axes().contains(&Axis::Key) => false,
             Action::Zero | Action::Scale { .. } | Action::KnockOut => false,
-            Action::Normalise | Action::Project { .. } | Action::Map { .. } => true,
+            Action::Normalise | Action::Project { .. } | Action::Map { .. } | Action::Custom(_) => true,
             // Scores of later keys are masked after every edit; weights of later keys are not.
             Action::Mean { .. } | Action::Replace { .. } | Action::Add { .. } => {
                 matches!(site, Site::Pattern(_)) && self.value.as_ref().is_none_or(weighs_later_keys)

@@ -2,6 +2,7 @@
 
 mod bank;
 mod compiled;
+mod function;
 mod growing;
 mod means;
 mod plan;
@@ -9,8 +10,10 @@ mod run;
 
 pub(crate) use bank::Bank;
 pub(crate) use compiled::{Program, Window};
+pub use function::Function;
 pub(crate) use growing::Growing;
 pub use growing::Span;
 pub(crate) use means::Means;
 pub use plan::{Action, Edit, Plan, Selector, Tap};
+pub(crate) use run::Joint;
 pub use run::Run;

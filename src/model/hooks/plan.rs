@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::bank::Bank;
+use super::function::Function;
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::model::arch::ModelConfig;
@@ -33,6 +34,8 @@ pub struct Plan {
     differentiable: bool,
     explicit: bool,
     plain: bool,
+    /// What becomes of gradients.
+    gradients: Vec<(Site, Function)>,
 }
 
 impl Plan {
@@ -149,6 +152,37 @@ impl Plan {
     pub fn differentiable(mut self) -> Self {
         self.differentiable = true;
         self
+    }
+
+    /// Changes the gradient that flows back through `site`, as a backward hook does: what flows on is what `function` makes
+    /// of the gradient with respect to the activations there. Activations stay as they are. Implies
+    /// [`Plan::differentiable`] and a tap of the site; [`Run::gradient`] and [`Model::gradient`](crate::model::Model::gradient)
+    /// take gradients.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// // What is the gradient of the logit if none flows through the heads of layer 1?
+    /// let stop = Function::new("stop", |gradient| Ok(gradient.zeros_like()));
+    /// let plan = Plan::new().on_gradient(Site::Z(1), stop);
+    /// let gradients = model.gradient(&tokens, plan, &Metric::logit(3), [Site::ResidPre(0), Site::Z(1)])?;
+    /// assert_eq!(gradients.get(Site::Z(1))?.abs().max().double_value(&[]), 0.0);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn on_gradient(mut self, site: Site, function: Function) -> Self {
+        self.gradients.push((site, function));
+        self.tap(site).differentiable()
+    }
+
+    /// What becomes of the gradient at a site.
+    pub(crate) fn of_gradient(&self, site: Site) -> Vec<Function> {
+        self.gradients.iter().filter(|(at, _)| *at == site).map(|(_, function)| function.clone()).collect()
+    }
+
+    /// The sites at which gradients are changed.
+    pub(crate) fn gradient_sites(&self) -> BTreeSet<Site> {
+        self.gradients.iter().map(|(site, _)| *site).collect()
     }
 
     /// Computes attention step by step in every layer and products with libtorch's default library. The last bits then do not
@@ -312,6 +346,8 @@ pub enum Action {
         /// The matrix, `[d, d]`.
         key: String,
     },
+    /// It becomes what a function of your own makes of it: [`Action::custom`], [`Function`].
+    Custom(Function),
     /// The attention edge is cut: its score becomes minus infinity, and the softmax renormalises the other weights. A query
     /// without any key left has a pattern of zeros. Only at `scores`.
     KnockOut,
@@ -375,6 +411,28 @@ impl Edit {
 }
 
 impl Action {
+    /// [`Action::Custom`] by a function of the whole site. If rows are independent of each other, or a sweep should keep a
+    /// journal, see [`Function`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// // Every position gets the mean over positions of what MLP 1 writes.
+    /// let average = Action::custom("average", |x| Ok(x.mean_dim([1i64].as_slice(), true, None::<Kind>).expand_as(x)));
+    /// let run = model.run(&tokens, &Plan::new().edit(Edit::new(Site::MlpOut(1), average)).tap(Site::Logits))?;
+    /// assert_eq!(run.logits()?.size(), [1, 5, 96]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    pub fn custom(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
+        Self::Custom(Function::new(name, apply))
+    }
+
+    /// Whether what becomes of a row may depend on other positions, heads or prompts.
+    pub(crate) fn sees_all(&self) -> bool {
+        matches!(self, Self::Custom(function) if !function.is_by_row())
+    }
+
     /// [`Action::Mean`] over the run known as `key`.
     pub fn mean(key: &str) -> Self {
         Self::Mean { key: key.to_owned() }
@@ -403,7 +461,7 @@ impl Action {
             | Self::Add { key, .. }
             | Self::Project { key, .. }
             | Self::Map { key } => Some(key),
-            Self::Zero | Self::Scale { .. } | Self::Normalise | Self::KnockOut => None,
+            Self::Zero | Self::Scale { .. } | Self::Normalise | Self::Custom(_) | Self::KnockOut => None,
         }
     }
 }

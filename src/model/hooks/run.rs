@@ -5,21 +5,42 @@ use std::path::Path;
 
 use tch::Tensor;
 
+use super::function::Function;
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
 use crate::tensors::write_tensors;
 use crate::text::Tokens;
+
+/// Where the graph of a run is cut: what was computed, and the equal value with which the run went on.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    pub site: Site,
+    pub before: Tensor,
+    pub after: Tensor,
+}
 
 /// The activations that a [`Plan`](super::Plan) tapped, by site.
 #[derive(Debug)]
 pub struct Run {
     tokens: Tokens,
     taps: BTreeMap<Site, Tensor>,
+    /// In the order in which they were computed, with what becomes of the gradient.
+    joints: Vec<(Joint, Vec<Function>)>,
 }
 
 impl Run {
     pub(crate) fn new(tokens: Tokens, taps: BTreeMap<Site, Tensor>) -> Self {
-        Self { tokens, taps }
+        Self { tokens, taps, joints: vec![] }
+    }
+
+    pub(crate) fn with_joints(mut self, joints: Vec<(Joint, Vec<Function>)>) -> Self {
+        self.joints = joints;
+        self
+    }
+
+    /// Where the graph is cut, in the order of computation, and what becomes of the gradient there.
+    pub(crate) fn joints(&self) -> &[(Joint, Vec<Function>)] {
+        &self.joints
     }
 
     /// The activation at `site`; its axes are [`Site::axes`].
