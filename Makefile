@@ -54,7 +54,7 @@ evcxr: setup
 kernel: evcxr ## the Jupyter kernel "Rust (headscope)", rebuilt if the library has changed
 	@python3 notebooks/kernel/kernel.py install
 
-test: setup ## tests, doctests, and notebook 00-tour
+test: setup ## tests, doctests, notebook 00-tour and the page on notebooks
 	@echo "headscope: tests (first time ten minutes on two cores, then one)"
 	@# One thread for each test, as many tests as cores: else their threads wait for each other.
 	@export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1; \
@@ -62,7 +62,7 @@ test: setup ## tests, doctests, and notebook 00-tour
 	@$(MAKE) outside
 	@$(MAKE) kernel
 	@$(SETUP) keep
-	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour; fi
+	@if [ -f notebooks/00-tour.ipynb ]; then $(VENV)/python notebooks/run.py --check 00-tour docs/rust-in-a-notebook.md; fi
 
 outside: setup ## builds and runs examples/outside as a program outside the clone, over the clone's compiled dependencies
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

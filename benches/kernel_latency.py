@@ -52,8 +52,8 @@ CELLS = [
 
 
 def memory(pid):
-    """Resident MiB of a process and its children, from /proc."""
-    total = 0
+    """Resident MiB of a process, and of it and its children, from /proc."""
+    own = total = 0
     pages = os.sysconf("SC_PAGE_SIZE")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -61,10 +61,12 @@ def memory(pid):
         try:
             parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
             if int(entry.name) == pid or parent == pid:
-                total += int((entry / "statm").read_text().split()[1]) * pages
+                held = int((entry / "statm").read_text().split()[1]) * pages
+                total += held
+                own += held if int(entry.name) == pid else 0
         except (OSError, IndexError, ValueError):
             continue
-    return total / 2**20
+    return own / 2**20, total / 2**20
 
 
 def execute(client, source):
@@ -116,9 +118,9 @@ def main():
             for source, seconds, _ in cells:
                 print(f"{seconds:7.2f} s  {source[:110]}")
             print()
-            print("run   start to first result   median cell   worst cell   memory")
+            print("run   start to first result   median cell   worst cell   memory: parent, all")
         times = [seconds for _, seconds, _ in cells]
-        print(f"{number + 1:3d} {started:21.2f} s {statistics.median(times):11.2f} s {max(times):10.2f} s {held:7.0f} MiB")
+        print(f"{number + 1:3d} {started:21.2f} s {statistics.median(times):11.2f} s {max(times):10.2f} s {held[0]:15.0f}, {held[1]:.0f} MiB")
     failed = [f"{source}\n    {wrong}" for _, cells, _ in runs for source, _, wrong in cells if wrong]
     for text in failed:
         print(f"FAILED {text}")

@@ -3,7 +3,8 @@
 
     run.py [--check | --write] [NAME...]
 
-All notebooks beside this file, or the named ones (`00-tour`), two at a time. A notebook whose every cell succeeded is left
+All notebooks beside this file, or the named ones (`00-tour`), two at a time. A name that ends in `.md` is a page of docs/,
+whose Rust blocks are run as cells and must say what stands below them (see page.py); nothing of it is written. A notebook whose every cell succeeded is left
 in notebooks/html/, which git ignores, as a page and as an executed notebook; `--write` also updates the committed one, and
 `--check` writes nothing. evcxr reports a panic, and an error that `?` hands on, as success: so the output is read for them.
 A cell tagged `raises-exception` may fail.
@@ -28,6 +29,8 @@ try:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
     from nbconvert import HTMLExporter
+
+    import page
 except ModuleNotFoundError as error:
     if not PYTHON.exists() or os.environ.get("HEADSCOPE_RUN"):
         sys.exit(f"headscope: {error.name} is not there; run `make python`, and this with .venv/bin/python")
@@ -66,6 +69,12 @@ def complaint(outputs):
             printed[output.name] += output.text
     found = [pattern.search(printed[name]) for pattern, name in ((PANIC, "stderr"), (FAILED, "stdout"))]
     return COLOUR.sub("", "\n".join(one.group().strip() for one in found if one)) or None
+
+
+def everything_said(cell):
+    """What a cell printed, and its result as text."""
+    texts = [output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(texts)
 
 
 def told(cell):
@@ -115,7 +124,7 @@ def indent(text):
 
 async def execute(path):
     """Executes one notebook. Returns it, and for each code cell (its number in the notebook, seconds)."""
-    book = nbformat.read(path, as_version=4)
+    book = page.read(path) if path.suffix == ".md" else nbformat.read(path, as_version=4)
     client = NotebookClient(
         book,
         kernel_name="headscope",
@@ -145,6 +154,9 @@ async def execute(path):
             wrong = complaint(cell.outputs)
             if wrong and "raises-exception" not in cell.metadata.get("tags", []):
                 raise CellFailed(f"{where} failed:\n{indent(shorten(cell.source))}\n  with\n{indent(shorten(wrong))}")
+            text = "\n".join([everything_said(cell), wrong or ""])
+            if (unsaid := page.unsaid(cell, text)) is not None:
+                raise CellFailed(f"{where}:\n{indent(cell.source)}\n  does not say\n{indent(unsaid)}\n  but\n{indent(shorten(text))}")
     return book, times
 
 
@@ -203,8 +215,9 @@ async def one(path, options, turns):
         except Exception as error:  # one notebook's failure must not hide the others'
             print(f"FAILED  {error if isinstance(error, CellFailed) else f'{path.stem}: {error!r}'}", flush=True)
             return False
-        other = [] if options.write else differences(book, path)
-        if not options.check:
+        written = path.suffix != ".md"
+        other = differences(book, path) if written and not options.write else []
+        if written and not options.check:
             save(path, book, options.write)
         if other:
             cells = ", ".join(map(str, other))
@@ -220,11 +233,12 @@ async def one(path, options, turns):
 def choose(names):
     if not names:
         return sorted(path for path in HERE.glob("*.ipynb"))
-    paths = [HERE / f"{Path(name).name.removesuffix('.ipynb')}.ipynb" for name in names]
+    pages = [ROOT / "docs" / Path(name).name for name in names if name.endswith(".md")]
+    paths = pages + [HERE / f"{Path(name).name.removesuffix('.ipynb')}.ipynb" for name in names if not name.endswith(".md")]
     for path in paths:
         if not path.exists():
             known = ", ".join(sorted(other.stem for other in HERE.glob("*.ipynb"))) or "none"
-            sys.exit(f"headscope: there is no notebook {path.stem}; there are: {known}")
+            sys.exit(f"headscope: there is no {path.name}; the notebooks are: {known}")
     return paths
 
 

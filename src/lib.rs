@@ -39,6 +39,8 @@
 //! | 1 | [`Error`] | the one error type |
 //! | 0 | [`site`], `memory` | the names of the places in a model; how much memory is free |
 //!
+//! [`rust_in_a_notebook`] is a page for people who know Python.
+//!
 //! Axes are always called `batch position query key head kv_head d_model d_head d_mlp vocab`; information is in nats.
 
 #[cfg(test)]
@@ -66,5 +68,8 @@ mod tensors;
 pub mod text;
 pub mod view;
 mod workers;
+
+#[doc = include_str!("../docs/rust-in-a-notebook.md")]
+pub mod rust_in_a_notebook {}
 
 pub use error::{Error, Result};

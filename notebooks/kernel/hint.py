@@ -63,7 +63,7 @@ def hints(source, found):
             name,
             f"`{name}` {what}, whose type has no name that a notebook could keep it under, {NOTHING}.\n"
             f"Write a function instead: fn {name}(x: f64) -> f64 {{ .. }}\n"
-            f"or box it: let {name}: Box<dyn Fn(f64) -> f64> = Box::new(|x| ..);\n"
+            f"or box it: let {name}: Box<dyn Fn(f64) -> f64> = Box::new(move |x| ..);\n"
             f"or put it and what uses it between braces {{ }}, where it is not kept. See {PAGE}",
         )
     for name, known in () if closures else found.items():

@@ -51,7 +51,8 @@ FLAGS = [
     "-Cstrip=debuginfo",
 ]
 # What a kernel does while it starts. The variables are there to make type inference read what cells will need, and gone
-# when the first cell runs. evcxr asks for a backtrace of every panic, which shows only its own frames.
+# when the first cell runs; with the `?`, evcxr expects one in every cell and compiles none twice for it. evcxr asks for a
+# backtrace of every panic, which shows only its own frames.
 PRELUDE = """use headscope::prelude::*;
 use headscope::{ndarray, polars, rayon, serde_json, tch};
 unsafe { std::env::set_var("RUST_BACKTRACE", "0") };

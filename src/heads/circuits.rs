@@ -111,6 +111,7 @@ impl Model {
     /// # Errors
     /// [`Error::PartAbsent`] without embeddings; if the model has no linear unembedding, or there is no such head.
     pub fn full_ov(&self, layer: usize, head: usize, options: &CircuitOptions) -> Result<Factored> {
+        let _free = GiveBack;
         let circuits = self.circuits(options)?;
         self.through_vocabulary(&circuits.head(layer, head)?.ov()?, options)
     }
@@ -123,6 +124,7 @@ impl Model {
     /// [`Error::PartAbsent`] without embeddings; if there is no such head.
     pub fn full_qk(&self, layer: usize, head: usize, offset: Offset, options: &CircuitOptions) -> Result<Factored> {
         self.require("a circuit over the vocabulary", &["w_e"])?;
+        let _free = GiveBack;
         let (circuits, scale) = (self.circuits(options)?, options.fold_norms);
         let qk = circuits.head(layer, head)?.qk(offset)?;
         let query = self.embedded(&tensor(&qk.left()), scale)?;

@@ -193,21 +193,18 @@ impl Canvas {
     }
 }
 
-/// Gives text and axes the colour of the page around the picture, and lets the page show through paper. Viewers without
-/// style sheets see black on white.
+/// Gives text and axes the colour of the page around the picture, and lets the page show through paper: areas are not drawn,
+/// and lines between cells are faint.
 fn themed(drawn: &str) -> String {
-    let mut themed = drawn.to_owned();
-    for attribute in ["fill", "stroke"] {
+    let mut themed = drawn.replace(" opacity=\"1\"", "");
+    for (attribute, paper) in [("fill", "none\""), ("stroke", "#fff\" stroke-opacity=\".6\"")] {
         let plain = |[red, green, blue]: Rgb| format!("{attribute}=\"#{red:02X}{green:02X}{blue:02X}\"");
-        let soft = |part: &str| format!("{attribute}=\"currentColor\" {attribute}-opacity=\"{part}\"");
+        let ink = format!("{attribute}=\"currentColor\"");
         themed = themed
-            .replace(&plain(INK), &format!("{attribute}=\"currentColor\""))
-            .replace(&plain(SOFT), &soft(".8"))
-            .replace(&plain(GRID), &soft(".14"))
-            .replace(
-                &plain(PAPER),
-                &format!("{attribute}=\"#fff\" style=\"{attribute}:var(--jp-layout-color0,Canvas)\""),
-            );
+            .replace(&plain(INK), &ink)
+            .replace(&plain(SOFT), &ink)
+            .replace(&plain(GRID), &format!("{ink} {attribute}-opacity=\".14\""))
+            .replace(&plain(PAPER), &format!("{attribute}=\"{paper}"));
     }
     themed
 }
@@ -373,9 +370,7 @@ pub(super) mod tests {
         page.rectangle((1.0, 1.0), (2.0, 2.0), PAPER);
         page.cells((0.0, 0.0), (5.0, 5.0), array![[INK]].view());
         let source = page.finish()?.as_str().to_owned();
-        for part in
-            ["stroke=\"currentColor\" stroke-opacity=\".14\"", "fill=\"currentColor\" fill-opacity=\".8\"", ",Canvas)"]
-        {
+        for part in ["stroke=\"currentColor\" stroke-opacity=\".14\"", "fill=\"currentColor\"", "fill=\"none\""] {
             assert!(source.contains(part), "{part} is not in {source}");
         }
         assert_eq!(source.matches("#262626").count(), 1, "the cell: {source}");

@@ -3,7 +3,7 @@
 //! Source: the PNG specification, third edition (W3C 2023), sections 5 and 11. Encoders on crates.io have more features than
 //! this picture needs, and change those of crates on which polars stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use flate2::Compression;
@@ -32,37 +32,37 @@ pub(super) fn encode((width, height): (u32, u32), pixels: &[Rgb]) -> io::Result<
     Ok(file)
 }
 
-/// The colours of pixels, at most 256, and the number of each pixel's. Where there are more, colours that agree in the
-/// higher bits become their most frequent one.
+/// How many of the most frequent colours are kept as they are: those of cells, paper and lines.
+const EXACT: usize = 96;
+
+/// The colours of pixels, at most 256, and the number of each pixel's. Where there are more, the rarer ones (the smooth edges
+/// of letters) become the nearest of those that are kept: the most frequent, and one for each small cube of the others.
 fn indexed(pixels: &[Rgb]) -> (Vec<Rgb>, Vec<u8>) {
     let mut counts: HashMap<Rgb, usize> = HashMap::new();
     pixels.iter().for_each(|pixel| *counts.entry(*pixel).or_default() += 1);
-    let mut colors: Vec<(Rgb, usize)> = counts.into_iter().collect();
-    colors.sort_by_key(|&(color, count)| (std::cmp::Reverse(count), color));
-    let mut palette: Vec<Rgb> = vec![];
-    let mut numbers: HashMap<Rgb, u8> = HashMap::new();
-    for dropped in 0..8 {
-        let mut bins: HashMap<Rgb, u8> = HashMap::new();
-        (palette, numbers) = (vec![], HashMap::new());
-        for &(color, _) in &colors {
-            let bin = color.map(|channel| channel >> dropped);
-            let next = u8::try_from(palette.len());
-            let number = match (bins.get(&bin), next) {
-                (Some(&number), _) => number,
-                (None, Ok(next)) => {
-                    palette.push(color);
-                    bins.insert(bin, next);
-                    next
-                }
-                (None, Err(_)) => break,
-            };
-            numbers.insert(color, number);
-        }
-        if numbers.len() == colors.len() {
-            break;
-        }
-    }
+    let mut colors: Vec<(usize, Rgb)> = counts.into_iter().map(|(color, count)| (count, color)).collect();
+    colors.sort_by_key(|&(count, color)| (std::cmp::Reverse(count), color));
+    let colors: Vec<Rgb> = colors.into_iter().map(|(_, color)| color).collect();
+    let palettes = (0..8).map(|dropped| kept(&colors, dropped));
+    let palette = palettes.into_iter().find(|palette| palette.len() <= 256).unwrap_or_else(|| colors[..256].to_vec());
+    let numbers: HashMap<Rgb, u8> = colors.iter().map(|color| (*color, nearest(&palette, *color))).collect();
     (palette, pixels.iter().map(|pixel| numbers.get(pixel).copied().unwrap_or(0)).collect())
+}
+
+/// The first colours, and of the others the first of each cube whose colours agree but for the `dropped` lowest bits.
+fn kept(colors: &[Rgb], dropped: u32) -> Vec<Rgb> {
+    let (exact, others) = colors.split_at(EXACT.min(colors.len()));
+    let cube = |color: &Rgb| color.map(|channel| channel >> dropped);
+    let mut cubes: HashSet<Rgb> = exact.iter().map(cube).collect();
+    let first = others.iter().filter(|color| dropped == 0 || cubes.insert(cube(color)));
+    exact.iter().chain(first).copied().collect()
+}
+
+/// The number of the nearest colour of a palette of at most 256.
+fn nearest(palette: &[Rgb], color: Rgb) -> u8 {
+    let distance =
+        |one: &Rgb| (0..3).map(|channel| u32::from(one[channel].abs_diff(color[channel])).pow(2)).sum::<u32>();
+    (0..=255).zip(palette).min_by_key(|(_, one)| distance(one)).map_or(0, |(number, _)| number)
 }
 
 #[cfg(test)]
@@ -107,5 +107,11 @@ pub(super) mod tests {
         assert!(palette.len() <= 256);
         let far = |(one, index): (&Rgb, &u8)| (0..3).map(|c| one[c].abs_diff(palette[usize::from(*index)][c])).max();
         assert!(many.iter().zip(&indices).filter_map(far).all(|distance| distance < 64));
+        // A thousand shades, as of a heat map with letters on it, do not touch the large areas.
+        let mut shaded: Vec<Rgb> = (0..1000u32).map(|n| [n as u8, (n >> 2) as u8, 99]).collect();
+        shaded.extend([[0xff; 3]; 50].iter().chain(&[[0xf2; 3]; 90]));
+        let (palette, indices) = indexed(&shaded);
+        assert!(indices[1000..1050].iter().all(|index| palette[usize::from(*index)] == [0xff; 3]));
+        assert!(indices[1050..].iter().all(|index| palette[usize::from(*index)] == [0xf2; 3]));
     }
 }
