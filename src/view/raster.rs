@@ -262,6 +262,7 @@ impl OutlineBuilder for Outline<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::canvas::Canvas;
     use super::super::palette::{INK, SERIES};

@@ -66,6 +66,7 @@ fn nearest(palette: &[Rgb], color: Rgb) -> u8 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 pub(super) mod tests {
     use std::io::Read as _;
 
