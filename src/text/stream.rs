@@ -66,7 +66,12 @@ mod tests {
 
         /// The prompt and the pieces after it are what all ids decode to, in bytes and in words, wherever the prompt ends.
         #[test]
-        fn pieces_add_up(name in prop::sample::select(vec!["tiny-gpt2", "tiny-llama"]), text in "(\\PC|[ a-zé€😀]){1,12}", cut in 1usize..6, noise in prop::collection::vec(0i64..90, 0..8)) {
+        fn pieces_add_up(
+            name in prop::sample::select(vec!["tiny-gpt2", "tiny-llama"]),
+            text in "(\\PC|[ a-zé€😀]){1,12}",
+            cut in 1usize..6,
+            noise in prop::collection::vec(0i64..90, 0..8),
+        ) {
             let path = format!("{}/fixtures/checkpoints/{name}/tokenizer.json", env!("CARGO_MANIFEST_DIR"));
             let tokenizer = Tokenizer::read(std::path::Path::new(&path)).unwrap();
             let Ok(tokens) = tokenizer.encode(&[text]) else { return Ok(()) };

@@ -121,7 +121,7 @@ pub struct Generated {
     /// What was written after each prompt.
     pub continuations: Vec<Continuation>,
     /// What the plan's taps recorded at all tokens that the model has read: those of the prompts and all written ones but
-    /// the last. [`Run::tokens`] are these tokens.
+    /// the last. [`Run::tokens`] are these tokens. At `scores`, keys after the query are minus infinity, whatever the edits.
     pub run: Run,
 }
 

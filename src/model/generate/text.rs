@@ -95,3 +95,22 @@ impl Turns {
         print
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Ending;
+    use super::*;
+
+    /// However the pieces of prompts alternate, the prompts are printed in order, each as soon as it can be.
+    #[test]
+    fn prompts_are_printed_by_turns() {
+        let mut turns = Turns::new(["a:", "b:", "c:"].map(String::from).to_vec());
+        assert_eq!(turns.begin(), "a:");
+        let mut say = |prompt, text, ending: Option<&Ending>| turns.text(&Piece { prompt, id: 0, text, ending });
+        assert_eq!(say(1, "1", None), "");
+        assert_eq!(say(0, "2", None), "2");
+        assert_eq!(say(2, "3", Some(&Ending::MaxNew)), "");
+        assert_eq!(say(0, "4", Some(&Ending::Context)), "4\n\nb:1");
+        assert_eq!(say(1, "5", Some(&Ending::MaxNew)), "5\n\nc:3\n");
+    }
+}

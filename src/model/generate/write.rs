@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::choose::likeliest;
 use super::text::Text;
@@ -259,12 +259,18 @@ impl Records {
             let shape = site.shape(model.config(), tokens.batch(), tokens.positions());
             // Keys after a query are hidden from it.
             let rest = if matches!(site, Site::Scores(_)) { f64::NEG_INFINITY } else { 0.0 };
-            let whole = Tensor::full(shape, rest, (model.kind(), model.device()));
+            let mut whole = Tensor::full(shape, rest, (model.kind(), model.device()));
             for part in &self.parts {
                 let Some(taps) = part.taps.get(&site) else { continue };
                 for (row, &prompt) in part.prompts.iter().enumerate() {
                     put(site, &whole.get(prompt as i64), &taps.get(row as i64), &part.positions)?;
                 }
+            }
+            if matches!(site, Site::Scores(_)) {
+                // An edit may have filled those that a step saw, which depends on how many positions it read.
+                let n = tokens.positions() as i64;
+                let later = Tensor::ones([n, n], (Kind::Bool, model.device())).triu(1);
+                whole = whole.masked_fill(&later, rest);
             }
             all.insert(site, whole);
         }
@@ -284,24 +290,4 @@ fn put(site: Site, whole: &Tensor, own: &Tensor, positions: &Range<usize>) -> Re
         place = place.narrow(i as i64, range.start as i64, range.len() as i64);
     }
     place.f_copy_(own).map(drop).map_err(Error::torch(format!("joining what was recorded at `{site}`")))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::super::text::Turns;
-    use super::*;
-
-    /// However the pieces of prompts alternate, the prompts are printed in order, each as soon as it can be.
-    #[test]
-    fn prompts_are_printed_by_turns() {
-        let mut turns = Turns::new(["a:", "b:", "c:"].map(String::from).to_vec());
-        assert_eq!(turns.begin(), "a:");
-        let mut say = |prompt, text, ending: Option<&Ending>| turns.text(&Piece { prompt, id: 0, text, ending });
-        assert_eq!(say(1, "1", None), "");
-        assert_eq!(say(0, "2", None), "2");
-        assert_eq!(say(2, "3", Some(&Ending::MaxNew)), "");
-        assert_eq!(say(0, "4", Some(&Ending::Context)), "4\n\nb:1");
-        assert_eq!(say(1, "5", Some(&Ending::MaxNew)), "5\n\nc:3\n");
-    }
 }
