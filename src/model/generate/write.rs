@@ -49,7 +49,7 @@ impl<'a> Writer<'a> {
             tokens.lengths().into_iter().map(|n| n.saturating_add(generation.max_new - 1).min(most)).collect();
         let none = Plan::new();
         let growing = Growing::new(generation.plan.unwrap_or(&none), model, tokens, &reach, generation.span)?;
-        let types = tokens.types(model.device()).map(|types| Vec::<Vec<i64>>::try_from(types));
+        let types = tokens.types(model.device()).map(Vec::<Vec<i64>>::try_from);
         let types = types.transpose().map_err(Error::torch("reading token types"))?;
         let stop_ids = stops.iter().filter_map(id).collect();
         Ok(Self { generation, growing, stop_ids, types, records: Records::default() })
