@@ -174,7 +174,7 @@ fn lies() {
     says(entry + 20, &13_u32.to_le_bytes(), &["blk.0.ffn_gate.weight", "Q4_K, Q6_K", "Q5_K"]);
     says(entry + 20, &77_u32.to_le_bytes(), &["type 77"]);
     says(entry + 24, &most, &["blk.0.ffn_gate.weight", "offset"]);
-    says(entry - "ffn_gate.weight".len(), b"ffn_goat", &["has no place for", "blk.0.ffn_goat.weight"]);
+    says(entry - "ffn_gate.weight".len(), b"ffn_goat", &["model.layers.0.mlp.gate_proj.weight", "is missing"]);
 }
 
 /// Two threads (or processes) that convert at once: one does, the other waits.
