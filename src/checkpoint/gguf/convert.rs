@@ -43,7 +43,6 @@ pub(in crate::checkpoint) fn converted(path: &Path, folder: &Path) -> Result<()>
         file::write_bytes(&folder.join("tokenizer.json"), tokenizer.to_string().as_bytes())?;
     }
     config.insert("converted_from".to_owned(), json!({"format": "gguf", "sha256": sha256}));
-    config.insert("architectures".to_owned(), json!(["LlamaForCausalLM"]));
     config.insert("torch_dtype".to_owned(), json!("float32"));
     let path = folder.join(LAST);
     let text = serde_json::to_vec_pretty(&config).map_err(|reason| Error::io("write", &path)(reason.into()))?;

@@ -14,6 +14,8 @@ pub(super) struct Architecture {
     pub name: &'static str,
     /// `model_type` in `config.json`.
     pub model_type: &'static str,
+    /// The class in transformers that runs it.
+    class: &'static str,
     /// Keys after the architecture's name, and in `config.json`.
     keys: &'static [(&'static str, &'static str)],
     /// Values of `config.json` that the files leave to the name of the architecture.
@@ -31,6 +33,7 @@ pub(super) struct Architecture {
 const LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
+    class: "LlamaForCausalLM",
     keys: &[
         ("block_count", "num_hidden_layers"),
         ("context_length", "max_position_embeddings"),
@@ -92,6 +95,7 @@ impl Architecture {
         let at = |key: &str| format!("key `{}.{key}`", self.name);
         let mut config = Map::new();
         config.insert("model_type".to_owned(), json!(self.model_type));
+        config.insert("architectures".to_owned(), json!([self.class]));
         config.extend(self.fixed.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
         for (key, value) in &own {
             if let Some((_, name)) = self.keys.iter().find(|(own, _)| own == key) {
