@@ -40,7 +40,7 @@ pub struct TunedOptions {
 
 impl Default for TunedOptions {
     fn default() -> Self {
-        Self { steps: 100, batch: 64, rate: 0.003, positions: 1024, held_out: 0.15, vocabulary: 4096, seed: 0 }
+        Self { steps: 60, batch: 64, rate: 0.003, positions: 1024, held_out: 0.1, vocabulary: 2048, seed: 0 }
     }
 }
 
