@@ -92,7 +92,7 @@ impl TruncationOptions {
 /// let tokens = model.tokens(&["the cat sat on the mat", "a dog ran in the park"])?;
 /// let options = TruncationOptions { ranks: vec![1, 4], together: true, ..TruncationOptions::default() };
 /// let table = truncation_costs(&model, &tokens, &options)?;
-/// assert_eq!(table.columns(), ["component", "metric", "value", "baseline"]);
+/// assert_eq!(table.columns(), ["component", "metric", "value", "unit", "baseline"]);
 /// # Ok::<(), headscope::Error>(())
 /// ```
 ///

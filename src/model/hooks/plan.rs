@@ -55,7 +55,7 @@ impl Plan {
     /// # let tokens = Tokens::new(&[vec![1, 2, 3, 4]])?;
     /// let run = model.run(&tokens, &Plan::new().tap(Site::Z(0)))?;
     /// assert_eq!(run.get(Site::Z(0))?.size(), [1, 4, 4, 8]); // [batch, position, head, d_head]
-    /// let run = model.run(&tokens, &Plan::new().tap("resid_*.1"))?; // resid_pre.1, resid_mid.1 and resid_post.1
+    /// let run = model.run(&tokens, &Plan::new().tap("resid_*.0"))?; // resid_pre.0, resid_mid.0 and resid_post.0
     /// assert_eq!(run.taps().count(), 3);
     /// assert!(model.run(&tokens, &Plan::new().tap("patern.*")).unwrap_err().to_string().contains("pattern.*"));
     /// # Ok::<(), headscope::Error>(())
@@ -77,7 +77,7 @@ impl Plan {
     /// let run = model.run(&tokens, &Plan::new().taps(Site::all(model.config())))?;
     /// assert!(run.taps().count() > 10);
     /// let run = model.run(&tokens, &Plan::new().taps(["z.*", "logits"]))?;
-    /// assert_eq!(run.taps().count(), 3); // of 2 layers
+    /// assert_eq!(run.taps().count(), 2); // of 1 layer
     /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn taps<T: Into<Tap>>(self, taps: impl IntoIterator<Item = T>) -> Self {
