@@ -259,7 +259,7 @@ impl Dictionary {
         let x = if self.centred { x - &self.b_dec } else { x };
         let mut before = x.matmul(&self.w_enc) + &self.b_enc;
         if let Some(lengths) = &self.lengths {
-            before = before * lengths;
+            before = &before * lengths; // not `*=`, which is in place
         }
         Ok(match &self.activation {
             Sparsity::Relu => before.relu(),
