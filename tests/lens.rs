@@ -103,7 +103,7 @@ fn lenses_by_hand() {
         let x = run.get(Site::ResidPre(1)).unwrap().get(0).get(2);
         let mut normed = centre(&x) / divisor(&x) * w["ln_final.w"];
         if bias {
-            normed = normed + w["ln_final.b"];
+            normed = &normed + w["ln_final.b"];
         }
         let p = normed.unsqueeze(0).matmul(w["w_u"]).squeeze().softmax(-1, None::<Kind>);
         let (values, ids) = p.topk(3, -1, true, true);
