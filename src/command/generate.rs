@@ -212,6 +212,8 @@ impl Edits {
 
 /// The tensors of a safetensors file, by name.
 fn read(file: &Path) -> Result<HashMap<String, Tensor>> {
-    let tensors = Tensor::read_safetensors(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let doing = || format!("cannot read {}", file.display());
+    std::fs::File::open(file).with_context(doing)?; // says why if it cannot be read
+    let tensors = Tensor::read_safetensors(file).with_context(doing)?;
     Ok(tensors.into_iter().collect())
 }

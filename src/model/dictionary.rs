@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tch::Tensor;
 
-use super::{Model, Run};
+use super::{Action, Edit, Function, Model, Run};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::site::{Axis, Site};
@@ -180,6 +180,10 @@ impl Config {
     }
 }
 
+fn finite(value: f64) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::argument("values", "finite values of features", value)) }
+}
+
 /// The site of a hook of TransformerLens.
 fn site_of(hook: &str) -> Option<Site> {
     let parts: Vec<&str> = hook.split('.').collect();
@@ -311,13 +315,62 @@ impl Dictionary {
         let mut changed = features.shallow_clone();
         for &(feature, value) in values {
             self.check(feature)?;
-            if !value.is_finite() {
-                return Err(Error::argument("values", "finite values of features", value));
-            }
+            finite(value)?;
             let at = Tensor::from_slice(&[feature as i64]).to_device(x.device());
             changed = changed.index_fill(-1, &at, value);
         }
         Ok(x + (self.decode(&changed)? - self.decode(&features)?).view_as(x))
+    }
+
+    /// An edit in which some features, by number, have these values, and the rest of the activation stays as it is:
+    /// ablation of a feature with value 0, steering with a large one. Narrow it to positions as any edit.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let dictionary = Dictionary::load(&model, "fixtures/dictionaries/relu")?;
+    /// let tokens = model.tokens(&["the cat sat on the mat"])?;
+    /// // What does each of the first ten features do?
+    /// let edits = (0..10).map(|feature| Ok(vec![dictionary.edit(&[(feature, 0.0)])?]));
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::Kl);
+    /// let table = sweep.sets(edits.collect::<Result<Vec<_>>>()?).run()?;
+    /// assert_eq!(table.len(), 10);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no such feature, or a value is not finite.
+    pub fn edit(&self, values: &[(usize, f64)]) -> Result<Edit> {
+        for &(feature, value) in values {
+            self.check(feature)?;
+            finite(value)?;
+        }
+        let names: Vec<String> = values.iter().map(|(feature, value)| format!("feature {feature} = {value}")).collect();
+        let (own, values) = (self.shared(), values.to_vec());
+        let function = Function::new(&names.join(", "), move |x| own.with_features(x, &values));
+        // At sites with heads, features are of all heads together.
+        let function = if self.shape.len() == 1 { function.by_row() } else { function };
+        Ok(Edit::new(self.site, Action::Custom(function)))
+    }
+
+    /// The same dictionary over the same memory.
+    fn shared(&self) -> Self {
+        let activation = match &self.activation {
+            Sparsity::Relu => Sparsity::Relu,
+            Sparsity::Jump(threshold) => Sparsity::Jump(threshold.shallow_clone()),
+            Sparsity::Largest(k) => Sparsity::Largest(*k),
+        };
+        Self {
+            site: self.site,
+            shape: self.shape.clone(),
+            w_enc: self.w_enc.shallow_clone(),
+            b_enc: self.b_enc.shallow_clone(),
+            w_dec: self.w_dec.shallow_clone(),
+            b_dec: self.b_dec.shallow_clone(),
+            activation,
+            centred: self.centred,
+            lengths: self.lengths.as_ref().map(Tensor::shallow_clone),
+        }
     }
 
     /// The direction that a feature writes, in the site's shape: `[d_in]`, or `[head, d_head]`.

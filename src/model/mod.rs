@@ -34,7 +34,7 @@ pub(crate) use exec::{
 };
 pub use generate::{Continuation, Ending, Generated, Generation, Piece};
 pub use hooks::{Action, Edit, Function, Plan, Run, Selector, Span, Tap};
-pub(crate) use hooks::{Bank, Growing, Means, Program, Window};
+pub(crate) use hooks::{Bank, Growing, Means, Program, Window, in_turn};
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};

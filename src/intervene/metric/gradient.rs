@@ -106,24 +106,10 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
     }
     let (tokens, end) = (run.tokens(), end(model, metric));
     let inputs = sites.iter().map(|site| run.get(*site)).collect::<Result<Vec<_>>>()?;
-    let read = run.get(end)?;
-    let shape = end.shape(model.config(), tokens.batch(), tokens.positions());
-    if read.size() != shape {
-        return Err(Error::argument(
-            "model",
-            format!("the one of the run, whose `{end}` is {:?}", read.size()),
-            format!("{shape:?}"),
-        ));
-    }
-    if !read.requires_grad() {
+    if !run.get(end)?.requires_grad() {
         return Err(Error::argument("run", "one of a differentiable plan", "one without a graph"));
     }
-    // What a relative metric compares with is the run without edits.
-    let base = match metric.is_relative() {
-        true => output(&model.run(tokens, &Plan::new().tap(end))?, end)?,
-        false => output(run, end)?,
-    };
-    let reader = tch::no_grad(|| Readout::new(model, metric, tokens, &base, usize::MAX))?;
+    let reader = tch::no_grad(|| bound(metric, model, run))?;
     let back = |total: &Tensor, inputs: &[&Tensor], keep: bool| {
         Tensor::f_run_backward(&[total], inputs, keep, false).map_err(Error::torch("the gradient of the metric"))
     };
@@ -149,4 +135,26 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
         (*site, if found.defined() { found } else { value.zeros_like() })
     };
     Ok(Run::new(tokens.clone(), sites.iter().zip(&inputs).zip(found).map(of).collect()))
+}
+
+/// A metric bound to the prompts of a run.
+fn bound<'a>(metric: &'a Metric, model: &'a Model, run: &Run) -> Result<Readout<'a>> {
+    let (tokens, end) = (run.tokens(), end(model, metric));
+    let (found, shape) = (run.get(end)?.size(), end.shape(model.config(), tokens.batch(), tokens.positions()));
+    if found != shape {
+        let expected = format!("the one of the run, whose `{end}` is {found:?}");
+        return Err(Error::argument("model", expected, format!("{shape:?}")));
+    }
+    // What a relative metric compares with is the run without edits.
+    let base = match metric.is_relative() {
+        true => output(&model.run(tokens, &Plan::new().tap(end))?, end)?,
+        false => output(run, end)?,
+    };
+    Readout::new(model, metric, tokens, &base, usize::MAX)
+}
+
+/// The metric of each prompt of a run.
+pub(super) fn values(metric: &Metric, model: &Model, run: &Run) -> Result<Vec<f64>> {
+    let read = tch::no_grad(|| bound(metric, model, run)?.read(&output(run, end(model, metric))?))?;
+    Vec::try_from(read.flatten(0, -1)).map_err(Error::torch("reading a metric"))
 }

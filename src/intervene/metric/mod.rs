@@ -14,7 +14,7 @@ pub use self::attribution::{direct_attribution, logit_lens};
 pub(super) use self::evaluate::{Output, Readout};
 pub(super) use self::several::{Cell, Readouts};
 use crate::error::{Error, Result};
-use crate::model::{Model, Prompts, Tokens};
+use crate::model::{Model, Prompts, Run, Tokens, in_turn};
 
 /// What to measure on a run: one number per prompt, or per token ([`Metric::by_token`]).
 #[derive(Clone)]
@@ -182,8 +182,8 @@ impl Metric {
     /// assert!(table.f64("value")?.iter().all(|&margin| margin >= 0.0));
     /// # Ok::<(), headscope::Error>(())
     /// ```
-    pub fn custom(name: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
-        Self::Custom { name: name.to_owned(), version: None, read: Arc::new(read) }
+    pub fn custom(name: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Self {
+        Self::Custom { name: name.to_owned(), version: None, read: Arc::new(in_turn(read)) }
     }
 
     /// [`Metric::Custom`] with a version, to be changed whenever the function changes.
@@ -197,12 +197,8 @@ impl Metric {
     /// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).metric(largest).run()?.len(), 12);
     /// # Ok::<(), headscope::Error>(())
     /// ```
-    pub fn versioned(
-        name: &str,
-        version: &str,
-        read: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
-    ) -> Self {
-        Self::Custom { name: name.to_owned(), version: Some(version.to_owned()), read: Arc::new(read) }
+    pub fn versioned(name: &str, version: &str, read: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Self {
+        Self::Custom { name: name.to_owned(), version: Some(version.to_owned()), read: Arc::new(in_turn(read)) }
     }
 
     /// Fails if a journal could not tell this metric from another.
@@ -211,6 +207,26 @@ impl Metric {
         let expected = "a metric that is told from others: Metric::versioned(name, version, function) instead of \
                         Metric::custom, with another version whenever the function changes";
         Err(Error::argument("journal", expected, format!("`{name}` without a version")))
+    }
+
+    /// The metric of a run that has tapped the logits, one value for each prompt. A model without logits must have tapped
+    /// its last `resid_post`.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9], vec![9, 8, 7, 6, 5]])?;
+    /// let run = model.run(&tokens, &Plan::new().edit(Edit::new(Site::Z(1), Action::Zero).head(2)).tap(Site::Logits))?;
+    /// let difference = Metric::logit_difference(3, 4).of(&model, &run)?;
+    /// assert_eq!(difference.len(), 2);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the run did not tap its end, or the metric does not fit the model or the prompts. Metrics that compare with the
+    /// unchanged run (`kl`, `embedding_distance`) run the prompts once more.
+    pub fn of(&self, model: &Model, run: &Run) -> Result<Vec<f64>> {
+        gradient::values(self, model, run)
     }
 
     /// The name in tables.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::intervene::engine::Variant;
-use crate::model::{Axis, Edit, ModelConfig, Selector};
+use crate::model::{Action, Axis, Edit, ModelConfig, Selector};
 use crate::table::Keys;
 
 /// Which subsets of a set of edits to compute.
@@ -101,7 +101,7 @@ pub(in crate::intervene) fn set_name(edits: &[Edit], config: &ModelConfig) -> St
     for edit in edits {
         let same_but_heads = |other: &&mut Edit| {
             let at = Selector { heads: edit.at.heads.clone(), ..other.at.clone() };
-            other.site == edit.site && other.at.heads.is_some() && at == edit.at
+            other.site == edit.site && other.action == edit.action && other.at.heads.is_some() && at == edit.at
         };
         match (&edit.at.heads, named.iter_mut().find(same_but_heads)) {
             (Some(heads), Some(known)) => known.at.heads.get_or_insert_default().extend(heads),
@@ -123,7 +123,11 @@ fn name_of(edit: &Edit, config: &ModelConfig) -> String {
     let heads = if every { ".*".to_owned() } else { with(".", &at.heads) };
     let keys = if at.positions.is_none() { with("@,", &at.keys) } else { with(",", &at.keys) };
     let prompts = with("#", &at.prompts);
-    format!("{}{heads}{}{keys}{}{prompts}", edit.site, with("@", &at.positions), with(":", &at.features))
+    let function = match &edit.action {
+        Action::Custom(function) => format!("[{}]", function.name()),
+        _ => String::new(),
+    };
+    format!("{}{heads}{}{keys}{}{prompts}{function}", edit.site, with("@", &at.positions), with(":", &at.features))
 }
 
 /// Indices, sorted, each once; three or more that follow one another as a range: `1.3-6.9`.
@@ -139,7 +143,7 @@ fn ranges(indices: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Action, Site};
+    use crate::model::Site;
 
     #[test]
     fn names_of_sets_are_short_and_still_say_which() {

@@ -1,7 +1,7 @@
 //! What if an activation becomes something that no other action says? A function of your own.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tch::Tensor;
@@ -38,9 +38,9 @@ pub struct Function {
 }
 
 impl Function {
-    /// A function with a name for provenance.
-    pub fn new(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
-        Self { name: name.to_owned(), version: None, by_row: false, apply: Arc::new(apply) }
+    /// A function with a name for provenance. It may own tensors; threads of a sweep call it one after another.
+    pub fn new(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Self {
+        Self { name: name.to_owned(), version: None, by_row: false, apply: Arc::new(in_turn(apply)) }
     }
 
     /// Promises that each row along the last axis becomes a function of that row alone: no prompt, position or head has
@@ -79,6 +79,18 @@ impl Function {
         }
         let expected = format!("{:?} from `{}`, as it received", x.size(), self.name);
         Err(Error::Shape { at: format!("edit at `{site}`"), expected, found: value.size() })
+    }
+}
+
+/// A function that several threads may hold, and call in turn: tensors that it owns are not `Sync`.
+pub(crate) fn in_turn(
+    function: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static,
+) -> impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static {
+    let function = Mutex::new(function);
+    move |x| {
+        // A function that panicked has changed nothing: it is called by reference.
+        let function = function.lock().unwrap_or_else(PoisonError::into_inner);
+        function(x)
     }
 }
 

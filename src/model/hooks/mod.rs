@@ -11,6 +11,7 @@ mod run;
 pub(crate) use bank::Bank;
 pub(crate) use compiled::{Program, Window};
 pub use function::Function;
+pub(crate) use function::in_turn;
 pub(crate) use growing::Growing;
 pub use growing::Span;
 pub(crate) use means::Means;

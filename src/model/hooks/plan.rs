@@ -424,7 +424,7 @@ impl Action {
     /// assert_eq!(run.logits()?.size(), [1, 5, 96]);
     /// # Ok::<(), headscope::Error>(())
     /// ```
-    pub fn custom(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static) -> Self {
+    pub fn custom(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Self {
         Self::Custom(Function::new(name, apply))
     }
 
