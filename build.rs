@@ -1,9 +1,9 @@
-//! Links LAPACK after libtorch and leaves the place of libtorch in what is built.
+//! Links LAPACK after libtorch, leaves the place of libtorch in what is built, and makes the snippets of pages whole.
 
-use std::env;
 use std::path::Path;
+use std::{env, fs, io};
 
-fn main() {
+fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=build.rs");
     // Both come from torch-sys: from its build script, or from `.cargo/local.toml`, which stands in for it.
     println!("cargo:rerun-if-env-changed=DEP_TCH_LIBTORCH_LIB");
@@ -26,4 +26,30 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtch}");
         println!("cargo:libtch={libtch}");
     }
+    snippets("from-transformer-lens.md")
+}
+
+/// Copies a page of `docs` to where rustdoc includes it, with hidden lines around its Rust snippets, so that each can be run:
+/// first what the page's first snippet says, at the end a result. The page itself stays readable elsewhere.
+fn snippets(name: &str) -> io::Result<()> {
+    let source = Path::new("docs").join(name);
+    println!("cargo:rerun-if-changed={}", source.display());
+    let page = fs::read_to_string(&source)?;
+    let (mut whole, mut setup, mut inside, mut begun) = (String::new(), String::new(), false, false);
+    for line in page.lines() {
+        if inside && line == "```" {
+            whole.push_str("# Ok::<(), headscope::Error>(())\n");
+            (inside, begun) = (false, true);
+        } else if inside && !begun {
+            setup.push_str(&format!("# {line}\n"));
+        }
+        whole.push_str(line);
+        whole.push('\n');
+        if line == "```rust" {
+            inside = true;
+            whole.push_str(&setup);
+        }
+    }
+    let out = env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?;
+    fs::write(Path::new(&out).join(name), whole)
 }

@@ -43,6 +43,9 @@
 //!
 //! Axes are always called `batch position query key head kv_head d_model d_head d_mlp vocab`; information is in nats.
 
+//!
+//! Whoever knows TransformerLens finds each of its common calls beside ours in [`from_transformer_lens`].
+
 #[cfg(test)]
 extern crate self as headscope; // unit tests share tests/common with the integration tests
 
@@ -71,5 +74,7 @@ mod workers;
 
 #[doc = include_str!("../docs/rust-in-a-notebook.md")]
 pub mod rust_in_a_notebook {}
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/from-transformer-lens.md"))]
+pub mod from_transformer_lens {}
 
 pub use error::{Error, Result};

@@ -10,9 +10,9 @@ pub use crate::heads::{
     induction_scores, pattern_scores, read_conllu, read_gap, similarity,
 };
 pub use crate::intervene::{
-    Ablation, Answer, At, Estimate, Every, Input, Lens, Metric, Node, Paths, Receiver, Residual, Sampling, Sender,
-    ShapleyOptions, Strategy, Subsets, Sweep, TunedOptions, Variant, Via, accumulated_residual, direct_attribution,
-    head_results, logit_lens, shapley, subsets,
+    Ablation, Answer, At, Estimate, Every, Input, Lens, Metric, Node, Paths, Receiver, Residual, Sampling, Scan,
+    ScanOptions, Sender, ShapleyOptions, Strategy, Subsets, Sweep, TunedOptions, Variant, Via, accumulated_residual,
+    direct_attribution, head_results, logit_lens, shapley, subsets,
 };
 pub use crate::lab;
 pub use crate::model::{

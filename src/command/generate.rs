@@ -9,7 +9,7 @@ use headscope::model::{Action, Edit, Model, Plan, Site, Span};
 use tch::Tensor;
 
 use super::each::layer_head;
-use super::{ModelArguments, PromptArguments, json};
+use super::{ModelArguments, NamedPrompts, json};
 
 /// Continue prompts.
 ///
@@ -27,7 +27,7 @@ pub struct Generate {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
-    prompts: Prompts,
+    prompts: NamedPrompts,
     /// The most new tokens for each prompt; an end token, a stop text or the end of the context stops earlier
     #[arg(long, default_value_t = 100)]
     max_new: usize,
@@ -51,20 +51,6 @@ pub struct Generate {
     json: bool,
     #[command(flatten)]
     edits: Edits,
-}
-
-#[derive(Args)]
-#[group(id = "GenerationPrompts", required = true, multiple = false)]
-struct Prompts {
-    /// One or more prompts
-    #[arg(long, num_args = 1.., value_name = "TEXT", visible_alias = "text")]
-    prompt: Vec<String>,
-    /// A file with one prompt per line
-    #[arg(long, value_name = "FILE")]
-    text_file: Option<PathBuf>,
-    /// Token ids: a JSON list of lists, or @FILE with such a list
-    #[arg(long, value_name = "JSON|@FILE")]
-    tokens: Option<String>,
 }
 
 /// What changes while the model reads and writes.
@@ -113,9 +99,7 @@ impl Generate {
     pub fn run(&self) -> Result<()> {
         self.edits.check()?;
         let model = self.model.load()?;
-        let Prompts { prompt, text_file, tokens } = &self.prompts;
-        let prompts = PromptArguments { text: prompt.clone(), text_file: text_file.clone(), tokens: tokens.clone() };
-        let tokens = prompts.tokens(&model)?;
+        let tokens = self.prompts.tokens(&model)?;
         let plan = self.edits.plan(&model)?;
         let mut generation = model.generate(&tokens).max_new(self.max_new).temperature(self.temperature);
         generation = generation.seed(self.seed).stop(&self.stop).plan(&plan).span(self.edits.span());

@@ -13,6 +13,13 @@ pub struct MetricArguments {
     /// The metric; by default the loss or, for a model without logits, the embedding distance
     #[arg(long, value_enum)]
     metric: Option<MetricName>,
+    #[command(flatten)]
+    answers: AnswerArguments,
+}
+
+/// The answers that a metric asks about.
+#[derive(Args)]
+pub struct AnswerArguments {
     /// The answers: a JSON list with an answer or a pair [correct, wrong] for each prompt, or @FILE with such a list; an
     /// answer is a token id or a text that is a single token
     #[arg(long, value_name = "JSON|@FILE")]
@@ -41,7 +48,6 @@ impl MetricArguments {
     pub fn metric(&self, model: &Model) -> Result<Metric> {
         let usual = if model.config().has_logits() { MetricName::Loss } else { MetricName::EmbeddingDistance };
         let measure = self.metric.unwrap_or(usual);
-        let answered = self.answers.is_some() || self.correct.is_some();
         let whole = match measure {
             MetricName::Loss => Some(Metric::Loss),
             MetricName::Accuracy => Some(Metric::Accuracy),
@@ -50,7 +56,7 @@ impl MetricArguments {
             _ => None,
         };
         if let Some(metric) = whole {
-            if answered {
+            if self.answers.given() {
                 bail!(
                     "--answers, --correct, --wrong: expected --metric logit, logit-difference, probability or rank with them, found {}",
                     metric.name()
@@ -58,7 +64,7 @@ impl MetricArguments {
             }
             return Ok(metric);
         }
-        let (correct, wrong) = self.answers(model)?;
+        let (correct, wrong) = self.answers.read(model)?;
         Ok(match (measure, wrong) {
             (MetricName::LogitDifference, Some(wrong)) => Metric::LogitDifference(correct, wrong),
             (MetricName::LogitDifference, None) => {
@@ -69,9 +75,15 @@ impl MetricArguments {
             _ => Metric::Logit(correct),
         })
     }
+}
+
+impl AnswerArguments {
+    pub fn given(&self) -> bool {
+        self.answers.is_some() || self.correct.is_some()
+    }
 
     /// The correct answer, and the wrong one if given.
-    fn answers(&self, model: &Model) -> Result<(Answer, Option<Answer>)> {
+    pub fn read(&self, model: &Model) -> Result<(Answer, Option<Answer>)> {
         #[derive(serde::Deserialize)]
         #[serde(untagged)]
         enum Answers {

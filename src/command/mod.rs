@@ -16,6 +16,7 @@ mod output;
 mod patch;
 mod paths;
 mod roles;
+mod scan;
 
 use std::path::PathBuf;
 
@@ -38,6 +39,8 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show what one looks at first: predictions, the lens, attribution, patterns, ablations
+    Scan(scan::ScanCommand),
     /// Show a model's architecture, its sites, and the available devices
     Inspect(inspect::Inspect),
     /// Run prompts and write activations to a safetensors file
@@ -74,6 +77,7 @@ enum Command {
 /// Runs the requested subcommand.
 pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
+        Command::Scan(scan) => scan.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Activations(activations) => activations.run(),
         Command::Ablate(ablate) => ablate.run(),
@@ -181,6 +185,29 @@ impl PromptArguments {
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         Ok(model.tokens(&lines)?)
+    }
+}
+
+/// [`PromptArguments`] whose texts are called `--prompt`.
+#[derive(Args)]
+#[group(id = "NamedPrompts", required = true, multiple = false)]
+struct NamedPrompts {
+    /// One or more prompts
+    #[arg(long, num_args = 1.., value_name = "TEXT", visible_alias = "text")]
+    prompt: Vec<String>,
+    /// A file with one prompt per line
+    #[arg(long, value_name = "FILE")]
+    text_file: Option<PathBuf>,
+    /// Token ids: a JSON list of lists, or @FILE with such a list
+    #[arg(long, value_name = "JSON|@FILE")]
+    tokens: Option<String>,
+}
+
+impl NamedPrompts {
+    fn tokens(&self, model: &Model) -> Result<Tokens> {
+        let Self { prompt, text_file, tokens } = self;
+        let given = PromptArguments { text: prompt.clone(), text_file: text_file.clone(), tokens: tokens.clone() };
+        given.tokens(model)
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`Residual`], [`accumulated_residual`], [`head_results`] | what the residual stream is a sum of, and how it grows |
 //! | [`direct_attribution`] | what each component writes towards an answer |
 //! | [`Lens`], [`logit_lens`] | what the model would answer at each depth, and what each head writes |
+//! | [`Scan`] | what one looks at first, in one go |
 //! | [`Metric`], [`Answer`] | what is measured |
 
 mod engine;
@@ -18,6 +19,7 @@ mod lens;
 mod metric;
 mod paths;
 mod residual;
+mod scan;
 mod sweep;
 
 pub use engine::{At, Estimate, Explanation, PlannedGroup, Strategy, Variant};
@@ -25,5 +27,6 @@ pub use lens::{Lens, TunedOptions};
 pub use metric::{Answer, Metric, Reading, direct_attribution, logit_lens};
 pub use paths::{Input, Node, Paths, Receiver, Sender, Via};
 pub use residual::{Residual, Term, accumulated_residual, head_results};
+pub use scan::{Scan, ScanOptions};
 pub(crate) use sweep::MOST;
 pub use sweep::{Ablation, Every, Sampling, ShapleyOptions, Subsets, Sweep, shapley, shapley_values, subsets};

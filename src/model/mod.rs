@@ -203,6 +203,25 @@ impl Model {
         self.parameters().iter().filter(|(name, _)| !tied(name)).map(|(_, tensor)| tensor.numel()).sum()
     }
 
+    /// The architecture in one line.
+    pub fn summary(&self) -> String {
+        let config = self.config();
+        let shared = match config.n_kv_heads == config.n_heads {
+            true => String::new(),
+            false => format!(" ({} key/value heads)", config.n_kv_heads),
+        };
+        format!(
+            "{}: {}, {} layers of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
+            self.origin().name,
+            config.family,
+            config.n_layers,
+            config.n_heads,
+            config.d_head,
+            config.d_model,
+            self.n_parameters() as f64 / 1e6
+        )
+    }
+
     /// The query matrices of a layer, `[head, d_model, d_head]`.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Which token attends to which, head by head? The attention view.
 
+mod grid;
+
 use ndarray::{Array3, ArrayView2, Axis};
 use serde::Serialize;
 

@@ -42,6 +42,7 @@ pub mod lens;
 pub mod line;
 pub mod palette;
 pub mod results;
+mod scan;
 
 pub use attention::Attention;
 pub use bars::Bars;

@@ -258,7 +258,7 @@ fn how(change: &serde_json::Value) -> String {
 /// How many rows are shown before a table is cut.
 const SHOWN: usize = 30;
 
-fn table_html(table: &Table) -> String {
+pub(super) fn table_html(table: &Table) -> String {
     let frame = table.frame();
     let cell = |tag: &str, text: &str| format!("<{tag}>{}</{tag}>", escape(text));
     let head: String = table.columns().iter().map(|name| cell("th", name)).collect();
@@ -283,25 +283,6 @@ impl Model {
     /// Shows the model in a notebook: its architecture in one line.
     pub fn evcxr_display(&self) {
         Html::new(format!("<p>{}</p>", escape(&self.summary()))).evcxr_display();
-    }
-
-    /// The architecture in one line.
-    pub fn summary(&self) -> String {
-        let config = self.config();
-        let shared = match config.n_kv_heads == config.n_heads {
-            true => String::new(),
-            false => format!(" ({} key/value heads)", config.n_kv_heads),
-        };
-        format!(
-            "{}: {}, {} layers of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
-            self.origin().name,
-            config.family,
-            config.n_layers,
-            config.n_heads,
-            config.d_head,
-            config.d_model,
-            self.n_parameters() as f64 / 1e6
-        )
     }
 }
 

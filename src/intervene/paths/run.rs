@@ -137,7 +137,7 @@ impl Paths<'_> {
         };
         let whole: Share<'_> = share(Part::whole(batch), 0)?;
         let setup = whole.setup();
-        let changes = [whole.senders()?, whole.receivers()?].concat();
+        let changes = whole.changes()?;
         let changed = changes.iter().filter(|variant| !setup.changes_nothing(variant));
         let places = changed.map(|variant| setup.place(variant)).collect::<Result<Vec<Place>>>()?;
         let kept = setup.base_bytes(&places, &self.needs()) + setup.bytes_at(&self.sent());
@@ -209,7 +209,13 @@ impl<'a> Share<'a> {
     }
 
     fn engine(&self) -> Result<Engine<'_>> {
-        Engine::new(self.setup(), &[self.senders()?, self.receivers()?].concat(), &self.paths.needs())
+        Engine::new(self.setup(), &self.changes()?, &self.paths.needs())
+    }
+
+    /// All that changes at once: senders, heads that send on, and receivers.
+    fn changes(&self) -> Result<Vec<Variant>> {
+        let vias = self.paths.through.iter().flatten().map(|via| self.variant(vec![via.node().edit("")]));
+        Ok([self.senders()?, vias.collect(), self.receivers()?].concat())
     }
 
     /// A variant with these edits, as far as they are of this part's prompts.
