@@ -134,6 +134,6 @@ fn heads_compose_and_write_on_alike() {
     let written = model.generate(&tokens).max_new(8).run().unwrap();
     for (prompt, continuation) in written.continuations.iter().enumerate() {
         let expected = golden["generated"].get(prompt as i64).narrow(0, 6, 8);
-        assert_eq!(continuation.tokens, Vec::<i64>::try_from(expected).unwrap());
+        assert_eq!(continuation.ids, Vec::<i64>::try_from(expected).unwrap());
     }
 }

@@ -129,12 +129,14 @@ impl<'a> Lens<'a> {
         let places = self.places(tokens)?;
         let mut rows = vec![];
         tch::no_grad(|| {
-            for site in depths {
-                let streams = rows_at(run.get(site)?, &places);
+            let read = |site: &Site| self.translated(*site, &rows_at(run.get(*site)?, &places));
+            let streams = depths.iter().map(read).collect::<Result<Vec<_>>>()?;
+            // All depths together: the unembedding, the largest matrix of a small model, is read once.
+            let read = |x: &Tensor| Ok(self.model.unembed(x)?.log_softmax(-1, None::<Kind>));
+            let found = self.ranked(&Tensor::cat(&streams, 0), k, read)?;
+            for (site, found) in depths.iter().zip(found.chunks((places.len() * k).max(1))) {
                 let keys = Keys { site: Some(site.kind().into()), layer: number(site.layer()), ..Keys::default() };
-                let read = |x: &Tensor| Ok(self.read(site, x)?.log_softmax(-1, None::<Kind>));
-                let found = self.ranked(&streams, k, read)?;
-                rows.extend(self.rows(&keys, &places, found, "probability", None, f64::exp));
+                rows.extend(self.rows(&keys, &places, found.to_vec(), "probability", None, f64::exp));
             }
             Table::new(rows, self.provenance("top tokens", tokens, k)?)
         })
