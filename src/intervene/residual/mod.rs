@@ -47,7 +47,8 @@ pub struct Residual<'a> {
 }
 
 /// How does the residual stream grow? The stream that enters each block (`resid_pre.LAYER`), and the one that leaves the
-/// last (`resid_post.LAYER`); TransformerLens' `accumulated_resid`, whose `apply_ln` is [`Residual::normalised`].
+/// last (`resid_post.LAYER`); TransformerLens' `accumulated_resid`. Its `apply_ln` normalises each depth by its own
+/// statistics, as [`Lens`](super::Lens) does; [`Residual::normalised`] has the divisor of the run's last stream for all.
 ///
 /// ```
 /// use headscope::prelude::*;
