@@ -63,6 +63,16 @@ impl<'a> Sweep<'a> {
 
     /// Ablation: how much does the model rely on each head? By default one variant per head of every layer; choose
     /// others with [`Sweep::each`] or [`Sweep::variants`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Mean).run()?;
+    /// let worst = table.top(1)?; // the head without which the loss changes most
+    /// assert_eq!(worst.len(), 1);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn ablate(model: &'a Model, tokens: &'a Tokens, ablation: Ablation) -> Self {
         Self::new(model, tokens, None, Change::Ablation(ablation))
     }
@@ -247,6 +257,16 @@ impl<'a> Sweep<'a> {
     }
 
     /// This sweep's action on `site`, as an edit that can be narrowed: an element of a set for [`Sweep::sets`].
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero);
+    /// let edit = sweep.edit(Site::Z(1)).heads([0, 3]).position(4);
+    /// assert_eq!((edit.action, edit.at.positions), (Action::Zero, Some(vec![4])));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn edit(&self, site: Site) -> Edit {
         Edit::new(site, self.action.clone())
     }
@@ -270,6 +290,15 @@ impl<'a> Sweep<'a> {
     }
 
     /// The current variants.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero);
+    /// assert_eq!(sweep.planned().len(), 12); // 3 layers of 4 heads
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
     pub fn planned(&self) -> &[Variant] {
         &self.variants
     }
