@@ -110,13 +110,10 @@ fn patching_goes_in_the_same_direction() {
         let sweep = Sweep::patch(&model, &clean, &corrupt).each(site, every).metric(metric.clone());
         numbers(&sweep.run().unwrap())
     };
-    // get_act_patch_* of 4.3 rounds its results to float32.
-    let rounded = |what: &str, found: Tensor, name: &str| {
-        assert_close(what, &found, &golden[name].flatten(0, -1), Tol::Layer(Kind::Float));
-    };
-    rounded("heads", sweep(Site::Z, Every::Head), "patch.attn_head_out_all_pos");
-    rounded("values", sweep(Site::V, Every::KvHead), "patch.attn_head_v_all_pos");
-    rounded("streams", sweep(Site::ResidPre, Every::Position), "patch.resid_pre");
+    let same = |what: &str, found: Tensor, name: &str| assert_close(what, &found, &golden[name].flatten(0, -1), TOL);
+    same("heads", sweep(Site::Z, Every::Head), "patch.attn_head_out_all_pos");
+    same("values", sweep(Site::V, Every::KvHead), "patch.attn_head_v_all_pos");
+    same("streams", sweep(Site::ResidPre, Every::Position), "patch.resid_pre");
 }
 
 #[test]
