@@ -349,17 +349,47 @@ impl Table {
         Ok(layers.into_iter().zip(heads).map(|(layer, head)| (layer as usize, head as usize)).collect())
     }
 
-    /// The points (x, [effect](Table::effect)) of the table, sorted by column `x`, for a line plot.
+    /// The points (x, [effect](Table::effect)) of the table, sorted by column `x`, for a line plot. If x is the layer, residual
+    /// streams stand where they are: `resid_pre` at its layer, `resid_mid` half a layer and `resid_post` a whole layer on.
     ///
     /// # Errors
     /// If the table has no such column.
     pub fn curve(&self, x: &str) -> Result<Vec<(f64, f64)>> {
-        // Sites of one layer in the order of the forward pass.
         let sites = self.frame.column("site").ok().and_then(|names| names.str().ok().cloned());
+        let kind = |row: usize| sites.as_ref().filter(|_| x == "layer")?.get(row);
+        let further = |row: usize| match kind(row) {
+            Some("resid_mid") => 0.5,
+            Some("resid_post") => 1.0,
+            _ => 0.0,
+        };
+        // Other sites of one layer in the order of the forward pass.
         let order = |row: usize| sites.as_ref()?.get(row).and_then(Site::of_kind);
-        let mut points: Vec<(usize, (f64, f64))> = self.f64(x)?.into_iter().zip(self.effect()?).enumerate().collect();
+        let xs = self.f64(x)?.into_iter().enumerate().map(|(row, x)| x + further(row));
+        let mut points: Vec<(usize, (f64, f64))> = xs.zip(self.effect()?).enumerate().collect();
         points.sort_by(|(row, a), (other, b)| a.0.total_cmp(&b.0).then_with(|| order(*row).cmp(&order(*other))));
         Ok(points.into_iter().map(|(_, point)| point).collect())
+    }
+
+    /// The mean of a numeric column over the rows of each value of column `by`: pairs of a value and a mean, sorted, for a
+    /// line plot. Missing numbers are left out.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).run()?; // a row for each head
+    /// assert_eq!(table.means("layer", "value")?.len(), 3);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the table has no such column, or it contains texts.
+    pub fn means(&self, by: &str, column: &str) -> Result<Vec<(f64, f64)>> {
+        let mut rows: Vec<(f64, f64)> = self.f64(by)?.into_iter().zip(self.f64(column)?).collect();
+        rows.retain(|(value, number)| value.is_finite() && number.is_finite());
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mean = |rows: &[(f64, f64)]| (rows[0].0, rows.iter().map(|row| row.1).sum::<f64>() / rows.len() as f64);
+        Ok(rows.chunk_by(|a, b| a.0 == b.0).map(mean).collect())
     }
 
     /// How the effects, in magnitude, are distributed over the values of column `by`: pairs of a value and its share of
@@ -385,9 +415,10 @@ impl Table {
 
     /// The magnitudes of the effects, grouped by a numeric column, sorted.
     fn effects_by(&self, by: &str) -> Result<Vec<(f64, Vec<f64>)>> {
-        let mut rows: Vec<(f64, f64)> =
-            self.curve(by)?.into_iter().map(|(value, effect)| (value, effect.abs())).collect();
+        let effects = self.effect()?.into_iter().map(f64::abs);
+        let mut rows: Vec<(f64, f64)> = self.f64(by)?.into_iter().zip(effects).collect();
         rows.retain(|(value, effect)| value.is_finite() && effect.is_finite());
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let groups = rows
             .chunk_by(|a, b| a.0 == b.0)
             .map(|group| (group[0].0, group.iter().map(|row| row.1).collect::<Vec<f64>>()));

@@ -380,6 +380,27 @@ fn a_circuit_built_by_hand() {
     assert_ne!(Repeats { seed: 1, ..repeats }.tokens(&model).unwrap(), tokens);
 }
 
+/// The two prompts of a pair differ in one token, which is new; the answer stands where it stood.
+#[test]
+fn pairs_of_repeats_differ_where_they_are_asked_to() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let repeats = Repeats { prompts: 6, length: 8, start: Some(vec![3, 4]), seed: 2 };
+    let whole = repeats.tokens(&model).unwrap();
+    for back in 1..=6 {
+        let prompts = model.prompts(repeats.pairs(&model, back).unwrap()).unwrap();
+        let (changed, answer) = (prompts.position("changed").unwrap(), prompts.position("answer").unwrap());
+        for i in 0..6 {
+            let (clean, corrupt, block) = (prompts.clean().row(i), prompts.corrupt().row(i), &whole.row(i)[2..10]);
+            assert_eq!(clean, &whole.row(i)[..whole.row(i).len() - 1]);
+            assert_eq!((answer[i], changed[i]), (9, 9 - back));
+            let differ: Vec<usize> = (0..clean.len()).filter(|&at| clean[at] != corrupt[at]).collect();
+            assert_eq!(differ, [9 - back]);
+            assert!(!whole.row(i).contains(&corrupt[9 - back]));
+            assert_eq!(prompts.answers()[i], (block[7], block[0]));
+        }
+    }
+}
+
 /// Special tokens, punctuation and sentences come from the tokenizer.
 #[test]
 fn scores_that_read_the_text() {
@@ -412,6 +433,8 @@ fn what_makes_no_sense_says_so() {
     assert!(options(PatternOptions { scores: vec![], ..usual() }).contains("at least one"));
     assert!(options(PatternOptions { scores: vec![PatternScore::Back(0)], ..usual() }).contains("at least 1"));
     assert!(options(PatternOptions { confidence: 1.0, ..usual() }).contains("confidence"));
+    let pairs = |back| Repeats { length: 8, ..Repeats::default() }.pairs(&model, back).unwrap_err().to_string();
+    assert!(pairs(0).contains("length - 2 = 6") && pairs(7).contains("length - 2 = 6"));
     let repeats = |repeats: Repeats| repeats.tokens(&model).unwrap_err().to_string();
     assert!(repeats(Repeats { length: 51, ..Repeats::default() }).contains("vocabulary"));
     assert!(repeats(Repeats { length: 40, ..Repeats::default() }).contains("context"));

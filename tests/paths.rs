@@ -344,6 +344,11 @@ fn paths_at_positions_and_through_heads_are_plans() {
                 assert_near(&format!("{via:?} of {config:?}"), row.value, expected, MODEL);
                 through += usize::from((row.value - row.baseline.unwrap()).abs() > 1e-9);
             }
+            // Nothing else than this path asks for unchanged values of layer 1.
+            let alone = paths().senders([Node::Head { layer: 0, head }]).through([via]).run().unwrap();
+            let alone = Tensor::from_slice(&alone.f64("value").unwrap());
+            let expected = Tensor::from_slice(&difference(&to_logits));
+            assert_close(&format!("{via:?} of {config:?} alone"), &alone, &expected, MODEL);
         }
     }
     assert!(through > 100, "only {through} paths change anything");
@@ -382,6 +387,25 @@ fn chains_of_two_heads() {
     says(paths().senders([Node::Embed.at("S2")]), "only `Prompts`");
     says(paths().senders([Node::Embed.at(5)]), "out of range");
     says(paths().senders([Node::Embed.at(vec![1])]), "each of 2 prompts");
+}
+
+/// Sets whose members are at one position are named without it, and column `at` says where.
+#[test]
+fn sets_at_a_position_have_short_names() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let (clean, corrupt) = (some_tokens(2, 5, 90, 1), some_tokens(2, 5, 90, 2));
+    let row = |at: [usize; 2]| {
+        let queries = [0, 1, 2, 3].map(|head| Input::Query { layer: 2, head }.at(at[head / 2])).to_vec();
+        let senders = [0, 1].map(|head| Node::Head { layer: 1, head }.at(at[head])).to_vec();
+        let paths = Paths::noise(&model, &clean, &corrupt).sender_sets([senders]).receiver_sets([queries]);
+        paths.run().unwrap().rows().unwrap().remove(0).keys
+    };
+    let together = row([4, 4]);
+    assert_eq!((together.site.as_deref(), together.at.as_deref()), (Some("q.2.*"), Some("4")));
+    assert_eq!((together.from_site.as_deref(), together.from_at.as_deref()), (Some("z.1.0.1"), Some("4")));
+    let apart = row([3, 4]);
+    assert_eq!((apart.site.as_deref(), apart.at), (Some("q.2.0.1@3+q.2.2.3@4"), None));
+    assert_eq!((apart.from_site.as_deref(), apart.from_at), (Some("z.1.0@3+z.1.1@4"), None));
 }
 
 /// Edge attribution between positions adds up to that of all positions.

@@ -196,3 +196,46 @@ fn heat_maps_have_texts_on_an_axis() {
     }
     assert!(worth().heatmap("head", "layer").is_err());
 }
+
+#[test]
+fn means_are_of_each_value_and_leave_out_what_is_missing() {
+    let row = |layer: u32, head: u32, value: f64| Observation {
+        keys: Keys { layer: Some(layer), head: Some(head), ..Keys::default() },
+        metric: "loss".to_owned(),
+        value,
+        baseline: Some(10.0),
+        ..Observation::default()
+    };
+    let rows = vec![row(1, 0, 3.0), row(0, 0, 1.0), row(0, 1, 2.0), row(1, 1, f64::NAN), row(2, 0, f64::NAN)];
+    let table = Table::new(rows, Provenance::default()).unwrap();
+    assert_eq!(table.means("layer", "value").unwrap(), [(0.0, 1.5), (1.0, 3.0)]);
+    assert_eq!(table.means("head", "baseline").unwrap(), [(0.0, 10.0), (1.0, 10.0)]);
+    assert!(table.means("metric", "value").is_err() && table.means("position", "value").is_err());
+}
+
+/// A bar for each row, named by what the row is about.
+#[test]
+fn bars_have_the_names_of_their_rows() {
+    let text = |text: &str| Some(text.to_owned());
+    let keys = [
+        Keys { layer: Some(5), head: Some(10), ..Keys::default() },
+        Keys { layer: Some(3), site: text("mlp_out"), ..Keys::default() },
+        Keys {
+            from_layer: Some(20),
+            from_head: Some(0),
+            from_site: text("z"),
+            from_at: text("END"),
+            via: text("23.0.q"),
+            site: text("logits"),
+            ..Keys::default()
+        },
+        Keys { from_site: text("embed"), layer: Some(1), site: text("k"), kv_head: Some(2), ..Keys::default() },
+        Keys { set: text("q.23.*"), parts: Some(9), ..Keys::default() },
+    ];
+    let row = |keys: &Keys| Observation { keys: keys.clone(), metric: "loss".to_owned(), ..Observation::default() };
+    let table = Table::new(keys.iter().map(row).collect(), Provenance::default()).unwrap();
+    let picture = table.bars().unwrap().svg().unwrap();
+    for name in ["head 5.10", "mlp_out.3", "head 20.0@END to 23.0.q to logits", "embed to k.1.2", "q.23.*"] {
+        assert!(picture.as_str().contains(&format!(">{name}<")), "{name} is not in {}", picture.as_str());
+    }
+}

@@ -14,6 +14,7 @@
 //! | [`head_information`] | what do heads and layers tell about tokens, positions, roles and each other, in nats? |
 //! | [`layer_information`], [`pair_information`] | what do a layer's heads repeat, what do they tell only together? |
 //! | [`rank_survival`] | how much of each feature survives a head's projection, and how much could? |
+//! | [`pattern_ranks`] | how many dimensions do the logits behind each head's attention have on a text? |
 //! | [`Targets`], [`Prompt`] | how does a given attention pattern score? |
 
 mod align;
@@ -25,6 +26,7 @@ mod compare;
 mod information;
 mod interval;
 mod pattern;
+mod pattern_rank;
 mod profile;
 mod repeats;
 mod role;
@@ -42,6 +44,7 @@ pub use information::{
     pair_information, rank_survival, token_roles,
 };
 pub use pattern::{Measured, Targets};
+pub use pattern_rank::pattern_ranks;
 pub use profile::{PatternOptions, pattern_scores};
 pub use repeats::{Repeats, head_scores, induction_scores};
 pub use role::{RoleOptions, Roles};

@@ -1,7 +1,7 @@
 //! Which heads do induction? Prefix matching and copying on repeated random tokens.
 
 use rand::SeedableRng;
-use rand::seq::SliceRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, NormKind, Run, Site, Tokens, Unembed};
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
+use crate::text::prompts::Pair;
 
 /// Prompts of random tokens, each a block that occurs twice: only the first copy predicts the second.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,9 +58,7 @@ impl Repeats {
     pub fn tokens(&self, model: &Model) -> Result<Tokens> {
         let start = self.frame(model)?;
         self.check_fits(model, 0)?;
-        let special = |id: i64| model.tokenizer().is_some_and(|tokenizer| tokenizer.is_special(id));
-        let words: Vec<i64> =
-            (0..model.config().vocab as i64).filter(|&id| !start.contains(&id) && !special(id)).collect();
+        let words = self.words(model)?;
         if words.len() < self.length {
             let expected = format!("at most {} tokens, the vocabulary", words.len());
             return Err(Error::argument("length", expected, self.length));
@@ -73,6 +72,51 @@ impl Repeats {
         let tokens = Tokens::new(&(0..self.prompts).map(|_| row()).collect::<Vec<_>>())?;
         model.check_tokens(&tokens)?;
         Ok(tokens)
+    }
+
+    /// Pairs of prompts that ask for the last token of the second block. The clean prompt is `[start, block, block]` without
+    /// that token; in the corrupt one, the token `back` places before it is another in the first block. With `back` 1 this is
+    /// the token by which the answer is found; a larger `back` leaves the match as it is, for a control. The wrong answer is
+    /// the first token of the block. Positions: `changed`, and `answer` (where the answer stands in the first block).
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("induction")?;
+    /// let repeats = Repeats { prompts: 4, length: 8, ..Repeats::default() };
+    /// let prompts = model.prompts(repeats.pairs(&model, 1)?)?;
+    /// let (clean, corrupt, at) = (prompts.clean(), prompts.corrupt(), prompts.position("changed")?[0]);
+    /// assert_ne!(clean.row(0)[at], corrupt.row(0)[at]);
+    /// assert_eq!(clean.row(0)[at + 1], prompts.answers()[0].0); // what followed the last token before
+    /// assert_eq!(clean.row(0)[at], clean.row(0)[clean.positions() - 1]);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Repeats::tokens`]; if `back` is not from 1 to `length - 2`, or the vocabulary has no token beside the block's.
+    pub fn pairs(&self, model: &Model, back: usize) -> Result<Vec<Pair>> {
+        if back == 0 || back + 2 > self.length {
+            let expected = format!("1 to length - 2 = {}", self.length.saturating_sub(2));
+            return Err(Error::argument("back", expected, back));
+        }
+        let (start, words) = (self.frame(model)?.len(), self.words(model)?);
+        let answer = start + self.length - 1;
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed.wrapping_add(1)); // not the numbers that the blocks came from
+        let mut pair = |row: &[i64]| {
+            let others: Vec<i64> = words.iter().copied().filter(|id| !row.contains(id)).collect();
+            let none = || Error::argument("length", "fewer tokens than the vocabulary has", self.length);
+            let (clean, mut corrupt) = (row[..row.len() - 1].to_vec(), row[..row.len() - 1].to_vec());
+            corrupt[answer - back] = others.choose(&mut rng).copied().ok_or_else(none)?;
+            let pair = Pair::new(clean, corrupt).answers(row[answer], row[start]);
+            Ok(pair.at("changed", (answer - back) as i64).at("answer", answer as i64))
+        };
+        self.tokens(model)?.rows().iter().map(|row| pair(row)).collect()
+    }
+
+    /// The ordinary tokens, of which blocks are drawn.
+    fn words(&self, model: &Model) -> Result<Vec<i64>> {
+        let start = self.frame(model)?;
+        let special = |id: i64| model.tokenizer().is_some_and(|tokenizer| tokenizer.is_special(id));
+        Ok((0..model.config().vocab as i64).filter(|&id| !start.contains(&id) && !special(id)).collect())
     }
 
     /// Returns an error if the prompts and the scores of every head on them, with an interval from this many resamples,

@@ -4,12 +4,13 @@ use ndarray::{Array2, Array3};
 use tch::{Kind, Tensor};
 
 use super::attention::Attention;
+use super::bars::Bars;
 use super::display::{Html, Svg};
 use super::heatmap::Heatmap;
 use super::text::{escape, token};
 use crate::error::{Error, Result};
 use crate::model::{Model, Run, Site, Tokens};
-use crate::table::Table;
+use crate::table::{Observation, Table};
 
 /// What do the heads of a layer attend to, on the first prompt of a run?
 ///
@@ -205,10 +206,72 @@ impl Table {
         ticks(columns, x.names, xs).into_iter().fold(map, Heatmap::x_ticks).svg()
     }
 
+    /// Which row is larger? A bar for each row, in the table's order, with its effect ([`Table::effect`]): after
+    /// [`Table::top`], the strongest few. Bars are named by what the rows are about: `head 5.10`, `mlp_out.3`, and of paths
+    /// `20.0 to q.23.3@END`. Rows with an interval have an error bar.
+    ///
+    /// ```
+    /// use headscope::prelude::*;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokens = Tokens::new(&[vec![5, 6, 7, 8, 9]])?;
+    /// let table = Sweep::ablate(&model, &tokens, Ablation::Zero).run()?;
+    /// let picture = table.top(5)?.bars()?.title("The strongest heads").svg()?;
+    /// assert!(picture.as_str().contains("head 2."));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Table::rows`].
+    pub fn bars(&self) -> Result<Bars> {
+        let rows = self.rows()?;
+        let metric = rows.first().map(|row| row.metric.replace('_', " ")).unwrap_or_default();
+        let (title, axis) = if self.has("baseline") { ("Change in ", "change") } else { ("", "value") };
+        let unit = unit_of(self).map_or_else(String::new, |unit| format!(" ({unit})"));
+        let bars = Bars::new().title(format!("{title}{metric}")).x_label(format!("{axis}{unit}"));
+        let bar = |bars: Bars, row: &Observation| {
+            let base = row.baseline.unwrap_or(0.0);
+            match (row.low, row.high) {
+                (Some(low), Some(high)) => bars.bar_between(row_name(row), row.value - base, low - base, high - base),
+                _ => bars.bar(row_name(row), row.value - base),
+            }
+        };
+        Ok(rows.iter().fold(bars, bar))
+    }
+
     /// Shows the table in a notebook.
     pub fn evcxr_display(&self) {
         Html::new(table_html(self)).evcxr_display();
     }
+}
+
+/// What a row is about, in few letters.
+fn row_name(row: &Observation) -> String {
+    let keys = &row.keys;
+    let place = |site: Option<&str>, layer: Option<u32>, head: Option<u32>, at: Option<&str>| {
+        let numbers: Vec<String> = [layer, head].into_iter().flatten().map(|number| number.to_string()).collect();
+        let name = match (site, numbers.is_empty()) {
+            (Some("z" | "result") | None, false) if head.is_some() => format!("head {}", numbers.join(".")),
+            (Some(site), false) => format!("{site}.{}", numbers.join(".")),
+            (Some(site), true) => site.to_owned(),
+            (None, false) => format!("layer {}", numbers.join(".")),
+            (None, true) => String::new(),
+        };
+        at.map_or_else(|| name.clone(), |at| format!("{name}@{at}"))
+    };
+    let from = place(keys.from_site.as_deref(), keys.from_layer, keys.from_head, keys.from_at.as_deref());
+    let to = place(keys.site.as_deref(), keys.layer, keys.head.or(keys.kv_head), keys.at.as_deref());
+    let via = keys.via.iter().flat_map(|via| via.split(' ')).map(str::to_owned);
+    let path = [from].into_iter().chain(via).chain([to]).filter(|name| !name.is_empty());
+    let others = [keys.method.clone(), keys.set.clone(), keys.task.clone(), keys.token.clone()];
+    let others = others.into_iter().flatten();
+    let position = keys.position.map(|position| format!("position {position}"));
+    [path.collect::<Vec<_>>().join(" to ")]
+        .into_iter()
+        .filter(|name| !name.is_empty())
+        .chain(others)
+        .chain(position)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The unit of a table's values, if all rows have the same one.
@@ -267,6 +330,7 @@ pub(super) fn table_html(table: &Table) -> String {
         let cells = frame.columns().iter().map(|column| match column.get(row) {
             Ok(polars::prelude::AnyValue::Float64(value)) => cell("td", &format!("{value:.5}")),
             Ok(polars::prelude::AnyValue::String(text)) => cell("td", text),
+            Ok(polars::prelude::AnyValue::StringOwned(text)) => cell("td", &text),
             Ok(value) => cell("td", &value.to_string()),
             Err(_) => cell("td", ""),
         });

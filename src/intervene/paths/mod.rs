@@ -351,7 +351,12 @@ impl<'a> Paths<'a> {
                 keys.from_head = node.head().and_then(number);
                 keys.from_at = at.as_ref().map(At::label);
             }
-            senders => keys.from_site = Some(set_name(&self.sending(senders)?, self.model.config())),
+            senders => {
+                let bare: Vec<Sender> = senders.iter().map(|sender| sender.node.into()).collect();
+                keys.from_at = shared(senders.iter().map(|sender| sender.at.as_ref()));
+                let named = if keys.from_at.is_some() { &bare } else { senders };
+                keys.from_site = Some(set_name(&self.sending(named)?, self.model.config()));
+            }
         }
         let vias = chain.steps[1..].iter().zip(&self.through).map(|(&via, stage)| stage[via].label());
         keys.via = Some(vias.collect::<Vec<_>>().join(" ")).filter(|via| !via.is_empty());
@@ -370,7 +375,10 @@ impl<'a> Paths<'a> {
                 keys.at = at.as_ref().map(At::label);
             }
             receivers => {
-                let edits = self.receiving(receivers, "")?.unwrap_or_default();
+                let bare: Vec<Receiver> = receivers.iter().map(|receiver| receiver.input.into()).collect();
+                keys.at = shared(receivers.iter().map(|receiver| receiver.at.as_ref()));
+                let named = if keys.at.is_some() { &bare } else { receivers };
+                let edits = self.receiving(named, "")?.unwrap_or_default();
                 keys.site = Some(set_name(&edits, self.model.config()));
             }
         }
@@ -392,4 +400,10 @@ impl<'a> Paths<'a> {
         let options = self.options.describe(options);
         self.model.provenance(options, None)
     }
+}
+
+/// The position at which all members of a set are, if it is one.
+fn shared<'a>(mut all: impl Iterator<Item = Option<&'a At>>) -> Option<String> {
+    let first = all.next().flatten()?;
+    all.all(|at| at == Some(first)).then(|| first.label())
 }
