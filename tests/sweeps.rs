@@ -13,6 +13,8 @@ use rand_chacha::ChaCha8Rng;
 
 const MODEL: Tol = Tol::Model(Kind::Double);
 
+type Make = fn(usize) -> Site;
+
 fn values(table: &Table) -> Tensor {
     Tensor::from_slice(&table.f64("value").unwrap())
 }
@@ -165,7 +167,7 @@ proptest! {
         let mut metrics: Vec<Metric> = (0..rng.random_range(1..4)).map(|_| any_metric(rng, &model, &tokens)).collect();
         metrics.sort_by_key(|metric| format!("{metric:?}"));
         metrics.dedup_by_key(|metric| metric.name().to_owned());
-        let sites: [(fn(usize) -> Site, &[Every]); 7] = [
+        let sites: [(Make, &[Every]); 7] = [
             (Site::Z, &[Every::Head]),
             (Site::Z, &[Every::Head, Every::Position]),
             (Site::ResidPre, &[Every::Position]),

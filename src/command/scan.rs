@@ -120,7 +120,7 @@ fn show_prompt(scan: &Scan, prompt: usize) -> Result<()> {
         println!("\nlogit lens at the last token: the likeliest next tokens at each depth");
         let rows = by_depth(&lens.filtered(own)?)?;
         for depth in rows.chunk_by(|a, b| (a.keys.layer, &a.keys.site) == (b.keys.layer, &b.keys.site)) {
-            let name = depth.first().map_or_else(String::new, |row| site(row));
+            let name = depth.first().map_or_else(String::new, site);
             let tokens = depth.iter().map(|row| {
                 let token = row.keys.token.as_deref().unwrap_or_default();
                 format!("{:<14}", format!("{:.2} {}", row.value, shown(token)))

@@ -159,8 +159,8 @@ impl Outcome<'_> {
 fn magnitude(mut row: Observation) -> Observation {
     let base = row.baseline.unwrap_or(0.0);
     let flip = if row.value < base { -1.0 } else { 1.0 };
+    row.value = flip * (row.value - base);
     let size = |value: f64| flip * (value - base);
-    row.value = size(row.value);
     (row.low, row.high) = match (row.low.map(size), row.high.map(size)) {
         (Some(low), Some(high)) => (Some(low.min(high)), Some(low.max(high))),
         none => none,

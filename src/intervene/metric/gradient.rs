@@ -122,7 +122,7 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
             let gradient = if gradient.defined() { gradient } else { joint.after.zeros_like() };
             let sent =
                 functions.iter().try_fold(gradient, |gradient, function| function.value(joint.site, &gradient))?;
-            total = total + (&joint.before * &sent).sum(Kind::Double);
+            total = &total + (&joint.before * &sent).sum(Kind::Double); // not `+=`, which is in place
             changed.insert(joint.site, sent);
         }
         Ok::<_, Error>((back(&total, &inputs, keep)?, changed))

@@ -149,7 +149,7 @@ impl Metric {
     /// ```
     /// use headscope::prelude::*;
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(" cat", " dog");
+    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(3, 4);
     /// assert!(Metric::of_answers(&model.prompts([pair])?).is_some());
     /// # Ok::<(), headscope::Error>(())
     /// ```

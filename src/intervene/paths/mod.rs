@@ -97,7 +97,7 @@ impl<'a> Paths<'a> {
     /// ```
     /// use headscope::prelude::*;
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(" cat", " dog").at("animal", 1);
+    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(3, 4).at("animal", 1);
     /// let prompts = model.prompts([pair])?;
     /// // What do heads write at the animal that the last layer's queries read at the end?
     /// let senders = Node::heads(&model).into_iter().map(|node| node.at("animal"));

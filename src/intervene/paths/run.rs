@@ -452,7 +452,7 @@ impl Read<'_> {
                 // Rows that join the pass after a site are missing from its record: no path leads there.
                 let there = row as i64 * self.batch;
                 if there < tensor.size()[0] {
-                    let x = self.from_the_start(&tensor.narrow(0, there, self.batch));
+                    let x = self.at_all_positions(&tensor.narrow(0, there, self.batch));
                     bank.insert(&(start + number).to_string(), site, x);
                 }
             }
@@ -460,7 +460,7 @@ impl Read<'_> {
     }
 
     /// What was recorded, at all positions: those before the first are never read.
-    fn from_the_start(&self, x: &Tensor) -> Tensor {
+    fn at_all_positions(&self, x: &Tensor) -> Tensor {
         let mut before = x.size();
         before[1] = self.first;
         Tensor::cat(&[Tensor::zeros(&before, (x.kind(), x.device())), x.shallow_clone()], 1)

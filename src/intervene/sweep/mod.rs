@@ -138,7 +138,7 @@ impl<'a> Sweep<'a> {
     /// ```
     /// use headscope::prelude::*;
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
-    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(" cat", " dog").at("animal", 1);
+    /// let pair = Pair::new("the cat and the head", "the dog and the head").answers(3, 4).at("animal", 1);
     /// let prompts = model.prompts([pair])?;
     /// let table = Sweep::denoising(&model, &prompts).each(Site::ResidPre, Every::Layer).at("animal").run()?;
     /// assert_eq!(table.len(), 3);

@@ -421,7 +421,7 @@ impl Action {
     /// // Every position gets the mean over positions of what MLP 1 writes.
     /// let average = Action::custom("average", |x| Ok(x.mean_dim([1i64].as_slice(), true, None::<Kind>).expand_as(x)));
     /// let run = model.run(&tokens, &Plan::new().edit(Edit::new(Site::MlpOut(1), average)).tap(Site::Logits))?;
-    /// assert_eq!(run.logits()?.size(), [1, 5, 96]);
+    /// assert_eq!(run.logits()?.size(), [1, 5, 97]);
     /// # Ok::<(), headscope::Error>(())
     /// ```
     pub fn custom(name: &str, apply: impl Fn(&Tensor) -> Result<Tensor> + Send + 'static) -> Self {
