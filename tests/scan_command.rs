@@ -5,9 +5,13 @@ mod common;
 
 use std::process::{Command, Output};
 
-use common::{Tol, assert_near};
+use common::architectures::any_config;
+use common::{Tol, assert_near, random, some_tokens};
 use headscope::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
+const MODEL: Tol = Tol::Model(Kind::Double);
 const GPT2: &str = "fixtures/checkpoints/tiny-gpt2";
 const PROMPT: &str = "the cat sat on the mat";
 
@@ -28,6 +32,47 @@ fn section<'a>(text: &'a str, title: &str) -> Vec<&'a str> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with(title));
     assert!(lines.next().is_some(), "no `{title}` in {text}");
     lines.take_while(|line| !line.is_empty()).collect()
+}
+
+/// Of any architecture: what can be said is what the parts of the library say, the rest is left out.
+#[test]
+fn any_architecture_is_scanned() {
+    let (mut with, mut without) = (0, 0);
+    for seed in 0..u64::from(common::cases(24)) {
+        let config = any_config(&mut ChaCha8Rng::seed_from_u64(seed));
+        let (model, tokens) = (random(&config, seed), some_tokens(2, 5, config.vocab, seed as usize));
+        let scan = Scan::of(&model, &tokens, &ScanOptions { parts: 3, ..ScanOptions::default() }).unwrap();
+        assert!(scan.page().unwrap().as_str().contains("<svg"), "{config:?}");
+        assert_eq!(scan.heads.len(), 5.min(config.n_layers * config.n_heads));
+        let metric = match (config.causal, config.has_logits()) {
+            (true, true) => {
+                let run = model.run(&tokens, &Plan::new()).unwrap();
+                let last = run.last(Site::Logits).unwrap();
+                let best = last.softmax(-1, Kind::Double).amax(-1, false);
+                let found = scan.predictions().unwrap().unwrap().filtered(|row| row.keys.rank == Some(0)).unwrap();
+                common::assert_close("predictions", &Tensor::from_slice(&found.f64("value").unwrap()), &best, MODEL);
+                Metric::logit(Vec::<i64>::try_from(last.argmax(-1, false)).unwrap())
+            }
+            (_, true) => Metric::Loss,
+            _ => Metric::EmbeddingDistance,
+        };
+        assert_eq!(scan.lens.is_some(), config.causal && config.has_logits());
+        let parts = usize::from(scan.lens.is_none()) + usize::from(scan.attribution.is_none());
+        assert_eq!(scan.left_out.len(), parts, "{:?}", scan.left_out);
+        *if scan.attribution.is_some() { &mut with } else { &mut without } += 1;
+        for row in scan.ablation.rows().unwrap() {
+            let layer = row.keys.layer.unwrap() as usize;
+            let edit = match row.keys.head {
+                Some(head) => Edit::new(Site::Z(layer), Action::Zero).head(head as usize),
+                None => Edit::new(Site::MlpOut(layer), Action::Zero),
+            };
+            let end = if config.has_logits() { Site::Logits } else { Site::ResidPost(config.n_layers - 1) };
+            let run = model.run(&tokens, &Plan::new().edit(edit).tap(end)).unwrap();
+            let values = metric.of(&model, &run).unwrap();
+            assert_near("ablation", row.value, values.iter().sum::<f64>() / values.len() as f64, MODEL);
+        }
+    }
+    assert!(with > 0 && without > 0, "{with} with attribution, {without} without");
 }
 
 #[test]
