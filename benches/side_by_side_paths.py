@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """TransformerLens 3.9.0 and headscope on path patching and on attention-edge knock-out, side by side in one run.
 
+    python3 -m venv peers && peers/bin/pip install -r fixtures/requirements.txt
     peers/bin/python benches/side_by_side_paths.py [--rounds N] [--quick] [--threads N] [--headscope PATH]
 
-The set-up is that of side_by_side.py: GPT-2 small's shape with random weights, 8 prompts of 16 tokens, float32, CPU,
-all cores. TransformerLens' loops take minutes, so that each is timed on a sample and extrapolated, as the table says.
+TransformerLens stays at 3.9.0 here: the loops below are written for its HookedTransformer, which version 4 no longer has
+(side_by_side.py is run with 4.3.0). The set-up is that of side_by_side.py's first case: GPT-2 small's shape with random
+weights, 8 prompts of 16 tokens, float32, CPU, all cores. TransformerLens' loops take minutes, so that each is timed on
+a sample and extrapolated, as the table says.
 
 * Paths: every head of an earlier one of the layers 2, 5 and 8 to the query of every head of a later one, 432 pairs.
   Exact path patching as a user of TransformerLens writes it with hooks: one run a sender, its z corrupted and all other
