@@ -117,7 +117,7 @@ impl<'a> Lens<'a> {
     }
 
     /// The `k` likeliest next tokens at every depth and position. Columns `prompt`, `layer`, `site` and `position` say where,
-    /// `rank` (0 is the likeliest) and `token` say which; the value is the probability. [`view::lens`](crate::view::lens)
+    /// `rank` (0 is the likeliest) and `token` say which; the value is the probability. [`view::lens`](crate::view::lens())
     /// draws it.
     ///
     /// # Errors

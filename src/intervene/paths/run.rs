@@ -34,7 +34,7 @@ impl Paths<'_> {
     ///
     /// # Errors
     /// If a sender or receiver does not exist, no receiver comes after a sender, the two batches differ in their
-    /// prompts' lengths, or options contradict each other; [`Error::Stopped`] if it was stopped.
+    /// prompts' lengths, or options contradict each other; [`Error::Stopped`](crate::Error::Stopped) if it was stopped.
     pub fn run(&self) -> Result<Table> {
         let chains = &self.chains()?;
         let provenance = self.provenance()?;
