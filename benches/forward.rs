@@ -68,9 +68,9 @@ impl ByHand<'_> {
             let [q, k, v] =
                 ["q", "k", "v"].map(|name| self.linear(&read, &at, name).unflatten(-1, [12, 64]).transpose(1, 2));
             let z = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false);
-            x = x + self.linear(&z.transpose(1, 2).flatten(2, 3), &at, "o");
+            x = &x + self.linear(&z.transpose(1, 2).flatten(2, 3), &at, "o");
             let read = self.norm(&x, &format!("{at}ln2"));
-            x = x + self.linear(&self.linear(&read, &at, "in").gelu("tanh"), &at, "out");
+            x = &x + self.linear(&self.linear(&read, &at, "in").gelu("tanh"), &at, "out");
         }
         self.product(&self.norm(&x, "ln_final"), &w_e.tr(), None)
     }
