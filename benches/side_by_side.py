@@ -359,9 +359,11 @@ def parse():
 
 
 def commit():
+    """The last one of the sources that the command is built from."""
     def git(*words):
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-    return git("rev-parse", "--short", "HEAD") + (", with changes" if git("status", "--porcelain", "src") else "")
+    changed = ", with changes" if git("status", "--porcelain", "src") else ""
+    return git("log", "-1", "--format=%h", "--", "src") + changed
 
 
 def main():
