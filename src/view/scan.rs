@@ -1,6 +1,5 @@
 //! What does one look at first? A [`Scan`] as one page of pictures.
 
-use super::bars::Bars;
 use super::display::{Html, Svg};
 use super::lens::lens;
 use super::line::Lines;
@@ -8,7 +7,7 @@ use super::results::{attention_heads, table_html};
 use super::text::{escape, token};
 use crate::error::Result;
 use crate::intervene::Scan;
-use crate::table::{Keys, Observation, Table};
+use crate::table::{Observation, Table};
 
 /// The style is scoped, so that it does not affect the rest of a notebook.
 const STYLE: &str = ".headscope-scan{font-family:sans-serif;max-width:75em;margin:auto;line-height:1.4}\
@@ -99,25 +98,13 @@ impl Scan {
     }
 }
 
-/// The name of a head or an MLP: `head 2.5`, `MLP 3`.
-fn name(keys: &Keys) -> String {
-    let number = |n: Option<u32>| n.map_or_else(String::new, |n| n.to_string());
-    match keys.head {
-        Some(head) => format!("head {}.{head}", number(keys.layer)),
-        None => format!("MLP {}", number(keys.layer)),
-    }
-}
-
 fn metric(table: &Table) -> Result<String> {
     Ok(table.rows()?.first().map(|row| row.metric.replace('_', " ")).unwrap_or_default())
 }
 
 /// A bar for each part.
 fn bars(table: &Table) -> Result<Svg> {
-    let rows = table.rows()?;
-    let bar = |bars: Bars, row: &Observation| bars.bar(name(&row.keys), row.value - row.baseline.unwrap_or(0.0));
-    let change = if rows.iter().any(|row| row.baseline.is_some()) { "change in " } else { "" };
-    rows.iter().fold(Bars::new(), bar).x_label(format!("{change}{}", metric(table)?)).annotate(true).svg()
+    table.bars()?.title("").annotate(true).svg()
 }
 
 fn picture(title: &str, picture: &Svg) -> String {
