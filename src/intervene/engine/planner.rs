@@ -66,13 +66,6 @@ impl Setup<'_> {
             let group = Group { whole: true, first: 0, late: true };
             return Ok(Place { group, entry: Entry::START, heads: None, ends_with_heads: false });
         }
-        if edits.iter().any(|edit| edit.action.sees_all()) {
-            let group = Group { whole: false, first: 0, late: true };
-            let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
-            let first = layers.and_then(|layers| layers.into_iter().min());
-            let sites: Vec<Site> = edits.iter().map(|edit| edit.site).filter(|site| site.layer() == first).collect();
-            return Ok(Place { group, entry: Entry::of_edited(&sites, wiring), heads: None, ends_with_heads: false });
-        }
         let last = wiring.n_layers() - 1;
         let block = wiring.block(last);
         // The steps in which the edits of the last block fire.
@@ -81,10 +74,13 @@ impl Setup<'_> {
             .filter(|edit| edit.site.layer() == Some(last))
             .filter_map(|edit| block.fires_in(edit.site))
             .collect();
-        let late = steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
+        // A function of a whole site needs all of its positions and heads.
+        let sees_all = edits.iter().any(|edit| edit.action.sees_all());
+        let late = sees_all || steps.iter().any(|&step| Some(step) >= block.made_in(Wire::K));
         let first = edits.iter().filter_map(|edit| self.first_position(edit)).min().unwrap_or(0);
-        let group = Group { whole: false, first: self.first_read(first), late };
-        let ends_with_heads = steps.iter().all(|&step| step <= block.attend_step());
+        let first = if sees_all { 0 } else { self.first_read(first) };
+        let group = Group { whole: false, first, late };
+        let ends_with_heads = !sees_all && steps.iter().all(|&step| step <= block.attend_step());
         let (entry, heads) = joins(edits, self.model, group.first);
         Ok(Place { group, entry, heads, ends_with_heads })
     }
@@ -216,8 +212,13 @@ fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usiz
     let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
     let Some(layer) = layers.and_then(|layers| layers.into_iter().min()) else { return (Entry::START, None) };
     let here: Vec<&Edit> = edits.iter().filter(|edit| edit.site.layer() == Some(layer)).collect();
+    let sites: Vec<Site> = here.iter().map(|edit| edit.site).collect();
+    let whole = Entry::of_edited(&sites, model.wiring());
+    let Cut::After { step, .. } = whole.cut else { return (whole, None) };
+    if edits.iter().any(|edit| edit.action.sees_all()) {
+        return (whole, None);
+    }
     let wiring = model.wiring().block(layer);
-    let step = wiring.departs(here.iter().filter_map(|edit| Wire::of(edit.site)).collect());
     if let Some((how, heads)) = some_heads(&here, wiring, model.config()) {
         return (Entry { cut: Cut::After { layer, step: wiring.lands() }, how }, Some(heads));
     }
@@ -226,7 +227,7 @@ fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usiz
     if step < to && layer + 1 < model.wiring().n_layers() && one_position(&here, wiring, step, first) {
         return (Entry { cut: Cut::After { layer, step: to }, how: How::FirstPosition { from: step } }, None);
     }
-    (Entry::after(layer, step), None)
+    (whole, None)
 }
 
 /// The heads that the edits of a block change, if they change nothing else up to the step at which head outputs are

@@ -273,18 +273,18 @@ impl<'a> Share<'a> {
     ) -> Result<Array2<f64>> {
         let cells = engine.baseline.len();
         let mut values = Array2::zeros((chains.len(), cells));
-        let mut left = vec![];
+        let mut left: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
         let senders = self.senders()?;
         for (number, chain) in chains.iter().enumerate() {
             let known = journal.as_ref().and_then(|journal| journal.get(number, cells));
             let same = self.setup().changes_nothing(&senders[chain.steps[0]]);
             match known.or(same.then_some(engine.baseline.as_slice())) {
                 Some(known) => values.row_mut(number).assign(&ArrayView1::from(known)),
-                None => left.push(number),
+                None => left.entry(chain.steps.clone()).or_default().push(number),
             }
         }
-        progress.add(chains.len() - left.len());
-        let begin: BTreeSet<usize> = left.iter().map(|&number| chains[number].steps[0]).collect();
+        progress.add(chains.len() - left.values().map(Vec::len).sum::<usize>());
+        let begin: BTreeSet<usize> = left.keys().map(|steps| steps[0]).collect();
         let begin = begin.into_iter().map(|sender| Carrier { steps: vec![sender], change: senders[sender].clone() });
         let begin: Vec<Carrier> = begin.collect();
         let mut walk = Walk { share: self, engine, chains, left, values, journal, progress };
@@ -305,8 +305,8 @@ struct Walk<'w, 'a> {
     share: &'w Share<'a>,
     engine: &'w Engine<'w>,
     chains: &'w [Chain],
-    /// The numbers of the chains to compute.
-    left: Vec<usize>,
+    /// The numbers of the chains to compute, by their steps.
+    left: BTreeMap<Vec<usize>, Vec<usize>>,
     /// The metrics of each path, `[path, cell]`.
     values: Array2<f64>,
     journal: Option<&'w mut Journal>,
@@ -347,7 +347,8 @@ impl Walk<'_, '_> {
             let ends = paths.ends(&carrier.steps);
             for (number, via) in vias.iter().enumerate() {
                 let steps = [carrier.steps.as_slice(), &[number]].concat();
-                if !self.left.iter().any(|&left| self.chains[left].steps.starts_with(&steps)) {
+                let next_left = self.left.range(steps.clone()..).next();
+                if !next_left.is_some_and(|(left, _)| left.starts_with(&steps)) {
                     continue;
                 }
                 let reached = via.inputs(paths.model).into_iter();
@@ -379,7 +380,7 @@ impl Walk<'_, '_> {
         let (mut variants, mut numbers) = (vec![], vec![]);
         for (row, carrier) in block.iter().enumerate() {
             let ends = paths.ends(&carrier.steps);
-            for &number in self.left.iter().filter(|&&number| self.chains[number].steps == carrier.steps) {
+            for &number in self.left.get(&carrier.steps).into_iter().flatten() {
                 // A receiver before the sender keeps its unchanged input.
                 let all = paths.receivers[self.chains[number].receiver].iter();
                 let reached = all.filter(|one| ends.iter().any(|node| node.reaches(one.input, paths.model)));
@@ -402,23 +403,19 @@ impl Walk<'_, '_> {
         let receivers = &self.share.paths.receivers;
         let is_logits =
             |number: usize| receivers[self.chains[number].receiver].iter().all(|one| one.input == Input::Logits);
-        let ends: Vec<(usize, Vec<usize>)> = order
-            .iter()
-            .enumerate()
-            .map(|(row, &carrier)| {
-                let here = |number: &usize| is_logits(*number) && self.chains[*number].steps == block[carrier].steps;
-                (row, self.left.iter().copied().filter(here).collect())
-            })
-            .filter(|(_, numbers): &(usize, Vec<usize>)| !numbers.is_empty())
-            .collect();
+        let mut ends: Vec<(usize, usize)> = vec![];
+        for (row, &carrier) in order.iter().enumerate() {
+            let here = self.left.get(&block[carrier].steps).into_iter().flatten();
+            ends.extend(here.filter(|&&number| is_logits(number)).map(|&number| (row, number)));
+        }
         if ends.is_empty() {
             return Ok(());
         }
         let found = to_array(&self.engine.reader.read(end)?)?;
-        for (row, number) in ends.iter().flat_map(|(row, numbers)| numbers.iter().map(move |number| (row, number))) {
-            self.values.row_mut(*number).assign(&found.row(*row));
+        for (row, number) in ends {
+            self.values.row_mut(number).assign(&found.row(row));
             if let Some(journal) = &mut self.journal {
-                journal.push(*number, found.row(*row).iter().copied())?;
+                journal.push(number, found.row(row).iter().copied())?;
             }
             self.progress.add(1);
         }
@@ -452,7 +449,7 @@ impl Read<'_> {
                 // Rows that join the pass after a site are missing from its record: no path leads there.
                 let there = row as i64 * self.batch;
                 if there < tensor.size()[0] {
-                    let x = self.at_all_positions(&tensor.narrow(0, there, self.batch));
+                    let x = self.at_all_positions(tensor.narrow(0, there, self.batch));
                     bank.insert(&(start + number).to_string(), site, x);
                 }
             }
@@ -460,9 +457,12 @@ impl Read<'_> {
     }
 
     /// What was recorded, at all positions: those before the first are never read.
-    fn at_all_positions(&self, x: &Tensor) -> Tensor {
+    fn at_all_positions(&self, x: Tensor) -> Tensor {
+        if self.first == 0 {
+            return x;
+        }
         let mut before = x.size();
         before[1] = self.first;
-        Tensor::cat(&[Tensor::zeros(&before, (x.kind(), x.device())), x.shallow_clone()], 1)
+        Tensor::cat(&[Tensor::zeros(&before, (x.kind(), x.device())), x], 1)
     }
 }

@@ -7,9 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::intervene::engine::{Engine, Estimate, Gradients, Setup, Variant, back, to_array};
-use crate::model::{
-    Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Window, Wire, Wires, Wiring,
-};
+use crate::model::{Action, Bank, Edit, Entry, Joins, Pass, Past, Program, Selector, Site, Window, Wire, Wiring};
 
 /// Estimates the effects of a sweep's variants.
 pub(in crate::intervene) struct Estimator<'a> {
@@ -221,7 +219,7 @@ impl<'a> Estimator<'a> {
             let edit = Edit::new(site, Action::replace(&key));
             program.push(edit, Some(bank.get(&key, site)?), &window, model.config(), tokens)?;
         }
-        let entry = entry(site, model.wiring());
+        let entry = Entry::of_edited(&[site], model.wiring());
         let (_, gradients) = back(&self.setup, self.engine, &program, &self.joins(entry, steps as i64), self.metric)?;
         let mean =
             |all: Tensor| all.unflatten(0, [steps as i64, batch as i64]).mean_dim([0i64].as_slice(), false, None);
@@ -237,21 +235,13 @@ fn pattern_of(site: Site) -> Option<Site> {
     }
 }
 
-/// Where a run that is changed at a site joins the unchanged run.
-fn entry(site: Site, wiring: &Wiring) -> Entry {
-    match site.layer().zip(Wire::of(site)) {
-        Some((layer, wire)) => Entry::after(layer, wiring.block(layer).departs(Wires::NONE.with(wire))),
-        None => Entry::START,
-    }
-}
-
 /// The values of the unchanged run that the passes of an estimate start from.
 pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)> {
     let sites: BTreeSet<Site> = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site).collect();
     let entries = sites.into_iter().flat_map(|site| {
         let attends = pattern_of(site).and(site.layer());
         let attends = attends.map(|layer| Entry::after(layer, wiring.block(layer).attend_step() - 1));
-        [Some(entry(site, wiring)), attends]
+        [Some(Entry::of_edited(&[site], wiring)), attends]
     });
     entries.flatten().flat_map(|entry| entry.needs(wiring)).collect()
 }
