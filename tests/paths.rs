@@ -510,3 +510,49 @@ fn paths_that_do_not_exist_are_errors() {
     let short = Tokens::new(&[vec![1, 2]]).unwrap();
     says(Paths::noise(&golden.model, &golden.clean, &short), "same lengths");
 }
+
+/// Pairs of unequal length: what is patched is what stands for each other, by hand, in sweeps and paths, whole and in
+/// parts.
+#[test]
+fn unequal_pairs_are_moved_to_what_they_stand_for() {
+    let model = load("tiny-gpt2", Kind::Double);
+    let pairs = [
+        Pair::new(vec![5i64, 6, 7, 8, 9], vec![5i64, 60, 61, 7, 8, 9]).at_each("x", 1, 1).at_each("y", 2, 3),
+        Pair::new(vec![9i64, 8, 7, 6, 5], vec![9i64, 8, 70, 6, 5]).at_each("x", 1, 1).at_each("y", 2, 2),
+    ];
+    let prompts = model.prompts(pairs.map(|pair| pair.answers(3i64, 4i64))).unwrap();
+    // Of each position of the corrupted prompts, the clean one that stands for it.
+    let maps = [vec![Some(0), Some(1), None, Some(2), Some(3), Some(4)], (0..5).map(Some).collect()];
+    let site = Site::Z(1);
+    let plan = || Plan::new().tap(site);
+    let (clean, corrupt) =
+        (model.run(prompts.clean(), &plan()).unwrap(), model.run(prompts.corrupt(), &plan()).unwrap());
+    let moved = corrupt.get(site).unwrap().copy();
+    for (prompt, map) in maps.iter().enumerate() {
+        for (position, there) in map.iter().enumerate() {
+            let Some(there) = there else { continue };
+            let row = |run: &Run, at: usize| run.get(site).unwrap().get(prompt as i64).get(at as i64);
+            moved.get(prompt as i64).get(position as i64).copy_(&row(&clean, *there));
+        }
+    }
+    let metric = Metric::of_answers(&prompts).unwrap();
+    for head in 0..model.config().n_heads {
+        let edit = Edit::new(site, Action::replace("moved")).head(head);
+        let run = model.run(prompts.corrupt(), &Plan::new().with_tensor("moved", site, &moved).edit(edit)).unwrap();
+        let expected = Tensor::from_slice(&metric.of(&model, &run).unwrap());
+        for memory in [0, usize::MAX] {
+            let sweep = Sweep::denoising(&model, &prompts).per_prompt().memory(memory);
+            let found = sweep.only(|keys| (keys.layer, keys.head) == (Some(1), Some(head as u32))).run().unwrap();
+            assert_close("sweep", &Tensor::from_slice(&found.f64("value").unwrap()), &expected, MODEL);
+        }
+        // To the logits without other parts in between, the last layer's patch is its path.
+        let last = Site::Z(model.config().n_layers - 1);
+        let sweep = Sweep::denoising(&model, &prompts).per_prompt().each(|_| last, Every::Head);
+        let paths = Paths::denoising(&model, &prompts).per_prompt();
+        let paths = paths.senders((0..model.config().n_heads).map(|head| Node::Head { layer: 2, head }));
+        let of = |table: Table| Tensor::from_slice(&table.f64("value").unwrap());
+        assert_close("paths", &of(paths.run().unwrap()), &of(sweep.run().unwrap()), MODEL);
+    }
+    let error = Sweep::denoising(&model, &prompts).each(Site::Pattern, Every::Head).run().unwrap_err().to_string();
+    assert!(error.contains("without key positions"), "{error}");
+}
