@@ -27,6 +27,6 @@ mod streams;
 pub use declaration::Declaration;
 pub use experiment::{Experiment, Grid, Results, RunOptions};
 pub use language::Language;
-pub use report::{effects, overview, report};
+pub use report::{effects, report};
 pub use train::{TrainOptions, Trained, Trainer};
 pub use verdict::{Judged, Verdict};

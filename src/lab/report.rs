@@ -2,63 +2,60 @@
 
 use crate::error::Result;
 use crate::lab::experiment::Results;
-use crate::lab::verdict::{Expect, Finding, Judged, Judgement, Verdict, claims};
+use crate::lab::verdict::{Decided, Judged, Judgement, Side, Verdict, first};
 use crate::view::{Bars, Html, Svg, escape};
 
-/// Renders experiments as one page: the verdict on every claim and, for every prediction, its effects with confidence
-/// intervals next to the smallest effect of interest. Everything is computed from the results and the rule stored with
-/// them.
+/// Renders experiments as one page: the verdict on every sub-claim and, for each, its effects with the intervals that
+/// decide, next to the threshold. Everything is computed from the results and the rule stored with them.
 ///
 /// # Errors
 /// If the results lack values that the rule reads, or a plot cannot be drawn.
 pub fn report(results: &[Results]) -> Result<Html> {
     let judged = results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?;
     let mut page = "<h1>Why do heads specialise? What the lab found</h1>\n".to_owned();
-    page.push_str(&table_of_claims(&judged));
+    page.push_str(&overview(&judged));
     for (results, judgement) in results.iter().zip(&judged) {
         page.push_str(&section(results, judgement)?);
     }
     Ok(styled(&page))
 }
 
-/// The table of claims alone: the verdict of each experiment, and over all experiments.
-///
-/// # Errors
-/// If the results lack values that the rule reads.
-pub fn overview(results: &[Results]) -> Result<Html> {
-    Ok(styled(&table_of_claims(&results.iter().map(Results::judge).collect::<Result<Vec<_>>>()?)))
-}
-
 /// The style is scoped, so that it does not affect the rest of a notebook.
-fn styled(page: &str) -> Html {
+pub(super) fn styled(page: &str) -> Html {
     Html::new(format!("<style>{STYLE}</style>\n<div class=\"headscope-lab\">\n{page}</div>\n"))
 }
 
 const STYLE: &str = ".headscope-lab{font-family:sans-serif;max-width:60em;margin:auto;line-height:1.4}\
 .headscope-lab table{border-collapse:collapse;margin:1em 0}\
-.headscope-lab td,.headscope-lab th{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}\
-.headscope-lab .supported{color:#1a7f37}.headscope-lab .refuted{color:#b3261e}\
-.headscope-lab .mixed{color:#8a5a00}.headscope-lab .inconclusive{color:#666}\
+.headscope-lab td,.headscope-lab th{padding:.25em .7em;text-align:left;border-bottom:1px solid #8884;vertical-align:top}\
+.headscope-lab .holds{color:#1a7f37}.headscope-lab .fails{color:#b3261e}\
+.headscope-lab .depends{color:#8a5a00}\
+.headscope-lab .threshold,.headscope-lab .open,.headscope-lab .untested{color:#777}\
 .headscope-lab svg{max-width:100%;height:auto}";
 
 /// A verdict as coloured HTML.
-fn coloured(verdict: Verdict) -> String {
-    format!("<b class=\"{0}\">{0}</b>", verdict.name())
+pub(super) fn coloured(verdict: Verdict) -> String {
+    let class = verdict.name().rsplit(' ').next().unwrap_or_default();
+    format!("<b class=\"{class}\">{}</b>", verdict.name())
 }
 
-/// The verdict of each experiment on each claim, and over all experiments.
-fn table_of_claims(judged: &[Judgement]) -> String {
-    let all = claims(judged.iter().flat_map(|judgement| &judgement.predictions));
-    let heads: String = judged.iter().map(|judgement| format!("<th>{}</th>", escape(&judgement.experiment))).collect();
+/// The verdict on each sub-claim.
+fn overview(judged: &[Judgement]) -> String {
     let mut rows = String::new();
-    for (claim, verdict) in &all {
-        let cell = |judgement: &Judgement| {
-            format!("<td>{}</td>", judgement.claims.get(claim).map_or(String::new(), |verdict| coloured(*verdict)))
-        };
-        let cells: String = judged.iter().map(cell).collect();
-        rows.push_str(&format!("<tr><th>{}</th>{cells}<td>{}</td></tr>\n", escape(claim), coloured(*verdict)));
+    for (judgement, judged) in
+        judged.iter().flat_map(|judgement| judgement.sub_claims.iter().map(move |j| (judgement, j)))
+    {
+        let claim = &judged.sub_claim;
+        rows.push_str(&format!(
+            "<tr><th>{}</th><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+            escape(&claim.id),
+            escape(&claim.text),
+            escape(claim.setting.name()),
+            coloured(judged.decided().verdict),
+            escape(&judgement.experiment)
+        ));
     }
-    format!("<table><tr><th>claim</th>{heads}<th>all</th></tr>\n{rows}</table>\n")
+    format!("<table><tr><th></th><th>claim</th><th>setting</th><th>verdict</th><th>from</th></tr>\n{rows}</table>\n")
 }
 
 fn section(results: &Results, judgement: &Judgement) -> Result<String> {
@@ -66,9 +63,8 @@ fn section(results: &Results, judgement: &Judgement) -> Result<String> {
     let mut page = format!("<h2>{}: {}</h2>\n", escape(&experiment.id), escape(&experiment.title));
     page.push_str(&format!("<p>{}</p>\n", escape(&experiment.question)));
     page.push_str(&format!(
-        "<p>{} cells of {} runs each, seeds from {}. Rule: {}.</p>\n",
+        "<p>{} cells, seeds from {}. Rule: {}.</p>\n",
         experiment.cells.len(),
-        experiment.runs,
         experiment.seed,
         escape(&experiment.rule.to_string())
     ));
@@ -78,71 +74,88 @@ fn section(results: &Results, judgement: &Judgement) -> Result<String> {
     for note in &judgement.notes {
         page.push_str(&format!("<p>Note: {}.</p>\n", escape(note)));
     }
-    for judged in &judgement.predictions {
-        page.push_str(&prediction(judged)?);
+    for judged in &judgement.sub_claims {
+        page.push_str(&sub_claim(judged)?);
     }
+    page.push_str(&by_the_first_rule(&judgement.first));
     Ok(page)
 }
 
-fn prediction(judged: &Judged) -> Result<String> {
-    let prediction = &judged.prediction;
-    let told = prediction.to_string();
+fn sub_claim(judged: &Judged) -> Result<String> {
+    let (claim, decided) = (&judged.sub_claim, judged.decided());
+    let told = claim.to_string();
     let told = told.lines().nth(1).unwrap_or_default().trim();
     let mut page = format!(
-        "<h3>{}: {}</h3>\n<p>{} Predicted: {}.</p>\n",
-        escape(&prediction.claim),
-        escape(&prediction.text),
-        coloured(judged.verdict),
+        "<h3>{}: {}</h3>\n<p>{}{}{} Claimed, {}: {}.</p>\n",
+        escape(&claim.id),
+        escape(&claim.text),
+        coloured(decided.verdict),
+        if decided.reason.is_empty() { String::new() } else { format!(" ({})", escape(&decided.reason)) },
+        if judged.differs() { format!("; over all runs: {}.", coloured(judged.all.verdict)) } else { ".".to_owned() },
+        claim.form.name(),
         escape(told)
     );
     page.push_str(effects(judged)?.as_str());
-    let rows: String = judged.findings.iter().map(finding).collect();
-    page.push_str(&format!(
-        "<table><tr><th>case</th><th>verdict</th><th>effect</th><th>interval</th><th>p beyond</th><th>p opposite</th>\
-         <th>p equivalent</th><th>p trend</th><th>seeds</th><th>did not learn</th></tr>\n{rows}</table>\n"
-    ));
+    page.push_str(&findings(decided));
     Ok(page)
 }
 
-fn finding(finding: &Finding) -> String {
-    let p = |p: Option<f64>| p.map_or("<td></td>".to_owned(), |p| format!("<td>{p:.3}</td>"));
-    let (effect, interval) = finding.effect.map_or((String::new(), String::new()), |effect| {
-        (format!("{:.3}", effect.estimate), format!("{:.3} to {:.3}", effect.low, effect.high))
+fn findings(decided: &Decided) -> String {
+    let mut rows = String::new();
+    for finding in &decided.findings {
+        rows.push_str(&format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} of {}</td></tr>\n",
+            escape(&finding.case),
+            coloured(finding.verdict),
+            finding.effect(),
+            finding.effects.len(),
+            finding.seeds
+        ));
+    }
+    let gates = decided.gates.iter().map(|gate| {
+        let state = gate.holds.map_or("undecided", |holds| if holds { "passed" } else { "failed" });
+        format!(
+            "<tr><td>gate: {} ({})</td><td>{state}</td><td></td><td></td></tr>\n",
+            escape(&gate.gate),
+            escape(&gate.case)
+        )
     });
-    format!(
-        "<tr><td>{}</td><td>{}, {}</td><td>{effect}</td><td>{interval}</td>{}{}{}{}<td>{}</td><td>{}</td></tr>\n",
-        escape(&finding.case),
-        coloured(finding.verdict),
-        escape(&finding.reason),
-        p(finding.p_beyond),
-        p(finding.p_opposite),
-        p(finding.p_equivalent),
-        p(finding.p_trend),
-        finding.effects.len(),
-        finding.unlearned
-    )
+    let gates: String = gates.collect();
+    format!("<table><tr><th>case</th><th>verdict</th><th>effect</th><th>seeds</th></tr>\n{rows}{gates}</table>\n")
 }
 
-/// Plots the effects of a prediction's cases with their confidence intervals, next to the smallest effect of interest.
+fn by_the_first_rule(judged: &[first::Judged]) -> String {
+    if judged.is_empty() {
+        return String::new();
+    }
+    let row = |judged: &first::Judged| {
+        let first::Judged { prediction, verdict, .. } = judged;
+        format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td></tr>\n",
+            escape(&prediction.claim),
+            escape(&prediction.text),
+            verdict.name()
+        )
+    };
+    let rows: String = judged.iter().map(row).collect();
+    format!("<details><summary>The same tables by the first rule</summary><table>{rows}</table></details>\n")
+}
+
+/// Plots the effects of a sub-claim's cases with the intervals that decide, next to the threshold.
 ///
 /// # Errors
 /// If there is nothing to draw.
 pub fn effects(judged: &Judged) -> Result<Svg> {
-    let prediction = &judged.prediction;
+    let (claim, decided) = (&judged.sub_claim, judged.decided());
+    let side = if claim.endpoint.expect == Side::Above { "above" } else { "below" };
     let mut bars =
-        Bars::new().title(&prediction.text).x_label(format!("effect on {}", prediction.metric.replace('_', " ")));
-    for finding in &judged.findings {
+        Bars::new().title(&claim.text).x_label(format!("effect on {}", claim.endpoint.metric.replace('_', " ")));
+    for finding in &decided.findings {
         let name = format!("{} ({})", finding.case, finding.verdict);
-        bars = match finding.effect {
+        bars = match finding.interval {
             Some(effect) => bars.bar_between(name, effect.estimate, effect.low, effect.high),
             None => bars.bar(name, f64::NAN),
         };
     }
-    let smallest = prediction.smallest;
-    let sides: &[f64] = match prediction.expect {
-        Expect::Greater => &[1.0],
-        Expect::Less => &[-1.0],
-        Expect::Zero => &[-1.0, 1.0],
-    };
-    sides.iter().fold(bars, |bars, side| bars.reference(side * smallest, "smallest of interest")).annotate(true).svg()
+    bars.reference(claim.endpoint.delta, format!("claimed: {side} this")).annotate(true).svg()
 }

@@ -1,9 +1,8 @@
 //! Is an effect too small to matter? Equivalence tests.
 
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use super::{Interval, check_probability, check_sample, mean, variance};
+use super::{Interval, Student, check_sample, mean, variance};
 use crate::error::{Error, Result};
 
 /// The result of an equivalence test.
@@ -66,22 +65,12 @@ pub fn tost_two_sample(x: &[f64], y: &[f64], bounds: (f64, f64), alpha: f64) -> 
 fn decide(estimate: f64, error: f64, freedom: f64, bounds: (f64, f64), alpha: f64) -> Result<Equivalence> {
     let (low, high) = bounds;
     check_sample("bounds", &[low, high], 2)?;
-    check_probability("alpha", alpha)?;
     if low >= high {
         return Err(Error::argument("bounds", "the lower one below the upper one", format!("{low} and {high}")));
     }
-    if alpha >= 0.5 {
-        return Err(Error::argument("alpha", "less than 0.5", alpha));
-    }
-    let student = StudentsT::new(0.0, 1.0, freedom)
-        .map_err(|reason| Error::argument("values", "a spread that a t-test can use", reason))?;
-    let one_sided = |distance: f64| match error > 0.0 {
-        true => student.sf(distance / error),
-        false => f64::from(u8::from(distance <= 0.0)),
-    };
-    let (p_low, p_high) = (one_sided(estimate - low), one_sided(high - estimate));
-    let half = error * student.inverse_cdf(1.0 - alpha);
+    let student = Student::new(estimate, error, freedom)?;
+    let (p_low, p_high) = (student.p_above(low), student.p_below(high));
     let p = f64::max(p_low, p_high);
-    let interval = Interval { estimate, low: estimate - half, high: estimate + half, level: 1.0 - 2.0 * alpha };
+    let interval = student.interval(alpha)?;
     Ok(Equivalence { p, p_low, p_high, interval, equivalent: p < alpha })
 }

@@ -8,6 +8,7 @@
 //! | do these two samples differ? | [`two_sample`] |
 //! | which of these many columns differ from zero, with no false finding? | [`max_sign_flip`], [`max_adjusted`] |
 //! | do values rise from group to group? | [`jonckheere`]; [`page`] if the same subjects are in every group |
+//! | is the mean above or below a threshold? | [`Student`] |
 //! | is the effect too small to matter? | [`tost`], [`tost_two_sample`] |
 //! | what if I test many things at once? | [`holm`], [`benjamini_hochberg`] |
 //! | do two measurements agree in order, or lie on a line? | [`spearman`], [`pearson`] |
@@ -19,6 +20,7 @@ mod equivalence;
 mod multiple;
 mod permutation;
 mod rank;
+mod student;
 mod trend;
 
 pub use bootstrap::{
@@ -29,6 +31,7 @@ pub use multiple::{benjamini_hochberg, holm};
 pub use permutation::{MaxTest, PermutationOptions, Tail, Test, max_adjusted, max_sign_flip, sign_flip, two_sample};
 pub(crate) use rank::ranks;
 pub use rank::{pearson, shuffled, spearman};
+pub use student::Student;
 pub use trend::{TrendMethod, TrendOptions, jonckheere, page};
 
 use rand::SeedableRng;

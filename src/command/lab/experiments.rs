@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use headscope::Error;
-use headscope::lab::verdict::{Judgement, claims};
+use headscope::lab::verdict::Judgement;
 use headscope::lab::{Declaration, Experiment, Results, RunOptions, report};
 
 /// Selects an experiment.
@@ -102,7 +102,7 @@ pub fn list() -> Result<()> {
 }
 
 fn claimed(experiment: &Experiment) -> String {
-    let mut claims: Vec<&str> = experiment.predictions.iter().map(|p| p.claim.as_str()).collect();
+    let mut claims: Vec<&str> = experiment.sub_claims.iter().map(|claim| claim.id.as_str()).collect();
     claims.sort_unstable();
     claims.dedup();
     claims.join(" ")
@@ -275,9 +275,10 @@ impl Verdict {
             println!("{}", serde_json::to_string_pretty(&all)?);
             return Ok(());
         }
-        println!("claims:");
-        let of_all = claims(all.iter().flat_map(|judgement| &judgement.predictions));
-        of_all.iter().for_each(|(claim, verdict)| println!("  {claim}: {verdict}"));
+        println!("sub-claims:");
+        for judged in all.iter().flat_map(|judgement| &judgement.sub_claims) {
+            println!("  {:<4} {:<17} {}", judged.sub_claim.id, judged.decided().verdict, judged.sub_claim.text);
+        }
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! E4: is the projection from d_model to d_head a bottleneck that makes heads divide the work?
 
-use super::grid::{D_MODEL, REGIMES, against, alone, divided, prediction, trained};
+use super::grid::{D_MODEL, REGIMES, against, alone, divided, numbered, prediction, trained};
 use super::work::Regression;
 use super::{Cell, Experiment, Grid, Measurement, Work};
 use crate::lab::train::HeadOptions;
-use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Case, Expect, Prediction};
 
 /// Noise levels on z, whose norm is sqrt(d_head): the capacity of a head is d_head / 2 ln(1 + 1 / sigma^2).
 const NOISES: [(&str, f64); 4] = [("0.1", 0.1), ("0.5", 0.5), ("1", 1.0), ("2", 2.0)];
@@ -66,15 +66,12 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E4".to_owned(),
-        title: "Bottleneck".to_owned(),
-        question:
-            "Does a head keep what matters most to the loss, and each a different part, because little passes it?"
-                .to_owned(),
-        seed: 4000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(
+            4,
+            "Bottleneck",
+            "Does a head keep what matters most to the loss, and each a different part, because little passes it?",
+        )
     }
 }

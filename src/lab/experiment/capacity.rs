@@ -1,9 +1,9 @@
 //! E1 and E8: how does the division of work among heads depend on their width, and on weight decay?
 
-use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, prediction, trained};
+use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, numbered, prediction, trained};
 use super::{Cell, Experiment, Grid, Measurement};
 use crate::lab::train::{Optimiser, TrainOptions};
-use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Case, Expect, Prediction};
 
 /// Values of d_head in the models with four heads.
 const WIDTHS: [usize; 4] = [2, 4, 11, D_MODEL];
@@ -74,17 +74,13 @@ pub(super) fn widths(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E1".to_owned(),
-        title: "Capacity".to_owned(),
-        question:
-            "Do narrow heads divide the work because each is too small to learn everything, and would heads of full \
-                   width all learn the same?"
-                .to_owned(),
-        seed: 1000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(
+            1,
+            "Capacity",
+            "Do narrow heads divide the work because each is too small to learn everything, and would heads of full width all learn the same?",
+        )
     }
 }
 
@@ -132,13 +128,8 @@ pub(super) fn decay(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E8".to_owned(),
-        title: "Weight decay".to_owned(),
-        question: "Does weight decay, rather than width, decide how heads divide the work?".to_owned(),
-        seed: 8000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(8, "Weight decay", "Does weight decay, rather than width, decide how heads divide the work?")
     }
 }

@@ -1,11 +1,11 @@
 //! E6: do heads with recognisable roles emerge in training?
 
-use super::grid::{alone, prediction, trained};
+use super::grid::{alone, numbered, prediction, trained};
 use super::{Experiment, Grid, Measurement, Start, Training};
 use crate::lab::Declaration;
 use crate::lab::language::{English, Language, Repeats};
 use crate::lab::train::TrainOptions;
-use crate::lab::verdict::{Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Expect, Prediction};
 
 /// The roles named by the claim, as dependency kinds of the small English.
 const ROLES: [&str; 5] = ["agreement", "entity", "position", "coreference", "verb_object"];
@@ -43,15 +43,13 @@ pub(super) fn emergence(grid: Grid) -> Experiment {
         ));
     }
     Experiment {
-        id: "E6".to_owned(),
-        title: "Emergence".to_owned(),
-        question: "Do heads with the roles of the claim emerge in training, and does the work depend on them?"
-            .to_owned(),
-        seed: 6000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(
+            6,
+            "Emergence",
+            "Do heads with the roles of the claim emerge in training, and does the work depend on them?",
+        )
     }
 }
 

@@ -10,7 +10,7 @@ use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 use crate::lab::differences::differences;
-use crate::lab::verdict::{Evidence, Judgement, Runs, claims, judge};
+use crate::lab::verdict::{Evidence, Judgement, Runs, first, judge};
 use crate::table::{Provenance, Table};
 
 const DECLARATION: &str = "experiment.json";
@@ -184,22 +184,23 @@ impl Results {
         Ok(runs.into_values().filter_map(|steps| steps.last_key_value().map(|(_, value)| *value)).collect())
     }
 
-    /// Judges each prediction and each claim by the experiment's own rule.
+    /// Judges each sub-claim by the experiment's own rule and, for comparison, each prediction of the first round by
+    /// that round's rule.
     ///
     /// # Errors
     /// If the table lacks values that the rule reads.
     pub fn judge(&self) -> Result<Judgement> {
-        let experiment = &self.experiment;
-        let predictions = judge(&experiment.predictions, &experiment.rule, &self.evidence)?;
+        let Experiment { sub_claims, rule, first_predictions, first_rule, .. } = &self.experiment;
+        let judged = sub_claims.iter().map(|claim| judge(claim, rule, &self.evidence));
         Ok(Judgement {
-            experiment: experiment.id.clone(),
-            title: experiment.title.clone(),
-            rule: experiment.rule.clone(),
-            cells: experiment.cells.len(),
+            experiment: self.experiment.id.clone(),
+            title: self.experiment.title.clone(),
+            rule: rule.clone(),
+            cells: self.experiment.cells.len(),
             missing_cells: self.missing.clone(),
             notes: self.notes.clone(),
-            claims: claims(&predictions),
-            predictions,
+            sub_claims: judged.collect::<Result<_>>()?,
+            first: first::judge(first_predictions, first_rule, &self.evidence)?,
         })
     }
 

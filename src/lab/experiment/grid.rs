@@ -1,9 +1,10 @@
 //! What do the lab's experiments have in common? Sizes, tasks and shorthands.
 
-use super::{Cell, Grid, Measurement, Start, Training, Work};
+use super::{Cell, Experiment, Grid, Measurement, Start, Training, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::train::TrainOptions;
-use crate::lab::verdict::{Case, Expect, Prediction, Reading};
+use crate::lab::verdict::first::{self, Case, Expect, Prediction};
+use crate::lab::verdict::{Reading, Rule};
 use crate::model::{ModelConfig, NormKind, QkvBias};
 
 /// Width of the residual stream, and d_head of a full-width head.
@@ -18,11 +19,6 @@ pub(super) const REGIMES: [(&str, Regime); 3] =
     [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous), ("bag", Regime::Bag)];
 
 impl Grid {
-    /// Runs per cell: at least 8 must have learned, and in some cells one or two do not.
-    pub(super) fn runs(self) -> usize {
-        self.pick(10, 32)
-    }
-
     /// Training steps.
     pub(super) fn steps(self) -> usize {
         self.pick(600, 4000)
@@ -34,6 +30,24 @@ impl Grid {
             Self::Small => small,
             Self::Full => full,
         }
+    }
+}
+
+/// An experiment by its number, still without cells and claims. Its seeds start at 17000 + 100 * number: those of the
+/// first round, and of pilots (900000 and up), are never used again.
+pub(super) fn numbered(number: u64, title: &str, question: &str) -> Experiment {
+    let rule = Rule::default();
+    Experiment {
+        id: format!("E{number}"),
+        title: title.to_owned(),
+        question: question.to_owned(),
+        seed: 17_000 + 100 * number,
+        runs: rule.looks.first().map_or(0, |look| look.seeds),
+        sub_claims: vec![],
+        rule,
+        first_predictions: vec![],
+        first_rule: first::Rule::default(),
+        cells: vec![],
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | [`Experiment`] | cells, predictions and the rule that judges them, as data; [`Experiment::named`] returns the lab's own |
+//! | [`Experiment`] | cells, sub-claims and the rule that judges them, as data; [`Experiment::named`] returns the lab's own |
 //! | [`Cell`], [`Work`] | what a cell computes: measurements of a trained or pretrained model, or a construction without training |
 //! | [`Experiment::run`] | computes cells into one Parquet file each, in shards, resumable |
 //! | [`Results`] | the union of the cells in a folder, and the verdict on them |
@@ -30,16 +30,16 @@ pub use folder::Results;
 pub use run::RunOptions;
 pub use work::{After, Circle, Input, Measurement, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
 
-use super::verdict::{Prediction, Rule};
+use super::verdict::{Rule, SubClaim, first};
 use crate::error::{Error, Result};
 use crate::file;
 
-/// An experiment as data: what is computed, what each claim predicts, and how the predictions are judged.
+/// An experiment as data: what is computed, what is claimed, and how the claims are judged.
 ///
 /// ```
 /// use headscope::lab::{Experiment, Grid};
 /// let experiment = Experiment::named("E1", Grid::Small)?;
-/// assert!(experiment.predictions.iter().any(|prediction| prediction.claim == "C1"));
+/// assert!(experiment.sub_claims.iter().any(|claim| claim.id == "C1b"));
 /// # Ok::<(), headscope::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,12 +53,20 @@ pub struct Experiment {
     pub question: String,
     /// Run `r` of every cell has seed `seed + r`, which determines its parameters and its training sequences.
     pub seed: u64,
-    /// Number of runs per cell.
+    /// Number of runs per cell at the first look; later looks add runs to the cells that they need.
     pub runs: usize,
-    /// The predictions of each claim, fixed before the run.
-    pub predictions: Vec<Prediction>,
-    /// The rule by which predictions are judged.
+    /// What is claimed, fixed before the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sub_claims: Vec<SubClaim>,
+    /// The rule by which sub-claims are judged.
+    #[serde(default)]
     pub rule: Rule,
+    /// Predictions in the form of the first round, judged by its rule for comparison.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_predictions: Vec<first::Prediction>,
+    /// The rule of the first round.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub first_rule: first::Rule,
     /// The cells to compute.
     pub cells: Vec<Cell>,
 }
@@ -71,6 +79,10 @@ pub struct Cell {
     pub name: String,
     /// What is computed.
     pub work: Work,
+}
+
+fn is_default(rule: &first::Rule) -> bool {
+    *rule == first::Rule::default()
 }
 
 /// Size of a grid.
@@ -114,18 +126,19 @@ impl Experiment {
     /// If the file cannot be read, is not an experiment, or is inconsistent.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let read: Self = serde_json::from_slice(&file::read(path)?).map_err(|reason| Error::Format {
-            path: path.to_owned(),
-            at: "the file".to_owned(),
-            expected: "an experiment in the format of `headscope lab show E1 --json`".to_owned(),
-            found: reason.to_string(),
-        })?;
+        let read: Self =
+            serde_json::from_slice(&file::read(path)?).and_then(upgraded).map_err(|reason| Error::Format {
+                path: path.to_owned(),
+                at: "the file".to_owned(),
+                expected: "an experiment in the format of `headscope lab show E1 --json`".to_owned(),
+                found: reason.to_string(),
+            })?;
         read.validate()?;
         Ok(read)
     }
 
-    /// Checks that cell names are unique, that predictions refer to existing cells, that numbers are valid, and that
-    /// every run's seed is below 2^64.
+    /// Checks that cell names are unique, that sub-claims refer to existing cells and can succeed as well as fail, that
+    /// numbers are valid, and that every run's seed is below 2^64.
     ///
     /// # Errors
     /// [`Error::Argument`] naming the first problem.
@@ -153,7 +166,21 @@ impl Experiment {
             return Err(Error::argument("cells", "unique names", format!("`{}` twice", twice[0])));
         }
         self.rule.validate()?;
-        self.predictions.iter().try_for_each(|prediction| prediction.validate(&names))
+        self.first_rule.validate()?;
+        let first = self.rule.looks[0].seeds;
+        if !self.sub_claims.is_empty() && self.runs != first {
+            return Err(Error::argument("runs", format!("{first}, as in the first look"), self.runs));
+        }
+        run::seeds(self.seed, self.rule.looks.last().map_or(0, |look| look.seeds).max(self.runs))?;
+        for claim in &self.sub_claims {
+            claim.validate(&names).map_err(|reason| match reason {
+                Error::Argument { name, expected, found } => {
+                    Error::Argument { name, expected, found: format!("{found} (sub-claim {})", claim.id) }
+                }
+                other => other,
+            })?;
+        }
+        self.first_predictions.iter().try_for_each(|prediction| prediction.validate(&names))
     }
 
     /// Returns the cell with the given name.
@@ -171,10 +198,23 @@ impl Experiment {
 
 impl fmt::Display for Experiment {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "{}: {}\n{}\n\npredictions:", self.id, self.title, self.question)?;
-        self.predictions.iter().try_for_each(|prediction| writeln!(out, "  {prediction}"))?;
+        writeln!(out, "{}: {}\n{}\n\nsub-claims:", self.id, self.title, self.question)?;
+        self.sub_claims.iter().try_for_each(|claim| writeln!(out, "  {claim}"))?;
         writeln!(out, "\nrule: {}\n", self.rule)?;
         write!(out, "{} cells of {} runs, seeds from {}:", self.cells.len(), self.runs, self.seed)?;
         self.cells.iter().try_for_each(|cell| write!(out, "\n  {}", cell.name))
     }
+}
+
+/// An experiment from its JSON. Files of the first round have `predictions` and `rule` in place of `first_predictions`
+/// and `first_rule`.
+fn upgraded(mut read: serde_json::Value) -> serde_json::Result<Experiment> {
+    if let Some(fields) = read.as_object_mut().filter(|fields| fields.contains_key("predictions")) {
+        for (old, new) in [("predictions", "first_predictions"), ("rule", "first_rule")] {
+            if let Some(value) = fields.remove(old) {
+                fields.insert(new.to_owned(), value);
+            }
+        }
+    }
+    serde_json::from_value(read)
 }

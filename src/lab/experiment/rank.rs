@@ -1,10 +1,10 @@
 //! E5: how much rank does attention need?
 
-use super::grid::{D_MODEL, REGIMES, against, alone, divided, one_layer, prediction, trained};
+use super::grid::{D_MODEL, REGIMES, against, alone, divided, numbered, one_layer, prediction, trained};
 use super::work::Circle;
 use super::{Cell, Experiment, Grid, Measurement, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
-use crate::lab::verdict::{Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Expect, Prediction};
 
 const KEYS: [usize; 3] = [8, 32, 128];
 /// (heads, d_head) with equal parameter counts, from one full-rank head to many low-rank heads.
@@ -64,15 +64,13 @@ pub(super) fn rank(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E5".to_owned(),
-        title: "Rank".to_owned(),
-        question: "Do dependencies need more rank than a head has, and do many heads of low rank make up for it?"
-            .to_owned(),
-        seed: 5000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(
+            5,
+            "Rank",
+            "Do dependencies need more rank than a head has, and do many heads of low rank make up for it?",
+        )
     }
 }
 

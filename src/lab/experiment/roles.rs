@@ -1,10 +1,10 @@
 //! E7: which roles do heads of trained models play?
 
-use super::grid::{against, alone, prediction};
+use super::grid::{against, alone, numbered, prediction};
 use super::work::{Pretrained, Texts};
 use super::{Cell, Experiment, Grid, Work};
 use crate::lab::language::LookFrom;
-use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Case, Expect, Prediction};
 
 /// The roles in the small English, with a description of what a head with that role finds.
 const STORIES: [(&str, &str); 4] = [
@@ -59,16 +59,13 @@ pub(super) fn roles(grid: Grid) -> Experiment {
     };
     let cells = corpora.iter().flat_map(|corpus| [cell(corpus, false), cell(corpus, true)]).collect();
     Experiment {
-        id: "E7".to_owned(),
-        title: "Roles".to_owned(),
-        question: "Do heads of trained models play roles: syntax, entities, position, coreference, verbs and objects?"
-            .to_owned(),
-        seed: 7500,
-        // With 8 runs, the smallest p-value of an exact test would not survive the correction for this many cases.
-        runs: 10,
-        predictions: predictions(&corpora),
-        rule: Rule::default(),
+        first_predictions: predictions(&corpora),
         cells,
+        ..numbered(
+            7,
+            "Roles",
+            "Do heads of trained models play roles: syntax, entities, position, coreference, verbs and objects?",
+        )
     }
 }
 

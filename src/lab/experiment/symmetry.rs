@@ -1,10 +1,10 @@
 //! E2: do heads that start identical stay identical?
 
-use super::grid::{D_MODEL, alone, divided, prediction, trained};
+use super::grid::{D_MODEL, alone, divided, numbered, prediction, trained};
 use super::{Experiment, Grid};
 use crate::lab::language::Regime;
 use crate::lab::train::{HeadOptions, Optimiser, TrainOptions};
-use crate::lab::verdict::{Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Expect, Prediction};
 
 const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
 const OPTIMISERS: [(&str, Optimiser, f64); 2] =
@@ -55,13 +55,8 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E2".to_owned(),
-        title: "Symmetry".to_owned(),
-        question: "Do heads that start alike come apart, and does that depend on their width?".to_owned(),
-        seed: 2000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(2, "Symmetry", "Do heads that start alike come apart, and does that depend on their width?")
     }
 }

@@ -1,11 +1,11 @@
 //! E3: does a head that has already solved a task keep others from learning it, and what happens when it is unfrozen or
 //! deleted?
 
-use super::grid::{D_MODEL, against, divided, prediction, trained};
+use super::grid::{D_MODEL, against, divided, numbered, prediction, trained};
 use super::{Experiment, Grid, Measurement, Start, Work};
 use crate::lab::language::Regime;
 use crate::lab::train::HeadOptions;
-use crate::lab::verdict::{Case, Expect, Prediction, Rule};
+use crate::lab::verdict::first::{Case, Expect, Prediction};
 
 use super::work::{After, Occupant};
 
@@ -106,13 +106,8 @@ pub(super) fn taken(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        id: "E3".to_owned(),
-        title: "Task taken".to_owned(),
-        question: "Does a head that has solved a task keep the others from learning it?".to_owned(),
-        seed: 3000,
-        runs: grid.runs(),
-        predictions,
-        rule: Rule::default(),
+        first_predictions: predictions,
         cells,
+        ..numbered(3, "Task taken", "Does a head that has solved a task keep the others from learning it?")
     }
 }

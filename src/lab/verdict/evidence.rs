@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rule::{Prediction, Reading, Rule};
+use super::claim::Contrast;
+use super::reading::Reading;
+use super::rule::Rule;
 use crate::error::{Error, Result};
 use crate::table::Table;
 
 /// The metric used to compare runs at matched loss, and to decide whether they learned.
 pub const EXCESS_LOSS: &str = "excess_loss";
+/// 1 for a run that learned, 0 for one that did not: no row of the table, but derived from [`EXCESS_LOSS`].
+pub const LEARNED: &str = "learned";
 
 /// (metric, task).
 type Name = (String, Option<String>);
@@ -67,34 +71,81 @@ impl Evidence {
 
     /// The last value of a metric in every run of a cell.
     pub(super) fn last(&self, cell: &str, metric: &str) -> BTreeMap<u64, f64> {
-        let runs = self.cells.get(cell).and_then(|metrics| metrics.get(&(metric.to_owned(), None)));
+        let runs = self.metric(cell, metric, None);
         let last = |steps: &BTreeMap<u32, f64>| steps.last_key_value().map(|(_, value)| *value);
         runs.into_iter().flatten().filter_map(|(seed, steps)| Some((*seed, last(steps)?))).collect()
     }
 
-    /// The seeds of a cell whose runs did not learn.
-    pub fn unlearned(&self, cell: &str, rule: &Rule) -> BTreeSet<u64> {
-        let learned = |loss: f64| loss <= rule.learned; // NaN counts as not learned
+    pub(super) fn metric(&self, cell: &str, metric: &str, task: Option<&String>) -> Option<&Runs> {
+        self.cells.get(cell)?.get(&(metric.to_owned(), task.cloned()))
+    }
+
+    /// The seeds of which a cell has any measurement, in order.
+    pub fn seeds(&self, cell: &str) -> BTreeSet<u64> {
+        let metrics = self.cells.get(cell).into_iter().flat_map(BTreeMap::values);
+        metrics.flat_map(BTreeMap::keys).copied().collect()
+    }
+
+    /// The seeds of a cell whose final excess loss is above `most`: runs that did not learn.
+    pub fn unlearned(&self, cell: &str, most: f64) -> BTreeSet<u64> {
+        let learned = |loss: f64| loss <= most; // NaN counts as not learned
         self.last(cell, EXCESS_LOSS).into_iter().filter(|(_, loss)| !learned(*loss)).map(|(seed, _)| seed).collect()
     }
 
-    /// The value of the prediction's metric for every run of a cell that counts; runs without a finite value are
-    /// skipped.
-    pub(super) fn read(&self, cell: &str, prediction: &Prediction, rule: &Rule) -> BTreeMap<u64, f64> {
-        let name = (prediction.metric.clone(), prediction.task.clone());
-        let Some(runs) = self.cells.get(cell).and_then(|metrics| metrics.get(&name)) else { return BTreeMap::new() };
-        let out = if prediction.learned { self.unlearned(cell, rule) } else { BTreeSet::new() };
-        let counted = runs.iter().filter(|(seed, _)| !out.contains(seed));
-        let value = |seed: &u64, steps: &BTreeMap<u32, f64>| match prediction.reading {
-            Reading::End => steps.last_key_value().map(|(_, value)| *value),
-            Reading::AtExcessLoss(most) => {
-                let losses = self.cells.get(cell)?.get(&(EXCESS_LOSS.to_owned(), None))?.get(seed)?;
-                steps.iter().find(|(step, _)| losses.get(step).is_some_and(|loss| *loss <= most)).map(|(_, v)| *v)
-            }
-        };
-        let finite = |(seed, steps): (&u64, &BTreeMap<u32, f64>)| {
-            Some((*seed, value(seed, steps).filter(|value| value.is_finite())?))
-        };
-        counted.filter_map(finite).collect()
+    /// The first `n` seeds that all cells of a contrast have.
+    pub(super) fn common(&self, contrast: &Contrast, n: usize) -> Vec<u64> {
+        let mut seeds = contrast.terms.iter().map(|term| self.seeds(&term.cell));
+        let first = seeds.next().unwrap_or_default();
+        let common = seeds.fold(first, |common, own| &common & &own);
+        common.into_iter().take(n).collect()
     }
+
+    /// The effects of the first `n` seeds. Runs that do not count, or without a finite value, are left out.
+    pub(super) fn effects(&self, contrast: &Contrast, asked: &Effects<'_>, n: usize) -> BTreeMap<u64, f64> {
+        let cells: Vec<(f64, BTreeMap<u64, f64>)> =
+            contrast.terms.iter().map(|term| (term.weight, self.values(&term.cell, asked))).collect();
+        let effect = |seed: u64| {
+            let sum = cells.iter().map(|(weight, values)| Some(weight * values.get(&seed)?)).sum::<Option<f64>>()?;
+            Some((seed, sum - contrast.level))
+        };
+        self.common(contrast, n).into_iter().filter_map(effect).collect()
+    }
+
+    /// The value of a metric for every run of a cell that counts.
+    fn values(&self, cell: &str, asked: &Effects<'_>) -> BTreeMap<u64, f64> {
+        let unlearned = self.unlearned(cell, asked.rule.learned);
+        if asked.metric == LEARNED {
+            let learned = |seed| (seed, f64::from(u8::from(!unlearned.contains(&seed))));
+            return self.seeds(cell).into_iter().map(learned).collect();
+        }
+        let losses = self.metric(cell, EXCESS_LOSS, None);
+        let value = |(&seed, steps): (&u64, &BTreeMap<u32, f64>)| {
+            if asked.over == Over::Learned && unlearned.contains(&seed) {
+                return None;
+            }
+            let value = asked.reading.of(steps, losses.and_then(|losses| losses.get(&seed)));
+            // A run that never reaches the loss still counts among all runs, as it ended.
+            let ended = || (asked.over == Over::All).then(|| Reading::End.of(steps, None)).flatten();
+            Some((seed, value.or_else(ended)?))
+        };
+        self.metric(cell, asked.metric, asked.task).into_iter().flatten().filter_map(value).collect()
+    }
+}
+
+/// Which values an effect is computed from.
+pub(super) struct Effects<'a> {
+    pub metric: &'a str,
+    pub task: Option<&'a String>,
+    pub reading: Reading,
+    pub over: Over,
+    pub rule: &'a Rule,
+}
+
+/// Which runs count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// Those that learned.
+    Learned,
+    /// All.
+    All,
 }

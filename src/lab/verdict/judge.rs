@@ -1,103 +1,94 @@
-//! How does evidence become a verdict? By statistical tests and a fixed rule.
+//! How does evidence become a verdict? Look by look, by one-sided decisions.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 
-use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
-use super::evidence::Evidence;
-use super::rule::{Case, Expect, Prediction, Rule};
+use super::claim::{Contrast, Form, Side, SubClaim};
+use super::evidence::{Effects, Evidence, Over};
+use super::first;
+use super::gate::GateFinding;
+use super::rule::{Look, Rule};
 use crate::error::Result;
-use crate::stats::{
-    BootstrapOptions, Interval, PermutationOptions, Tail, TrendOptions, bootstrap_mean, holm, jonckheere, page,
-    sign_flip, tost,
-};
+use crate::stats::{Interval, Student, holm};
 
-/// The verdict on a claim.
+/// A verdict on a sub-claim, or on one of its cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The predicted effect was found, beyond the smallest effect of interest.
-    Supported,
-    /// The opposite effect was found, or one too small to be of interest.
-    Refuted,
-    /// Supported in some cases and refuted in others.
-    Mixed,
-    /// The evidence is not decisive.
-    Inconclusive,
+    /// It holds.
+    Holds,
+    /// It fails.
+    Fails,
+    /// It holds in some cases and fails in others, and their difference is decided.
+    Depends,
+    /// After the last look, the interval still contains the threshold.
+    AtThreshold,
+    /// The next look may decide it.
+    Open,
+    /// A gate failed, or too few runs learned.
+    Untested,
 }
 
-impl Verdict {
-    /// Combines the verdicts on the parts into one on the whole.
-    pub fn of(parts: impl IntoIterator<Item = Self>) -> Self {
-        let parts: Vec<Self> = parts.into_iter().collect();
-        let any = |verdict| parts.contains(&verdict);
-        let all = |verdict| !parts.is_empty() && parts.iter().all(|part| *part == verdict);
-        match () {
-            () if all(Self::Supported) => Self::Supported,
-            () if all(Self::Refuted) => Self::Refuted,
-            () if any(Self::Mixed) || (any(Self::Supported) && any(Self::Refuted)) => Self::Mixed,
-            () => Self::Inconclusive,
-        }
-    }
-
-    /// The verdict as a word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Supported => "supported",
-            Self::Refuted => "refuted",
-            Self::Mixed => "mixed",
-            Self::Inconclusive => "inconclusive",
-        }
-    }
+/// What else is to be said of an effect; no part of the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Magnitude {
+    /// The interval lies within delta of 0.
+    EquivalentToZero,
+    /// The interval lies below 0.
+    Reversed,
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.pad(self.name())
-    }
-}
-
-/// The finding in one case; p-values are corrected over all cases of the claim in the experiment.
+/// What was found in one case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finding {
     /// The case.
     pub case: String,
-    /// The effect of each seed.
+    /// The number of seeds looked at.
+    pub seeds: usize,
+    /// The effect of each seed that counts.
     pub effects: BTreeMap<u64, f64>,
-    /// Number of runs in either cell that are excluded because they did not learn.
-    pub unlearned: usize,
-    /// The mean effect with its confidence interval; `None` with fewer than two effects.
-    pub effect: Option<Interval>,
-    /// p-value for the null hypothesis of no effect beyond the smallest of interest, on the predicted side. If no
-    /// effect is predicted, the nearer side is tested.
-    pub p_beyond: Option<f64>,
-    /// p-value for the null hypothesis of no effect on the side opposite to the predicted one.
-    pub p_opposite: Option<f64>,
-    /// p-value of the equivalence test: for the null hypothesis that the effect is at least as large as the smallest of
-    /// interest.
-    pub p_equivalent: Option<f64>,
-    /// p-value for the null hypothesis of no trend over the case's cells, in their order.
-    pub p_trend: Option<f64>,
+    /// The mean effect with the interval that decides; `None` with fewer than two effects.
+    pub interval: Option<Interval>,
+    /// One-sided p-value against "not on the claimed side of delta", uncorrected.
+    pub p_holds: Option<f64>,
+    /// One-sided p-value against "on the claimed side of delta", uncorrected.
+    pub p_fails: Option<f64>,
+    /// What else is to be said of the effect.
+    pub magnitude: Option<Magnitude>,
+    /// The verdict on the case.
+    pub verdict: Verdict,
+}
+
+/// The verdict on a sub-claim over some of the runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decided {
     /// The verdict.
     pub verdict: Verdict,
-    /// The reason in a few words.
+    /// The reason in a few words, where the verdict needs one.
     pub reason: String,
+    /// The number of looks taken.
+    pub looks: usize,
+    /// The finding in each case.
+    pub findings: Vec<Finding>,
+    /// The findings about the gates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<GateFinding>,
 }
 
-/// The findings about one prediction.
+/// The verdicts on a sub-claim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judged {
-    /// The prediction.
-    pub prediction: Prediction,
-    /// The finding in each of its cases.
-    pub findings: Vec<Finding>,
-    /// The verdict on the prediction.
-    pub verdict: Verdict,
+    /// The sub-claim.
+    pub sub_claim: SubClaim,
+    /// Over the runs that learned; `None` where learning itself is the endpoint.
+    pub learned: Option<Decided>,
+    /// Over all runs.
+    pub all: Decided,
 }
 
-/// The findings about all predictions of an experiment.
+/// The findings about an experiment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Judgement {
     /// The experiment.
@@ -113,191 +104,218 @@ pub struct Judgement {
     /// Caveats about the tables: see [`Results::notes`](crate::lab::Results::notes).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The verdict on each claim, from the verdicts on its predictions in this experiment.
-    pub claims: BTreeMap<String, Verdict>,
-    /// The verdict on each prediction.
-    pub predictions: Vec<Judged>,
+    /// The verdict on each sub-claim.
+    pub sub_claims: Vec<Judged>,
+    /// The verdicts of the first rule on the same tables.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first: Vec<first::Judged>,
 }
 
-/// The verdict on each claim, from the verdicts on its predictions.
-pub fn claims<'a>(judged: impl IntoIterator<Item = &'a Judged>) -> BTreeMap<String, Verdict> {
-    let mut parts: BTreeMap<String, Vec<Verdict>> = BTreeMap::new();
-    for judged in judged {
-        parts.entry(judged.prediction.claim.clone()).or_default().push(judged.verdict);
+impl Judged {
+    /// The verdict that comes first: over the runs that learned, unless learning is the endpoint.
+    pub fn decided(&self) -> &Decided {
+        self.learned.as_ref().unwrap_or(&self.all)
     }
-    parts.into_iter().map(|(claim, parts)| (claim, Verdict::of(parts))).collect()
+
+    /// Whether the verdict over all runs is another one.
+    pub fn differs(&self) -> bool {
+        self.decided().verdict != self.all.verdict
+    }
+
+    /// The cells that the next look needs, if the verdict is open.
+    pub fn open_cells(&self) -> Vec<&str> {
+        let decided = self.decided();
+        if decided.verdict != Verdict::Open {
+            return vec![];
+        }
+        let undecided = |finding: &&Finding| finding.verdict == Verdict::Open;
+        let case = |name: &str| self.sub_claim.cases.iter().find(|case| case.name == name);
+        let cases = decided.findings.iter().filter(undecided).filter_map(|finding| case(&finding.case));
+        let gates = self.sub_claim.gates.iter().flat_map(|gate| &gate.cases);
+        let mut cells: Vec<&str> =
+            cases.chain(gates).flat_map(|case| case.terms.iter().map(|term| term.cell.as_str())).collect();
+        cells.sort_unstable();
+        cells.dedup();
+        cells
+    }
 }
 
-/// Judges predictions by a rule.
+/// Judges a sub-claim by a rule.
 ///
 /// # Errors
 /// If the rule is invalid.
-pub fn judge(predictions: &[Prediction], rule: &Rule, evidence: &Evidence) -> Result<Vec<Judged>> {
+pub fn judge(sub_claim: &SubClaim, rule: &Rule, evidence: &Evidence) -> Result<Judged> {
     rule.validate()?;
-    let mut found: Vec<(usize, Finding)> = vec![];
-    for (number, prediction) in predictions.iter().enumerate() {
-        for case in &prediction.cases {
-            found.push((number, measure(prediction, case, rule, evidence)?));
+    let over = |over| Looks { sub_claim, rule, evidence, over }.decide();
+    let learned = sub_claim.endpoint.given_learning.then(|| over(Over::Learned)).transpose()?;
+    Ok(Judged { sub_claim: sub_claim.clone(), learned, all: over(Over::All)? })
+}
+
+/// The looks at one sub-claim, over some of the runs.
+struct Looks<'a> {
+    sub_claim: &'a SubClaim,
+    rule: &'a Rule,
+    evidence: &'a Evidence,
+    over: Over,
+}
+
+impl Looks<'_> {
+    fn decide(&self) -> Result<Decided> {
+        let mut before: Option<Decided> = None;
+        for (number, look) in self.rule.looks.iter().enumerate() {
+            if let Some(waiting) = self.waiting(look, before.as_ref()) {
+                return match before {
+                    Some(before) => Ok(Decided { reason: waiting, ..before }),
+                    None => {
+                        let findings = self.findings(look, None)?;
+                        Ok(Decided { verdict: Verdict::Open, reason: waiting, looks: 0, findings, gates: vec![] })
+                    }
+                };
+            }
+            let last = number + 1 == self.rule.looks.len();
+            let decided = self.look(look, number + 1, last, before.as_ref())?;
+            if decided.verdict != Verdict::Open {
+                return Ok(decided);
+            }
+            before = Some(decided);
         }
+        Ok(before.unwrap_or_else(|| Decided {
+            verdict: Verdict::Open,
+            reason: "no look".to_owned(),
+            looks: 0,
+            findings: vec![],
+            gates: vec![],
+        }))
     }
-    let mut claims: Vec<&str> = predictions.iter().map(|prediction| prediction.claim.as_str()).collect();
-    claims.sort_unstable();
-    claims.dedup();
-    for claim in claims {
-        let family: Vec<usize> = (0..found.len()).filter(|&place| predictions[found[place].0].claim == claim).collect();
-        let fields: [fn(&mut Finding) -> &mut Option<f64>; 4] =
-            [|f| &mut f.p_beyond, |f| &mut f.p_opposite, |f| &mut f.p_equivalent, |f| &mut f.p_trend];
-        for field in fields {
-            correct(&mut found, &family, field)?;
+
+    /// Whether an undecided case lacks seeds for a look.
+    fn waiting(&self, look: &Look, before: Option<&Decided>) -> Option<String> {
+        let open = |number: usize| before.is_none_or(|before| before.findings[number].verdict == Verdict::Open);
+        let cases = self.sub_claim.cases.iter().enumerate().filter(|(number, _)| open(*number)).map(|(_, case)| case);
+        let gates = self.sub_claim.gates.iter().flat_map(|gate| &gate.cases);
+        let fewest = cases.chain(gates).map(|case| self.evidence.common(case, look.seeds).len()).min()?;
+        (fewest < look.seeds).then(|| format!("{fewest} of {} seeds", look.seeds))
+    }
+
+    fn look(&self, look: &Look, looks: usize, last: bool, before: Option<&Decided>) -> Result<Decided> {
+        let mut findings = self.findings(look, before)?;
+        self.decide_cases(&mut findings, look, last)?;
+        let gates = self.sub_claim.gates.iter().map(|gate| gate.found(look, self.rule, self.evidence));
+        let gates = gates.collect::<Result<Vec<_>>>()?.concat();
+        let failed = |holds: Option<bool>| gates.iter().find(|gate| gate.holds == holds);
+        let (verdict, reason) = match (failed(Some(false)), failed(None)) {
+            (Some(gate), _) => (Verdict::Untested, format!("{}: not so in {}", gate.gate, gate.case)),
+            (None, Some(gate)) if last => (Verdict::Untested, format!("{}: not shown in {}", gate.gate, gate.case)),
+            (None, Some(gate)) => (Verdict::Open, format!("{}: undecided in {}", gate.gate, gate.case)),
+            (None, None) => (self.combine(&findings, look)?, String::new()),
+        };
+        Ok(Decided { verdict, reason, looks, findings, gates })
+    }
+
+    /// The findings at a look; cases that were decided before keep theirs.
+    fn findings(&self, look: &Look, before: Option<&Decided>) -> Result<Vec<Finding>> {
+        let each = |(number, case): (usize, &Contrast)| {
+            let earlier = before.map(|before| &before.findings[number]);
+            match earlier.filter(|finding| finding.verdict != Verdict::Open) {
+                Some(finding) => Ok(finding.clone()),
+                None => self.measure(case, look),
+            }
+        };
+        self.sub_claim.cases.iter().enumerate().map(each).collect()
+    }
+
+    fn measure(&self, case: &Contrast, look: &Look) -> Result<Finding> {
+        let endpoint = &self.sub_claim.endpoint;
+        let task = case.task.as_ref().or(endpoint.task.as_ref());
+        let asked =
+            Effects { metric: &endpoint.metric, task, reading: endpoint.reading, over: self.over, rule: self.rule };
+        let effects = self.evidence.effects(case, &asked, look.seeds);
+        let values: Vec<f64> = effects.values().copied().collect();
+        let mut finding = Finding {
+            case: case.name.clone(),
+            seeds: self.evidence.common(case, look.seeds).len(),
+            effects,
+            interval: None,
+            p_holds: None,
+            p_fails: None,
+            magnitude: None,
+            verdict: Verdict::Open,
+        };
+        if values.len() < 2 {
+            return Ok(finding);
         }
+        let (mean, delta) = (Student::of_mean(&values)?, endpoint.delta);
+        let interval = mean.interval(look.alpha)?;
+        let (above, below) = (mean.p_above(delta), mean.p_below(delta));
+        let (holds, fails) = if endpoint.expect == Side::Above { (above, below) } else { (below, above) };
+        (finding.p_holds, finding.p_fails, finding.interval) = (Some(holds), Some(fails), Some(interval));
+        finding.magnitude = match () {
+            () if interval.high < 0.0 => Some(Magnitude::Reversed),
+            () if interval.low > -delta && interval.high < delta => Some(Magnitude::EquivalentToZero),
+            () => None,
+        };
+        Ok(finding)
     }
-    let mut findings: Vec<Vec<Finding>> = predictions.iter().map(|_| vec![]).collect();
-    for (number, mut finding) in found {
-        (finding.verdict, finding.reason) = decide(&predictions[number], &finding, rule);
-        findings[number].push(finding);
-    }
-    let judged = predictions.iter().zip(findings).map(|(prediction, findings)| {
-        let verdict = Verdict::of(findings.iter().map(|finding| finding.verdict));
-        Judged { prediction: prediction.clone(), findings, verdict }
-    });
-    Ok(judged.collect())
-}
 
-/// Corrects one kind of p-value over a family of cases.
-fn correct(
-    found: &mut [(usize, Finding)],
-    family: &[usize],
-    field: fn(&mut Finding) -> &mut Option<f64>,
-) -> Result<()> {
-    let known: Vec<(usize, f64)> =
-        family.iter().filter_map(|&place| field(&mut found[place].1).map(|p| (place, p))).collect();
-    if known.is_empty() {
-        return Ok(());
-    }
-    let corrected = holm(&known.iter().map(|(_, p)| *p).collect::<Vec<_>>())?;
-    for ((place, _), p) in known.into_iter().zip(corrected) {
-        *field(&mut found[place].1) = Some(p);
-    }
-    Ok(())
-}
-
-/// Computes the effects of a case and their p-values, uncorrected.
-fn measure(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Finding> {
-    let ours = evidence.read(&case.cell, prediction, rule);
-    let effects: BTreeMap<u64, f64> = match &case.against {
-        None => ours.iter().map(|(seed, value)| (*seed, value - prediction.level)).collect(),
-        Some(other) => {
-            let others = evidence.read(other, prediction, rule);
-            ours.iter().filter_map(|(seed, value)| Some((*seed, value - others.get(seed)?))).collect()
+    /// Decides the cases that are still open. The side on which one case decides the whole is corrected over all cases.
+    fn decide_cases(&self, findings: &mut [Finding], look: &Look, last: bool) -> Result<()> {
+        let existential = self.sub_claim.form == Form::Existential;
+        let p = |finding: &Finding| if existential { finding.p_holds } else { finding.p_fails };
+        let known: Vec<usize> = (0..findings.len()).filter(|&number| p(&findings[number]).is_some()).collect();
+        let mut corrected = vec![1.0; findings.len()];
+        let values: Vec<f64> = known.iter().filter_map(|&number| p(&findings[number])).collect();
+        if !values.is_empty() {
+            known.iter().zip(holm(&values)?).for_each(|(&number, p)| corrected[number] = p);
         }
-    };
-    let out = |cell: &String| evidence.unlearned(cell, rule).len();
-    let unlearned = if prediction.learned { out(&case.cell) + case.against.as_ref().map_or(0, out) } else { 0 };
-    let mut finding = Finding {
-        case: case.name.clone(),
-        effects,
-        unlearned,
-        effect: None,
-        p_beyond: None,
-        p_opposite: None,
-        p_equivalent: None,
-        p_trend: trend(prediction, case, rule, evidence)?,
-        verdict: Verdict::Inconclusive,
-        reason: String::new(),
-    };
-    let d: Vec<f64> = finding.effects.values().copied().collect();
-    if d.len() < 2 {
-        return Ok(finding);
-    }
-    let options = BootstrapOptions { level: rule.interval, ..BootstrapOptions::default() };
-    finding.effect = Some(bootstrap_mean(&d, &options, 0)?);
-    let delta = prediction.smallest;
-    let chance = |values: Vec<f64>, tail| -> Result<Option<f64>> {
-        Ok(Some(sign_flip(&values, &PermutationOptions { tail, ..PermutationOptions::default() }, 0)?.p))
-    };
-    let moved = |by: f64| d.iter().map(|d| d - by).collect::<Vec<f64>>();
-    let up = d.iter().sum::<f64>() > 0.0;
-    match prediction.expect {
-        Expect::Greater => {
-            finding.p_beyond = chance(moved(delta), Tail::Greater)?;
-            finding.p_opposite = chance(d.clone(), Tail::Less)?;
+        for (finding, corrected) in findings.iter_mut().zip(corrected) {
+            if finding.verdict != Verdict::Open {
+                continue;
+            }
+            let free = if existential { finding.p_fails } else { finding.p_holds };
+            let free = free.is_some_and(|p| p <= look.alpha);
+            let whole = corrected <= look.alpha;
+            let (holds, fails) = if existential { (whole, free) } else { (free, whole) };
+            finding.verdict = match () {
+                () if 2 * finding.effects.len() < look.seeds || finding.interval.is_none() => Verdict::Untested,
+                () if holds => Verdict::Holds,
+                () if fails => Verdict::Fails,
+                () if last => Verdict::AtThreshold,
+                () => Verdict::Open,
+            };
         }
-        Expect::Less => {
-            finding.p_beyond = chance(moved(-delta), Tail::Less)?;
-            finding.p_opposite = chance(d.clone(), Tail::Greater)?;
+        Ok(())
+    }
+
+    /// The verdict on the whole.
+    fn combine(&self, findings: &[Finding], look: &Look) -> Result<Verdict> {
+        use Verdict::{AtThreshold, Depends, Fails, Holds, Open, Untested};
+        let any = |verdict| findings.iter().any(|finding| finding.verdict == verdict);
+        let all = |verdict| findings.iter().all(|finding| finding.verdict == verdict);
+        let existential = self.sub_claim.form == Form::Existential;
+        Ok(match () {
+            () if all(Holds) || (existential && any(Holds)) => Holds,
+            () if all(Fails) => Fails,
+            () if !existential && any(Fails) && any(Holds) && self.disagree(findings, look)? => Depends,
+            () if !existential && any(Fails) => Fails,
+            () if any(Untested) => Untested,
+            () if any(Open) => Open,
+            () => AtThreshold,
+        })
+    }
+
+    /// Whether the effect of a case that holds differs from that of a case that fails, seed by seed.
+    fn disagree(&self, findings: &[Finding], look: &Look) -> Result<bool> {
+        let of = |verdict| findings.iter().filter(move |finding| finding.verdict == verdict);
+        let pairs: Vec<(&Finding, &Finding)> =
+            of(Verdict::Holds).flat_map(|holds| of(Verdict::Fails).map(move |fails| (holds, fails))).collect();
+        let sign = if self.sub_claim.endpoint.expect == Side::Above { 1.0 } else { -1.0 };
+        for (holds, fails) in &pairs {
+            let difference = |(seed, d): (&u64, &f64)| Some(sign * (d - fails.effects.get(seed)?));
+            let values: Vec<f64> = holds.effects.iter().filter_map(difference).collect();
+            if values.len() >= 2 && Student::of_mean(&values)?.p_above(0.0) <= look.alpha / pairs.len() as f64 {
+                return Ok(true);
+            }
         }
-        // Either side could be tested, so the p-value on the nearer one is doubled.
-        Expect::Zero if up => finding.p_beyond = chance(moved(delta), Tail::Greater)?.map(|p| (2.0 * p).min(1.0)),
-        Expect::Zero => finding.p_beyond = chance(moved(-delta), Tail::Less)?.map(|p| (2.0 * p).min(1.0)),
+        Ok(false)
     }
-    finding.p_equivalent = Some(tost(&d, (-delta, delta), rule.alpha)?.p);
-    Ok(finding)
-}
-
-/// p-value of a trend over a case's cells, on the predicted side. Runs with the same seed are not independent samples:
-/// if cells share seeds, the seeds present in all cells serve as blocks.
-fn trend(prediction: &Prediction, case: &Case, rule: &Rule, evidence: &Evidence) -> Result<Option<f64>> {
-    let cells: Vec<BTreeMap<u64, f64>> = case.trend.iter().map(|cell| evidence.read(cell, prediction, rule)).collect();
-    if cells.len() < 2 || cells.iter().any(BTreeMap::is_empty) {
-        return Ok(None);
-    }
-    let mut seen = BTreeSet::new();
-    if cells.iter().flat_map(BTreeMap::keys).any(|seed| !seen.insert(*seed)) {
-        return trend_in_blocks(&cells);
-    }
-    let groups: Vec<Vec<f64>> = cells.iter().map(|cell| cell.values().copied().collect()).collect();
-    let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
-    Ok(if varied(groups.iter().flatten()) { Some(jonckheere(&groups, &options, 0)?.p) } else { None })
-}
-
-/// [`trend`] with seeds as blocks: Page's test or, for two cells, a sign-flip test of their differences.
-fn trend_in_blocks(cells: &[BTreeMap<u64, f64>]) -> Result<Option<f64>> {
-    let row = |seed: &u64| cells.iter().map(|cell| cell.get(seed).copied()).collect::<Option<Vec<f64>>>();
-    let rows: Vec<Vec<f64>> = cells[0].keys().filter_map(row).collect();
-    if rows.len() < 2 || !rows.iter().any(varied) {
-        return Ok(None);
-    }
-    if cells.len() == 2 {
-        let rises: Vec<f64> = rows.iter().map(|row| row[1] - row[0]).collect();
-        let options = PermutationOptions { tail: Tail::Greater, ..PermutationOptions::default() };
-        return Ok(Some(sign_flip(&rises, &options, 0)?.p));
-    }
-    let values = Array2::from_shape_fn((rows.len(), cells.len()), |(seed, cell)| rows[seed][cell]);
-    let options = TrendOptions { tail: Tail::Greater, ..TrendOptions::default() };
-    Ok(Some(page(values.view(), &options, 0)?.p))
-}
-
-/// Whether the values are not all equal.
-fn varied<'a>(values: impl IntoIterator<Item = &'a f64>) -> bool {
-    let mut values = values.into_iter();
-    values.next().is_some_and(|first| values.any(|value| value != first))
-}
-
-/// The verdict on a case, and the reason.
-fn decide(prediction: &Prediction, finding: &Finding, rule: &Rule) -> (Verdict, String) {
-    let n = finding.effects.len();
-    let (Some(effect), true) = (finding.effect, n >= rule.least_seeds) else {
-        let why =
-            if finding.unlearned > 0 { format!("; {} runs did not learn", finding.unlearned) } else { String::new() };
-        return (Verdict::Inconclusive, format!("{n} seeds, {} are needed{why}", rule.least_seeds));
-    };
-    let below = |p: Option<f64>| p.is_some_and(|p| p <= rule.alpha);
-    let (delta, sign) = (prediction.smallest, if prediction.expect == Expect::Less { -1.0 } else { 1.0 });
-    // The interval, mirrored so that the predicted side is positive.
-    let (low, high) = if sign > 0.0 { (effect.low, effect.high) } else { (-effect.high, -effect.low) };
-    let beyond = match prediction.expect {
-        Expect::Zero => low > delta || high < -delta,
-        _ => low > delta,
-    } && below(finding.p_beyond);
-    let (small, opposite) = (below(finding.p_equivalent), high < 0.0 && below(finding.p_opposite));
-    let (verdict, reason) = match prediction.expect {
-        Expect::Zero if small => (Verdict::Supported, "within the smallest effect of interest"),
-        Expect::Zero if beyond => (Verdict::Refuted, "beyond the smallest effect of interest"),
-        Expect::Zero => (Verdict::Inconclusive, "neither within nor beyond the smallest effect of interest"),
-        _ if beyond => (Verdict::Supported, "beyond the smallest effect of interest"),
-        _ if opposite => (Verdict::Refuted, "on the other side"),
-        _ if small => (Verdict::Refuted, "too small to be of interest"),
-        _ => (Verdict::Inconclusive, "neither beyond the smallest effect of interest nor within it"),
-    };
-    (verdict, reason.to_owned())
 }

@@ -1,18 +1,28 @@
-//! What does the evidence say about a claim? Verdicts, by a rule that was fixed before the run.
+//! What does the evidence say about a claim? Sub-claims with one endpoint each, judged by a rule that is fixed before the
+//! run.
 //!
 //! | where | what |
 //! |---|---|
-//! | [`Prediction`], [`Rule`] | what a claim predicts, and how evidence becomes a verdict, as data |
+//! | [`SubClaim`], [`Endpoint`], [`Contrast`], [`Gate`] | what a claim says exactly, as data |
+//! | [`Rule`], [`Look`] | how evidence becomes a verdict: looks at more and more seeds, one-sided decisions |
 //! | [`Evidence`] | an experiment's table as effects by seed |
-//! | [`judge`] | the verdict, with confidence intervals, corrected p-values and the number of runs that did not learn |
+//! | [`judge`] | the verdict, over the runs that learned and over all runs, with intervals |
+//! | [`first`] | the rule of the first round, kept for comparison |
 //!
 //! No verdict is ever written by hand.
 
+mod claim;
 mod evidence;
+pub mod first;
+mod gate;
 mod judge;
+mod reading;
 mod rule;
 mod words;
 
-pub use evidence::{EXCESS_LOSS, Evidence, Runs};
-pub use judge::{Finding, Judged, Judgement, Verdict, claims, judge};
-pub use rule::{Case, Expect, Prediction, Reading, Rule};
+pub use claim::{Contrast, Endpoint, Form, Setting, Side, SubClaim, Term};
+pub use evidence::{EXCESS_LOSS, Evidence, LEARNED, Runs};
+pub use gate::{Gate, GateFinding, Limit};
+pub use judge::{Decided, Finding, Judged, Judgement, Magnitude, Verdict, judge};
+pub use reading::Reading;
+pub use rule::{Look, Rule};

@@ -1,9 +1,8 @@
 //! The rule by which claims are judged, on made-up evidence with a planted effect, none, and a reversed one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use headscope::lab::verdict::{
-    Case, Evidence, Expect, Finding, Judged, Prediction, Reading, Rule, Verdict, claims, judge,
-};
+use headscope::lab::verdict::first::{Case, Expect, Finding, Judged, Prediction, Rule, Verdict, claims, judge};
+use headscope::lab::verdict::{Evidence, Reading};
 use headscope::stats::{Tail, TrendOptions, jonckheere, page};
 use headscope::table::{Keys, Observation, Provenance, Table};
 use ndarray::Array2;

@@ -1,0 +1,92 @@
+//! When in training is a metric read?
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The training step at which a metric is read.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reading {
+    /// At the last step of each run.
+    #[default]
+    End,
+    /// Where the run's `excess_loss` first falls to this value: cells are compared at equal loss. Both the step and the
+    /// metric are interpolated linearly between records. (The [first rule](super::first) takes the first recorded step at
+    /// or below it.)
+    AtExcessLoss(f64),
+}
+
+impl Reading {
+    /// Reads a metric recorded at `steps` from a run with the given losses; `None` if the run never reaches the loss, or
+    /// the metric is missing there.
+    pub(super) fn of(self, steps: &BTreeMap<u32, f64>, losses: Option<&BTreeMap<u32, f64>>) -> Option<f64> {
+        let value = match self {
+            Self::End => steps.last_key_value().map(|(_, value)| *value),
+            Self::AtExcessLoss(most) => interpolated(steps, crossing(losses?, most)?),
+        };
+        value.filter(|value| value.is_finite())
+    }
+}
+
+/// The step, between records, at which a course first falls to `level`.
+fn crossing(course: &BTreeMap<u32, f64>, level: f64) -> Option<f64> {
+    let mut before: Option<(f64, f64)> = None;
+    for (&step, &value) in course.iter().filter(|(_, value)| value.is_finite()) {
+        let step = f64::from(step);
+        if value <= level {
+            return Some(before.map_or(step, |(then, was)| then + (step - then) * (was - level) / (was - value)));
+        }
+        before = Some((step, value));
+    }
+    None
+}
+
+/// The value of a course at a step between its records.
+fn interpolated(course: &BTreeMap<u32, f64>, step: f64) -> Option<f64> {
+    let below = course.range(..=step.floor() as u32).next_back();
+    let above = course.range(step.ceil() as u32..).next();
+    match (below, above) {
+        (Some((&a, &x)), Some((&b, &y))) if b > a => {
+            let share = (step - f64::from(a)) / f64::from(b - a);
+            // At a record itself, a neighbour that is missing does not matter.
+            Some(if share == 0.0 {
+                x
+            } else if share == 1.0 {
+                y
+            } else {
+                x + (y - x) * share
+            })
+        }
+        (Some((_, &x)), _) | (None, Some((_, &x))) => Some(x),
+        (None, None) => None,
+    }
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => write!(out, "at the end"),
+            Self::AtExcessLoss(most) => write!(out, "at excess loss {most}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_interpolated_at_the_step_where_the_loss_is_reached() {
+        let losses = BTreeMap::from([(0, 1.0), (20, 0.8), (40, 0.4), (60, 0.45), (80, 0.1)]);
+        let metric = BTreeMap::from([(0, 0.0), (30, 3.0), (50, 7.0), (80, f64::NAN)]);
+        let at = |level| Reading::AtExcessLoss(level).of(&metric, Some(&losses));
+        assert_eq!(at(0.5), Some(4.0)); // the loss is .5 at step 35
+        assert_eq!(at(1.0), Some(0.0));
+        assert_eq!(at(0.05), None, "never reached");
+        assert_eq!(at(0.2), None, "the metric is missing at the end");
+        assert_eq!(Reading::End.of(&metric, None), None);
+        assert_eq!(Reading::AtExcessLoss(0.5).of(&metric, None), None, "no losses");
+    }
+}
