@@ -158,6 +158,9 @@ pub struct Run {
     /// Continue an interrupted run: keep finished cells and recompute damaged ones
     #[arg(long)]
     resume: bool,
+    /// How many looks to take at most; a later look adds seeds to the cells that an earlier one left open
+    #[arg(long, default_value_t = 1)]
+    looks: usize,
     /// Cells computed at once, each on one thread [default: the number of cores]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_THREADS))]
     threads: Option<u32>,
@@ -183,6 +186,7 @@ impl Run {
         let options = RunOptions {
             shard: self.shard,
             resume: self.resume,
+            looks: self.looks,
             threads: self.threads.map(|n| n as usize),
             stop: Some(&STOP),
             note: |note| eprintln!("note: {note}"),

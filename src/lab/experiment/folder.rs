@@ -17,6 +17,28 @@ const DECLARATION: &str = "experiment.json";
 const CELLS: &str = "cells";
 const UNION: &str = "results.parquet";
 const VERDICT: &str = "verdict.json";
+const TIMES: &str = "times.json";
+
+/// Notes how many seconds a cell took, beside its table. Its own file: times differ between runs of the same bytes.
+pub(super) fn note_time(folder: &Path, cell: &str, seconds: f64) -> Result<()> {
+    let path = folder.join(CELLS).join(format!("{cell}.seconds"));
+    file::write_bytes(&path, format!("{seconds:.1}\n").as_bytes())
+}
+
+/// The seconds that each cell took, as far as it is known.
+fn times(folder: &Path) -> BTreeMap<String, f64> {
+    let kept = std::fs::read(folder.join(TIMES)).ok();
+    let mut times: BTreeMap<String, f64> = kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or_default();
+    for entry in std::fs::read_dir(folder.join(CELLS)).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+        let seconds = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        if let (true, Some(name), Some(seconds)) = (path.extension().is_some_and(|e| e == "seconds"), name, seconds) {
+            times.insert(name, seconds);
+        }
+    }
+    times
+}
 
 /// Path of a cell's table.
 pub(super) fn cell_path(folder: &Path, cell: &str) -> PathBuf {
@@ -204,7 +226,8 @@ impl Results {
         })
     }
 
-    /// Writes the union of the cells to `results.parquet` and a judgement to `verdict.json`, both in `folder`.
+    /// Writes the union of the cells to `results.parquet`, a judgement to `verdict.json`, and the seconds that each cell
+    /// took to `times.json`, all in `folder`.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -213,6 +236,13 @@ impl Results {
         self.table.write(folder.join(UNION))?;
         let path = folder.join(VERDICT);
         let json = serde_json::to_vec_pretty(judgement).map_err(|reason| Error::io("write", &path)(reason.into()))?;
+        file::write_bytes(&path, &json)?;
+        let times = times(folder);
+        if times.is_empty() {
+            return Ok(());
+        }
+        let path = folder.join(TIMES);
+        let json = serde_json::to_vec_pretty(&times).map_err(|reason| Error::io("write", &path)(reason.into()))?;
         file::write_bytes(&path, &json)
     }
 }
@@ -222,7 +252,11 @@ fn origins(table: &Table) -> BTreeMap<String, Origin> {
     let provenance = table.provenance();
     let name = provenance.options.pointer("/cell/name").and_then(|name| name.as_str());
     match (name, Origin::read(provenance)) {
-        (Some(name), Some(origin)) => BTreeMap::from([(name.to_owned(), origin)]),
+        (Some(name), Some(origin)) => {
+            let look = provenance.options.get("look").and_then(serde_json::Value::as_u64);
+            let name = look.map_or_else(|| name.to_owned(), |look| format!("{name}+{look}"));
+            BTreeMap::from([(name, origin)])
+        }
         _ => {
             let cells = provenance.options.get("cells").cloned();
             cells.and_then(|cells| serde_json::from_value(cells).ok()).unwrap_or_default()

@@ -41,6 +41,7 @@ pub(super) fn numbered(number: u64, title: &str, question: &str) -> Experiment {
         id: format!("E{number}"),
         title: title.to_owned(),
         question: question.to_owned(),
+        grid: None,
         seed: 17_000 + 100 * number,
         runs: rule.looks.first().map_or(0, |look| look.seeds),
         sub_claims: vec![],

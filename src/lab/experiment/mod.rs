@@ -13,6 +13,7 @@ mod commit;
 mod emergence;
 mod folder;
 mod grid;
+mod looks;
 mod origin;
 mod rank;
 mod roles;
@@ -51,6 +52,9 @@ pub struct Experiment {
     pub title: String,
     /// The question.
     pub question: String,
+    /// The size of the grid, if it is one of the lab's own experiments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
     /// Run `r` of every cell has seed `seed + r`, which determines its parameters and its training sequences.
     pub seed: u64,
     /// Number of runs per cell at the first look; later looks add runs to the cells that they need.
@@ -107,17 +111,20 @@ impl Experiment {
     /// # Errors
     /// [`Error::Argument`] if there is no experiment of that name.
     pub fn named(id: &str, grid: Grid) -> Result<Self> {
-        match id {
-            "E1" => Ok(capacity::widths(grid)),
-            "E2" => Ok(symmetry::symmetry(grid)),
-            "E3" => Ok(taken::taken(grid)),
-            "E4" => Ok(bottleneck::bottleneck(grid)),
-            "E5" => Ok(rank::rank(grid)),
-            "E6" => Ok(emergence::emergence(grid)),
-            "E7" => Ok(roles::roles(grid)),
-            "E8" => Ok(capacity::decay(grid)),
-            _ => Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id)),
-        }
+        let declared = match id {
+            "E1" => capacity::widths(grid),
+            "E2" => symmetry::symmetry(grid),
+            "E3" => taken::taken(grid),
+            "E4" => bottleneck::bottleneck(grid),
+            "E5" => rank::rank(grid),
+            "E6" => emergence::emergence(grid),
+            "E7" => roles::roles(grid),
+            "E8" => capacity::decay(grid),
+            _ => {
+                return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
+            }
+        };
+        Ok(Self { grid: Some(grid), ..declared })
     }
 
     /// Reads an experiment from a JSON file.

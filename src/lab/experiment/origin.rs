@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::commit::commit;
+use super::looks::Part;
 use super::work::{Computed, Input};
-use super::{Cell, Experiment};
+use super::{Experiment, Grid};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::file;
@@ -22,6 +23,9 @@ pub(super) struct Origin {
     pub commit: String,
     /// SHA-256 of the experiment for which the cell was computed, as in `experiment.json`.
     pub declaration: Option<String>,
+    /// The grid of that experiment, if it is one of the lab's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grid: Option<Grid>,
     /// The device on which it was computed.
     pub device: String,
     /// The checkpoint and annotation files that were read.
@@ -31,34 +35,21 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// The origin of a cell computed by this program.
-    pub(super) fn of(computed: &Computed, declaration: Option<String>) -> Self {
-        Self {
+    /// The origin of a cell computed by this program for an experiment.
+    pub(super) fn of(computed: &Computed, experiment: Option<&Experiment>) -> Result<Self> {
+        Ok(Self {
             commit: commit().to_owned(),
-            declaration,
+            declaration: experiment.map(Experiment::sha256).transpose()?,
+            grid: experiment.and_then(|experiment| experiment.grid),
             device: device::name(tch::Device::Cpu),
             read: computed.read.clone(),
             parameters: computed.parameters.clone(),
-        }
+        })
     }
 
     /// Reads the origin from a table's provenance; `None` if another program or an older headscope wrote the table.
     pub(super) fn read(provenance: &Provenance) -> Option<Self> {
         serde_json::from_value(provenance.options.get("origin")?.clone()).ok()
-    }
-}
-
-impl Cell {
-    /// The provenance of this cell's table.
-    pub(super) fn provenance(&self, seed: u64, runs: usize, origin: &Origin) -> Provenance {
-        let named = |input: &&Input| input.name == self.work.model();
-        Provenance {
-            headscope: env!("CARGO_PKG_VERSION").to_owned(),
-            model: self.work.model().to_owned(),
-            sha256: origin.read.iter().find(named).map_or_else(String::new, |input| input.sha256.clone()),
-            options: json!({"cell": self, "runs": runs, "origin": origin}),
-            seed: Some(seed),
-        }
     }
 }
 
@@ -76,12 +67,14 @@ impl Experiment {
             |reason: serde_json::Error| Error::argument("experiment", "numbers that JSON can represent", reason);
         serde_json::to_vec_pretty(self).map_err(wrong)
     }
+}
 
+impl Part<'_> {
     /// Checks that a finished cell matches the one that would be computed now: same work, seeds, runs and input files.
     /// Returns its origin; the commit may differ, and so may the rest of the experiment.
-    pub(super) fn check_finished(&self, cell: &Cell, found: &Provenance) -> Result<Origin> {
+    pub(super) fn check_finished(&self, found: &Provenance) -> Result<Origin> {
         let refused = |expected: String, found: String| {
-            let expected = format!("cell {} as it would be computed now ({expected})", cell.name);
+            let expected = format!("cell {} as it would be computed now ({expected})", self.cell.name);
             Err(Error::argument("folder", expected, found))
         };
         let Some(origin) = Origin::read(found) else {
@@ -90,9 +83,9 @@ impl Experiment {
             return refused("with its origin".to_owned(), format!("{found}; move it away to recompute the cell"));
         };
         // Files that no longer exist cannot be compared.
-        let read = cell.work.inputs().unwrap_or_else(|_| origin.read.clone());
+        let read = self.cell.work.inputs().unwrap_or_else(|_| origin.read.clone());
         let now = Origin { read, ..origin.clone() };
-        let (now, then) = (of(&cell.provenance(self.seed, self.runs, &now)), of(found));
+        let (now, then) = (of(&self.provenance(&now)), of(found));
         match differences(&now, &then) {
             Some((expected, found)) => refused(expected, found),
             None => Ok(origin),

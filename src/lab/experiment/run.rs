@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::commit::commit;
-use super::folder::{self, cell_path};
+use super::folder::{self, Results, cell_path};
+use super::looks::Part;
 use super::origin::Origin;
 use super::{Cell, Experiment};
 use crate::error::{Error, Result};
@@ -21,6 +22,9 @@ pub struct RunOptions<'a> {
     pub resume: bool,
     /// Cells computed at once, each on one thread; `None` uses as many as there are cores.
     pub threads: Option<usize>,
+    /// How many of the rule's looks to take at most. A later look computes only the cells that an earlier one left open,
+    /// once all cells of the earlier one are there.
+    pub looks: usize,
     /// Set from elsewhere to stop once the cells in progress are finished.
     pub stop: Option<&'a AtomicBool>,
     /// Receives messages about finished cells: which are damaged, or were computed by another commit.
@@ -29,7 +33,7 @@ pub struct RunOptions<'a> {
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { shard: (1, 1), resume: false, threads: None, stop: None, note: |_| {} }
+        Self { shard: (1, 1), resume: false, threads: None, looks: 1, stop: None, note: |_| {} }
     }
 }
 
@@ -39,15 +43,16 @@ impl Cell {
     /// # Errors
     /// If an option is invalid, or training fails.
     pub fn compute(&self, seed: u64, runs: usize) -> Result<Table> {
-        self.compute_for(None, seed, runs)
+        Ok(self.compute_for(None, &Part { cell: self, look: 1, seed, runs })?.0)
     }
 
-    /// [`Cell::compute`] for the experiment with the given hash.
-    fn compute_for(&self, declaration: Option<String>, seed: u64, runs: usize) -> Result<Table> {
-        let mut computed = self.work.compute(&seeds(seed, runs)?)?;
-        let provenance = self.provenance(seed, runs, &Origin::of(&computed, declaration));
+    /// [`Cell::compute`] for a look of an experiment, with how long it took.
+    fn compute_for(&self, of: Option<&Experiment>, part: &Part<'_>) -> Result<(Table, f64)> {
+        let begun = std::time::Instant::now();
+        let mut computed = self.work.compute(&seeds(part.seed, part.runs)?)?;
+        let provenance = part.provenance(&Origin::of(&computed, of)?);
         computed.rows.iter_mut().for_each(|row| row.keys.cell = Some(self.name.clone()));
-        Table::new(computed.rows, provenance)
+        Ok((Table::new(computed.rows, provenance)?, begun.elapsed().as_secs_f64()))
     }
 }
 
@@ -80,25 +85,58 @@ impl Experiment {
         if options.threads == Some(0) {
             return Err(Error::argument("threads", "at least 1", 0));
         }
+        if !(1..=self.rule.looks.len()).contains(&options.looks) {
+            let expected = format!("1 to {}, as many as the rule has", self.rule.looks.len());
+            return Err(Error::argument("looks", expected, options.looks));
+        }
         let _held = folder::hold(folder, options.shard, self.cells.len())?;
         folder::begin(self, folder)?;
-        let mine = self.cells.iter().skip(shard - 1).step_by(of);
-        let (done, mut open): (Vec<&Cell>, Vec<&Cell>) = mine.partition(|cell| cell_path(folder, &cell.name).exists());
-        if let (Some(cell), false) = (done.first(), options.resume) {
-            let found = format!("a finished cell, {}", cell_path(folder, &cell.name).display());
+        let mut done = 0;
+        for look in 1..=options.looks {
+            let parts = match look {
+                1 => self.parts(1, self.cells.iter()),
+                _ => match self.left_open(folder, look)? {
+                    Some(cells) => self.parts(look, cells.into_iter()),
+                    None => break,
+                },
+            };
+            done += self.run_parts(folder, parts.into_iter().skip(shard - 1).step_by(of).collect(), options)?;
+        }
+        Ok(done)
+    }
+
+    /// The cells that the looks before left open; `None` if there is none, or if another shard has not finished yet.
+    fn left_open(&self, folder: &Path, look: usize) -> Result<Option<Vec<&Cell>>> {
+        let results = Results::read(folder)?;
+        if !results.missing.is_empty() {
+            return Ok(None);
+        }
+        let judged = results.judge()?.sub_claims;
+        let waits = |judged: &&crate::lab::verdict::Judged| judged.decided().looks + 1 >= look;
+        let open: Vec<&str> = judged.iter().filter(waits).flat_map(|judged| judged.open_cells()).collect();
+        let cells: Vec<&Cell> = self.cells.iter().filter(|cell| open.contains(&cell.name.as_str())).collect();
+        Ok((!cells.is_empty()).then_some(cells))
+    }
+
+    /// Computes the parts that are not finished.
+    fn run_parts(&self, folder: &Path, mine: Vec<Part<'_>>, options: &RunOptions<'_>) -> Result<usize> {
+        let (done, mut open): (Vec<Part<'_>>, Vec<Part<'_>>) =
+            mine.into_iter().partition(|part| cell_path(folder, &part.name()).exists());
+        if let (Some(part), false) = (done.iter().find(|part| part.look == 1), options.resume) {
+            let found = format!("a finished cell, {}", cell_path(folder, &part.name()).display());
             return Err(Error::argument("folder", "no results for these cells, or the option to resume", found));
         }
         let mut kept = vec![];
-        for cell in done {
-            match self.keeps(cell, folder, options.note)? {
-                Some(origin) => kept.push((cell, origin)),
-                None => open.push(cell),
+        for part in done {
+            match self.keeps(&part, folder, options.note)? {
+                Some(origin) => kept.push((part, origin)),
+                None => open.push(part),
             }
         }
         let declaration = self.sha256()?;
-        if let Some((cell, _)) = kept.iter().find(|(_, kept)| kept.declaration.as_ref() != Some(&declaration)) {
+        if let Some((part, _)) = kept.iter().find(|(_, kept)| kept.declaration.as_ref() != Some(&declaration)) {
             let found =
-                format!("cell {} of a declaration with other predictions, another rule or other cells", cell.name);
+                format!("cell {} of a declaration with other sub-claims, another rule or other cells", part.cell.name);
             return Err(Error::argument("folder", "finished cells of this experiment's declaration", found));
         }
         // One thread per cell: small models gain nothing from more, and results do not depend on the number of cores.
@@ -107,17 +145,17 @@ impl Experiment {
 
     /// The origin of a finished cell; `None` if it is damaged, which is reported through `note`. Fails if the file
     /// holds another cell.
-    fn keeps(&self, cell: &Cell, folder: &Path, note: fn(&str)) -> Result<Option<Origin>> {
-        let path = cell_path(folder, &cell.name);
+    fn keeps(&self, part: &Part<'_>, folder: &Path, note: fn(&str)) -> Result<Option<Origin>> {
+        let path = cell_path(folder, &part.name());
         let (found, checked) = match Table::read_checked(&path) {
             Ok(found) => found,
             Err(damage @ (Error::Damaged { .. } | Error::Format { .. } | Error::Table { .. })) => {
-                note(&format!("{damage}; cell {} is computed again", cell.name));
+                note(&format!("{damage}; cell {} is computed again", part.name()));
                 return Ok(None);
             }
             Err(other) => return Err(other),
         };
-        let origin = self.check_finished(cell, found.provenance())?;
+        let origin = part.check_finished(found.provenance())?;
         if !checked {
             let found = format!("{} without one; move it away to recompute the cell", path.display());
             return Err(Error::argument("folder", "finished cells with a checksum", found));
@@ -125,7 +163,7 @@ impl Experiment {
         if origin.commit != commit() {
             note(&format!(
                 "cell {} was computed by commit {}, but this is commit {}",
-                cell.name,
+                part.name(),
                 origin.commit,
                 commit()
             ));
@@ -133,15 +171,17 @@ impl Experiment {
         Ok(Some(origin))
     }
 
-    fn compute_all(&self, folder: &Path, open: &[&Cell], options: &RunOptions<'_>) -> Result<usize> {
+    fn compute_all(&self, folder: &Path, open: &[Part<'_>], options: &RunOptions<'_>) -> Result<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let declaration = self.sha256()?;
         let mut progress = Progress::new("cells", open.len());
         let each = |number: usize| {
-            let cell: &Cell = open[number];
-            let computed = cell.compute_for(Some(declaration.clone()), self.seed, self.runs);
-            let written = computed.and_then(|table| table.write(cell_path(folder, &cell.name)));
-            written.map_err(|reason| Error::Cell { cell: cell.name.clone(), reason: Box::new(reason) })
+            let part = &open[number];
+            let computed = part.cell.compute_for(Some(self), part);
+            let written = computed.and_then(|(table, seconds)| {
+                table.write(cell_path(folder, &part.name()))?;
+                folder::note_time(folder, &part.name(), seconds)
+            });
+            written.map_err(|reason| Error::Cell { cell: part.cell.name.clone(), reason: Box::new(reason) })
         };
         let done = spread(open.len(), options.threads.unwrap_or(cores), options.stop, each, |_, ()| {
             progress.add(1);

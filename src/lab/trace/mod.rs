@@ -5,7 +5,7 @@
 //! |---|---|
 //! | How large is the loss of each task? | [`Probe::losses`] |
 //! | How large is it with some heads ablated? | [`Probe::losses_without`] |
-//! | How important is each head for each task? | [`Probe::shapley`], summarised by [`specialisation`] and [`participation`] |
+//! | How important is each head for each task? | [`Probe::shapley`], summarised by [`division()`], [`specialisation`] and [`participation`] |
 //! | Does a head attend to what a prediction depends on? | [`Probe::roles`] |
 //! | Do two heads attend alike? Do they write alike? | [`Probe::pattern_distance`], [`Probe::cka`] |
 //! | Do their weights read and write the same subspaces? Of what rank are they? | [`Probe::weight_similarity`], [`Probe::ranks`] |
@@ -27,7 +27,7 @@ mod symmetry;
 mod weights;
 mod written;
 
-pub use division::{participation, specialisation};
+pub use division::{Division, division, participation, specialisation};
 pub use gradient::Gradients;
 pub use pattern::RoleScores;
 pub use probe::{Losses, Probe, held_out};

@@ -182,6 +182,13 @@ impl Probe {
         Ok(if self.model.weights_are_stacked() { found } else { found.unsqueeze(0) })
     }
 
+    /// The sum of the squares of a parameter, by model.
+    pub(in crate::lab) fn squared_norms(&self, name: &str) -> Result<Vec<f64>> {
+        let squares = self.parameter(name)?.to_kind(Kind::Double).square().flatten(1, -1);
+        let sums: ndarray::Array1<f64> = array(&squares.sum_dim_intlist([1i64].as_slice(), false, None::<Kind>), name)?;
+        Ok(sums.to_vec())
+    }
+
     /// Output matrices of a layer, `[run, head, d_head, d_model]`, in float64.
     pub(super) fn w_o(&self, layer: usize) -> Result<Tensor> {
         let heads = self.model.config().n_heads as i64;

@@ -97,7 +97,8 @@ pub enum Side {
     Below,
 }
 
-/// One case: the effect of a seed is the weighted sum of the metric over cells, minus `level`.
+/// One case: the effect of a seed is the weighted sum of the metric over cells (relative to one of them, if it says so),
+/// minus `level`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contrast {
@@ -105,6 +106,10 @@ pub struct Contrast {
     pub name: String,
     /// Cells and their weights.
     pub terms: Vec<Term>,
+    /// A cell whose value the sum is divided by: with the terms `a - b` relative to `a`, the effect is the share by which
+    /// the metric falls from a to b. The metric must not be negative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relative_to: Option<String>,
     /// Subtracted from the sum.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub level: f64,
@@ -133,7 +138,7 @@ fn is_zero(value: &f64) -> bool {
 }
 
 /// Metrics of the lab with a bounded scale: name, smallest and largest value.
-const RANGES: [(&str, f64, f64); 24] = [
+const RANGES: [(&str, f64, f64); 26] = [
     ("accuracy", 0.0, 1.0),
     ("cka", 0.0, 1.0),
     ("division", -1.0, 1.0),
@@ -141,9 +146,11 @@ const RANGES: [(&str, f64, f64); 24] = [
     ("gain_over_offset", -1.0, 1.0),
     ("information_division", -1.0, 1.0),
     ("information_specialisation", 0.0, 1.0),
+    ("information_share", 0.0, 1.0),
     ("key_overlap", 0.0, 1.0),
     ("learned", 0.0, 1.0),
     ("order_correlation", -1.0, 1.0),
+    ("others_added_share", 0.0, 1.0),
     ("others_gradient_share", 0.0, 1.0),
     ("others_share", 0.0, 1.0),
     ("pattern_divergence", 0.0, 1.0),
@@ -187,12 +194,19 @@ impl Endpoint {
 impl Contrast {
     /// A case about one cell.
     pub fn of(name: impl Into<String>, cell: impl Into<String>) -> Self {
-        Self { name: name.into(), terms: vec![], level: 0.0, task: None }.plus(1.0, cell)
+        let blank = Self { name: name.into(), terms: vec![], relative_to: None, level: 0.0, task: None };
+        blank.plus(1.0, cell)
     }
 
     /// A case that compares one cell with another.
     pub fn between(name: impl Into<String>, cell: impl Into<String>, other: impl Into<String>) -> Self {
         Self::of(name, cell).plus(-1.0, other)
+    }
+
+    /// The share by which the metric falls from one cell to another.
+    pub fn fall(name: impl Into<String>, from: impl Into<String>, to: impl Into<String>) -> Self {
+        let from = from.into();
+        Self { relative_to: Some(from.clone()), ..Self::between(name, from, to) }
     }
 
     /// Adds a cell with its weight.
@@ -213,13 +227,21 @@ impl Contrast {
         self
     }
 
+    /// The cells that it reads.
+    pub fn cells(&self) -> impl Iterator<Item = &str> {
+        self.terms.iter().map(|term| &term.cell).chain(&self.relative_to).map(String::as_str)
+    }
+
     /// The smallest and largest effect, if the metric lies in `range`. Terms of one cell add up first.
     pub(super) fn attainable(&self, (least, most): (f64, f64)) -> (f64, f64) {
         let mut weights: BTreeMap<&str, f64> = BTreeMap::new();
         self.terms.iter().for_each(|term| *weights.entry(&term.cell).or_default() += term.weight);
+        // Relative to a cell, that cell's own value is 1, and any other between 0 and infinity.
+        let own = self.relative_to.as_ref().and_then(|cell| weights.remove(cell.as_str())).unwrap_or(0.0);
+        let (least, most) = if self.relative_to.is_some() { (0.0, f64::INFINITY) } else { (least, most) };
         let each = |sign: f64| {
             let bound = |weight: &f64| if weight * sign > 0.0 { weight * most } else { weight * least };
-            weights.values().filter(|weight| **weight != 0.0).map(bound).sum::<f64>() - self.level
+            own + weights.values().filter(|weight| **weight != 0.0).map(bound).sum::<f64>() - self.level
         };
         (each(-1.0), each(1.0))
     }
@@ -228,11 +250,10 @@ impl Contrast {
         if self.terms.is_empty() {
             return Err(Error::argument("a case's terms", "at least one cell", "none"));
         }
+        if let Some(strange) = self.cells().find(|cell| !cells.contains(cell)) {
+            return Err(Error::argument("a case's cell", format!("one of {}", cells.join(", ")), strange));
+        }
         for term in &self.terms {
-            if !cells.contains(&term.cell.as_str()) {
-                let expected = format!("one of {}", cells.join(", "));
-                return Err(Error::argument("a case's cell", expected, &term.cell));
-            }
             if !(term.weight.is_finite() && self.level.is_finite()) {
                 let found = format!("{} and {}", term.weight, self.level);
                 return Err(Error::argument("a case's weight and level", "finite numbers", found));
@@ -295,6 +316,6 @@ impl SubClaim {
     /// The cells that decide the sub-claim, those of its gates included.
     pub fn cells(&self) -> impl Iterator<Item = &str> {
         let cases = self.cases.iter().chain(self.gates.iter().flat_map(|gate| &gate.cases));
-        cases.flat_map(|case| case.terms.iter().map(|term| term.cell.as_str()))
+        cases.flat_map(Contrast::cells)
     }
 }

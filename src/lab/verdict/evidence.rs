@@ -94,7 +94,7 @@ impl Evidence {
 
     /// The first `n` seeds that all cells of a contrast have.
     pub(super) fn common(&self, contrast: &Contrast, n: usize) -> Vec<u64> {
-        let mut seeds = contrast.terms.iter().map(|term| self.seeds(&term.cell));
+        let mut seeds = contrast.cells().map(|cell| self.seeds(cell));
         let first = seeds.next().unwrap_or_default();
         let common = seeds.fold(first, |common, own| &common & &own);
         common.into_iter().take(n).collect()
@@ -104,9 +104,11 @@ impl Evidence {
     pub(super) fn effects(&self, contrast: &Contrast, asked: &Effects<'_>, n: usize) -> BTreeMap<u64, f64> {
         let cells: Vec<(f64, BTreeMap<u64, f64>)> =
             contrast.terms.iter().map(|term| (term.weight, self.values(&term.cell, asked))).collect();
+        let whole = contrast.relative_to.as_ref().map(|cell| self.values(cell, asked));
         let effect = |seed: u64| {
             let sum = cells.iter().map(|(weight, values)| Some(weight * values.get(&seed)?)).sum::<Option<f64>>()?;
-            Some((seed, sum - contrast.level))
+            let whole = whole.as_ref().map_or(Some(1.0), |whole| whole.get(&seed).copied())?;
+            Some((seed, sum / whole - contrast.level)).filter(|(_, effect)| effect.is_finite())
         };
         self.common(contrast, n).into_iter().filter_map(effect).collect()
     }

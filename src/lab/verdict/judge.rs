@@ -132,8 +132,7 @@ impl Judged {
         let case = |name: &str| self.sub_claim.cases.iter().find(|case| case.name == name);
         let cases = decided.findings.iter().filter(undecided).filter_map(|finding| case(&finding.case));
         let gates = self.sub_claim.gates.iter().flat_map(|gate| &gate.cases);
-        let mut cells: Vec<&str> =
-            cases.chain(gates).flat_map(|case| case.terms.iter().map(|term| term.cell.as_str())).collect();
+        let mut cells: Vec<&str> = cases.chain(gates).flat_map(Contrast::cells).collect();
         cells.sort_unstable();
         cells.dedup();
         cells

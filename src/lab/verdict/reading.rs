@@ -16,6 +16,9 @@ pub enum Reading {
     /// metric are interpolated linearly between records. (The [first rule](super::first) takes the first recorded step at
     /// or below it.)
     AtExcessLoss(f64),
+    /// The mean over the steps until the run's `excess_loss` first falls to this value, or over all steps if it never
+    /// does: the area under the records, joined by lines, over the length.
+    MeanUntilExcessLoss(f64),
 }
 
 impl Reading {
@@ -25,6 +28,10 @@ impl Reading {
         let value = match self {
             Self::End => steps.last_key_value().map(|(_, value)| *value),
             Self::AtExcessLoss(most) => interpolated(steps, crossing(losses?, most)?),
+            Self::MeanUntilExcessLoss(most) => {
+                let last = steps.last_key_value().map(|(step, _)| f64::from(*step));
+                mean_until(steps, losses.and_then(|losses| crossing(losses, most)).or(last)?)
+            }
         };
         value.filter(|value| value.is_finite())
     }
@@ -64,11 +71,24 @@ fn interpolated(course: &BTreeMap<u32, f64>, step: f64) -> Option<f64> {
     }
 }
 
+/// The mean of a course over the steps up to `end`; records that are missing are passed over.
+fn mean_until(steps: &BTreeMap<u32, f64>, end: f64) -> Option<f64> {
+    let known: BTreeMap<u32, f64> =
+        steps.iter().filter(|(_, value)| value.is_finite()).map(|(step, value)| (*step, *value)).collect();
+    let mut points: Vec<(f64, f64)> =
+        known.range(..=end.floor() as u32).map(|(step, value)| (f64::from(*step), *value)).collect();
+    points.push((end, interpolated(&known, end)?));
+    let area: f64 = points.windows(2).map(|pair| (pair[1].0 - pair[0].0) * (pair[0].1 + pair[1].1) / 2.0).sum();
+    let length = end - points[0].0;
+    if length > 0.0 { Some(area / length) } else { points.last().map(|(_, value)| *value) }
+}
+
 impl fmt::Display for Reading {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::End => write!(out, "at the end"),
             Self::AtExcessLoss(most) => write!(out, "at excess loss {most}"),
+            Self::MeanUntilExcessLoss(most) => write!(out, "mean until excess loss {most}"),
         }
     }
 }
@@ -86,6 +106,10 @@ mod tests {
         assert_eq!(at(1.0), Some(0.0));
         assert_eq!(at(0.05), None, "never reached");
         assert_eq!(at(0.2), None, "the metric is missing at the end");
+        let mean = |level| Reading::MeanUntilExcessLoss(level).of(&metric, Some(&losses));
+        assert_eq!(mean(0.5), Some((30.0 * 1.5 + 5.0 * 3.5) / 35.0));
+        assert_eq!(mean(1.0), Some(0.0), "at the first record");
+        assert_eq!(mean(0.0), Some((30.0 * 1.5 + 20.0 * 5.0 + 30.0 * 7.0) / 80.0), "never reached: all steps");
         assert_eq!(Reading::End.of(&metric, None), None);
         assert_eq!(Reading::AtExcessLoss(0.5).of(&metric, None), None, "no losses");
     }

@@ -64,6 +64,9 @@ impl fmt::Display for Contrast {
             }
             write!(out, " {}", term.cell)?;
         }
+        if let Some(whole) = &self.relative_to {
+            write!(out, ", relative to {whole}")?;
+        }
         if self.level != 0.0 {
             write!(out, " - {}", self.level)?;
         }

@@ -7,7 +7,7 @@ use super::measure::Asked;
 use crate::error::{Error, Result};
 use crate::information::{ProbeOptions, v_information_of_labels};
 use crate::lab::language::Batch;
-use crate::lab::trace::specialisation;
+use crate::lab::trace::{Division, division};
 use crate::model::Site;
 use crate::table::Observation;
 
@@ -31,8 +31,16 @@ impl Asked<'_> {
                 rows.push(self.detail(number, "information", (layer, head, task), *nats));
             }
             let carried = found.sum() / self.tasks.len() as f64;
-            let index = if carried >= LEAST { specialisation(found.view())? } else { None };
-            rows.push(self.of_run(number, "information_specialisation", index.unwrap_or(f64::NAN)));
+            let index = if carried >= LEAST { division(found.view())? } else { None };
+            let of = |value: fn(Division) -> f64| index.map_or(f64::NAN, value);
+            rows.push(self.of_run(number, "information_specialisation", of(|index| index.specialisation)));
+            rows.push(self.of_run(number, "information_division", of(|index| index.division)));
+            for (task, info) in self.tasks.iter().enumerate() {
+                let best = found.column(task).iter().copied().fold(0.0, f64::max);
+                let mut row = self.of_run(number, "information_share", best / info.chance);
+                row.keys.task = Some(info.name.clone());
+                rows.push(row);
+            }
         }
         Ok(rows)
     }

@@ -6,7 +6,7 @@ use crate::circuits::Measure as Weights;
 use crate::error::Result;
 use crate::intervene::Ablation;
 use crate::lab::language::{Batch, Language, TaskInfo};
-use crate::lab::trace::{Losses, Probe, participation, specialisation};
+use crate::lab::trace::{Division, Losses, Probe, division, participation};
 use crate::lab::verdict::EXCESS_LOSS;
 use crate::model::Model;
 use crate::table::Observation;
@@ -68,6 +68,7 @@ impl Asked<'_> {
             Measurement::Roles => self.roles(),
             Measurement::Information => self.information(),
             Measurement::Truncated => self.truncated(),
+            Measurement::Norms => self.norms(),
         }
     }
 
@@ -105,12 +106,19 @@ impl Asked<'_> {
             }
             let total = own.sum() / self.tasks.len() as f64;
             let divides = total >= LEAST;
-            let index = if divides { specialisation(own)? } else { None };
+            let found = if divides { division(own)? } else { None };
+            let index = |of: fn(Division) -> f64| found.map_or(f64::NAN, of);
             let shares = own.columns().into_iter().map(|column| participation(&column.to_vec()));
             let shares: Vec<f64> = shares.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
             let share = (divides && !shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64);
-            let found = [("total_effect", Some(total)), ("specialisation", index), ("participation", share)];
-            rows.extend(found.map(|(metric, value)| row(seed, self.step, metric, value.unwrap_or(f64::NAN))));
+            let all = [
+                ("total_effect", total),
+                ("specialisation", index(|found| found.specialisation)),
+                ("specialisation_null", index(|found| found.concentration)),
+                ("division", index(|found| found.division)),
+                ("participation", share.unwrap_or(f64::NAN)),
+            ];
+            rows.extend(all.map(|(metric, value)| row(seed, self.step, metric, value)));
         }
         Ok(rows)
     }
@@ -141,6 +149,16 @@ impl Asked<'_> {
         Ok(subspaces.map(of).into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
+    fn norms(&self) -> Result<Vec<Observation>> {
+        let mut squares = vec![0.0; self.seeds.len()];
+        for name in ["w_q", "w_k", "w_v", "w_o"] {
+            let own = self.probe.squared_norms(&format!("blocks.{}.{name}", self.last()))?;
+            squares.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+        }
+        let norms: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
+        Ok(self.of_runs("weight_norm", &norms))
+    }
+
     fn gradients(&self) -> Result<Vec<Observation>> {
         let share = self.probe.gradients()?.share;
         let share = share.index_axis(Axis(1), self.last());
@@ -161,9 +179,21 @@ impl Asked<'_> {
             if all >= least * self.tasks.len() as f64 { others.column(task).sum() / all } else { f64::NAN }
         };
         let name = self.tasks.get(task).map(|info| info.name.clone());
+        // The sub-game in which head 0 is present: what the others add to it together.
+        let others = (1..self.heads).collect();
+        let losses = self.probe.losses_without(self.last(), &[others, vec![]], Ablation::Mean)?;
+        let added = |run: usize| {
+            let gains: Vec<f64> =
+                (0..self.tasks.len()).map(|task| (losses[[run, 0, task]] - losses[[run, 1, task]]).max(0.0)).collect();
+            let all: f64 = gains.iter().sum();
+            if all >= LEAST * self.tasks.len() as f64 { gains[task] / all } else { f64::NAN }
+        };
         let of_run = |(run, &seed): (usize, &u64)| {
-            let found =
-                [("others_share", share(&phi, run, LEAST)), ("others_gradient_share", share(&energy, run, 0.0))];
+            let found = [
+                ("others_share", share(&phi, run, LEAST)),
+                ("others_gradient_share", share(&energy, run, 0.0)),
+                ("others_added_share", added(run)),
+            ];
             found.map(|(metric, value)| {
                 let mut row = row(seed, self.step, metric, value);
                 row.keys.task = name.clone();

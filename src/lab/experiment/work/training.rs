@@ -99,8 +99,8 @@ pub enum Measurement {
     /// How each task's gradient is distributed over the last layer's heads: `gradient_share`, by head and task.
     Gradients,
     /// How much of the work of heads other than 0 goes to one task: `others_share`, their positive Shapley values for
-    /// the task over those for all tasks, missing if the total is below 0.1 nat; and `others_gradient_share`, the same
-    /// ratio of squared gradients.
+    /// the task over those for all tasks, missing if the total is below 0.1 nat; `others_gradient_share`, the same ratio
+    /// of squared gradients; and `others_added_share`, the same ratio of what they add together where head 0 is present.
     Others(
         /// The task, as an index into the language's tasks.
         usize,
@@ -111,12 +111,15 @@ pub enum Measurement {
     /// increase for other heads of its layer, in nats.
     Roles,
     /// How much a linear probe can read of each task's answer from each head's z, and how the heads divide it:
-    /// `information` in nats by head and task; per run, `information_specialisation` if all heads together carry at
-    /// least 0.1 nat.
+    /// `information` in nats by head and task; per run and task, `information_share`, what the best head carries over
+    /// chance; per run, `information_specialisation` and `information_division` if all heads together carry at least 0.1
+    /// nat.
     Information,
     /// Increase of the excess loss when every head's QK product is truncated to rank 1, 2, 4, ...: `truncation_cost_1`,
     /// ...
     Truncated,
+    /// How large the last layer's weights are: `weight_norm`, the Frobenius norm of W_Q, W_K, W_V and W_O together.
+    Norms,
 }
 
 impl Training {

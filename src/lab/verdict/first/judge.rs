@@ -220,7 +220,7 @@ fn read(evidence: &Evidence, cell: &str, prediction: &Prediction, rule: &Rule) -
     let out = if prediction.learned { evidence.unlearned(cell, rule.learned) } else { BTreeSet::new() };
     let losses = evidence.metric(cell, EXCESS_LOSS, None);
     let value = |seed: &u64, steps: &BTreeMap<u32, f64>| match prediction.reading {
-        Reading::End => steps.last_key_value().map(|(_, value)| *value),
+        Reading::End | Reading::MeanUntilExcessLoss(_) => steps.last_key_value().map(|(_, value)| *value),
         Reading::AtExcessLoss(most) => {
             let losses = losses?.get(seed)?;
             steps.iter().find(|(step, _)| losses.get(step).is_some_and(|loss| *loss <= most)).map(|(_, v)| *v)
