@@ -1,9 +1,13 @@
 //! E1 and E8: how does the division of work among heads depend on their width, and on weight decay?
 
-use super::grid::{D_MODEL, HALF, REGIMES, against, alone, divided, numbered, prediction, trained};
+use super::grid::{
+    D_MODEL, DIVERGENCE, DIVISION, HALF, LOSS, REGIMES, above, against, alone, below, cells_of, converged, divided,
+    in_regimes, learned, numbered, prediction, retained, sub_claim, trained,
+};
 use super::{Cell, Experiment, Grid, Measurement};
 use crate::lab::train::{Optimiser, TrainOptions};
 use crate::lab::verdict::first::{Case, Expect, Prediction};
+use crate::lab::verdict::{Contrast, Endpoint, Gate, Limit, Reading, SubClaim};
 
 /// Values of d_head in the models with four heads.
 const WIDTHS: [usize; 4] = [2, 4, 11, D_MODEL];
@@ -16,9 +20,11 @@ fn wide(regime: &str, heads: usize, width: usize) -> String {
 pub(super) fn widths(grid: Grid) -> Experiment {
     let mut cells: Vec<Cell> = vec![];
     for (name, regime) in REGIMES {
-        let mut shapes: Vec<(usize, usize)> = WIDTHS.map(|width| (4, width)).to_vec();
-        // Constant total width, then more heads of a fixed width.
-        shapes.extend([(1, D_MODEL), (2, 22), (11, 4), (1, 4), (2, 4), (8, 4)]);
+        // What the sub-claims need; then all widths, constant total width, and more heads of a fixed width.
+        let mut shapes: Vec<(usize, usize)> = vec![(4, 4), (4, D_MODEL), (1, 4), (1, D_MODEL), (11, 4)];
+        if grid == Grid::Full {
+            shapes.extend([(4, 2), (4, 11), (2, 22), (2, 4), (8, 4)]);
+        }
         let cell = |&(heads, width): &(usize, usize)| {
             let mut training = divided(grid, regime, heads, width);
             training.measures.extend([Measurement::Written, Measurement::Overlaps]);
@@ -74,7 +80,8 @@ pub(super) fn widths(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        first_predictions: predictions,
+        sub_claims: about_widths(),
+        first_predictions: retained(predictions, &cells),
         cells,
         ..numbered(
             1,
@@ -82,6 +89,55 @@ pub(super) fn widths(grid: Grid) -> Experiment {
             "Do narrow heads divide the work because each is too small to learn everything, and would heads of full width all learn the same?",
         )
     }
+}
+
+/// What E1 decides.
+fn about_widths() -> Vec<SubClaim> {
+    let cell = |regime: &str, heads, width| wide(regime, heads, width);
+    let gated = |claim: SubClaim, more: bool| {
+        let cells = cells_of(&claim.cases);
+        let names = || cells.iter().map(String::as_str);
+        let gates = if more { vec![converged(names()), learned(names())] } else { vec![converged(names())] };
+        SubClaim { gates, ..claim }
+    };
+    let at_the_end = |threshold| Endpoint { given_learning: false, ..above("excess_loss", threshold) };
+    let single = in_regimes(|name| Contrast::between(name, cell(name, 1, 4), cell(name, 1, D_MODEL)));
+    let narrow = in_regimes(|name| Contrast::between(name, cell(name, 4, 4), cell(name, 4, D_MODEL)));
+    let many = in_regimes(|name| Contrast::between(name, cell(name, 1, D_MODEL), cell(name, 11, 4)));
+    let full = || in_regimes(|name| Contrast::of(name, cell(name, 4, D_MODEL)));
+    vec![
+        gated(
+            sub_claim("C1a", "A narrow head cannot do, at convergence, what a wide one can", at_the_end(LOSS), single),
+            false,
+        ),
+        gated(
+            sub_claim(
+                "C1b",
+                "Narrowness makes heads divide the work: four of width 4 do, more than four of full width at equal loss",
+                Endpoint { reading: HALF, ..above("division", DIVISION) },
+                narrow,
+            ),
+            true,
+        ),
+        gated(
+            sub_claim(
+                "C4c",
+                "Many narrow heads do what one of full width, as wide together, does not",
+                at_the_end(LOSS),
+                many,
+            ),
+            false,
+        ),
+        gated(
+            sub_claim(
+                "C6b",
+                "Heads of full width that start at random end alike: they attend alike where it counts",
+                below("pattern_divergence", DIVERGENCE),
+                full(),
+            ),
+            true,
+        ),
+    ]
 }
 
 /// Values of weight decay, which is added to the gradient.
@@ -96,6 +152,7 @@ pub(super) fn decay(grid: Grid) -> Experiment {
             [4, D_MODEL].into_iter().flat_map(|width| DECAYS.map(|decay| (width, decay)))
         {
             let mut training = divided(grid, of, 4, width);
+            training.measures.push(Measurement::Norms);
             training.train = TrainOptions { optimiser: Optimiser::Adam, weight_decay, ..training.train };
             cells.push(trained(name(regime, width, decay), training));
         }
@@ -128,8 +185,40 @@ pub(super) fn decay(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
+        sub_claims: about_decay(&name),
         first_predictions: predictions,
         cells,
         ..numbered(8, "Weight decay", "Does weight decay, rather than width, decide how heads divide the work?")
     }
+}
+
+/// What E8 decides. Decay is a slow force, so that the end of training is read, not a matched loss.
+fn about_decay(name: &dyn Fn(&str, usize, &str) -> String) -> Vec<SubClaim> {
+    let cases = |of: &dyn Fn(&str, usize) -> Contrast| {
+        let each = |(regime, _)| [4, D_MODEL].map(|width| of(regime, width));
+        REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
+    };
+    let case = |regime: &str, width| format!("{regime}, width {width}");
+    let moved = |regime: &str, width: usize| {
+        Contrast::between(case(regime, width), name(regime, width, "1e-4"), name(regime, width, "0"))
+    };
+    let smaller = |regime: &str, width: usize| {
+        Contrast::fall(case(regime, width), name(regime, width, "0"), name(regime, width, "1e-4"))
+    };
+    let divides = sub_claim(
+        "C1f",
+        "Weight decay makes heads divide the work, whatever their width",
+        above("division", DIVISION),
+        cases(&moved),
+    );
+    let manipulated = Gate {
+        text: "decay made the weights smaller by a tenth or more".to_owned(),
+        metric: "weight_norm".to_owned(),
+        task: None,
+        reading: Reading::End,
+        limit: Limit::Above(0.1),
+        cases: cases(&smaller),
+    };
+    let gates = vec![manipulated, learned(cells_of(&divides.cases).iter().map(String::as_str))];
+    vec![SubClaim { gates, ..divides }]
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 use crate::lab::differences::differences;
 use crate::lab::verdict::{Evidence, Judgement, Runs, first, judge};
-use crate::table::{Provenance, Table};
+use crate::table::{Observation, Provenance, Table};
 
 const DECLARATION: &str = "experiment.json";
 const CELLS: &str = "cells";
@@ -90,6 +90,33 @@ pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
             Err(Error::argument("folder", expected, format!("another experiment in {} ({found})", path.display())))
         }
     }
+}
+
+/// Writes the cells that only their union still has as files of their own, so that a run can go on from what was
+/// committed. Cells of another declaration are left where they are.
+pub(super) fn unpack(experiment: &Experiment, folder: &Path) -> Result<()> {
+    let union = folder.join(UNION);
+    if !union.exists() {
+        return Ok(());
+    }
+    let (table, checked) = Table::read_checked(&union)?;
+    let declaration = Some(experiment.sha256()?);
+    let origins = origins(&table);
+    for look in 1..=experiment.rule.looks.len() {
+        for part in experiment.parts(look, experiment.cells.iter()) {
+            let path = cell_path(folder, &part.name());
+            let origin = origins.get(&part.name()).filter(|origin| checked && origin.declaration == declaration);
+            let Some(origin) = origin.filter(|_| !path.exists()) else { continue };
+            let seeds = part.seed..part.seed + part.runs as u64;
+            let own = |row: &Observation| {
+                row.keys.cell.as_ref() == Some(&part.cell.name)
+                    && row.keys.seed.is_some_and(|seed| seeds.contains(&seed))
+            };
+            let rows = table.rows()?.into_iter().filter(own).collect();
+            Table::new(rows, part.provenance(origin))?.write(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The results of an experiment's cells.

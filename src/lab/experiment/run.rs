@@ -91,6 +91,9 @@ impl Experiment {
         }
         let _held = folder::hold(folder, options.shard, self.cells.len())?;
         folder::begin(self, folder)?;
+        if options.resume {
+            folder::unpack(self, folder)?;
+        }
         let mut done = 0;
         for look in 1..=options.looks {
             let parts = match look {

@@ -1,10 +1,11 @@
 //! E2: do heads that start identical stay identical?
 
-use super::grid::{D_MODEL, alone, divided, numbered, prediction, trained};
+use super::grid::{D_MODEL, DIVERGENCE, alone, below, divided, learned, numbered, prediction, sub_claim, trained};
 use super::{Experiment, Grid};
 use crate::lab::language::Regime;
 use crate::lab::train::{HeadOptions, Optimiser, TrainOptions};
 use crate::lab::verdict::first::{Expect, Prediction};
+use crate::lab::verdict::{Contrast, Gate, Limit, Reading, SubClaim};
 
 const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
 const OPTIMISERS: [(&str, Optimiser, f64); 2] =
@@ -15,7 +16,6 @@ const PERTURBATIONS: [(&str, f64); 2] = [("same", 0.0), ("perturbed", 1e-4)];
 
 /// E2: do heads that start identical diverge?
 pub(super) fn symmetry(grid: Grid) -> Experiment {
-    let name = |parts: [&str; 4]| parts.join("-");
     let mut cells = vec![];
     for (regime, of) in REGIMES {
         for (rule, optimiser, learning_rate) in OPTIMISERS {
@@ -26,7 +26,7 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
                     // Identical heads need more steps to diverge.
                     let steps = grid.pick(1000, 6000);
                     training.train = TrainOptions { optimiser, learning_rate, heads, steps, ..training.train };
-                    cells.push(trained(name([regime, rule, width, start]), training));
+                    cells.push(trained([regime, rule, width, start].join("-"), training));
                 }
             }
         }
@@ -34,7 +34,7 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
     let cases = |width: &str, start: &str| {
         let each = |(regime, _): (&str, Regime)| {
             OPTIMISERS
-                .map(|(rule, ..)| alone(&format!("{regime}, {rule}, {width}"), name([regime, rule, width, start])))
+                .map(|(rule, ..)| alone(&format!("{regime}, {rule}, {width}"), [regime, rule, width, start].join("-")))
         };
         REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
     };
@@ -55,8 +55,33 @@ pub(super) fn symmetry(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
+        sub_claims: vec![alike_for_ever()],
         first_predictions: predictions,
         cells,
         ..numbered(2, "Symmetry", "Do heads that start alike come apart, and does that depend on their width?")
     }
+}
+
+/// What E2 decides.
+fn alike_for_ever() -> SubClaim {
+    let of = |start: &str| {
+        let each = |(regime, _): (&str, Regime)| {
+            OPTIMISERS
+                .map(|(rule, ..)| Contrast::of(format!("{regime}, {rule}"), [regime, rule, "full", start].join("-")))
+        };
+        REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
+    };
+    let theorem = Gate {
+        text: "without any perturbation heads stay alike (a theorem)".to_owned(),
+        metric: "pattern_divergence".to_owned(),
+        task: None,
+        reading: Reading::End,
+        limit: Limit::Below(0.01),
+        cases: of("same"),
+    };
+    let cases = of("perturbed");
+    let names: Vec<String> = cases.iter().flat_map(Contrast::cells).map(str::to_owned).collect();
+    let gates = vec![theorem, learned(names.iter().map(String::as_str))];
+    let text = "Heads of full width that start alike, but for one part in ten thousand, end alike";
+    SubClaim { gates, ..sub_claim("C6a", text, below("pattern_divergence", DIVERGENCE), cases) }
 }

@@ -1,11 +1,12 @@
 //! E3: does a head that has already solved a task keep others from learning it, and what happens when it is unfrozen or
 //! deleted?
 
-use super::grid::{D_MODEL, against, divided, numbered, prediction, trained};
+use super::grid::{D_MODEL, above, against, divided, numbered, prediction, retained, sub_claim, trained};
 use super::{Experiment, Grid, Measurement, Start, Work};
 use crate::lab::language::Regime;
 use crate::lab::train::HeadOptions;
 use crate::lab::verdict::first::{Case, Expect, Prediction};
+use crate::lab::verdict::{Contrast, Endpoint, Gate, Limit, Reading, SubClaim};
 
 use super::work::{After, Occupant};
 
@@ -19,6 +20,10 @@ const TASK: usize = 2;
 /// stays frozen, and the factor on its output.
 const LATER: [(&str, bool, f64); 3] = [("kept", true, 1.0), ("deleted", true, 0.0), ("unfrozen", false, 1.0)];
 
+fn name(regime: &str, width: &str, what: &str) -> String {
+    format!("{regime}-{width}-{what}")
+}
+
 /// Options that freeze or scale head 0.
 fn head(frozen: bool, dose: f64) -> HeadOptions {
     let frozen = if frozen { vec![(0, 0)] } else { vec![] };
@@ -27,7 +32,6 @@ fn head(frozen: bool, dose: f64) -> HeadOptions {
 
 /// E3: does a head that has solved a task keep the others from learning it?
 pub(super) fn taken(grid: Grid) -> Experiment {
-    let name = |regime: &str, width: &str, what: &str| format!("{regime}-{width}-{what}");
     let mut cells = vec![];
     for (regime, of) in REGIMES {
         for (width, d_head) in WIDTHS {
@@ -38,10 +42,12 @@ pub(super) fn taken(grid: Grid) -> Experiment {
                 training.measures = vec![Measurement::Others(TASK)];
                 trained(name(regime, width, what), training)
             };
-            cells.extend(DOSES.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, dose)));
+            let doses = DOSES.iter().filter(|(what, _)| grid == Grid::Full || ["0", "1"].contains(what));
+            cells.extend(doses.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, *dose)));
             cells.push(cell("random", Occupant::Random, 1.0));
             cells.push(cell("shuffled", Occupant::Shuffled, 1.0));
-            cells.extend(LATER.map(|(what, frozen, dose)| {
+            let later = LATER.iter().filter(|_| grid == Grid::Full);
+            cells.extend(later.map(|&(what, frozen, dose)| {
                 let mut later = cell(what, Occupant::Solved, 1.0);
                 if let Work::Training(training) = &mut later.work {
                     training.after = Some(After { steps: grid.steps(), heads: head(frozen, dose) });
@@ -106,8 +112,47 @@ pub(super) fn taken(grid: Grid) -> Experiment {
         },
     ];
     Experiment {
-        first_predictions: predictions,
+        sub_claims: vec![left_to_it()],
+        first_predictions: retained(predictions, &cells),
         cells,
         ..numbered(3, "Task taken", "Does a head that has solved a task keep the others from learning it?")
     }
+}
+
+/// Where the others' gradient is compared: over the steps until half of the excess loss is gone, the task that is taken
+/// among it.
+const EARLY: Reading = Reading::MeanUntilExcessLoss(0.5);
+
+/// What E3 decides.
+fn left_to_it() -> SubClaim {
+    let falls = |to: &str| {
+        let each = |(regime, _): (&str, Regime)| {
+            WIDTHS.map(|(width, _)| {
+                Contrast::fall(format!("{regime}, {width}"), name(regime, width, "dose0"), name(regime, width, to))
+            })
+        };
+        REGIMES.into_iter().flat_map(each).collect::<Vec<_>>()
+    };
+    let task = Some("class".to_owned());
+    let control = |occupant: &str, text: &str| Gate {
+        text: text.to_owned(),
+        metric: "others_gradient_share".to_owned(),
+        task: task.clone(),
+        reading: EARLY,
+        limit: Limit::Within(0.25),
+        cases: falls(occupant),
+    };
+    let endpoint = Endpoint {
+        task: task.clone(),
+        reading: EARLY,
+        given_learning: false,
+        ..above("others_gradient_share", (0.5, "half of the others' share where the head is silent"))
+    };
+    let text =
+        "What one head has learned the others leave: their gradient on a task that a frozen head has solved falls";
+    let gates = vec![
+        control("shuffled", "the solved head with shuffled weights takes nothing"),
+        control("random", "a random head takes nothing"),
+    ];
+    SubClaim { gates, ..sub_claim("C2a", text, endpoint, falls("dose1")) }
 }
