@@ -142,7 +142,7 @@ const RANGES: [(&str, f64, f64); 26] = [
     ("accuracy", 0.0, 1.0),
     ("cka", 0.0, 1.0),
     ("division", -1.0, 1.0),
-    ("excess_loss", 0.0, 1.0),
+    ("excess_loss", 0.0, 2.0),
     ("gain_over_offset", -1.0, 1.0),
     ("information_division", -1.0, 1.0),
     ("information_specialisation", 0.0, 1.0),

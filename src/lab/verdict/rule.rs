@@ -44,7 +44,7 @@ pub struct Look {
 impl Default for Rule {
     fn default() -> Self {
         let look = |(seeds, alpha)| Look { seeds, alpha };
-        Self { looks: [(16, 0.01), (32, 0.015), (64, 0.025)].map(look).to_vec(), learned: 0.25 }
+        Self { looks: [(16, 0.01), (32, 0.015), (64, 0.025)].map(look).to_vec(), learned: 0.5 }
     }
 }
 
