@@ -1,5 +1,6 @@
 //! How does the command line train models and run experiments? `headscope lab` and its subcommands.
 
+mod answer;
 mod experiments;
 mod train;
 
@@ -32,6 +33,8 @@ enum Command {
     Verdict(experiments::Verdict),
     /// Write the findings of experiments as one HTML page
     Report(experiments::Report),
+    /// Say what all experiments answer: a table and a few paragraphs, computed from their results
+    Answer(answer::Answer),
 }
 
 impl Lab {
@@ -44,6 +47,7 @@ impl Lab {
             Command::Slurm(slurm) => slurm.run(),
             Command::Verdict(verdict) => verdict.run(),
             Command::Report(report) => report.run(),
+            Command::Answer(answer) => answer.run(),
         }
     }
 }

@@ -8,8 +8,9 @@
 //! | [`train`] | training a model on a language: options, checkpoints, the trace |
 //! | [`trace`] | importance, attention, outputs and gradients of heads, for many models at once |
 //! | [`Declaration`] | a model, a language and training options, as data; some are named |
-//! | [`experiment`] | a claim tested by a grid of cells: E1 to E8 |
+//! | [`experiment`] | claims tested by grids of cells: E1 to E15 |
 //! | [`verdict`] | judging a claim from the evidence, by a rule fixed before the run |
+//! | [`Answer`] | what all experiments say: a table and a few paragraphs, computed |
 //! | [`report()`] | the findings of experiments as one page |
 
 pub mod experiment;
@@ -18,15 +19,17 @@ pub mod trace;
 pub mod train;
 pub mod verdict;
 
+mod answer;
 mod declaration;
 mod differences;
 mod prepared;
 mod report;
 mod streams;
 
+pub use answer::{Answer, Tongue};
 pub use declaration::Declaration;
 pub use experiment::{Experiment, Grid, Results, RunOptions};
 pub use language::Language;
 pub use report::{effects, report};
 pub use train::{TrainOptions, Trained, Trainer};
-pub use verdict::{Judged, Verdict};
+pub use verdict::{Judged, Judgement, Verdict};

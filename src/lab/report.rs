@@ -34,9 +34,14 @@ const STYLE: &str = ".headscope-lab{font-family:sans-serif;max-width:60em;margin
 .headscope-lab svg{max-width:100%;height:auto}";
 
 /// A verdict as coloured HTML.
-pub(super) fn coloured(verdict: Verdict) -> String {
+pub(super) fn coloured(verdict: Verdict, name: &str) -> String {
     let class = verdict.name().rsplit(' ').next().unwrap_or_default();
-    format!("<b class=\"{class}\">{}</b>", verdict.name())
+    format!("<b class=\"{class}\">{}</b>", escape(name))
+}
+
+/// A verdict in English.
+fn named(verdict: Verdict) -> String {
+    coloured(verdict, verdict.name())
 }
 
 /// The verdict on each sub-claim.
@@ -51,7 +56,7 @@ fn overview(judged: &[Judgement]) -> String {
             escape(&claim.id),
             escape(&claim.text),
             escape(claim.setting.name()),
-            coloured(judged.decided().verdict),
+            named(judged.decided().verdict),
             escape(&judgement.experiment)
         ));
     }
@@ -89,9 +94,9 @@ fn sub_claim(judged: &Judged) -> Result<String> {
         "<h3>{}: {}</h3>\n<p>{}{}{} Claimed, {}: {}.</p>\n",
         escape(&claim.id),
         escape(&claim.text),
-        coloured(decided.verdict),
+        named(decided.verdict),
         if decided.reason.is_empty() { String::new() } else { format!(" ({})", escape(&decided.reason)) },
-        if judged.differs() { format!("; over all runs: {}.", coloured(judged.all.verdict)) } else { ".".to_owned() },
+        if judged.differs() { format!("; over all runs: {}.", named(judged.all.verdict)) } else { ".".to_owned() },
         claim.form.name(),
         escape(told)
     );
@@ -106,7 +111,7 @@ fn findings(decided: &Decided) -> String {
         rows.push_str(&format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{} of {}</td></tr>\n",
             escape(&finding.case),
-            coloured(finding.verdict),
+            named(finding.verdict),
             finding.effect(),
             finding.effects.len(),
             finding.seeds
