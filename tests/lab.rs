@@ -364,6 +364,7 @@ fn optimisers_are_those_of_the_papers() {
         (Optimiser::Adam, Decay::Cosine),
         (Optimiser::AdamW, Decay::Linear),
         (Optimiser::Sgd { momentum: 0.9 }, Decay::None),
+        (Optimiser::AdamW, Decay::Late(0.5)),
     ] {
         let options = TrainOptions {
             optimiser,
@@ -393,6 +394,7 @@ fn optimisers_are_those_of_the_papers() {
                     Decay::None => 1.0,
                     Decay::Linear => 1.0 - done,
                     Decay::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
+                    Decay::Late(_) => f64::from(5 - step).min(2.5) / 2.5,
                 };
             for ((leaf, gradient), [first, second]) in all.iter().zip(gradients).zip(&mut moments) {
                 let p = leaf.set_requires_grad(false);
@@ -494,6 +496,9 @@ fn what_makes_no_sense_is_refused() {
     refused(&ModelConfig { causal: false, ..config.clone() }, &short(1));
     refused(&config, &TrainOptions { learning_rate: f64::NAN, ..short(1) });
     refused(&config, &TrainOptions { batch: 0, ..short(1) });
+    for fraction in [0.0, 1.1, f64::NAN] {
+        refused(&config, &TrainOptions { decay: Decay::Late(fraction), ..short(1) });
+    }
     for trace in [
         TraceOptions { every: 0, ..TraceOptions::default() },
         TraceOptions { rows: 0, ..TraceOptions::default() },

@@ -147,6 +147,15 @@ impl Prepared {
         }
     }
 
+    /// [`Prepared::pick`] from what a pass that was asked for [`Prepared::wanted`] has computed: of some values only the
+    /// wanted positions.
+    pub(in crate::lab) fn pick_computed(&self, x: &Tensor) -> Tensor {
+        match &self.places {
+            Predicted::One(_) if x.size()[1] == 1 => x.shallow_clone(),
+            _ => self.pick(x),
+        }
+    }
+
     /// 1 at the places where a prediction is made, 0 elsewhere: `[run, place]`.
     pub(in crate::lab) fn predicted(&self) -> Tensor {
         let places = match &self.places {

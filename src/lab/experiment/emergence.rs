@@ -1,7 +1,7 @@
 //! E6: do heads with recognisable roles emerge in training?
 
 use super::grid::{alone, numbered, prediction, trained};
-use super::{Experiment, Grid, Measurement, Start, Training};
+use super::{Experiment, Grid, Measurement, Spacing, Start, Training};
 use crate::lab::Declaration;
 use crate::lab::language::{English, Language, Repeats};
 use crate::lab::train::TrainOptions;
@@ -64,6 +64,7 @@ fn training(grid: Grid, language: Language) -> Training {
         start: Start::Fresh,
         measures: vec![Measurement::Roles],
         records: 11,
+        spacing: Spacing::Even,
         held_out: 96,
         after: None,
     }

@@ -1,6 +1,6 @@
 //! What do the lab's experiments have in common? Sizes, tasks and shorthands.
 
-use super::{Cell, Experiment, Grid, Measurement, Start, Training, Work};
+use super::{Cell, Experiment, Grid, Measurement, Spacing, Start, Training, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::train::TrainOptions;
 use crate::lab::verdict::first::{self, Case, Expect, Prediction};
@@ -97,6 +97,7 @@ pub(super) fn divided(grid: Grid, regime: Regime, heads: usize, width: usize) ->
         start: Start::Fresh,
         measures: vec![Measurement::Division, Measurement::Patterns],
         records: 8,
+        spacing: Spacing::Even,
         held_out: 128,
         after: None,
     }

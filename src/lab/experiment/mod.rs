@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
 
 pub use folder::Results;
 pub use run::RunOptions;
-pub use work::{After, Circle, Input, Measurement, Occupant, Pretrained, Regression, Start, Texts, Training, Work};
+pub use work::{
+    After, Circle, Input, Measurement, Occupant, Pretrained, Regression, Spacing, Start, Texts, Training, Work,
+};
 
 use super::verdict::{Rule, SubClaim, first};
 use crate::error::{Error, Result};

@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use tch::{Device, Kind, Tensor};
 
+use super::competition;
 use super::options::{HeadOptions, TraceOptions, TrainOptions};
 use super::parameters::Parameters;
 use crate::error::{Error, Result};
@@ -54,6 +55,13 @@ pub(super) fn edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
     normal.chain(heads.scaled.iter().map(scale)).collect()
 }
 
+/// The edits with which models are measured: those of training, and the scale that belongs to a dose of competition.
+pub(super) fn measured_edits(heads: &HeadOptions, config: &ModelConfig) -> Vec<Edit> {
+    let scale = competition::measured_scale(heads, config);
+    let scale = scale.map(|factor| Edit::new(Site::Z(0), Action::Scale { factor }));
+    edits(heads, config).into_iter().chain(scale).collect()
+}
+
 impl Together {
     /// Trains from step `from` to step `to`; `done` is called after every step.
     pub(super) fn train(&mut self, common: &Common, from: usize, to: usize, done: &(dyn Fn() + Sync)) -> Result<()> {
@@ -84,7 +92,7 @@ impl Together {
         step: usize,
     ) -> Result<()> {
         let model = model.with_parameters(|leaf| leaf.detach());
-        let edits = edits(&common.options.heads, model.config());
+        let edits = measured_edits(&common.options.heads, model.config());
         let probe = Probe::of(model, &common.language, held)?.seeds(&self.seeds).step(step).edits(edits);
         let mut rows = probe.observations(&trace.quantities)?;
         for row in rows.iter_mut().filter(|row| ["loss", "accuracy"].contains(&row.metric.as_str())) {
@@ -100,8 +108,16 @@ impl Together {
         let samples = self.seeds.iter().map(draw).collect::<Result<Vec<_>>>()?;
         let data = Prepared::owning(samples, common.tasks.len(), model.kind(), model.device())?;
         let program = self.program(options, step, &data.tokens)?;
-        let logits = data.logits(model, &program)?;
-        let losses = data.losses(&logits, 1)?;
+        // With a dose of competition, one variant for each head; otherwise one.
+        let (logits, variants) = match options.heads.competition {
+            Some(dose) => (competition::logits(&data, model, &program, dose)?, model.config().n_heads as i64),
+            None => (data.logits(model, &program)?, 1),
+        };
+        let mean = |values: Tensor| match variants {
+            1 => values,
+            _ => values.mean_dim([1i64].as_slice(), true, None::<Kind>),
+        };
+        let losses = mean(data.losses(&logits, variants)?);
         let total = data.total(&losses, &options.task_weights);
         let gradients =
             Tensor::f_run_backward(&[total], leaves, false, false).map_err(Error::torch("a backward pass"))?;
@@ -109,7 +125,7 @@ impl Together {
         let known = gradients.into_iter().zip(leaves);
         let gradients: Vec<Tensor> = known.map(|(g, leaf)| if g.defined() { g } else { leaf.zeros_like() }).collect();
         if step.is_multiple_of(options.record_every) || step + 1 == options.steps {
-            let accuracies = tch::no_grad(|| data.accuracies(&logits, 1))?;
+            let accuracies = tch::no_grad(|| data.accuracies(&logits, variants)).map(mean)?;
             self.record(common, step, &[&losses, &accuracies, &data.count])?;
         }
         tch::no_grad(|| self.parameters.step(&gradients, step, options))
@@ -118,7 +134,11 @@ impl Together {
     /// The plan of a training step's forward pass: edits and noise.
     fn program(&self, options: &TrainOptions, step: usize, tokens: &Tokens) -> Result<Program> {
         let plan = edits(&options.heads, self.template.config()).into_iter().fold(Plan::new(), Plan::edit);
-        let plan = self.noisy(plan.tap(Site::Logits).differentiable(), &options.heads, step, tokens);
+        let plan = match options.heads.competition {
+            Some(_) => plan.taps(competition::SITES),
+            None => plan.tap(Site::Logits),
+        };
+        let plan = self.noisy(plan.differentiable(), &options.heads, step, tokens);
         Program::new(&plan, &self.template, tokens)
     }
 

@@ -3,6 +3,8 @@
 //! The sequences of a step are determined by the seed and the step, so a run that was interrupted resumes bit for bit.
 //! Several seeds train as one stacked model, since one small model leaves a processor idle.
 
+mod competition;
+mod fit;
 mod group;
 mod options;
 mod parameters;
@@ -19,6 +21,7 @@ pub use options::{Decay, HeadOptions, Optimiser, TraceOptions, TrainOptions};
 
 pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 
+use self::fit::check_fit;
 use self::group::{Common, Together};
 use self::parameters::Parameters;
 use super::language::{Batch, Language};
@@ -132,6 +135,7 @@ impl Trainer {
             let weights = Purpose::Weights.seed(*seed);
             let drawn = Model::initial(config, weights, options.embedding_std, kind, device)?;
             let heads = &options.heads;
+            let drawn = surgery::limited(drawn, heads);
             Ok(if heads.identical { surgery::identical(&drawn, heads.perturbation, *seed) } else { drawn })
         };
         let models = seeds.iter().map(start).collect::<Result<Vec<_>>>()?;
@@ -142,8 +146,8 @@ impl Trainer {
     /// sequences of the corresponding model.
     ///
     /// # Errors
-    /// As for [`Trainer::with_seeds`]; also if models differ in architecture, or their number differs from the number
-    /// of seeds.
+    /// As for [`Trainer::with_seeds`]; also if models differ in architecture, their number differs from the number of
+    /// seeds, or heads have a higher rank than the options allow.
     pub fn from_models(
         mut models: Vec<Model>,
         language: &Language,
@@ -161,6 +165,7 @@ impl Trainer {
         if let Some(other) = models.iter().find(|model| *model.config() != config) {
             return Err(Error::argument("models", "models of one architecture", format!("{:?}", other.config())));
         }
+        models.iter().try_for_each(|model| surgery::check_limited(model, &options.heads))?;
         let each = group::at_once(seeds.len(), &models[0], language, options);
         let mut groups = vec![];
         for seeds in seeds.chunks(each) {
@@ -200,7 +205,7 @@ impl Trainer {
         let probe = Probe::of(self.models()?, &self.common.language, batches)?;
         let seeds: Vec<u64> = self.groups.iter().flat_map(|group| &group.seeds).copied().collect();
         let config = probe.config().clone();
-        Ok(probe.seeds(&seeds).step(self.step).edits(group::edits(&self.common.options.heads, &config)))
+        Ok(probe.seeds(&seeds).step(self.step).edits(group::measured_edits(&self.common.options.heads, &config)))
     }
 
     /// Number of steps taken so far.
@@ -342,36 +347,4 @@ fn in_threads(
         work(&mut group)
     };
     on_one_thread(|| spread(groups.len(), threads, None, each, |_, ()| Ok(()))).map(drop)
-}
-
-/// Fails if the model cannot read the language, or the options name heads that it does not have.
-fn check_fit(config: &ModelConfig, language: &Language, options: &TrainOptions) -> Result<()> {
-    options.validate()?;
-    language.validate()?;
-    let tasks = language.tasks().len();
-    if !options.task_weights.is_empty() && options.task_weights.len() != tasks {
-        let expected = format!("none, or one for each of {tasks} tasks");
-        return Err(Error::argument("task_weights", expected, options.task_weights.len()));
-    }
-    if !(config.causal && config.has_logits()) {
-        return Err(Error::argument("model", "a causal model with logits", &config.family));
-    }
-    if config.vocab != language.vocab() {
-        return Err(Error::argument("vocab", format!("{}, as in the language", language.vocab()), config.vocab));
-    }
-    if config.n_positions < language.positions() {
-        let expected = format!("at least {}, for the language's longest sequence", language.positions());
-        return Err(Error::argument("n_positions", expected, config.n_positions));
-    }
-    let heads = &options.heads;
-    let named = heads.frozen.iter().copied().chain(heads.scaled.iter().map(|&(layer, head, _)| (layer, head)));
-    for (layer, head) in named {
-        for (axis, found, limit) in [("layer", layer, config.n_layers), ("head", head, config.n_heads)] {
-            if found >= limit {
-                let at = "heads of the training options".to_owned();
-                return Err(Error::OutOfRange { at, axis, found: found as i64, limit: limit as i64 });
-            }
-        }
-    }
-    Ok(())
 }

@@ -80,6 +80,30 @@ pub struct HeadOptions {
     /// Measurements are taken without the noise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub noise: Option<f64>,
+    /// If given, competition between heads as a dose from 0 to 1: each head is trained on the loss of its own output
+    /// plus this share of the sum of the others', without a gradient to them. At 1, all gradients are those of ordinary
+    /// training; at 0, each head learns as if it were alone. Only for one attention-only layer.
+    ///
+    /// Measurements are taken with every head's output scaled by `(1 + dose (H - 1)) / H`: the mean over heads of the
+    /// share of all outputs' sum that a head is trained with. It is 1 at a dose of 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub competition: Option<f64>,
+    /// If given, the largest rank of every head's `W_Q W_K^T`: dimensions of its queries and keys from this one on are
+    /// 0, and stay so. The others start larger by `(d_head / rank)^(1/4)`, so that attention logits have the same
+    /// variance for every rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qk_rank: Option<usize>,
+    /// If given, the largest rank of every head's `W_V W_O`, in the same way: what heads write starts with the same
+    /// variance for every rank.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ov_rank: Option<usize>,
+}
+
+impl HeadOptions {
+    /// The number of dimensions that a head uses of a part (`w_q`, `b_v`, ...), if that is limited.
+    pub(super) fn rank_of(&self, part: &str) -> Option<usize> {
+        if ["w_q", "w_k", "b_q", "b_k"].contains(&part) { self.qk_rank } else { self.ov_rank }
+    }
 }
 
 /// The rule that updates the parameters.
@@ -98,7 +122,7 @@ pub enum Optimiser {
 }
 
 /// How the learning rate decays from the end of the warm-up to the last step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// Constant.
@@ -107,6 +131,9 @@ pub enum Decay {
     Linear,
     /// Along half a cosine to 0.
     Cosine,
+    /// Constant, then linearly to 0 over this last fraction of all steps. Longer training then only prolongs the
+    /// constant part, so that a run can be long enough to converge without learning more slowly.
+    Late(f64),
 }
 
 impl Default for TrainOptions {
@@ -161,6 +188,14 @@ impl TrainOptions {
             ("perturbation", self.heads.perturbation),
             ("noise", self.heads.noise.unwrap_or(0.0)),
         ];
+        if let Decay::Late(fraction) = self.decay
+            && !(fraction > 0.0 && fraction <= 1.0)
+        {
+            return Err(Error::argument("decay", "a fraction of the steps above 0 and at most 1", fraction));
+        }
+        if let Some(dose) = self.heads.competition.filter(|dose| !(0.0..=1.0).contains(dose)) {
+            return Err(Error::argument("competition", "a dose from 0 to 1", dose));
+        }
         let weights = self.task_weights.iter().map(|weight| ("task_weights", *weight));
         let positive: Vec<(&str, f64)> = positive.into_iter().chain(weights).collect();
         match positive.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
@@ -174,9 +209,11 @@ impl TrainOptions {
         if step < self.warmup {
             return self.learning_rate * (step + 1) as f64 / self.warmup as f64;
         }
+        let left = self.steps.saturating_sub(step) as f64;
         let done = (step - self.warmup) as f64 / self.steps.saturating_sub(self.warmup).max(1) as f64;
         self.learning_rate
             * match self.decay {
+                Decay::Late(fraction) => (left / (fraction * self.steps as f64)).min(1.0),
                 Decay::None => 1.0,
                 Decay::Linear => 1.0 - done,
                 Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),

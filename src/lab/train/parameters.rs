@@ -48,7 +48,8 @@ impl Parameters {
         let decayed = Tensor::cat(&matrices.collect::<Vec<_>>(), 0).unsqueeze(0);
         let moments = [values.zeros_like(), values.zeros_like()];
         let trained = trained(&places, config, heads, columns).to_device(values.device());
-        Self { places, values, moments, trained, any_frozen: !heads.frozen.is_empty(), decayed }
+        let any_frozen = !heads.frozen.is_empty() || heads.qk_rank.is_some() || heads.ov_rank.is_some();
+        Self { places, values, moments, trained, any_frozen, decayed }
     }
 
     /// Returns `template` with these parameters as leaves of the autograd graph, and the leaves in the order that
@@ -249,22 +250,34 @@ fn own(model: &Model) -> Vec<(String, &Tensor)> {
     model.parameters().into_iter().filter(|(name, _)| !(tied && name == "w_u")).collect()
 }
 
-/// True for every number that does not belong to a frozen head. A key/value head is frozen along with any query head
-/// that uses it.
+/// True for every number that is trained: those of frozen heads are not, nor those beyond a head's rank. A key/value
+/// head is frozen along with any query head that uses it.
 fn trained(places: &[(String, Vec<i64>, i64)], config: &ModelConfig, heads: &HeadOptions, columns: i64) -> Tensor {
     let trained = Tensor::ones([columns], (Kind::Bool, Device::Cpu));
+    // The part of a tensor that lies `from` this number on along the axis that is split by head, within one head.
+    let fix = |(name, axis, of_kv): &(String, usize, bool), head: usize, from: i64| {
+        let Some((_, shape, first)) = places.iter().find(|(own, ..)| own == name) else { return };
+        let n_heads = if *of_kv { config.n_kv_heads } else { config.n_heads };
+        let width = shape[*axis] / n_heads as i64;
+        let whole = trained.narrow(0, *first, shape.iter().product()).view(shape.as_slice());
+        let _ = whole.narrow(*axis as i64, head as i64 * width + from, width - from).fill_(0);
+    };
     for &(layer, head) in &heads.frozen {
-        for (name, axis, n) in by_head(layer) {
-            let Some((_, shape, first)) = places.iter().find(|(own, ..)| *own == name) else { continue };
-            let n_heads = if n { config.n_kv_heads } else { config.n_heads };
-            let head = if n { config.kv_head(head) } else { head };
-            let width = shape[axis] / n_heads as i64;
-            let count = shape.iter().product();
-            let part = trained.narrow(0, *first, count).view(shape.as_slice());
-            let _ = part.narrow(axis as i64, head as i64 * width, width).fill_(0);
+        for tensor in &by_head(layer) {
+            fix(tensor, if tensor.2 { config.kv_head(head) } else { head }, 0);
         }
     }
+    for tensor in (0..config.n_layers).flat_map(by_head) {
+        let Some(rank) = heads.rank_of(part_of(&tensor.0)) else { continue };
+        let n_heads = if tensor.2 { config.n_kv_heads } else { config.n_heads };
+        (0..n_heads).for_each(|head| fix(&tensor, head, rank as i64));
+    }
     trained.unsqueeze(0)
+}
+
+/// The name of a tensor within its layer.
+pub(super) fn part_of(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or_default()
 }
 
 /// The tensors of a layer that are split by head: name, the axis that is split, and whether by key/value head.

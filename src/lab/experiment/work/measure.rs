@@ -40,8 +40,7 @@ pub(super) struct Start {
 
 impl Asked<'_> {
     /// Observations of the losses.
-    pub(super) fn losses(&self) -> Result<Vec<Observation>> {
-        let losses = self.probe.losses()?;
+    pub(super) fn losses(&self, losses: &Losses) -> Vec<Observation> {
         let mut rows = vec![];
         for (run, &seed) in self.seeds.iter().enumerate() {
             for (task, info) in self.tasks.iter().enumerate().filter(|(task, _)| losses.count[[run, *task]] > 0.0) {
@@ -51,9 +50,9 @@ impl Asked<'_> {
                     rows.push(row);
                 }
             }
-            rows.push(row(seed, self.step, EXCESS_LOSS, excess(&losses, self.tasks, run)));
+            rows.push(row(seed, self.step, EXCESS_LOSS, excess(losses, self.tasks, run)));
         }
-        Ok(rows)
+        rows
     }
 
     /// Observations of one measure.

@@ -1,6 +1,7 @@
 //! What does a cell compute?
 
 mod circle;
+mod course;
 mod information;
 mod measure;
 mod pretrained;
@@ -11,6 +12,7 @@ mod truncate;
 use serde::{Deserialize, Serialize};
 
 pub use circle::Circle;
+pub use course::Spacing;
 pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
 pub use training::{After, Measurement, Occupant, Start, Training};

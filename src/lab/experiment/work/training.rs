@@ -1,13 +1,17 @@
 //! How do trained models change during training? Models trained on a language and measured along the way.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::Computed;
-use super::measure::{self, Asked};
+use super::course::{Spacing, late_change, loss_steps, rounded};
+use super::measure::{self, Asked, excess};
+use super::{Computed, row};
 use crate::error::{Error, Result};
 use crate::lab::language::Language;
 use crate::lab::streams::Purpose;
 use crate::lab::train::{HeadOptions, TrainOptions, Trainer, shuffled_head, transplanted};
+use crate::lab::verdict::EXCESS_LOSS;
 use crate::model::{Model, ModelConfig};
 use crate::stats::shuffled;
 use crate::table::Observation;
@@ -27,8 +31,12 @@ pub struct Training {
     pub start: Start,
     /// What to measure.
     pub measures: Vec<Measurement>,
-    /// Number of steps at which to measure, evenly spaced, including the first and the last.
+    /// Number of steps at which to measure, including the first and the last. Between them, only the excess loss is
+    /// recorded, every 20 steps.
     pub records: usize,
+    /// How those steps are spaced.
+    #[serde(default, skip_serializing_if = "Spacing::is_even")]
+    pub spacing: Spacing,
     /// Held-out sequences per run.
     pub held_out: usize,
     /// An optional second phase of training, measured in the same way and equally often.
@@ -78,7 +86,8 @@ pub enum Occupant {
 }
 
 /// A measurement of a cell's models, taken at every recorded step. `loss` and `accuracy` of each task and `excess_loss`
-/// are always measured.
+/// are always measured, and at the end `late_change`: by how much the mean excess loss over the last tenth of the steps
+/// differs from that over the tenth before, near 0 once training has converged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measurement {
@@ -153,11 +162,22 @@ impl Training {
         let (batches, others) = (batch(u64::MAX)?, batch(u64::MAX - 1)?);
         let tasks = self.language.tasks();
         let (mut rows, mut start) = (vec![], measure::Start::default());
-        for record in 0..self.records {
-            let step = train.steps * record / (self.records - 1);
+        let records = self.spacing.steps(self.records, train.steps);
+        let mut courses = vec![vec![]; seeds.len()];
+        for step in records.iter().copied().chain(loss_steps(train.steps)).collect::<BTreeSet<_>>() {
             trainer.train_to(step)?;
+            let probe = &trainer.probe(&batches)?;
+            let losses = probe.losses()?;
+            for (run, course) in courses.iter_mut().enumerate() {
+                course.push((step, excess(&losses, &tasks, run)));
+            }
+            if !records.contains(&step) {
+                let last = seeds.iter().zip(&courses).filter_map(|(seed, course)| Some((*seed, course.last()?.1)));
+                rows.extend(last.map(|(seed, loss)| row(seed, step, EXCESS_LOSS, rounded(loss))));
+                continue;
+            }
             let asked = Asked {
-                probe: &trainer.probe(&batches)?,
+                probe,
                 other: &trainer.probe(&others)?,
                 model: &trainer.models()?,
                 language: &self.language,
@@ -169,11 +189,15 @@ impl Training {
                 heads: self.model.n_heads,
                 width: self.model.d_head,
             };
-            rows.extend(asked.losses()?);
+            rows.extend(asked.losses(&losses));
             for &measure in &self.measures {
                 rows.extend(asked.measure(measure, &mut start)?);
             }
         }
+        let late = seeds.iter().zip(&courses);
+        rows.extend(
+            late.map(|(seed, course)| row(*seed, train.steps, "late_change", late_change(course, train.steps))),
+        );
         Ok(rows)
     }
 
