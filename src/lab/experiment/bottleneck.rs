@@ -12,6 +12,8 @@ use crate::lab::verdict::{Contrast, Endpoint, Gate, Limit, Reading, SubClaim};
 
 /// Noise levels on z, whose norm is sqrt(d_head): the capacity of a head is d_head / 2 ln(1 + 1 / sigma^2).
 const NOISES: [(&str, f64); 4] = [("0.1", 0.1), ("0.5", 0.5), ("1", 1.0), ("2", 2.0)];
+/// Those that the sub-claim contrasts.
+const CONTRASTED: [&str; 2] = ["0.1", "1"];
 /// Widths of the linear head, out of 32.
 const RANKS: [usize; 3] = [2, 4, 8];
 
@@ -26,13 +28,13 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
         cells.push(Cell { name: format!("linear-width{width}"), work: Work::Regression(regression) });
     }
     for (regime, of) in REGIMES {
-        for (name, sigma) in NOISES {
-            let mut training = divided(grid, of, 4, 11);
+        for (name, sigma) in NOISES.into_iter().filter(|(name, _)| grid == Grid::Full || CONTRASTED.contains(name)) {
+            let mut training = divided(of, 4, 11);
             training.train.heads = HeadOptions { noise: Some(sigma), ..HeadOptions::default() };
             cells.push(trained(format!("{regime}-noise{name}"), training));
         }
         for width in [4, D_MODEL] {
-            let mut training = divided(grid, of, 4, width);
+            let mut training = divided(of, 4, width);
             (training.measures, training.records, training.held_out) = (vec![Measurement::Information], 2, 256);
             let mut without = training.clone();
             without.train.task_weights = (0..4).map(|task| f64::from(u8::from(task != LEFT_OUT.0))).collect();
@@ -77,7 +79,7 @@ pub(super) fn bottleneck(grid: Grid) -> Experiment {
     ];
     Experiment {
         sub_claims: vec![what_matters(), a_part_each()],
-        first_predictions: predictions,
+        first_predictions: retained(predictions, &cells),
         cells,
         ..numbered(
             4,

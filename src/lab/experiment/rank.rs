@@ -1,6 +1,6 @@
 //! E5: how much rank does attention need?
 
-use super::grid::{D_MODEL, REGIMES, against, alone, divided, numbered, one_layer, prediction, trained};
+use super::grid::{D_MODEL, REGIMES, STEPS, against, alone, divided, numbered, one_layer, prediction, trained};
 use super::work::Circle;
 use super::{Cell, Experiment, Grid, Measurement, Work};
 use crate::lab::language::{Language, Regime, Task, Tasks};
@@ -11,7 +11,7 @@ const KEYS: [usize; 3] = [8, 32, 128];
 const SHAPES: [(usize, usize); 4] = [(1, D_MODEL), (2, 22), (4, 11), (11, 4)];
 
 /// E5: do dependencies need more rank than one head has, and can many low-rank heads compensate?
-pub(super) fn rank(grid: Grid) -> Experiment {
+pub(super) fn rank(_grid: Grid) -> Experiment {
     let mut cells: Vec<Cell> = vec![];
     for n in KEYS {
         // Chosen so that the lower bound on a target's attention weight is 0.9.
@@ -20,15 +20,15 @@ pub(super) fn rank(grid: Grid) -> Experiment {
         cells.push(Cell { name: format!("circle{n}"), work: Work::Circle(Circle { n, beta }) });
     }
     for (regime, of) in REGIMES {
-        let mut training = divided(grid, of, 4, D_MODEL);
+        let mut training = divided(of, 4, D_MODEL);
         (training.measures, training.records) = (vec![Measurement::Truncated], 2);
         cells.push(trained(format!("{regime}-truncated"), training));
     }
     for (heads, width) in SHAPES {
         let language = matching();
-        let mut training = divided(grid, Regime::Gated, heads, width);
+        let mut training = divided(Regime::Gated, heads, width);
         (training.model, training.language) = (one_layer(heads, width, &language), language);
-        (training.measures, training.train.steps) = (vec![], 2 * grid.steps());
+        (training.measures, training.train.steps) = (vec![], 2 * STEPS);
         cells.push(trained(format!("matching-heads{heads}-width{width}"), training));
     }
     let predictions = vec![

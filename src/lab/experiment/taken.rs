@@ -36,8 +36,8 @@ pub(super) fn taken(grid: Grid) -> Experiment {
     for (regime, of) in REGIMES {
         for (width, d_head) in WIDTHS {
             let cell = |what: &str, occupant: Occupant, dose: f64| {
-                let mut training = divided(grid, of, 4, d_head);
-                training.start = Start::Taken { task: TASK, steps: grid.pick(300, 1000), occupant };
+                let mut training = divided(of, 4, d_head);
+                training.start = Start::Taken { task: TASK, steps: 600, occupant };
                 training.train.heads = head(true, dose);
                 training.measures = vec![Measurement::Others(TASK)];
                 trained(name(regime, width, what), training)
@@ -50,7 +50,7 @@ pub(super) fn taken(grid: Grid) -> Experiment {
             cells.extend(later.map(|&(what, frozen, dose)| {
                 let mut later = cell(what, Occupant::Solved, 1.0);
                 if let Work::Training(training) = &mut later.work {
-                    training.after = Some(After { steps: grid.steps(), heads: head(frozen, dose) });
+                    training.after = Some(After { steps: training.train.steps, heads: head(frozen, dose) });
                 }
                 later
             }));
@@ -150,9 +150,6 @@ fn left_to_it() -> SubClaim {
     };
     let text =
         "What one head has learned the others leave: their gradient on a task that a frozen head has solved falls";
-    let gates = vec![
-        control("shuffled", "the solved head with shuffled weights takes nothing"),
-        control("random", "a random head takes nothing"),
-    ];
+    let gates = vec![control("shuffled", "the solved head with shuffled weights takes nothing")];
     SubClaim { gates, ..sub_claim("C2a", text, endpoint, falls("dose1")) }
 }
