@@ -2,7 +2,7 @@
 
 use super::grid::{
     D_MODEL, DIVISION, HALF, REGIMES, above, against, alone, cells_of, divided, in_regimes, learned, numbered,
-    prediction, sub_claim, trained,
+    prediction, retained, sub_claim, trained,
 };
 use super::work::Regression;
 use super::{Cell, Experiment, Grid, Measurement, Work};
