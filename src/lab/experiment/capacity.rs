@@ -121,8 +121,8 @@ fn about_widths() -> Vec<SubClaim> {
         ),
         gated(
             sub_claim(
-                "C4c",
-                "Many narrow heads do what one of full width, as wide together, does not",
+                "C1d",
+                "Many narrow heads do what one of full width, as wide as all of them together, does not",
                 at_the_end(LOSS),
                 many,
             ),
