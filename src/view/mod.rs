@@ -7,6 +7,7 @@
 //! | [`bars`] | which of a few named things is larger? | [`Svg`] |
 //! | [`mod@attention`] | what does each head attend to? | [`Html`], or [`Svg`] for paper |
 //! | [`mod@lens`] | what would the model answer at each depth? A token in each cell | [`Svg`] |
+//! | [`knob()`] | what changes when one thing is turned? A slider over pictures | [`Html`] |
 //! | [`display`] | how is a picture saved, combined with others, or shown in a notebook? | |
 //! | [`results`] | tables, runs and models as pictures: [`Table::heatmap`](crate::table::Table::heatmap), [`attention()`] | |
 //! | [`palette`] | which colours, and can everyone tell them apart? | |
@@ -38,6 +39,7 @@ pub mod attention;
 pub mod bars;
 pub mod display;
 pub mod heatmap;
+mod knob;
 pub mod lens;
 pub mod line;
 pub mod palette;
@@ -48,6 +50,7 @@ pub use attention::Attention;
 pub use bars::Bars;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
+pub use knob::knob;
 pub use lens::lens;
 pub use line::Lines;
 pub use results::{attention, attention_heads, attention_of, film};
