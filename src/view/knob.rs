@@ -34,16 +34,16 @@ pub fn knob(name: &str, steps: &[(String, Svg)]) -> Result<Html> {
         let hidden = if number > 0 { " hidden" } else { "" };
         page.push_str(&format!("<div data-label=\"{}\"{hidden}>{}</div>\n", escape(label), picture.as_str()));
     }
-    page.push_str(&format!("<script>{SCRIPT}</script></div>"));
+    page.push_str(&format!("</div><script>{SCRIPT}</script>"));
     Ok(Html::new(page))
 }
 
-/// Shows the picture at the slider's place. The script stands at the end of the element that it serves.
-const SCRIPT: &str = "{const knob=document.currentScript.parentElement;\
+/// Shows the picture at the slider's place, in each knob of the page that does not work yet.
+const SCRIPT: &str = "document.querySelectorAll('.headscope-knob:not([data-on])').forEach(knob=>{knob.dataset.on='1';\
 const slider=knob.querySelector('input'),shown=knob.querySelector('output');\
 const steps=[...knob.querySelectorAll('[data-label]')];\
 slider.addEventListener('input',()=>{steps.forEach((step,n)=>{step.hidden=n!=slider.value});\
-shown.textContent=steps[slider.value].dataset.label})}";
+shown.textContent=steps[slider.value].dataset.label})})";
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
