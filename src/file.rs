@@ -163,6 +163,42 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io("read", path))
 }
 
+/// The most bytes that a packed file may unpack to.
+const MOST_UNPACKED: u64 = 1 << 31;
+
+/// Reads a text file, unpacking it if it is packed by gzip.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    text(read(path)?, path)
+}
+
+/// The text in `bytes`, which are UTF-8, plain or packed by gzip; `path` names it in errors.
+pub(crate) fn text(mut bytes: Vec<u8>, path: &Path) -> Result<String> {
+    let wrong = |at: String, found: String| Error::Format {
+        path: path.to_owned(),
+        at,
+        expected: "UTF-8 text, plain or packed by gzip".to_owned(),
+        found,
+    };
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut unpacked = vec![];
+        let packed = flate2::read::MultiGzDecoder::new(bytes.as_slice());
+        let read = packed.take(MOST_UNPACKED).read_to_end(&mut unpacked);
+        read.map_err(|reason| wrong("the packed data".to_owned(), reason.to_string()))?;
+        bytes = unpacked;
+    }
+    String::from_utf8(bytes)
+        .map_err(|reason| wrong(format!("byte {}", reason.utf8_error().valid_up_to()), "other bytes".to_owned()))
+}
+
+/// Locates a data file: at the path as given, or in the folder named by the environment variable `HEADSCOPE_DATA`.
+pub(crate) fn found(path: &Path) -> PathBuf {
+    let data = std::env::var_os("HEADSCOPE_DATA").map(|data| Path::new(&data).join(path));
+    match data.filter(|data| !path.exists() && data.exists()) {
+        Some(data) => data,
+        None => path.to_owned(),
+    }
+}
+
 /// [`write_whole`] for bytes already in memory.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, |file| file.write_all(bytes).map_err(Error::io("write", path)))

@@ -1,7 +1,6 @@
 //! Which word should attend to which? Texts with known structure.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -43,7 +42,7 @@ pub struct Link {
 /// If the file cannot be read or is not CoNLL-U. The error names the line.
 pub fn read_conllu(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     let path = path.as_ref();
-    let text = read_text(path)?;
+    let text = file::read_text(path)?;
     let (mut all, mut sentence) = (vec![], Sentence::default());
     for (number, line) in text.lines().enumerate() {
         let wrong = |expected: &str| Error::Format {
@@ -176,7 +175,7 @@ impl Link {
 /// If the file cannot be read or is not GAP. The error names the line.
 pub fn read_gap(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
     let path = path.as_ref();
-    let text = read_text(path)?;
+    let text = file::read_text(path)?;
     let mut all = vec![];
     for (number, line) in text.lines().enumerate().skip(1) {
         let wrong = |expected: &str| Error::Format {
@@ -209,26 +208,4 @@ pub fn read_gap(path: impl AsRef<Path>) -> Result<Vec<Annotated>> {
         all.push(Annotated { text: (*text).to_owned(), words, links: vec![link] });
     }
     Ok(all)
-}
-
-/// The most bytes that a compressed file may unpack to.
-const MOST: u64 = 1 << 31;
-
-/// Reads a text file, unpacking it if it is compressed with gzip.
-fn read_text(path: &Path) -> Result<String> {
-    let mut bytes = file::read(path)?;
-    let wrong = |at: String, found: String| Error::Format {
-        path: path.to_owned(),
-        at,
-        expected: "UTF-8 text, plain or packed by gzip".to_owned(),
-        found,
-    };
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut unpacked = vec![];
-        let read = flate2::read::MultiGzDecoder::new(bytes.as_slice()).take(MOST).read_to_end(&mut unpacked);
-        read.map_err(|reason| wrong("the packed data".to_owned(), reason.to_string()))?;
-        bytes = unpacked;
-    }
-    String::from_utf8(bytes)
-        .map_err(|reason| wrong(format!("byte {}", reason.utf8_error().valid_up_to()), "other bytes".to_owned()))
 }

@@ -40,6 +40,13 @@ impl Purpose {
     }
 }
 
+/// Whether batch `number` of a stream is held out. Training counts its batches from 0 and never comes this far; held-out
+/// batches are numbered from the end, [`u64::MAX`]. Languages that sample from a finite text take them from another part
+/// of it.
+pub(super) fn is_held_out(number: u64) -> bool {
+    number >= 1 << 63
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;

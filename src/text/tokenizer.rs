@@ -4,6 +4,10 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::BpeTrainer;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
 use super::Tokens;
 use crate::error::{Error, Result};
 use crate::file;
@@ -40,19 +44,67 @@ impl Tokenizer {
     pub(crate) fn of_words(words: &[String]) -> Result<Self> {
         let vocabulary: serde_json::Map<String, serde_json::Value> =
             words.iter().enumerate().map(|(id, word)| (word.clone(), id.into())).collect();
+        let model = serde_json::json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"});
+        Self::made(model, serde_json::json!({"type": "WhitespaceSplit"}), serde_json::Value::Null, "words")
+    }
+
+    /// A tokenizer that splits texts into characters, whose ids are their indices in `characters`. Unknown characters are
+    /// errors.
+    pub(crate) fn of_characters(characters: &[char]) -> Result<Self> {
+        let vocabulary: serde_json::Map<String, serde_json::Value> =
+            characters.iter().enumerate().map(|(id, character)| (character.to_string(), id.into())).collect();
+        let model = serde_json::json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"});
+        let each = serde_json::json!({"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated",
+            "invert": false});
+        Self::made(model, each, serde_json::json!({"type": "Fuse"}), "characters")
+    }
+
+    /// A byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019) of `vocab` tokens, 256 of them the bytes,
+    /// trained on a text: always the same for the same text. It has fewer tokens if no pair is left that occurs twice.
+    ///
+    /// # Errors
+    /// If `vocab` is less than 256, or the tokenizers crate fails.
+    pub(crate) fn trained(text: &str, vocab: usize) -> Result<Self> {
+        let alphabet = ByteLevel::alphabet();
+        if vocab < alphabet.len() {
+            return Err(Error::argument("vocab", format!("at least {}, one for each byte", alphabet.len()), vocab));
+        }
+        let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+            "use_regex": true});
+        let empty = serde_json::json!({"type": "BPE", "vocab": {}, "merges": []});
+        let mut made = Self::made(empty, level.clone(), level, "a text")?;
+        let trainer = BpeTrainer::builder().vocab_size(vocab).min_frequency(2).show_progress(false);
+        let mut trainer = TrainerWrapper::from(trainer.initial_alphabet(alphabet.into_iter().collect()).build());
+        let done = guarded(|| made.inner.train(&mut trainer, std::iter::once(text)).map(drop));
+        done.map_err(|reason| failed("a text".to_owned(), reason))?;
+        Ok(made)
+    }
+
+    /// The tokenizer of these parts; `at` names it in errors.
+    fn made(
+        model: serde_json::Value,
+        pre_tokenizer: serde_json::Value,
+        decoder: serde_json::Value,
+        at: &str,
+    ) -> Result<Self> {
         let file = serde_json::json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
             "added_tokens": [],
             "normalizer": null,
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "pre_tokenizer": pre_tokenizer,
             "post_processor": null,
-            "decoder": null,
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+            "decoder": decoder,
+            "model": model,
         });
         let made = guarded(|| tokenizers::Tokenizer::from_bytes(file.to_string().as_bytes()));
-        Ok(Self { inner: made.map_err(|reason| failed("words".to_owned(), reason))? })
+        Ok(Self { inner: made.map_err(|reason| failed(at.to_owned(), reason))? })
+    }
+
+    /// Number of tokens.
+    pub(crate) fn vocab(&self) -> usize {
+        self.inner.get_vocab_size(true)
     }
 
     /// Writes `tokenizer.json`.
@@ -93,6 +145,17 @@ impl Tokenizer {
         let spans = encoded.get_offsets().iter().zip(encoded.get_ids()).zip(special);
         let blank = |id: u32| self.piece(i64::from(id)).trim().is_empty();
         Ok(spans.map(|((&(a, b), &id), special)| if special || blank(id) { a..a } else { a..b }).collect())
+    }
+
+    /// The tokens of a text without special ones: the id of each, and the byte range that it comes from, with its spaces.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    pub(crate) fn pieces(&self, text: &str) -> Result<Vec<(i64, Range<usize>)>> {
+        let encoded =
+            guarded(|| self.inner.encode(text, false)).map_err(|reason| failed("a text".to_owned(), reason))?;
+        let ranges = encoded.get_offsets().iter().map(|&(a, b)| a..b);
+        Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).zip(ranges).collect())
     }
 
     /// Whether a token is special: a start or end token, padding, a mask.

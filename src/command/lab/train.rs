@@ -13,7 +13,7 @@ use headscope::table::Table;
 ///
 /// Example: headscope lab train induction --out my-induction --seed 1
 ///
-/// Writes config.json, model.safetensors, tokenizer.json if tokens are words, declaration.json with all options and the
+/// Writes config.json, model.safetensors, tokenizer.json if tokens are text, declaration.json with all options and the
 /// seed, trace.parquet with the losses and the head measurements taken during training, and training.safetensors with
 /// training.parquet, from which --resume continues.
 #[derive(Args)]

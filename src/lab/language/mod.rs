@@ -1,10 +1,12 @@
-//! What are models trained on? Languages with known structure: seeded, streamed, every dependency annotated.
+//! What are models trained on? Languages with known structure: seeded, streamed, every dependency annotated. And natural
+//! text, whose dependencies are mostly unknown.
 //!
 //! | language | what it is | where |
 //! |---|---|---|
 //! | [`Tasks`] | queries about preceding tokens: k-back, first token, class, duplicate, bracket, induction; one task at a time, all at once, or in a mixture | `tasks.rs` |
 //! | [`Repeats`] | random sequences that repeat with a random period from a random offset: what induction heads solve | `repeats.rs` |
 //! | [`English`] | a small English: agreement, recurring entities, coreference, verbs and their objects, verbs and their particles | `english.rs` |
+//! | [`Text`] | windows of a natural text, by character or by byte pair encoding, with tokens in classes | `text.rs` |
 //!
 //! [`Language::annotated`] returns the stories as annotated text for any model.
 //!
@@ -15,6 +17,7 @@ mod english;
 mod lexicon;
 mod repeats;
 mod tasks;
+mod text;
 
 use std::ops::Range;
 
@@ -26,7 +29,10 @@ pub use annotated::LookFrom;
 pub use english::English;
 pub use repeats::Repeats;
 pub use tasks::{Regime, Task, Tasks};
+pub use text::{Text, TextSource, TextTokens};
 
+use super::streams::is_held_out;
+use crate::checkpoint::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Tokens;
 
@@ -50,6 +56,8 @@ pub enum Language {
     Repeats(Repeats),
     /// A small English.
     English(English),
+    /// Windows of a natural text.
+    Text(Text),
 }
 
 /// A sequence, the predictions to make in it, and what they depend on.
@@ -117,15 +125,17 @@ impl Language {
             Self::Tasks(tasks) => tasks.validate(),
             Self::Repeats(repeats) => repeats.validate(),
             Self::English(english) => english.validate(),
+            Self::Text(text) => text.validate(),
         }
     }
 
-    /// Size of the vocabulary.
+    /// Size of the vocabulary; 0 if it comes from a text that cannot be read, which [`Language::validate`] reports.
     pub fn vocab(&self) -> usize {
         match self {
             Self::Tasks(tasks) => tasks.vocab(),
             Self::Repeats(repeats) => repeats.vocab(),
             Self::English(_) => lexicon::words().len(),
+            Self::Text(text) => text.vocab(),
         }
     }
 
@@ -135,6 +145,7 @@ impl Language {
             Self::Tasks(tasks) => tasks.positions(),
             Self::Repeats(repeats) => repeats.length,
             Self::English(english) => english.length,
+            Self::Text(text) => text.length,
         }
     }
 
@@ -144,15 +155,36 @@ impl Language {
             Self::Tasks(tasks) => tasks.infos(),
             Self::Repeats(repeats) => repeats.infos(),
             Self::English(english) => english.infos(),
+            Self::Text(text) => text.infos(),
         }
     }
 
     /// The text of every token, if tokens are words.
     pub fn words(&self) -> Option<Vec<String>> {
         match self {
-            Self::Tasks(_) => None,
+            Self::Tasks(_) | Self::Text(_) => None,
             Self::Repeats(repeats) => repeats.words(),
             Self::English(_) => Some(lexicon::words().into_iter().map(str::to_owned).collect()),
+        }
+    }
+
+    /// The tokenizer that trained models are saved with: of words or, for a natural text, of its own tokens. `None` if
+    /// tokens are not text.
+    ///
+    /// # Errors
+    /// If the text cannot be read or split.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match self {
+            Self::Text(text) => text.tokenizer().map(Some),
+            _ => self.words().map(|words| Tokenizer::of_words(&words)).transpose(),
+        }
+    }
+
+    /// The text of every token, if tokens are text.
+    fn pieces(&self) -> Result<Option<Vec<String>>> {
+        match self {
+            Self::Text(text) => text.pieces().map(Some),
+            _ => Ok(self.words()),
         }
     }
 
@@ -164,8 +196,8 @@ impl Language {
         let samples = self.samples(n, seed, number, true)?;
         let rows: Vec<Vec<i64>> = samples.iter().map(|sample| sample.tokens.clone()).collect();
         let mut tokens = Tokens::new(&rows)?;
-        if let Some(words) = self.words() {
-            let pieces = |row: &Vec<i64>| row.iter().map(|&id| words[id as usize].clone()).collect();
+        if let Some(all) = self.pieces()? {
+            let pieces = |row: &Vec<i64>| row.iter().map(|&id| all[id as usize].clone()).collect();
             tokens = tokens.with_pieces(rows.iter().map(pieces).collect())?;
         }
         Ok(Batch { tokens, samples })
@@ -179,16 +211,17 @@ impl Language {
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(number);
-        Ok((0..n).map(|_| self.sample(&mut rng, annotated)).collect())
+        (0..n).map(|_| self.sample(&mut rng, is_held_out(number), annotated)).collect()
     }
 
-    /// One sequence; the options must have been validated.
-    fn sample(&self, rng: &mut ChaCha8Rng, annotated: bool) -> Sample {
-        match self {
+    /// One sequence; the options must have been validated. Only a finite text has a part of its own that is held out.
+    fn sample(&self, rng: &mut ChaCha8Rng, held_out: bool, annotated: bool) -> Result<Sample> {
+        Ok(match self {
             Self::Tasks(tasks) => tasks.sample(rng, annotated),
             Self::Repeats(repeats) => repeats.sample(rng, annotated),
             Self::English(english) => english.sample(rng, annotated),
-        }
+            Self::Text(text) => text.sample(rng, held_out, annotated)?,
+        })
     }
 }
 

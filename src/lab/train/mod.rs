@@ -27,7 +27,6 @@ use self::parameters::Parameters;
 use super::language::{Batch, Language};
 use super::streams::Purpose;
 use super::trace::Probe;
-use crate::checkpoint::Tokenizer;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
@@ -252,8 +251,7 @@ impl Trainer {
 
     /// Turns the current models into results.
     fn finish(self) -> Result<Vec<Trained>> {
-        let words = self.common.language.words();
-        let tokenizer = words.map(|words| Tokenizer::of_words(&words)).transpose()?;
+        let tokenizer = self.common.language.tokenizer()?;
         let mut all = vec![];
         for (seed, mut model) in self.each_model() {
             if let Some(tokenizer) = &tokenizer {

@@ -71,6 +71,7 @@ impl Work {
     pub(super) fn inputs(&self) -> Result<Vec<Input>> {
         match self {
             Self::Pretrained(pretrained) => pretrained.inputs(),
+            Self::Training(training) => training.inputs(),
             _ => Ok(vec![]),
         }
     }

@@ -1,6 +1,6 @@
 //! Which roles do heads of an existing model play on annotated text?
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -87,7 +87,7 @@ impl Pretrained {
         let mut all = vec![Input { name: self.model.clone(), sha256: model.sha256()? }];
         if let Texts::Conllu(path) | Texts::Gap(path) = &self.texts {
             let name = path.display().to_string();
-            all.push(Input { name, sha256: file::sha256_of(&[found(path)])? });
+            all.push(Input { name, sha256: file::sha256_of(&[file::found(path)])? });
         }
         Ok(all)
     }
@@ -143,8 +143,8 @@ impl Texts {
     fn read(&self) -> Result<Vec<Annotated>> {
         match self {
             Self::Stories { .. } => Ok(vec![]),
-            Self::Conllu(path) => read_conllu(found(path)),
-            Self::Gap(path) => read_gap(found(path)),
+            Self::Conllu(path) => read_conllu(file::found(path)),
+            Self::Gap(path) => read_gap(file::found(path)),
         }
     }
 
@@ -156,15 +156,6 @@ impl Texts {
         let mut texts = shuffled(read, seed);
         texts.truncate(count);
         Ok(texts)
-    }
-}
-
-/// Locates a file: at the path as given, or in the data folder.
-fn found(path: &Path) -> PathBuf {
-    let data = std::env::var_os("HEADSCOPE_DATA").map(|data| Path::new(&data).join(path));
-    match data.filter(|data| !path.exists() && data.exists()) {
-        Some(data) => data,
-        None => path.to_owned(),
     }
 }
 

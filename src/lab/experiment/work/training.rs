@@ -1,13 +1,15 @@
 //! How do trained models change during training? Models trained on a language and measured along the way.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::course::{Spacing, late_change, loss_steps, rounded};
 use super::measure::{self, Asked, excess};
-use super::{Computed, row};
+use super::{Computed, Input, row};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::lab::language::Language;
 use crate::lab::streams::Purpose;
 use crate::lab::train::{HeadOptions, TrainOptions, Trainer, shuffled_head, transplanted};
@@ -150,7 +152,16 @@ impl Training {
         }
         let hash = |(&seed, model): (&u64, Model)| Ok((seed, model.sha256()?));
         let parameters = seeds.iter().zip(trainer.snapshots()).map(hash).collect::<Result<_>>()?;
-        Ok(Computed { rows, parameters, read: vec![] })
+        Ok(Computed { rows, parameters, read: self.inputs()? })
+    }
+
+    /// The file with the text that models are trained on, if there is one, with its hash.
+    pub(super) fn inputs(&self) -> Result<Vec<Input>> {
+        let path = if let Language::Text(text) = &self.language { text.file() } else { None };
+        let input = |path: &PathBuf| {
+            Ok(Input { name: path.display().to_string(), sha256: file::sha256_of(&[file::found(path)])? })
+        };
+        path.map(input).into_iter().collect()
     }
 
     /// Trains to the last step and measures along the way.
