@@ -9,11 +9,13 @@
 //! | what does a lower rank cost? | [`TruncationError`], [`Circuits::truncation`], [`Factored::inner_truncation`]; in loss: [`truncation_costs`](crate::heads::truncation_costs) |
 //! | how much rank does attention need? | [`Circle`], [`logit_spectrum`] |
 //! | which heads read which? | [`composition`], [`Circuits::composition`] |
-//! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Circuits::redundancy`], [`Dendrogram`] |
+//! | do heads of a layer use the same directions? | [`Circuits::alignments`], [`Circuits::redundancy`] |
+//! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Dendrogram`] |
 //! | does a head copy tokens? | [`copying_score`], [`diagonal_ranks`], [`top_k_accuracy`] |
 //!
 //! [`Model::circuits`](crate::model::Model::circuits) gets the weights from a model.
 
+mod alignment;
 mod blas;
 mod circle;
 mod composition;
@@ -30,6 +32,7 @@ mod tables;
 mod truncation;
 mod vocabulary;
 
+pub use alignment::Side;
 pub use circle::{Circle, logit_spectrum};
 pub use composition::{Composition, CompositionScores, composition};
 pub use dendrogram::{Dendrogram, Linkage, Merge};

@@ -10,6 +10,7 @@
 //! | [`Model::copying`](crate::model::Model::copying) | which heads copy tokens? |
 //! | [`Roles`], [`Annotated`] | which head knows which link between words ([`read_conllu`], [`read_gap`])? |
 //! | [`Role::test`](Role::test) | does the model need the best head for a role? |
+//! | [`redundancy`] | do the heads of a layer stand in for each other? |
 //! | [`truncation_costs`] | what does a lower rank of QK or OV cost the model? |
 //! | [`head_information`] | what do heads and layers tell about tokens, positions, roles and each other, in nats? |
 //! | [`layer_information`], [`pair_information`] | what do a layer's heads repeat, what do they tell only together? |
@@ -28,6 +29,7 @@ mod interval;
 mod pattern;
 mod pattern_rank;
 mod profile;
+mod redundancy;
 mod repeats;
 mod role;
 mod score;
@@ -46,6 +48,7 @@ pub use information::{
 pub use pattern::{Measured, Targets};
 pub use pattern_rank::pattern_ranks;
 pub use profile::{PatternOptions, pattern_scores};
+pub use redundancy::{RedundancyOptions, redundancy};
 pub use repeats::{Repeats, head_scores, induction_scores};
 pub use role::{RoleOptions, Roles};
 pub use score::{PatternScore, Prompt};
