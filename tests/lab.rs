@@ -394,7 +394,10 @@ fn optimisers_are_those_of_the_papers() {
                     Decay::None => 1.0,
                     Decay::Linear => 1.0 - done,
                     Decay::Cosine => (1.0 + (std::f64::consts::PI * done).cos()) / 2.0,
-                    Decay::Late(_) => f64::from(5 - step).min(2.5) / 2.5,
+                    Decay::Late(_) => {
+                        let left = f64::from(5 - step).min(2.5) / 2.5;
+                        0.5 * (1.0 - (std::f64::consts::PI * left).cos())
+                    }
                 };
             for ((leaf, gradient), [first, second]) in all.iter().zip(gradients).zip(&mut moments) {
                 let p = leaf.set_requires_grad(false);

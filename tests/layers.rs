@@ -147,9 +147,8 @@ proptest! {
 fn rotations_give_the_claimed_alignments() {
     let (d, draws) = (9, 4000);
     // Unequal spectra, so that the weighting matters.
-    let heads: Vec<[Array2<f64>; 4]> = (0..3)
-        .map(|h| [0, 1, 2, 3].map(|i| normal(d, 2, 10 * h + i) * ndarray::array![[3.0, 1.0]]))
-        .collect();
+    let heads: Vec<[Array2<f64>; 4]> =
+        (0..3).map(|h| [0, 1, 2, 3].map(|i| normal(d, 2, 10 * h + i) * ndarray::array![[3.0, 1.0]])).collect();
     let mut scores = vec![vec![]; 4];
     let mut values = vec![vec![]; 4];
     let mut baseline = vec![];
@@ -198,7 +197,8 @@ fn alignment_tells_shared_from_separate_directions() {
         assert!(columns(&same, "z_score")[side] > 10.0 && columns(&apart, "z_score")[side] < -2.0);
         assert_near("apart", columns(&apart, "value")[side], 0.0, ALGEBRA);
     }
-    let wide = ModelConfig { d_model: 96, n_heads: 8, n_kv_heads: 8, d_head: 12, n_layers: 3, ..ModelConfig::default() };
+    let wide =
+        ModelConfig { d_model: 96, n_heads: 8, n_kv_heads: 8, d_head: 12, n_layers: 3, ..ModelConfig::default() };
     let unrelated = random(&wide, 5).circuits(&RAW).unwrap().alignments(Offset::At(0)).unwrap();
     for (value, baseline) in columns(&unrelated, "value").into_iter().zip(columns(&unrelated, "baseline")) {
         assert!((value / baseline - 1.0).abs() < 0.05, "{value} where {baseline} is chance");

@@ -131,8 +131,8 @@ pub enum Decay {
     Linear,
     /// Along half a cosine to 0.
     Cosine,
-    /// Constant, then linearly to 0 over this last fraction of all steps. Longer training then only prolongs the
-    /// constant part, so that a run can be long enough to converge without learning more slowly.
+    /// Constant, then along half a cosine to 0 over this last fraction of all steps. Longer training then only prolongs
+    /// the constant part, so that a run can be long enough to converge without learning more slowly.
     Late(f64),
 }
 
@@ -213,7 +213,10 @@ impl TrainOptions {
         let done = (step - self.warmup) as f64 / self.steps.saturating_sub(self.warmup).max(1) as f64;
         self.learning_rate
             * match self.decay {
-                Decay::Late(fraction) => (left / (fraction * self.steps as f64)).min(1.0),
+                Decay::Late(fraction) => {
+                    let left = (left / (fraction * self.steps as f64)).min(1.0);
+                    0.5 * (1.0 - (std::f64::consts::PI * left).cos())
+                }
                 Decay::None => 1.0,
                 Decay::Linear => 1.0 - done,
                 Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),

@@ -54,15 +54,15 @@ pub(super) fn rounded(excess: f64) -> f64 {
     (excess * 1e4).round() / 1e4
 }
 
-/// By how much the mean excess loss over the last tenth of the steps differs from that over the tenth before; NaN if
-/// either has no record. `course`: step and excess loss.
+/// By how much the excess loss changes over the last tenth of the steps: its mean over the last fortieth against that over
+/// the fortieth before the last tenth begins; NaN if either has no record. `course`: step and excess loss.
 pub(super) fn late_change(course: &[(usize, f64)], last: usize) -> f64 {
     let mean = |from: usize| {
-        let inside = |step: usize| from * last < 10 * step && 10 * step <= (from + 1) * last;
+        let inside = |step: usize| from * last < 40 * step && 40 * step <= (from + 1) * last;
         let losses: Vec<f64> = course.iter().filter(|(step, _)| inside(*step)).map(|(_, loss)| *loss).collect();
         losses.iter().sum::<f64>() / losses.len() as f64
     };
-    (mean(9) - mean(8)).abs()
+    (mean(39) - mean(35)).abs()
 }
 
 #[cfg(test)]
@@ -90,12 +90,12 @@ mod tests {
     /// A loss that falls by the same amount in every step changes by that amount times a tenth of the steps; one that
     /// has stopped falling does not change, whatever it did before; without enough records nothing is known.
     #[test]
-    fn a_late_change_is_that_of_the_last_two_tenths() {
+    fn a_late_change_is_that_of_the_last_tenth() {
         let course =
-            |loss: &dyn Fn(f64) -> f64| loss_steps(1000).map(|step| (step, loss(step as f64))).collect::<Vec<_>>();
-        assert!((late_change(&course(&|step| 1.0 - step / 1000.0), 1000) - 0.1).abs() < 1e-12);
-        assert_eq!(late_change(&course(&|step| if step <= 800.0 { 1.0 } else { 0.2 }), 1000), 0.0);
-        assert!((late_change(&course(&|step| if step <= 900.0 { 1.0 } else { 0.25 }), 1000) - 0.75).abs() < 1e-12);
+            |loss: &dyn Fn(f64) -> f64| loss_steps(4000).map(|step| (step, loss(step as f64))).collect::<Vec<_>>();
+        assert!((late_change(&course(&|step| 1.0 - step / 4000.0), 4000) - 0.1).abs() < 1e-12);
+        assert_eq!(late_change(&course(&|step| if step <= 3500.0 { 1.0 } else { 0.2 }), 4000), 0.0);
+        assert!((late_change(&course(&|step| if step <= 3600.0 { 1.0 } else { 0.25 }), 4000) - 0.75).abs() < 1e-12);
         assert!(late_change(&[(0, 1.0), (50, 0.5), (100, 0.2)], 100).is_nan());
     }
 }

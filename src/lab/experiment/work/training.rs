@@ -88,8 +88,8 @@ pub enum Occupant {
 }
 
 /// A measurement of a cell's models, taken at every recorded step. `loss` and `accuracy` of each task and `excess_loss`
-/// are always measured, and at the end `late_change`: by how much the mean excess loss over the last tenth of the steps
-/// differs from that over the tenth before, near 0 once training has converged.
+/// are always measured, and at the end `late_change`: by how much the excess loss changes over the last tenth of the
+/// steps, near 0 once training has converged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measurement {
