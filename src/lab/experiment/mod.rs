@@ -22,6 +22,7 @@ mod symmetry;
 mod taken;
 mod work;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
 
@@ -126,7 +127,11 @@ impl Experiment {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }
         };
-        Ok(Self { grid: Some(grid), ..declared })
+        // What the sub-claims need comes first, so that a run that is stopped early has decided most.
+        let needed: BTreeSet<&str> = declared.sub_claims.iter().flat_map(SubClaim::cells).collect();
+        let (first, rest): (Vec<Cell>, Vec<Cell>) =
+            declared.cells.iter().cloned().partition(|cell| needed.contains(cell.name.as_str()));
+        Ok(Self { grid: Some(grid), cells: [first, rest].concat(), ..declared })
     }
 
     /// Reads an experiment from a JSON file.
