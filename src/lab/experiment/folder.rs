@@ -10,7 +10,7 @@ use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 use crate::lab::differences::differences;
-use crate::lab::verdict::{Evidence, Judgement, Runs, first, judge};
+use crate::lab::verdict::{EXCESS_LOSS, Evidence, Judgement, Reading, Runs, first, judge};
 use crate::table::{Observation, Provenance, Table};
 
 const DECLARATION: &str = "experiment.json";
@@ -231,6 +231,18 @@ impl Results {
     pub fn last(&self, cell: &str, metric: &str, task: Option<&str>) -> Result<Vec<f64>> {
         let runs = self.runs(cell, metric, task)?;
         Ok(runs.into_values().filter_map(|steps| steps.last_key_value().map(|(_, value)| *value)).collect())
+    }
+
+    /// The mean of a metric over the runs of a cell, read at the end or at equal loss; runs without a value are skipped, and
+    /// NaN says that there is none.
+    ///
+    /// # Errors
+    /// As for [`Results::runs`].
+    pub fn mean(&self, cell: &str, metric: &str, task: Option<&str>, reading: Reading) -> Result<f64> {
+        let losses = self.evidence.runs(cell, EXCESS_LOSS, None).unwrap_or_default();
+        let runs = self.runs(cell, metric, task)?;
+        let values: Vec<f64> = runs.iter().filter_map(|(seed, steps)| reading.of(steps, losses.get(seed))).collect();
+        Ok(values.iter().sum::<f64>() / values.len() as f64)
     }
 
     /// Judges each sub-claim by the experiment's own rule and, for comparison, each prediction of the first round by

@@ -9,7 +9,7 @@ use super::evidence::{Effects, Evidence, Over};
 use super::first;
 use super::gate::GateFinding;
 use super::rule::{Look, Rule};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stats::{Interval, Student, holm};
 
 /// A verdict on a sub-claim, or on one of its cases.
@@ -109,6 +109,19 @@ pub struct Judgement {
     /// The verdicts of the first rule on the same tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub first: Vec<first::Judged>,
+}
+
+impl Judgement {
+    /// The verdicts on a sub-claim of this experiment.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is none of that id; it names those that there are.
+    pub fn sub_claim(&self, id: &str) -> Result<&Judged> {
+        self.sub_claims.iter().find(|judged| judged.sub_claim.id == id).ok_or_else(|| {
+            let ids: Vec<&str> = self.sub_claims.iter().map(|judged| judged.sub_claim.id.as_str()).collect();
+            Error::argument("sub-claim", format!("one of {}", ids.join(", ")), id)
+        })
+    }
 }
 
 impl Judged {

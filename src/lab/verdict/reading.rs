@@ -24,7 +24,7 @@ pub enum Reading {
 impl Reading {
     /// Reads a metric recorded at `steps` from a run with the given losses; `None` if the run never reaches the loss, or
     /// the metric is missing there.
-    pub(super) fn of(self, steps: &BTreeMap<u32, f64>, losses: Option<&BTreeMap<u32, f64>>) -> Option<f64> {
+    pub(in crate::lab) fn of(self, steps: &BTreeMap<u32, f64>, losses: Option<&BTreeMap<u32, f64>>) -> Option<f64> {
         let value = match self {
             Self::End => steps.last_key_value().map(|(_, value)| *value),
             Self::AtExcessLoss(most) => interpolated(steps, crossing(losses?, most)?),
