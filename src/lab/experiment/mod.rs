@@ -10,6 +10,7 @@
 mod bottleneck;
 mod capacity;
 mod commit;
+mod dose;
 mod emergence;
 mod folder;
 mod grid;
@@ -107,7 +108,7 @@ const MOST: usize = 100_000;
 
 impl Experiment {
     /// Names of the lab's own experiments.
-    pub const NAMES: [&'static str; 8] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8"];
+    pub const NAMES: [&'static str; 9] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10"];
 
     /// Returns one of the lab's own experiments.
     ///
@@ -123,6 +124,7 @@ impl Experiment {
             "E6" => emergence::emergence(grid),
             "E7" => roles::roles(grid),
             "E8" => capacity::decay(grid),
+            "E10" => dose::dose(grid),
             _ => {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }
