@@ -1,7 +1,8 @@
 //! E10: is it competition that makes heads divide the work, and does it need narrow heads?
 
 use super::grid::{
-    D_MODEL, DIVERGENCE, DIVISION, REGIMES, above, cells_of, converged, divided, learned, numbered, sub_claim, trained,
+    D_MODEL, DIVERGENCE, DIVISION, REGIMES, above, below, cells_of, converged, divided, learned, numbered, sub_claim,
+    trained,
 };
 use super::{Cell, Experiment, Grid, Measurement};
 use crate::lab::language::Regime;
@@ -56,7 +57,7 @@ pub(super) fn dose(grid: Grid) -> Experiment {
         }
     }
     Experiment {
-        sub_claims: vec![interaction(), needed(), breaks_symmetry()],
+        sub_claims: vec![interaction(), needed(), keeps_apart(), alike_alone(), breaks_symmetry()],
         cells,
         ..numbered(
             10,
@@ -98,6 +99,24 @@ fn needed() -> SubClaim {
     let text = "Division needs competition: heads that are each trained alone divide the work less";
     let cases = REGIMES.into_iter().flat_map(case).collect();
     gated(sub_claim("C2e", text, of_all_runs("division", DIVISION), cases))
+}
+
+fn keeps_apart() -> SubClaim {
+    let case = |(regime, _)| {
+        WIDTHS.map(|width| {
+            Contrast::between(format!("{regime}, width {width}"), free(regime, width, "1"), free(regime, width, "0"))
+        })
+    };
+    let text = "Competition keeps heads apart: trained together they attend less alike than each trained alone";
+    let cases = REGIMES.into_iter().flat_map(case).collect();
+    gated(sub_claim("C2f", text, of_all_runs("pattern_divergence", DIVERGENCE), cases))
+}
+
+fn alike_alone() -> SubClaim {
+    let case = |(regime, _)| Contrast::of(regime, free(regime, D_MODEL, "0"));
+    let text = "Heads of full width that start at random end alike if each is trained alone";
+    let endpoint = Endpoint { given_learning: false, ..below("pattern_divergence", DIVERGENCE) };
+    sub_claim("C6c", text, endpoint, REGIMES.into_iter().map(case).collect())
 }
 
 fn breaks_symmetry() -> SubClaim {
