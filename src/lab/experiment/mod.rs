@@ -199,6 +199,17 @@ impl Experiment {
         self.first_predictions.iter().try_for_each(|prediction| prediction.validate(&names))
     }
 
+    /// Returns what a cell trains: its architecture, language and options.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if there is no such cell, or it does not train.
+    pub fn training(&self, name: &str) -> Result<&Training> {
+        match &self.cell(name)?.work {
+            Work::Training(training) => Ok(training),
+            _ => Err(Error::argument("cell", "one that trains models", name)),
+        }
+    }
+
     /// Returns the cell with the given name.
     ///
     /// # Errors
