@@ -32,4 +32,4 @@ pub use experiment::{Experiment, Grid, Results, RunOptions};
 pub use language::Language;
 pub use report::{effects, report};
 pub use train::{TrainOptions, Trained, Trainer};
-pub use verdict::{Judged, Judgement, Verdict};
+pub use verdict::{Judged, Judgement, Reading, Verdict};
