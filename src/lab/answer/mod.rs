@@ -78,16 +78,17 @@ impl Answer {
         self.rows.iter().find(|row| row.name() == id)
     }
 
-    /// The table and the paragraphs as Markdown.
+    /// The paragraphs and the table as Markdown.
     pub fn markdown(&self, tongue: Tongue) -> String {
         let page = sentences(tongue);
-        let mut text = format!("| {} |\n|---|---|---|---|---|---|\n", page.columns.join(" | "));
+        let mut text = String::new();
+        for paragraph in self.paragraphs(tongue) {
+            let _ = write!(text, "{paragraph}\n\n");
+        }
+        let _ = write!(text, "| {} |\n|---|---|---|---|---|---|\n", page.columns.join(" | "));
         for row in &self.rows {
             let cells = row.cells(page);
             let _ = writeln!(text, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).join(" | "));
-        }
-        for paragraph in self.paragraphs(tongue) {
-            let _ = write!(text, "\n{paragraph}\n");
         }
         text
     }
@@ -115,22 +116,24 @@ impl Answer {
     /// The table and the paragraphs as HTML, for a notebook.
     pub fn html(&self, tongue: Tongue) -> Html {
         let page = sentences(tongue);
+        let mut text = String::new();
+        for paragraph in self.paragraphs(tongue) {
+            let title = paragraph.strip_prefix("**").and_then(|rest| rest.split_once("**"));
+            let (title, rest) = title.unwrap_or(("", &paragraph));
+            let _ = writeln!(text, "<p><b>{}</b>{}</p>", escape(title), escape(rest));
+        }
         let heads: String = page.columns.iter().map(|column| format!("<th>{}</th>", escape(column))).collect();
-        let mut text = format!("<table><tr>{heads}</tr>\n");
+        let _ = writeln!(text, "<table><tr>{heads}</tr>");
         for row in &self.rows {
             let [id, claim, _, number, n, from] = row.cells(page).map(|cell| escape(&cell));
-            let verdict = coloured(row.judged.decided().verdict, page.verdict(row.judged.decided().verdict));
+            let verdict = row.judged.decided().verdict;
+            let verdict = coloured(verdict, page.verdict(verdict));
             let _ = writeln!(
                 text,
                 "<tr><th>{id}</th><td>{claim}</td><td>{verdict}</td><td>{number}</td><td>{n}</td><td>{from}</td></tr>"
             );
         }
         text.push_str("</table>\n");
-        for paragraph in self.paragraphs(tongue) {
-            let (title, rest) =
-                paragraph.strip_prefix("**").and_then(|rest| rest.split_once("**")).unwrap_or(("", &paragraph));
-            let _ = writeln!(text, "<p><b>{}</b>{}</p>", escape(title), escape(rest));
-        }
         styled(&text)
     }
 
