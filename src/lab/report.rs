@@ -67,12 +67,11 @@ fn section(results: &Results, judgement: &Judgement) -> Result<String> {
     let experiment = &results.experiment;
     let mut page = format!("<h2>{}: {}</h2>\n", escape(&experiment.id), escape(&experiment.title));
     page.push_str(&format!("<p>{}</p>\n", escape(&experiment.question)));
-    page.push_str(&format!(
-        "<p>{} cells, seeds from {}. Rule: {}.</p>\n",
-        experiment.cells.len(),
-        experiment.seed,
-        escape(&experiment.rule.to_string())
-    ));
+    page.push_str(&format!("<p>{} cells, seeds from {}.", experiment.cells.len(), experiment.seed));
+    if !judgement.sub_claims.is_empty() {
+        page.push_str(&format!(" Rule: {}.", escape(&judgement.rule.to_string())));
+    }
+    page.push_str("</p>\n");
     if !results.missing.is_empty() {
         page.push_str(&format!("<p>Missing cells: {}.</p>\n", escape(&results.missing.join(", "))));
     }
@@ -82,7 +81,7 @@ fn section(results: &Results, judgement: &Judgement) -> Result<String> {
     for judged in &judgement.sub_claims {
         page.push_str(&sub_claim(judged)?);
     }
-    page.push_str(&by_the_first_rule(&judgement.first));
+    page.push_str(&by_the_first_rule(judgement));
     Ok(page)
 }
 
@@ -129,10 +128,8 @@ fn findings(decided: &Decided) -> String {
     format!("<table><tr><th>case</th><th>verdict</th><th>effect</th><th>seeds</th></tr>\n{rows}{gates}</table>\n")
 }
 
-fn by_the_first_rule(judged: &[first::Judged]) -> String {
-    if judged.is_empty() {
-        return String::new();
-    }
+fn by_the_first_rule(judgement: &Judgement) -> String {
+    let Some(rule) = &judgement.first_rule else { return String::new() };
     let row = |judged: &first::Judged| {
         let first::Judged { prediction, verdict, .. } = judged;
         format!(
@@ -142,8 +139,9 @@ fn by_the_first_rule(judged: &[first::Judged]) -> String {
             verdict.name()
         )
     };
-    let rows: String = judged.iter().map(row).collect();
-    format!("<details><summary>The same tables by the first rule</summary><table>{rows}</table></details>\n")
+    let rows: String = judgement.first.iter().map(row).collect();
+    let rule = escape(&rule.to_string());
+    format!("<details><summary>The same tables by the first rule</summary><p>{rule}.</p><table>{rows}</table></details>\n")
 }
 
 /// Plots the effects of a sub-claim's cases with the intervals that decide, next to the threshold.

@@ -21,7 +21,7 @@ struct Which {
     /// First seed; overrides the experiment's
     #[arg(long)]
     seed: Option<u64>,
-    /// Runs per cell; overrides the experiment's
+    /// Runs per cell, for experiments without sub-claims: those with have as many as the first look
     #[arg(long)]
     runs: Option<usize>,
 }
@@ -203,8 +203,22 @@ impl Run {
             0 => println!("all {} cells are finished: headscope lab verdict {}", experiment.cells.len(), out.display()),
             n => println!("{n} of {} cells are not finished yet", experiment.cells.len()),
         }
+        if results.missing.is_empty() {
+            tell_open(&results)?;
+        }
         Ok(())
     }
+}
+
+/// Says which sub-claims are open, and which look may decide them.
+fn tell_open(results: &Results) -> Result<()> {
+    let judged = results.judge()?.sub_claims;
+    let open: Vec<_> = judged.iter().filter(|judged| judged.decided().verdict == headscope::lab::Verdict::Open).collect();
+    if let Some(look) = open.iter().map(|judged| judged.decided().looks + 1).min() {
+        let ids: Vec<&str> = open.iter().map(|judged| judged.sub_claim.id.as_str()).collect();
+        println!("open: {} (--resume --looks {look} adds seeds)", ids.join(", "));
+    }
+    Ok(())
 }
 
 /// Number of cell tables in a folder.

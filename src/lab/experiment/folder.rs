@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Experiment;
+use super::looks::Part;
 use super::origin::Origin;
 use crate::error::{Error, Result};
 use crate::file::{self, Lock};
 use crate::lab::differences::differences;
-use crate::lab::verdict::{EXCESS_LOSS, Evidence, Judgement, Reading, Runs, first, judge};
+use crate::lab::verdict::{EXCESS_LOSS, Evidence, Judged, Judgement, Reading, Runs, first, judge};
 use crate::table::{Observation, Provenance, Table};
 
 const DECLARATION: &str = "experiment.json";
@@ -92,28 +93,54 @@ pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
     }
 }
 
+/// The union, if the folder has no cells beside it.
+pub(super) fn only_union(folder: &Path) -> Option<PathBuf> {
+    Some(folder.join(UNION)).filter(|union| union.exists() && tables(folder).is_empty())
+}
+
+/// Paths of the cells' tables, sorted.
+fn tables(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder.join(CELLS)).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "parquet"));
+    paths.sort();
+    paths
+}
+
 /// Writes the cells that only their union still has as files of their own, so that a run can go on from what was
-/// committed. Cells of another declaration are left where they are.
-pub(super) fn unpack(experiment: &Experiment, folder: &Path) -> Result<()> {
+/// committed. Cells of another declaration are left where they are, and so are those of a damaged union, which is
+/// reported through `note`.
+pub(super) fn unpack(experiment: &Experiment, folder: &Path, note: fn(&str)) -> Result<()> {
     let union = folder.join(UNION);
-    if !union.exists() {
+    let absent = |part: &Part<'_>| !cell_path(folder, &part.name()).exists();
+    if !union.exists() || !experiment.parts(1, experiment.cells.iter()).iter().any(absent) {
         return Ok(());
     }
-    let (table, checked) = Table::read_checked(&union)?;
+    let (table, checked) = match Table::read_checked(&union) {
+        Ok(read) => read,
+        Err(damage @ (Error::Damaged { .. } | Error::Format { .. } | Error::Table { .. })) => {
+            note(&format!("{damage}; cells that only it holds are computed again"));
+            return Ok(());
+        }
+        Err(other) => return Err(other),
+    };
     let declaration = Some(experiment.sha256()?);
-    let origins = origins(&table);
-    for look in 1..=experiment.rule.looks.len() {
-        for part in experiment.parts(look, experiment.cells.iter()) {
-            let path = cell_path(folder, &part.name());
+    let (origins, rows) = (origins(&table), table.rows()?);
+    // Without sub-claims nothing is ever left open.
+    let looks = if experiment.sub_claims.is_empty() { 1 } else { experiment.rule.looks.len() };
+    for look in 1..=looks {
+        for part in experiment.parts(look, experiment.cells.iter()).into_iter().filter(absent) {
             let origin = origins.get(&part.name()).filter(|origin| checked && origin.declaration == declaration);
-            let Some(origin) = origin.filter(|_| !path.exists()) else { continue };
-            let seeds = part.seed..part.seed + part.runs as u64;
-            let own = |row: &Observation| {
+            let Some(origin) = origin else { continue };
+            let seeds = part.seed..=part.seed + (part.runs as u64 - 1);
+            let own = |row: &&Observation| {
                 row.keys.cell.as_ref() == Some(&part.cell.name)
                     && row.keys.seed.is_some_and(|seed| seeds.contains(&seed))
             };
-            let rows = table.rows()?.into_iter().filter(own).collect();
-            Table::new(rows, part.provenance(origin))?.write(path)?;
+            let headscope = table.provenance().headscope.clone();
+            let provenance = Provenance { headscope, ..part.provenance(origin) };
+            Table::new(rows.iter().filter(own).cloned().collect(), provenance)?
+                .write(cell_path(folder, &part.name()))?;
         }
     }
     Ok(())
@@ -147,16 +174,8 @@ impl Results {
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let experiment = Experiment::read(folder.join(DECLARATION))?;
-        let cells = folder.join(CELLS);
-        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&cells) {
-            Ok(entries) => entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect(),
-            Err(_) => vec![],
-        };
-        paths.retain(|path| path.extension().is_some_and(|ending| ending == "parquet"));
-        paths.sort();
-        if paths.is_empty() && folder.join(UNION).exists() {
-            paths.push(folder.join(UNION));
-        }
+        let mut paths = tables(folder);
+        paths.extend(only_union(folder));
         let read = paths.iter().map(|path| Table::read_checked(path)).collect::<Result<Vec<_>>>()?;
         let unchecked: Vec<&PathBuf> =
             paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
@@ -262,7 +281,16 @@ impl Results {
             notes: self.notes.clone(),
             sub_claims: judged.collect::<Result<_>>()?,
             first: first::judge(first_predictions, first_rule, &self.evidence)?,
+            first_rule: (!first_predictions.is_empty()).then(|| first_rule.clone()),
         })
+    }
+
+    /// The verdicts on the sub-claims as they were after `looks` looks: seeds that were added later do not count, so that
+    /// all shards agree about what was left open.
+    pub(super) fn judged_at(&self, looks: usize) -> Result<Vec<Judged>> {
+        let Experiment { sub_claims, rule, seed, .. } = &self.experiment;
+        let evidence = self.evidence.up_to(seed + (rule.looks[looks - 1].seeds as u64 - 1));
+        sub_claims.iter().map(|claim| judge(claim, rule, &evidence)).collect()
     }
 
     /// Writes the union of the cells to `results.parquet`, a judgement to `verdict.json`, and the seconds that each cell

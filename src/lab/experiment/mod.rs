@@ -188,7 +188,11 @@ impl Experiment {
             return Err(Error::argument("runs", format!("{first}, as in the first look"), self.runs));
         }
         run::seeds(self.seed, self.rule.looks.last().map_or(0, |look| look.seeds).max(self.runs))?;
-        for claim in &self.sub_claims {
+        for (number, claim) in self.sub_claims.iter().enumerate() {
+            let same = |other: &&SubClaim| (&other.id, other.setting) == (&claim.id, claim.setting);
+            if self.sub_claims[..number].iter().any(|other| same(&other)) {
+                return Err(Error::argument("sub_claims", "one of each id in a setting", format!("`{}` twice", claim.id)));
+            }
             claim.validate(&names).map_err(|reason| match reason {
                 Error::Argument { name, expected, found } => {
                     Error::Argument { name, expected, found: format!("{found} (sub-claim {})", claim.id) }

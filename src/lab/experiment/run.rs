@@ -9,6 +9,7 @@ use super::looks::Part;
 use super::origin::Origin;
 use super::{Cell, Experiment};
 use crate::error::{Error, Result};
+use crate::lab::verdict::{Judged, Verdict};
 use crate::progress::Progress;
 use crate::table::Table;
 use crate::workers::{on_one_thread, spread};
@@ -56,6 +57,12 @@ impl Cell {
     }
 }
 
+/// The error where results are there, and nobody asked to go on from them.
+fn refused_without_resume(there: &Path) -> Error {
+    let found = format!("finished cells, {}", there.display());
+    Error::argument("folder", "no results for these cells, or the option to resume", found)
+}
+
 /// Seeds of the `runs` runs.
 pub(super) fn seeds(seed: u64, runs: usize) -> Result<Vec<u64>> {
     let each = (0..runs as u64).map(|run| seed.checked_add(run));
@@ -92,7 +99,9 @@ impl Experiment {
         let _held = folder::hold(folder, options.shard, self.cells.len())?;
         folder::begin(self, folder)?;
         if options.resume {
-            folder::unpack(self, folder)?;
+            folder::unpack(self, folder, options.note)?;
+        } else if let Some(union) = folder::only_union(folder) {
+            return Err(refused_without_resume(&union));
         }
         let mut done = 0;
         for look in 1..=options.looks {
@@ -114,9 +123,15 @@ impl Experiment {
         if !results.missing.is_empty() {
             return Ok(None);
         }
-        let judged = results.judge()?.sub_claims;
-        let waits = |judged: &&crate::lab::verdict::Judged| judged.decided().looks + 1 >= look;
-        let open: Vec<&str> = judged.iter().filter(waits).flat_map(|judged| judged.open_cells()).collect();
+        let judged = results.judged_at(look - 1)?;
+        let unfinished = |judged: &Judged| {
+            let decided = judged.decided();
+            decided.verdict == Verdict::Open && decided.looks + 1 < look
+        };
+        if judged.iter().any(unfinished) {
+            return Ok(None);
+        }
+        let open: Vec<&str> = judged.iter().flat_map(Judged::open_cells).collect();
         let cells: Vec<&Cell> = self.cells.iter().filter(|cell| open.contains(&cell.name.as_str())).collect();
         Ok((!cells.is_empty()).then_some(cells))
     }
@@ -126,8 +141,7 @@ impl Experiment {
         let (done, mut open): (Vec<Part<'_>>, Vec<Part<'_>>) =
             mine.into_iter().partition(|part| cell_path(folder, &part.name()).exists());
         if let (Some(part), false) = (done.iter().find(|part| part.look == 1), options.resume) {
-            let found = format!("a finished cell, {}", cell_path(folder, &part.name()).display());
-            return Err(Error::argument("folder", "no results for these cells, or the option to resume", found));
+            return Err(refused_without_resume(&cell_path(folder, &part.name())));
         }
         let mut kept = vec![];
         for part in done {
@@ -181,8 +195,8 @@ impl Experiment {
             let part = &open[number];
             let computed = part.cell.compute_for(Some(self), part);
             let written = computed.and_then(|(table, seconds)| {
-                table.write(cell_path(folder, &part.name()))?;
-                folder::note_time(folder, &part.name(), seconds)
+                folder::note_time(folder, &part.name(), seconds)?; // first, so that a finished cell has its time
+                table.write(cell_path(folder, &part.name()))
             });
             written.map_err(|reason| Error::Cell { cell: part.cell.name.clone(), reason: Box::new(reason) })
         };

@@ -109,6 +109,9 @@ pub struct Judgement {
     /// The verdicts of the first rule on the same tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub first: Vec<first::Judged>,
+    /// The first rule, if it was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_rule: Option<first::Rule>,
 }
 
 impl Judgement {

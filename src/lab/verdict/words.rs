@@ -194,7 +194,9 @@ impl fmt::Display for Judgement {
         self.notes.iter().try_for_each(|note| write!(out, "\n  note: {note}"))?;
         self.sub_claims.iter().try_for_each(|judged| write!(out, "\n{judged}"))?;
         if !self.first.is_empty() {
-            write!(out, "\n  by the first rule, for comparison:")?;
+            let claims = first::claims(&self.first);
+            let claims: Vec<String> = claims.iter().map(|(claim, verdict)| format!("{claim} {verdict}")).collect();
+            write!(out, "\n  by the first rule, for comparison: {}", claims.join(", "))?;
         }
         self.first.iter().try_for_each(|judged| {
             let first::Judged { prediction, verdict, .. } = judged;
