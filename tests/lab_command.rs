@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use headscope::lab::{Experiment, Grid};
+
 fn lab(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_headscope")).arg("lab").args(arguments).output().unwrap()
 }
@@ -26,37 +28,47 @@ fn fails(arguments: &[&str], code: i32) -> String {
     error
 }
 
-/// An experiment file whose cells need no training: keys on circles of some sizes. Its one prediction is that the attention of
+/// An experiment file whose cells need no training: keys on circles of some sizes. Its one sub-claim is that the attention of
 /// the first has rank 2, which is wrong: it has as many as there are keys.
 fn experiment(folder: &Path, sizes: &[usize]) -> String {
-    let mut experiment: serde_json::Value = serde_json::from_str(&done(&["show", "E5", "--json"])).unwrap();
     let cell =
         |n: &usize| serde_json::json!({"name": format!("circle{n}"), "work": {"circle": {"n": n, "beta": 90.5}}});
-    experiment["cells"] = sizes.iter().map(cell).collect();
-    experiment["predictions"] = serde_json::json!([{
-        "claim": "C4",
+    let case = serde_json::json!({
+        "name": "circle", "terms": [{"cell": format!("circle{}", sizes[0]), "weight": 1.0}], "level": 2.0,
+    });
+    let claim = serde_json::json!({
+        "id": "C4a",
         "text": "Attention by logits of rank 2 has rank 2",
-        "metric": "pattern_rank",
-        "expect": "zero",
-        "level": 2.0,
-        "smallest": 1.0,
-        "cases": [{"name": "circle", "cell": format!("circle{}", sizes[0])}],
-    }]);
+        "form": "directional",
+        "endpoint": {"metric": "pattern_rank", "expect": "below", "delta": 0.5, "scale": "half a rank"},
+        "cases": [case],
+    });
+    written(folder, sizes.iter().map(cell).collect(), claim)
+}
+
+/// An experiment file as E5's was printed, with other cells, one sub-claim, and looks at 8, 12 and 16 seeds.
+fn written(folder: &Path, cells: Vec<serde_json::Value>, claim: serde_json::Value) -> String {
+    let mut experiment: serde_json::Value = serde_json::from_str(&done(&["show", "E5", "--json"])).unwrap();
+    experiment["cells"] = cells.into();
+    experiment["sub_claims"] = vec![claim].into();
+    experiment.as_object_mut().unwrap().remove("first_predictions");
+    let looks = [(8, 0.01), (12, 0.015), (16, 0.025)].map(|(n, alpha)| serde_json::json!({"seeds": n, "alpha": alpha}));
+    experiment["rule"]["looks"] = looks.to_vec().into();
     experiment["runs"] = 8.into();
     let path = folder.join("mine.json");
     std::fs::write(&path, experiment.to_string()).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// Every file of a folder, by name.
+/// Every file of a folder, by name, but for those that say how long it took.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = BTreeMap::new();
     for inner in [folder.to_owned(), folder.join("cells")] {
         for entry in std::fs::read_dir(inner).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())
         {
+            let name = entry.file_name().unwrap().to_str().unwrap();
             // A killed process leaves the hidden file that it was writing.
-            let hidden = entry.file_name().unwrap().to_str().unwrap().starts_with('.');
-            if !hidden {
+            if !name.starts_with('.') && !name.ends_with(".seconds") && name != "times.json" {
                 let name = entry.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
                 all.insert(name, std::fs::read(entry).unwrap());
             }
@@ -68,17 +80,43 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn list_and_show_say_what_there_is() {
     let list = done(&["list"]);
-    for name in ["E1", "E2", "E3", "E4", "E5", "E6", "E8", "induction", "english"] {
-        assert!(list.contains(name), "{name}: {list}");
+    for name in Experiment::NAMES.into_iter().chain(["induction", "english"]) {
+        assert!(list.lines().any(|line| line.trim_start().starts_with(name)), "{name}: {list}");
+    }
+    let declared = Experiment::named("E1", Grid::Small).unwrap();
+    let line = list.lines().find(|line| line.contains(" E1 ")).unwrap();
+    for claim in &declared.sub_claims {
+        assert!(line.contains(&claim.id), "{}: {line}", claim.id);
     }
     let shown = done(&["show", "E1"]);
-    for part in ["Do narrow heads", "C1: ", "C6: ", "alpha 0.05", "10 runs", "gated-heads4-width4"] {
+    let mut parts = vec!["Do narrow heads", "looks at 16 seeds at 0.01", "16 runs", "gated-heads4-width4"];
+    for claim in &declared.sub_claims {
+        parts.extend([claim.id.as_str(), &claim.text, &claim.endpoint.scale]);
+        parts.extend(claim.gates.iter().map(|gate| gate.text.as_str()));
+    }
+    for part in parts {
         assert!(shown.contains(part), "{part}: {shown}");
     }
-    assert!(done(&["show", "E1", "--grid", "full"]).contains("32 runs"));
+    assert!(done(&["show", "E1", "--grid", "full"]).contains("gated-heads4-width11") && !shown.contains("width11"));
     assert!(done(&["show", "induction"]).contains("\"language\""));
     assert!(fails(&["show", "E99"], 2).contains("E8"));
     assert!(fails(&["run", "E99"], 2).contains("E8"));
+}
+
+/// What `show --json` prints is the experiment, and is read as one.
+#[test]
+fn a_printed_experiment_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("printed.json");
+    for (name, grid) in [("E1", "small"), ("E3", "full")] {
+        let printed = done(&["show", name, "--grid", grid, "--json"]);
+        let declared = if grid == "small" { Grid::Small } else { Grid::Full };
+        let declared = Experiment::named(name, declared).unwrap();
+        assert_eq!(serde_json::from_str::<Experiment>(&printed).unwrap(), declared);
+        std::fs::write(&path, &printed).unwrap();
+        assert_eq!(done(&["show", path.to_str().unwrap(), "--json"]), printed);
+        assert_eq!(done(&["show", path.to_str().unwrap()]), done(&["show", name, "--grid", grid]));
+    }
 }
 
 /// Shards of a run, one of them killed in the middle and resumed, are judged as one run is.
@@ -108,10 +146,11 @@ fn shards_a_kill_and_a_resume_leave_the_bytes_of_one_run() {
     assert!(done(&["run", &mine, "--out", &parts, "--shard", "2/2"]).contains("lab verdict"));
 
     let verdict = done(&["verdict", &whole]);
-    assert!(verdict.contains("C4: refuted"), "{verdict}");
+    assert!(verdict.contains("\n  C4a  fails ") && verdict.contains("3.000 [3.000, 3.000]"), "{verdict}");
     let json: serde_json::Value = serde_json::from_str(&done(&["verdict", &parts, "--json"])).unwrap();
-    assert_eq!(json[0]["claims"]["C4"], "refuted");
-    assert_eq!(json[0]["predictions"][0]["findings"][0]["effect"]["estimate"], 3.0);
+    let judged = &json[0]["sub_claims"][0];
+    assert_eq!((&judged["learned"]["verdict"], &judged["all"]["verdict"]), (&"fails".into(), &"fails".into()));
+    assert_eq!(judged["learned"]["findings"][0]["interval"]["estimate"], 3.0);
     assert_eq!(files(&folder.path().join("whole")), files(&folder.path().join("parts")));
 
     // The union alone is judged alike, and a folder of folders stands for them.
@@ -123,7 +162,106 @@ fn shards_a_kill_and_a_resume_leave_the_bytes_of_one_run() {
     assert_eq!(done(&["verdict", &place("all")]), verdict);
     let page = place("page.html");
     done(&["report", &place("all"), "--out", &page]);
-    assert!(std::fs::read_to_string(page).unwrap().contains("Attention by logits of rank 2"));
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("Attention by logits of rank 2") && page.contains("<b class=\"fails\">fails</b>"), "{page}");
+}
+
+/// A second look adds seeds to the cell that the first one left open, and the verdict is then another one; whoever asks for a
+/// look that the rule does not have is told how many there are.
+#[test]
+fn a_second_look_is_taken_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let cell = |(name, steps): (&str, usize)| {
+        let work = serde_json::json!({"d_model": 4, "width": 1, "decay": 0.7, "steps": steps, "learning_rate": 0.4});
+        serde_json::json!({"name": name, "work": {"regression": work}})
+    };
+    let mine = |level: f64| {
+        let claim = serde_json::json!({
+            "id": "C9", "text": "The loss is above the level", "form": "directional",
+            "endpoint": {"metric": "loss", "expect": "above", "delta": 0.1, "scale": "a tenth of the start"},
+            "cases": [{"name": "only", "terms": [{"cell": "one", "weight": 1.0}], "level": level}],
+        });
+        written(folder.path(), [("one", 14), ("other", 15)].map(cell).to_vec(), claim)
+    };
+    let judged = |out: &str| {
+        let json: serde_json::Value = serde_json::from_str(&done(&["verdict", out, "--json"])).unwrap();
+        json[0]["sub_claims"][0]["learned"].clone()
+    };
+    let (before, out) = (place("before"), place("out"));
+    let told = done(&["run", &mine(-9.0), "--out", &before, "--looks", "2"]);
+    assert!(told.contains("2 cells computed") && !told.contains("open:"), "decided at the first look: {told}");
+    let found = judged(&before);
+    assert_eq!((&found["verdict"], &found["looks"]), (&"holds".into(), &1.into()));
+
+    // With delta at the mean of the first look, that look decides nothing.
+    let mine = mine(found["findings"][0]["interval"]["estimate"].as_f64().unwrap() - 9.0 - 0.1);
+    let told = done(&["run", &mine, "--out", &out]);
+    assert!(told.contains("open: C9 (--resume --looks 2 adds seeds)"), "{told}");
+    let found = judged(&out);
+    assert_eq!((&found["verdict"], &found["looks"]), (&"open".into(), &1.into()));
+    assert!(fails(&["run", &mine, "--out", &out, "--looks", "2"], 2).contains("resume"));
+    assert!(fails(&["run", &mine, "--out", &out, "--resume", "--looks", "4"], 2).contains("1 to 3"));
+    let told = done(&["run", &mine, "--out", &out, "--resume", "--looks", "2"]);
+    assert!(told.contains("1 cells computed"), "{told}");
+    assert!(
+        Path::new(&out).join("cells/one+2.parquet").exists() && !Path::new(&out).join("cells/other+2.parquet").exists()
+    );
+    let found = judged(&out);
+    assert_eq!((&found["looks"], &found["findings"][0]["seeds"]), (&2.into(), &12.into()));
+    let times: BTreeMap<String, f64> =
+        serde_json::from_slice(&std::fs::read(Path::new(&out).join("times.json")).unwrap()).unwrap();
+    assert_eq!(times.keys().collect::<Vec<_>>(), ["one", "one+2", "other"]);
+}
+
+/// A declaration whose threshold no effect can reach, or none can miss, is refused before anything is computed.
+#[test]
+fn a_declaration_that_cannot_succeed_or_fail_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out").to_str().unwrap().to_owned();
+    let cell = serde_json::json!({"name": "circle5", "work": {"circle": {"n": 5, "beta": 90.5}}});
+    for (expect, delta, level, cannot) in [
+        ("above", 0.7, 0.5, "0.7, so that case each query cannot succeed"),
+        ("below", 0.75, 0.25, "0.75, so that case each query cannot fail"),
+    ] {
+        let claim = serde_json::json!({
+            "id": "C4a", "text": "Each query has a target", "form": "directional",
+            "endpoint": {"metric": "target_weight", "expect": expect, "delta": delta, "scale": "a share"},
+            "cases": [{"name": "each query", "terms": [{"cell": "circle5", "weight": 1.0}], "level": level}],
+        });
+        let mine = written(folder.path(), vec![cell.clone()], claim);
+        for arguments in [vec!["run", &mine, "--out", &out], vec!["show", &mine], vec!["slurm", &mine]] {
+            let (error, range) = (fails(&arguments, 2), format!("{} to {}", -level, 1.0 - level));
+            for part in ["sub-claim C4a", "target_weight", cannot, &range] {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
+    }
+    assert!(!Path::new(&out).exists(), "nothing was begun");
+}
+
+/// Results of the first round get the verdicts of its rule, in words, as JSON and on the page.
+#[test]
+fn results_of_the_first_round_are_judged_by_its_rule() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_str().unwrap().to_owned();
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("notebooks/results/first-round/E5");
+    for name in ["experiment.json", "results.parquet", "results.parquet.provenance.json"] {
+        std::fs::copy(committed.join(name), folder.path().join(name)).unwrap();
+    }
+    let verdict = done(&["verdict", &place]);
+    assert!(verdict.contains("by the first rule, for comparison: C4 inconclusive"), "{verdict}");
+    assert!(verdict.contains("C4 refuted: Logits of rank 2") && !verdict.contains("note:"), "{verdict}");
+    let json: serde_json::Value = serde_json::from_str(&done(&["verdict", &place, "--json"])).unwrap();
+    let verdicts: Vec<&str> =
+        json[0]["first"].as_array().unwrap().iter().map(|p| p["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["refuted", "inconclusive", "inconclusive"]);
+    assert_eq!((&json[0]["sub_claims"], &json[0]["first_rule"]["least_seeds"]), (&serde_json::json!([]), &8.into()));
+    assert!(!folder.path().join("times.json").exists(), "nobody noted how long that took");
+    let page = folder.path().join("page.html");
+    done(&["report", &place, "--out", page.to_str().unwrap()]);
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("The same tables by the first rule") && page.contains("<td>refuted</td>"), "{page}");
 }
 
 #[test]
@@ -171,10 +309,10 @@ fn tables_of_others_are_judged() {
     let out = folder.path().join("out").to_str().unwrap().to_owned();
     done(&["run", &mine, "--out", &out]);
     let verdict = done(&["verdict", &out]);
-    assert!(verdict.contains("C4: refuted") && !verdict.contains("note:"), "{verdict}");
+    assert!(verdict.contains("C4a fails") && !verdict.contains("note:"), "{verdict}");
     std::fs::remove_file(folder.path().join("out/cells/circle5.parquet.provenance.json")).unwrap();
     let verdict = done(&["verdict", &out]);
-    assert!(verdict.contains("C4: refuted") && verdict.contains("note: no checksum"), "{verdict}");
+    assert!(verdict.contains("C4a fails") && verdict.contains("note: no checksum"), "{verdict}");
     let page = folder.path().join("page.html").to_str().unwrap().to_owned();
     done(&["report", &out, "--out", &page]);
     assert!(std::fs::read_to_string(page).unwrap().contains("no checksum"));
@@ -239,7 +377,7 @@ fn the_slurm_script_is_one() {
     let folder = |script: &str| script.lines().find(|line| line.starts_with("OUT=")).unwrap().to_owned();
     assert!(folder(&script).contains("headscope-lab/E1-full}"), "{script}");
     let mut folders = std::collections::BTreeSet::from([folder(&script)]);
-    for change in [vec!["--seed", "5"], vec!["--runs", "9"], vec!["--seed", "5", "--runs", "9"]] {
+    for change in [vec!["--seed", "5"], vec!["--runs", "16"], vec!["--seed", "5", "--runs", "16"]] {
         let script = done(&[&["slurm", "E1", "--grid", "full"], change.as_slice()].concat());
         assert!(script.contains(&format!("lab run 'E1' --grid full {} --shard", change.join(" "))), "{script}");
         assert!(folders.insert(folder(&script)), "{script}");

@@ -141,7 +141,9 @@ fn by_the_first_rule(judgement: &Judgement) -> String {
     };
     let rows: String = judgement.first.iter().map(row).collect();
     let rule = escape(&rule.to_string());
-    format!("<details><summary>The same tables by the first rule</summary><p>{rule}.</p><table>{rows}</table></details>\n")
+    format!(
+        "<details><summary>The same tables by the first rule</summary><p>{rule}.</p><table>{rows}</table></details>\n"
+    )
 }
 
 /// Plots the effects of a sub-claim's cases with the intervals that decide, next to the threshold.
@@ -161,4 +163,46 @@ pub fn effects(judged: &Judged) -> Result<Svg> {
         };
     }
     bars.reference(claim.endpoint.delta, format!("claimed: {side} this")).annotate(true).svg()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::lab::experiment::{Circle, Work};
+    use crate::lab::verdict::{Contrast, Gate, Limit, Reading};
+    use crate::lab::{Experiment, Grid, RunOptions};
+    use crate::view::assert_well_formed;
+
+    const MARKUP: &str = "1 < 2 & \"so\" > <b>";
+
+    /// Texts of a declaration may hold anything; a sub-claim may be open or untested, and lack effects altogether.
+    #[test]
+    fn the_page_is_well_formed_whatever_a_declaration_says() {
+        let mut experiment = Experiment::named("E1", Grid::Small).unwrap();
+        experiment.cells.iter_mut().enumerate().for_each(|(number, cell)| {
+            cell.work = Work::Circle(Circle { n: 3 + number % 5, beta: 20.0 });
+        });
+        (experiment.title, experiment.question) = (MARKUP.to_owned(), MARKUP.to_owned());
+        for (number, claim) in experiment.sub_claims.iter_mut().enumerate() {
+            (claim.text, claim.endpoint.scale) = (MARKUP.to_owned(), MARKUP.to_owned());
+            claim.endpoint.metric = if number == 0 { "target_weight" } else { "not_measured" }.to_owned();
+            claim.cases.iter_mut().for_each(|case| case.name = format!("{} {MARKUP}", case.name));
+            let cases = vec![Contrast::of(MARKUP, &experiment.cells[0].name)];
+            let (text, metric, limit) = (MARKUP.to_owned(), "rank".to_owned(), Limit::Above(2.5));
+            claim.gates = vec![Gate { text, metric, task: None, reading: Reading::End, limit, cases }];
+        }
+        let folder = tempfile::tempdir().unwrap();
+        experiment.run(folder.path(), &RunOptions { shard: (1, 2), ..RunOptions::default() }).unwrap();
+        let part = Results::read(folder.path()).unwrap();
+        experiment.run(folder.path(), &RunOptions { shard: (2, 2), ..RunOptions::default() }).unwrap();
+        let whole = Results::read(folder.path()).unwrap();
+        let (some, all) = (part.judge().unwrap(), whole.judge().unwrap());
+        let page = report(&[part, whole]).unwrap();
+        assert_well_formed(page.as_str());
+        assert!(page.as_str().contains("1 &lt; 2 &amp;") && page.as_str().contains("first rule"));
+        for judged in some.sub_claims.iter().chain(&all.sub_claims) {
+            assert!(page.as_str().contains(&named(judged.decided().verdict)), "{judged}");
+        }
+    }
 }

@@ -48,6 +48,8 @@ mod scan;
 
 pub use attention::Attention;
 pub use bars::Bars;
+#[cfg(test)]
+pub(crate) use canvas::tests::assert_well_formed;
 pub use display::{Html, Svg};
 pub use heatmap::Heatmap;
 pub use knob::knob;

@@ -213,7 +213,8 @@ impl Run {
 /// Says which sub-claims are open, and which look may decide them.
 fn tell_open(results: &Results) -> Result<()> {
     let judged = results.judge()?.sub_claims;
-    let open: Vec<_> = judged.iter().filter(|judged| judged.decided().verdict == headscope::lab::Verdict::Open).collect();
+    let open: Vec<_> =
+        judged.iter().filter(|judged| judged.decided().verdict == headscope::lab::Verdict::Open).collect();
     if let Some(look) = open.iter().map(|judged| judged.decided().looks + 1).min() {
         let ids: Vec<&str> = open.iter().map(|judged| judged.sub_claim.id.as_str()).collect();
         println!("open: {} (--resume --looks {look} adds seeds)", ids.join(", "));
@@ -293,8 +294,11 @@ impl Verdict {
             println!("{}", serde_json::to_string_pretty(&all)?);
             return Ok(());
         }
-        println!("sub-claims:");
-        for judged in all.iter().flat_map(|judgement| &judgement.sub_claims) {
+        let judged: Vec<_> = all.iter().flat_map(|judgement| &judgement.sub_claims).collect();
+        if !judged.is_empty() {
+            println!("sub-claims:");
+        }
+        for judged in judged {
             println!("  {:<4} {:<17} {}", judged.sub_claim.id, judged.decided().verdict, judged.sub_claim.text);
         }
         Ok(())

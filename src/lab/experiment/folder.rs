@@ -173,9 +173,20 @@ impl Results {
     /// table does not match its checksum.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let experiment = Experiment::read(folder.join(DECLARATION))?;
         let mut paths = tables(folder);
         paths.extend(only_union(folder));
+        Self::of(Experiment::read(folder.join(DECLARATION))?, &paths)
+    }
+
+    /// The results of the first looks only, as far as they are there.
+    pub(super) fn of_looks(experiment: &Experiment, folder: &Path, looks: usize) -> Result<Self> {
+        let parts = (1..=looks).flat_map(|look| experiment.parts(look, experiment.cells.iter()));
+        let paths: Vec<PathBuf> =
+            parts.map(|part| cell_path(folder, &part.name())).filter(|path| path.exists()).collect();
+        Self::of(experiment.clone(), &paths)
+    }
+
+    fn of(experiment: Experiment, paths: &[PathBuf]) -> Result<Self> {
         let read = paths.iter().map(|path| Table::read_checked(path)).collect::<Result<Vec<_>>>()?;
         let unchecked: Vec<&PathBuf> =
             paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
@@ -264,14 +275,19 @@ impl Results {
         Ok(values.iter().sum::<f64>() / values.len() as f64)
     }
 
+    /// The verdicts on the sub-claims.
+    pub(super) fn judged(&self) -> Result<Vec<Judged>> {
+        let Experiment { sub_claims, rule, .. } = &self.experiment;
+        sub_claims.iter().map(|claim| judge(claim, rule, &self.evidence)).collect()
+    }
+
     /// Judges each sub-claim by the experiment's own rule and, for comparison, each prediction of the first round by
     /// that round's rule.
     ///
     /// # Errors
     /// If the table lacks values that the rule reads.
     pub fn judge(&self) -> Result<Judgement> {
-        let Experiment { sub_claims, rule, first_predictions, first_rule, .. } = &self.experiment;
-        let judged = sub_claims.iter().map(|claim| judge(claim, rule, &self.evidence));
+        let Experiment { rule, first_predictions, first_rule, .. } = &self.experiment;
         Ok(Judgement {
             experiment: self.experiment.id.clone(),
             title: self.experiment.title.clone(),
@@ -279,18 +295,10 @@ impl Results {
             cells: self.experiment.cells.len(),
             missing_cells: self.missing.clone(),
             notes: self.notes.clone(),
-            sub_claims: judged.collect::<Result<_>>()?,
+            sub_claims: self.judged()?,
             first: first::judge(first_predictions, first_rule, &self.evidence)?,
             first_rule: (!first_predictions.is_empty()).then(|| first_rule.clone()),
         })
-    }
-
-    /// The verdicts on the sub-claims as they were after `looks` looks: seeds that were added later do not count, so that
-    /// all shards agree about what was left open.
-    pub(super) fn judged_at(&self, looks: usize) -> Result<Vec<Judged>> {
-        let Experiment { sub_claims, rule, seed, .. } = &self.experiment;
-        let evidence = self.evidence.up_to(seed + (rule.looks[looks - 1].seeds as u64 - 1));
-        sub_claims.iter().map(|claim| judge(claim, rule, &evidence)).collect()
     }
 
     /// Writes the union of the cells to `results.parquet`, a judgement to `verdict.json`, and the seconds that each cell

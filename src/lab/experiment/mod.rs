@@ -191,7 +191,11 @@ impl Experiment {
         for (number, claim) in self.sub_claims.iter().enumerate() {
             let same = |other: &&SubClaim| (&other.id, other.setting) == (&claim.id, claim.setting);
             if self.sub_claims[..number].iter().any(|other| same(&other)) {
-                return Err(Error::argument("sub_claims", "one of each id in a setting", format!("`{}` twice", claim.id)));
+                return Err(Error::argument(
+                    "sub_claims",
+                    "one of each id in a setting",
+                    format!("`{}` twice", claim.id),
+                ));
             }
             claim.validate(&names).map_err(|reason| match reason {
                 Error::Argument { name, expected, found } => {

@@ -117,13 +117,14 @@ impl Experiment {
         Ok(done)
     }
 
-    /// The cells that the looks before left open; `None` if there is none, or if another shard has not finished yet.
+    /// The cells that the looks before left open; `None` if there is none, or if another shard has not finished yet. What
+    /// other shards have already added to this look does not count: all shards share the same list.
     fn left_open(&self, folder: &Path, look: usize) -> Result<Option<Vec<&Cell>>> {
-        let results = Results::read(folder)?;
-        if !results.missing.is_empty() {
+        let before = Results::of_looks(self, folder, look - 1)?;
+        if !before.missing.is_empty() {
             return Ok(None);
         }
-        let judged = results.judged_at(look - 1)?;
+        let judged = before.judged()?;
         let unfinished = |judged: &Judged| {
             let decided = judged.decided();
             decided.verdict == Verdict::Open && decided.looks + 1 < look

@@ -92,13 +92,6 @@ impl Evidence {
         self.last(cell, EXCESS_LOSS).into_iter().filter(|(_, loss)| !learned(*loss)).map(|(seed, _)| seed).collect()
     }
 
-    /// The measurements of the seeds up to `last`, which is included.
-    pub(in crate::lab) fn up_to(&self, last: u64) -> Self {
-        let runs = |runs: &Runs| runs.range(..=last).map(|(seed, steps)| (*seed, steps.clone())).collect();
-        let cell = |metrics: &Metrics| metrics.iter().map(|(name, of)| (name.clone(), runs(of))).collect();
-        Self { cells: self.cells.iter().map(|(name, metrics)| (name.clone(), cell(metrics))).collect() }
-    }
-
     /// The first `n` seeds that all cells of a contrast have.
     pub(super) fn common(&self, contrast: &Contrast, n: usize) -> Vec<u64> {
         let mut seeds = contrast.cells().map(|cell| self.seeds(cell));

@@ -95,7 +95,7 @@ pub struct Judgement {
     pub experiment: String,
     /// The experiment's title.
     pub title: String,
-    /// The rule that was applied.
+    /// The rule that was applied to the sub-claims.
     pub rule: Rule,
     /// Number of cells in the experiment.
     pub cells: usize,
