@@ -161,6 +161,9 @@ pub struct Run {
     /// How many looks to take at most; a later look adds seeds to the cells that an earlier one left open
     #[arg(long, default_value_t = 1)]
     looks: usize,
+    /// Compute only the cells that decide a sub-claim, not those that only describe
+    #[arg(long)]
+    deciding: bool,
     /// Cells computed at once, each on one thread [default: the number of cores]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_THREADS))]
     threads: Option<u32>,
@@ -187,6 +190,7 @@ impl Run {
             shard: self.shard,
             resume: self.resume,
             looks: self.looks,
+            deciding: self.deciding,
             threads: self.threads.map(|n| n as usize),
             stop: Some(&STOP),
             note: |note| eprintln!("note: {note}"),

@@ -26,6 +26,8 @@ pub struct RunOptions<'a> {
     /// How many of the rule's looks to take at most. A later look computes only the cells that an earlier one left open,
     /// once all cells of the earlier one are there.
     pub looks: usize,
+    /// Whether to compute only the cells that sub-claims and their gates need, not those that only describe.
+    pub deciding: bool,
     /// Set from elsewhere to stop once the cells in progress are finished.
     pub stop: Option<&'a AtomicBool>,
     /// Receives messages about finished cells: which are damaged, or were computed by another commit.
@@ -34,7 +36,7 @@ pub struct RunOptions<'a> {
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { shard: (1, 1), resume: false, threads: None, looks: 1, stop: None, note: |_| {} }
+        Self { shard: (1, 1), resume: false, threads: None, looks: 1, deciding: false, stop: None, note: |_| {} }
     }
 }
 
@@ -106,7 +108,7 @@ impl Experiment {
         let mut done = 0;
         for look in 1..=options.looks {
             let parts = match look {
-                1 => self.parts(1, self.cells.iter()),
+                1 => self.parts(1, self.cells.iter().filter(|cell| !options.deciding || self.decides(cell))),
                 _ => match self.left_open(folder, look)? {
                     Some(cells) => self.parts(look, cells.into_iter()),
                     None => break,
@@ -121,7 +123,7 @@ impl Experiment {
     /// other shards have already added to this look does not count: all shards share the same list.
     fn left_open(&self, folder: &Path, look: usize) -> Result<Option<Vec<&Cell>>> {
         let before = Results::of_looks(self, folder, look - 1)?;
-        if !before.missing.is_empty() {
+        if self.cells.iter().any(|cell| self.decides(cell) && before.missing.contains(&cell.name)) {
             return Ok(None);
         }
         let judged = before.judged()?;
@@ -135,6 +137,11 @@ impl Experiment {
         let open: Vec<&str> = judged.iter().flat_map(Judged::open_cells).collect();
         let cells: Vec<&Cell> = self.cells.iter().filter(|cell| open.contains(&cell.name.as_str())).collect();
         Ok((!cells.is_empty()).then_some(cells))
+    }
+
+    /// Whether a sub-claim, or one of its gates, reads the cell.
+    fn decides(&self, cell: &Cell) -> bool {
+        self.sub_claims.iter().any(|claim| claim.cells().any(|name| name == cell.name))
     }
 
     /// Computes the parts that are not finished.
