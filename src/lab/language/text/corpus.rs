@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use super::class::{Class, classes};
 use super::{TextSource, TextTokens};
@@ -47,22 +48,35 @@ impl TextSource {
             Self::Path(path) => file::read_text(&file::found(path)),
         }
     }
+
+    /// What tells a changed file from the one that was read: its size and the time of its last change.
+    fn version(&self) -> Result<Option<Version>> {
+        let Self::Path(path) = self else { return Ok(None) };
+        let path = file::found(path);
+        let metadata = std::fs::metadata(&path).map_err(Error::io("read", &path))?;
+        Ok(Some((metadata.len(), metadata.modified().map_err(Error::io("read", &path))?)))
+    }
 }
 
+type Version = (u64, SystemTime);
+/// A corpus, and the version of the file that it was made of.
+type Kept = (Option<Version>, Arc<Corpus>);
+
 impl Corpus {
-    /// The corpus of a text, kept for the rest of the process.
+    /// The corpus of a text, kept for the rest of the process, or until its file changes.
     ///
     /// # Errors
     /// If the text cannot be read or split, or has fewer than 20 characters.
     pub fn of(source: &TextSource, tokens: TextTokens) -> Result<Arc<Self>> {
-        static KEPT: Mutex<BTreeMap<(TextSource, TextTokens), Arc<Corpus>>> = Mutex::new(BTreeMap::new());
+        static KEPT: Mutex<BTreeMap<(TextSource, TextTokens), Kept>> = Mutex::new(BTreeMap::new());
+        let version = source.version()?;
         let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (source.clone(), tokens);
-        if let Some(corpus) = kept.get(&key) {
+        if let Some((_, corpus)) = kept.get(&key).filter(|(then, _)| *then == version) {
             return Ok(Arc::clone(corpus));
         }
         let corpus = Arc::new(Self::new(&source.read()?, tokens)?);
-        kept.insert(key, Arc::clone(&corpus));
+        kept.insert(key, (version, Arc::clone(&corpus)));
         Ok(corpus)
     }
 
