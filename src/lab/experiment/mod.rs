@@ -15,6 +15,7 @@ mod emergence;
 mod folder;
 mod grid;
 mod looks;
+mod natural;
 mod origin;
 mod rank;
 mod roles;
@@ -108,7 +109,7 @@ const MOST: usize = 100_000;
 
 impl Experiment {
     /// Names of the lab's own experiments.
-    pub const NAMES: [&'static str; 9] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10"];
+    pub const NAMES: [&'static str; 10] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10", "E11"];
 
     /// Returns one of the lab's own experiments.
     ///
@@ -125,6 +126,7 @@ impl Experiment {
             "E7" => roles::roles(grid),
             "E8" => capacity::decay(grid),
             "E10" => dose::dose(grid),
+            "E11" => natural::natural(grid),
             _ => {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }
