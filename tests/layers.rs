@@ -5,12 +5,15 @@
 mod common;
 
 use common::architectures::any_config;
-use common::{Tol, assert_near, configs, random, some_tokens};
+use common::{Tol, assert_near, configs, fixture, random, some_tokens};
 use headscope::circuits::{Circuits, HeadWeights, Offset, Side, random_frame};
 use headscope::heads::{CircuitOptions, RedundancyOptions, redundancy};
+use headscope::lab::experiment::{AskedOnText, Cell, OnText, Passages, WeightsOf, Work};
+use headscope::lab::language::TextSource;
+use headscope::lab::{Experiment, Grid};
 use headscope::model::{Model, ModelConfig, NormKind, Position, QkvBias, Tokens};
 use headscope::prelude::{Ablation, Metric, ShapleyOptions, Table, shapley};
-use headscope::table::Provenance;
+use headscope::table::{Observation, Provenance};
 use ndarray::{ArcArray1, Array2, s};
 use ndarray_linalg::Inverse;
 use proptest::prelude::*;
@@ -129,7 +132,7 @@ proptest! {
         let rows = table.rows().unwrap();
         for layer in 0..2u32 {
             let own = rows.iter().filter(|row| row.keys.layer == Some(layer));
-            let effect = |row: &headscope::table::Observation| row.value - row.baseline.unwrap();
+            let effect = |row: &Observation| row.value - row.baseline.unwrap();
             let alone: f64 = own.clone().filter(|row| row.keys.head.is_some()).map(effect).sum();
             let heads: Vec<(usize, usize)> = (0..config.n_heads).map(|head| (layer as usize, head)).collect();
             let phi = shapley(&model, &tokens, &heads, &Metric::Loss, &ShapleyOptions::default()).unwrap();
@@ -318,4 +321,146 @@ fn redundancy_refuses_what_makes_no_sense() {
     }
     let quiet = of(RedundancyOptions { least: 1e6, ..Default::default() }).unwrap();
     assert!(columns(&quiet, "value")[..3].iter().all(|value| value.is_nan()));
+}
+
+fn cell(work: Work) -> Cell {
+    Cell { name: "a".to_owned(), work }
+}
+
+fn on_text(model: &str, random: bool, asked: AskedOnText) -> Cell {
+    let passages = Passages { texts: vec![TextSource::PrideAndPrejudice], count: 2, length: 12 };
+    cell(Work::OnText(OnText { model: fixture(model).display().to_string(), random, passages, asked }))
+}
+
+/// The values of a metric by seed, of rows that name neither layer nor head.
+fn of_runs(table: &Table, metric: &str, task: Option<&str>) -> Vec<(u64, f64)> {
+    let whole = |row: &Observation| row.keys.layer.is_none() && row.keys.head.is_none();
+    let own = |row: &Observation| whole(row) && row.metric == metric && row.keys.task.as_deref() == task;
+    table.rows().unwrap().into_iter().filter(own).map(|row| (row.keys.seed.unwrap(), row.value)).collect()
+}
+
+/// Every layer of every model is one run, the first few from all of them; a run is the same alone; what lies beyond is missing.
+#[test]
+fn a_run_of_weights_is_a_layer() {
+    let models = ["tiny-gpt2", "tiny-llama"].map(|name| fixture(name).display().to_string());
+    let work = |random| cell(Work::Weights(WeightsOf { models: models.to_vec(), random, first: 900_000 }));
+    let table = work(false).compute(900_000, 8).unwrap();
+    let mut expected = vec![];
+    let mut seen = vec![];
+    for name in &models {
+        let model = Model::load(name).unwrap();
+        let alignments = model.circuits(&CircuitOptions::default()).unwrap().alignments(Offset::At(0)).unwrap();
+        let (value, baseline) = (columns(&alignments, "value"), columns(&alignments, "baseline"));
+        expected.extend((0..model.config().n_layers).map(|layer| 1.0 - value[4 * layer + 3] / baseline[4 * layer + 3]));
+        seen.extend((0..model.config().n_layers as u32).map(|layer| (name.clone(), layer)));
+    }
+    let writes = of_runs(&table, "separation", Some("writes"));
+    assert_eq!(writes.iter().map(|(seed, _)| *seed).collect::<Vec<_>>(), (900_000..900_008).collect::<Vec<_>>());
+    assert_eq!(writes.iter().filter(|(_, value)| value.is_nan()).count(), 8 - expected.len());
+    let sorted = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values
+    };
+    let found = writes.iter().map(|(_, value)| *value).filter(|value| value.is_finite()).collect();
+    assert_eq!(sorted(found), sorted(expected));
+    let rows = table.rows().unwrap();
+    let named = |row: &Observation| Some((row.keys.model.clone()?, row.keys.layer?));
+    let mut named: Vec<(String, u32)> = rows.iter().filter_map(named).collect();
+    named.sort();
+    named.dedup();
+    assert_eq!(named, seen);
+    let alone = work(false).compute(900_003, 1).unwrap();
+    assert_eq!(of_runs(&alone, "separation", Some("reads"))[0], of_runs(&table, "separation", Some("reads"))[3]);
+    let before = work(false).compute(899_999, 1).unwrap();
+    assert!(of_runs(&before, "separation", Some("reads"))[0].1.is_nan());
+    let random = work(true).compute(900_000, 3).unwrap();
+    for task in ["reads", "writes"] {
+        let (folded, bare) =
+            (of_runs(&random, "separation", Some(task)), of_runs(&random, "separation_unfolded", Some(task)));
+        assert!(folded.iter().all(|(_, value)| value.abs() < 0.5), "{folded:?}: chance, of a few small heads");
+        // Norms have weights of one, and a LayerNorm takes away one direction of many.
+        folded.iter().zip(&bare).for_each(|((_, a), (_, b))| assert!((a - b).abs() < 0.05, "{a} and {b}"));
+    }
+}
+
+/// Consecutive seeds go through the layers, with passages of their own; the rows are those of the probe.
+#[test]
+fn a_run_of_redundancy_is_a_layer_on_passages_of_its_own() {
+    let table = on_text("tiny-gpt2", false, AskedOnText::Redundancy).compute(900_000, 6).unwrap();
+    let rows = table.rows().unwrap();
+    let layer_of =
+        |seed: u64| rows.iter().find_map(|row| row.keys.layer.filter(|_| row.keys.seed == Some(seed))).unwrap();
+    let mut layers: Vec<u32> = (900_000..900_003).map(layer_of).collect();
+    assert_eq!(layer_of(900_000), layer_of(900_003));
+    layers.sort_unstable();
+    assert_eq!(layers, [0, 1, 2]);
+    let effects = of_runs(&table, "joint_effect", None);
+    assert_ne!(effects[0].1, effects[3].1, "the same layer on other passages");
+    for (seed, index) in of_runs(&table, "redundancy", None) {
+        let own = rows.iter().filter(|row| row.keys.seed == Some(seed) && row.metric == "loss");
+        let effect = |row: &Observation| row.value - row.baseline.unwrap();
+        let alone: f64 = own.clone().filter(|row| row.keys.head.is_some()).map(effect).sum();
+        let all: f64 = own.filter(|row| row.keys.head.is_none() && row.keys.layer.is_some()).map(effect).sum();
+        assert_eq!(all, effects.iter().find(|(other, _)| *other == seed).unwrap().1);
+        let expected = if all.abs() < 0.01 { f64::NAN } else { (1.0 - alone / all).clamp(0.0, 1.0) };
+        assert!(index == expected || (index.is_nan() && expected.is_nan()), "{index} and {expected}");
+        let redundant = of_runs(&table, "redundant", None).into_iter().find(|(other, _)| *other == seed).unwrap().1;
+        assert!(redundant == f64::from(u8::from(index > 0.5)) || (redundant.is_nan() && index.is_nan()));
+    }
+    assert_eq!(
+        table.rows().unwrap(),
+        on_text("tiny-gpt2", false, AskedOnText::Redundancy).compute(900_000, 6).unwrap().rows().unwrap()
+    );
+}
+
+/// Pairs within a layer have keys of their own, and those of neighbouring layers are all; random weights are drawn from the seed.
+#[test]
+fn patterns_are_compared_within_layers_and_with_the_next() {
+    for name in ["tiny-gpt2", "tiny-llama", "tiny-bert-encoder"] {
+        let table = on_text(name, false, AskedOnText::Patterns).compute(900_000, 2).unwrap();
+        let value = |metric: &str| of_runs(&table, metric, None)[1].1;
+        assert!(
+            (value("pattern_gap") - (value("pattern_divergence") - value("pattern_divergence_next"))).abs() < 1e-12
+        );
+        assert!((0.0..1.0).contains(&value("pattern_divergence")));
+    }
+    let random = |seed| on_text("tiny-llama", true, AskedOnText::Patterns).compute(seed, 1).unwrap();
+    assert_ne!(
+        of_runs(&random(900_000), "pattern_gap", None)[0].1,
+        of_runs(&random(900_001), "pattern_gap", None)[0].1
+    );
+}
+
+#[test]
+fn cells_of_real_models_say_what_they_read() {
+    let of = |table: &Table| table.provenance().options["origin"]["read"].clone();
+    let weights = WeightsOf { models: vec!["english".to_owned(), "induction".to_owned()], random: false, first: 0 };
+    let read = of(&cell(Work::Weights(weights)).compute(0, 1).unwrap());
+    for (place, name) in ["english", "induction"].into_iter().enumerate() {
+        assert_eq!(read[place]["name"], name);
+        assert_eq!(read[place]["sha256"], Model::load(name).unwrap().sha256().unwrap());
+    }
+    let text = std::path::PathBuf::from("fixtures/text/pride-and-prejudice.txt.gz");
+    let passages = Passages { texts: vec![TextSource::Path(text.clone())], count: 2, length: 8 };
+    let model = fixture("tiny-llama").display().to_string();
+    let asked = OnText { model: model.clone(), random: false, passages, asked: AskedOnText::Patterns };
+    let read = of(&cell(Work::OnText(asked)).compute(0, 1).unwrap());
+    assert_eq!((&read[0]["name"], &read[1]["name"]), (&model.into(), &text.display().to_string().into()));
+    let none = WeightsOf { models: vec![], random: false, first: 0 };
+    assert!(cell(Work::Weights(none)).compute(0, 1).is_err());
+}
+
+#[test]
+fn e12_holds_together() {
+    for grid in [Grid::Small, Grid::Full] {
+        let experiment = Experiment::named("E12", grid).unwrap();
+        experiment.validate().unwrap();
+        let read: Vec<&str> = experiment.sub_claims.iter().flat_map(|claim| claim.cells()).collect();
+        assert!(experiment.cells.iter().all(|cell| read.contains(&cell.name.as_str())), "every cell decides something");
+        for cell in &experiment.cells {
+            if let Work::Weights(weights) = &cell.work {
+                assert_eq!(weights.first, experiment.seed);
+            }
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod looks;
 mod natural;
 mod origin;
 mod rank;
+mod real;
 mod roles;
 mod run;
 mod symmetry;
@@ -33,7 +34,8 @@ use serde::{Deserialize, Serialize};
 pub use folder::Results;
 pub use run::RunOptions;
 pub use work::{
-    After, Circle, Input, Measurement, Occupant, Pretrained, Regression, Spacing, Start, Texts, Training, Work,
+    After, AskedOnText, Circle, Input, Measurement, Occupant, OnText, Passages, Pretrained, Regression, Spacing, Start,
+    Texts, Training, WeightsOf, Work,
 };
 
 use super::verdict::{Rule, SubClaim, first};
@@ -109,7 +111,7 @@ const MOST: usize = 100_000;
 
 impl Experiment {
     /// Names of the lab's own experiments.
-    pub const NAMES: [&'static str; 10] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10", "E11"];
+    pub const NAMES: [&'static str; 11] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10", "E11", "E12"];
 
     /// Returns one of the lab's own experiments.
     ///
@@ -127,6 +129,7 @@ impl Experiment {
             "E8" => capacity::decay(grid),
             "E10" => dose::dose(grid),
             "E11" => natural::natural(grid),
+            "E12" => real::real(grid),
             _ => {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }

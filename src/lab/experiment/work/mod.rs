@@ -4,23 +4,34 @@ mod circle;
 mod course;
 mod information;
 mod measure;
+mod on_text;
+mod passages;
 mod pretrained;
 mod regression;
 mod training;
 mod truncate;
+mod weights;
 
 use serde::{Deserialize, Serialize};
 
 pub use circle::Circle;
 pub use course::Spacing;
+pub use on_text::{AskedOnText, OnText};
+pub use passages::Passages;
 pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
 pub use training::{After, Measurement, Occupant, Start, Training};
+pub use weights::WeightsOf;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::error::Result;
+use crate::file;
+use crate::lab::streams::Purpose;
+use crate::model::Model;
 use crate::table::{Keys, Observation};
+use crate::text::HasTokenizer;
 
 /// The result of a cell's work.
 #[derive(Default)]
@@ -54,6 +65,10 @@ pub enum Work {
     Regression(Regression),
     /// Tests which heads of an existing model play which roles.
     Pretrained(Pretrained),
+    /// Compares the directions that heads of existing models use.
+    Weights(WeightsOf),
+    /// Compares heads of an existing model on natural text.
+    OnText(OnText),
 }
 
 impl Work {
@@ -64,6 +79,8 @@ impl Work {
             Self::Circle(circle) => Ok(Computed { rows: circle.compute(seeds)?, ..Computed::default() }),
             Self::Regression(regression) => Ok(Computed { rows: regression.compute(seeds)?, ..Computed::default() }),
             Self::Pretrained(pretrained) => pretrained.compute(seeds),
+            Self::Weights(weights) => weights.compute(seeds),
+            Self::OnText(on_text) => on_text.compute(seeds),
         }
     }
 
@@ -71,6 +88,8 @@ impl Work {
     pub(super) fn inputs(&self) -> Result<Vec<Input>> {
         match self {
             Self::Pretrained(pretrained) => pretrained.inputs(),
+            Self::Weights(weights) => weights.inputs(),
+            Self::OnText(on_text) => on_text.inputs(),
             Self::Training(training) => training.inputs(),
             _ => Ok(vec![]),
         }
@@ -82,6 +101,12 @@ impl Work {
             Self::Training(_) => "trained",
             Self::Pretrained(pretrained) if pretrained.random => "random",
             Self::Pretrained(pretrained) => &pretrained.model,
+            Self::Weights(WeightsOf { random: true, .. }) | Self::OnText(OnText { random: true, .. }) => "random",
+            Self::Weights(weights) => match weights.models.as_slice() {
+                [model] => model,
+                _ => "several",
+            },
+            Self::OnText(on_text) => &on_text.model,
             Self::Circle(_) | Self::Regression(_) => "",
         }
     }
@@ -91,4 +116,45 @@ impl Work {
 fn row(seed: u64, step: usize, metric: &str, value: f64) -> Observation {
     let keys = Keys { seed: Some(seed), step: u32::try_from(step).ok(), ..Keys::default() };
     Observation { keys, metric: metric.to_owned(), value, ..Observation::default() }
+}
+
+/// A model by its bundled name, hub id or folder, which is also looked up in the folder named by `HEADSCOPE_DATA`.
+fn load(name: &str) -> Result<Model> {
+    Model::load(&file::found(Path::new(name)).to_string_lossy())
+}
+
+/// The same architecture and tokenizer with random weights. They come from a random stream of their own, since the seed's
+/// first stream draws the texts.
+fn drawn(model: &Model, seed: u64) -> Result<Model> {
+    let tokenizer = model.need_tokenizer()?.clone();
+    let seed = Purpose::Weights.seed(seed);
+    Ok(Model::random_as(model.config(), seed, model.kind(), model.device())?.with_tokenizer(tokenizer))
+}
+
+/// Place `number` of an order of `0..n` in which any few in a row are spread over the whole: steps of about .618 n.
+fn spread(number: usize, n: usize) -> usize {
+    let coprime = |step: &usize| (2..=*step).all(|factor| step % factor > 0 || n % factor > 0);
+    let step = (n as f64 * 0.618).round() as usize;
+    number % n * (step.max(1)..).find(coprime).unwrap_or(1) % n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_of_all_places_and_spreads_the_first_ones() {
+        for n in 1..100 {
+            let mut order: Vec<usize> = (n..2 * n).map(|number| spread(number, n)).collect();
+            assert_eq!(order[0], 0, "the order begins again");
+            let half = order[..n.div_ceil(2)].iter().filter(|place| **place < n / 2).count();
+            assert!(
+                half.abs_diff(n.div_ceil(4)) <= n / 8 + 1,
+                "{half} of the first {} in the lower half",
+                n.div_ceil(2)
+            );
+            order.sort_unstable();
+            assert_eq!(order, (0..n).collect::<Vec<_>>());
+        }
+    }
 }

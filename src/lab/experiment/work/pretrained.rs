@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Computed, Input, row};
+use super::{Computed, Input, drawn, load, row};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::heads::{Annotated, Role, RoleOptions, Roles, read_conllu, read_gap};
 use crate::lab::language::{English, Language, LookFrom};
-use crate::lab::streams::Purpose;
 use crate::model::Model;
 use crate::stats::shuffled;
 use crate::table::{Observation, Table};
@@ -64,7 +63,7 @@ impl Pretrained {
             let found = format!("{} and {}", self.roles.len(), self.count);
             return Err(Error::argument("roles, count", "at least one role and at least two texts", found));
         }
-        let model = Model::load(&self.model)?;
+        let model = load(&self.model)?;
         let mut computed = Computed { read: self.inputs_with(&model)?, ..Computed::default() };
         let read = self.texts.read()?;
         for &seed in seeds {
@@ -80,7 +79,7 @@ impl Pretrained {
 
     /// The checkpoint and the annotation files, with their hashes.
     pub(super) fn inputs(&self) -> Result<Vec<Input>> {
-        self.inputs_with(&Model::load(&self.model)?)
+        self.inputs_with(&load(&self.model)?)
     }
 
     fn inputs_with(&self, model: &Model) -> Result<Vec<Input>> {
@@ -127,15 +126,6 @@ fn of_table(table: &Table, role: &str, seed: u64) -> Result<Vec<Observation>> {
         }
     }
     Ok(rows)
-}
-
-/// The same architecture and tokenizer with random weights. They come from a random stream of their own, since the
-/// seed's first stream generates the stories.
-fn drawn(model: &Model, seed: u64) -> Result<Model> {
-    let none = || Error::argument("model", "a model with a tokenizer", "none");
-    let tokenizer = model.tokenizer().ok_or_else(none)?.clone();
-    let seed = Purpose::Weights.seed(seed);
-    Ok(Model::random_as(model.config(), seed, model.kind(), model.device())?.with_tokenizer(tokenizer))
 }
 
 impl Texts {

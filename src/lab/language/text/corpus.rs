@@ -39,7 +39,8 @@ pub(super) struct Part {
 }
 
 impl TextSource {
-    fn read(&self) -> Result<String> {
+    /// The whole text.
+    pub(in crate::lab) fn read(&self) -> Result<String> {
         match self {
             Self::Shakespeare => file::text(SHAKESPEARE.to_vec(), Path::new("tinyshakespeare.txt.gz")),
             Self::PrideAndPrejudice => {
