@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use headscope::Error;
-use headscope::lab::experiment::{Cell, Start, Training, Work};
+use headscope::lab::experiment::{Cell, Spacing, Start, Training, Work};
 use headscope::lab::language::{Sample, Text, TextSource, TextTokens};
 use headscope::lab::{Language, TrainOptions, Trainer};
 use headscope::model::{Model, ModelConfig};
@@ -227,7 +227,17 @@ fn a_cell_says_which_text_it_read() {
         of_text(folder.path(), &"some words of a text, and more of them. ".repeat(20), TextTokens::Characters, 8);
     let train = TrainOptions { steps: 2, batch: 2, ..TrainOptions::default() };
     let (model, start) = (tiny(&language), Start::Fresh);
-    let training = Training { model, language, train, start, measures: vec![], records: 2, held_out: 4, after: None };
+    let training = Training {
+        model,
+        language,
+        train,
+        start,
+        measures: vec![],
+        records: 2,
+        held_out: 4,
+        spacing: Spacing::Even,
+        after: None,
+    };
     let cell = Cell { name: "own".to_owned(), work: Work::Training(Box::new(training)) };
     let table = cell.compute(900_000, 2).unwrap();
     let read = &table.provenance().options["origin"]["read"][0];
