@@ -101,7 +101,7 @@ fn brief(cell: &Cell) -> Option<Cell> {
         Work::Regression(regression) => regression.steps = 3,
         Work::Circle(_) => {}
         // These take long, and some need data.
-        Work::Pretrained(_) => return None,
+        Work::Pretrained(_) | Work::Weights(_) | Work::OnText(_) => return None,
     }
     Some(cell)
 }
