@@ -35,7 +35,7 @@
 //! | 3 | [`text`] | prompts as token ids, pairs of them with answers and named positions, the tokenizer |
 //! | 3 | [`device`] | CPU and GPU from one build |
 //! | 3 | `tensors` | named tensors on disk, their hash, and fast products |
-//! | 2 | `file`, `progress`, `take`, `workers` | files written whole, progress bars, limits, threads |
+//! | 2 | `file`, `lbfgs`, `progress`, `take`, `workers` | files written whole, the minimum of a smooth function, progress bars, limits, threads |
 //! | 1 | [`Error`] | the one error type |
 //! | 0 | [`site`], `memory` | the names of the places in a model; how much memory is free |
 //!
@@ -58,6 +58,7 @@ pub mod heads;
 pub mod information;
 pub mod intervene;
 pub mod lab;
+mod lbfgs;
 mod memory;
 pub mod model;
 pub mod neural;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 10] = [
     &["site", "memory"],
     &["error"],
-    &["file", "progress", "take", "workers"],
+    &["file", "lbfgs", "progress", "take", "workers"],
     &["device", "table", "tensors", "text"],
     &["circuits", "stats"],
     &["information", "model"],

@@ -100,8 +100,11 @@ fn brief(cell: &Cell) -> Option<Cell> {
         }
         Work::Regression(regression) => regression.steps = 3,
         Work::Circle(_) => {}
+        Work::Construction(construction) => construction.set.steps = 3,
         // These take long, and some need data.
-        Work::Pretrained(_) | Work::Weights(_) | Work::OnText(_) => return None,
+        Work::Pretrained(_) | Work::Weights(_) | Work::OnText(_) | Work::Demand(_) | Work::Attainable(_) => {
+            return None;
+        }
     }
     Some(cell)
 }

@@ -4,7 +4,7 @@ use std::f64::consts::PI;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use super::factored::{Factored, shape};
+use super::factored::{Factored, check_finite, shape};
 use super::lapack;
 use crate::error::{Error, Result};
 
@@ -77,14 +77,7 @@ impl Circle {
     /// # Errors
     /// A circle from [`Circle::new`] gives none.
     pub fn pattern(&self) -> Result<Array2<f64>> {
-        let mut pattern = self.logits.rows(0..self.targets.len())?;
-        for mut row in pattern.rows_mut() {
-            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            row.mapv_inplace(|value| (value - largest).exp());
-            let sum = row.sum();
-            row /= sum;
-        }
-        Ok(pattern)
+        attention(&self.logits)
     }
 
     /// The smallest weight that a query gives its target.
@@ -100,6 +93,27 @@ impl Circle {
     pub fn bound(&self) -> f64 {
         let n = self.logits.ncols();
         1.0 / (1.0 + (n as f64 - 1.0) * (-self.beta * step(n)).exp())
+    }
+}
+
+/// What pattern do these logits give? The softmax over keys of each query's logits, `[query, key]`; no key is masked.
+///
+/// # Errors
+/// If the logits are not finite.
+pub fn attention(logits: &Factored) -> Result<Array2<f64>> {
+    let mut pattern = logits.rows(0..logits.nrows())?;
+    soften(&mut pattern);
+    check_finite("attention", &pattern.view())?;
+    Ok(pattern)
+}
+
+/// Logits become weights: the softmax of each row.
+pub(super) fn soften(logits: &mut Array2<f64>) {
+    for mut row in logits.rows_mut() {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        row.mapv_inplace(|value| (value - largest).exp());
+        let sum = row.sum();
+        row /= sum;
     }
 }
 
@@ -134,6 +148,11 @@ fn check(n: usize) -> Result<()> {
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub fn logit_spectrum(pattern: &ArrayView2<'_, f64>) -> Result<Array1<f64>> {
+    lapack::singular_values(&centred_log(pattern)?)
+}
+
+/// `log P (I - 11^T / n)` of a pattern: its logits with a mean of 0 for each query.
+pub(super) fn centred_log(pattern: &ArrayView2<'_, f64>) -> Result<Array2<f64>> {
     if pattern.is_empty() {
         return Err(shape("pattern", "[query, key], neither 0".to_owned(), pattern));
     }
@@ -148,5 +167,5 @@ pub fn logit_spectrum(pattern: &ArrayView2<'_, f64>) -> Result<Array1<f64>> {
         let mean = row.sum() / row.len() as f64;
         row -= mean;
     }
-    lapack::singular_values(&logits)
+    Ok(logits)
 }

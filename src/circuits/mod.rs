@@ -8,6 +8,7 @@
 //! | in how many dimensions? | [`Factored::svd`], [`Ranks`], [`null_spectra`], [`Circuits::svd`] |
 //! | what does a lower rank cost? | [`TruncationError`], [`Circuits::truncation`], [`Factored::inner_truncation`]; in loss: [`truncation_costs`](crate::heads::truncation_costs) |
 //! | how much rank does attention need? | [`Circle`], [`logit_spectrum`] |
+//! | which patterns can a head of this width produce? | [`pattern_logits`], [`queries_and_keys`], [`closest_logits`], [`trained_logits`] |
 //! | which heads read which? | [`composition`], [`Circuits::composition`] |
 //! | do heads of a layer use the same directions? | [`Circuits::alignments`], [`Circuits::redundancy`] |
 //! | which heads are alike? | [`Subspace`], [`Circuits::similarities`], [`Dendrogram`] |
@@ -24,6 +25,7 @@ mod factored;
 mod heads;
 mod inner;
 mod lapack;
+mod reach;
 mod similarity;
 mod spectrum;
 mod subspace;
@@ -33,12 +35,13 @@ mod truncation;
 mod vocabulary;
 
 pub use alignment::Side;
-pub use circle::{Circle, logit_spectrum};
+pub use circle::{Circle, attention, logit_spectrum};
 pub use composition::{Composition, CompositionScores, composition};
 pub use dendrogram::{Dendrogram, Linkage, Merge};
 pub use factored::Factored;
 pub use heads::{Circuit, Circuits, HeadWeights, Offset};
 pub use ndarray_linalg::c64;
+pub use reach::{Search, closest_logits, misplaced, pattern_logits, queries_and_keys, trained_logits};
 pub use similarity::{Measure, Similarity};
 pub use spectrum::{Null, NullOptions, Ranks, null_spectra, random_frame};
 pub use subspace::{Subspace, random_overlap, rotated};

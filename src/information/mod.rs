@@ -27,7 +27,6 @@ mod estimate;
 mod estimator;
 mod gaussian;
 mod halves;
-mod lbfgs;
 mod local;
 mod neighbour;
 mod probe;

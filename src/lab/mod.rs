@@ -7,6 +7,7 @@
 //! | [`language`] | sequences with annotated dependencies: tasks, repeated sequences, a small English |
 //! | [`train`] | training a model on a language: options, checkpoints, the trace |
 //! | [`trace`] | importance, attention, outputs and gradients of heads, for many models at once |
+//! | [`llc`] | local learning coefficients, of all parameters or refined to a head |
 //! | [`Declaration`] | a model, a language and training options, as data; some are named |
 //! | [`experiment`] | claims tested by grids of cells: E1 to E15 |
 //! | [`verdict`] | judging a claim from the evidence, by a rule fixed before the run |
@@ -15,6 +16,7 @@
 
 pub mod experiment;
 pub mod language;
+pub mod llc;
 pub mod trace;
 pub mod train;
 pub mod verdict;

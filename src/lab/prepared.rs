@@ -230,15 +230,20 @@ impl Prepared {
         sum.ok_or_else(none)
     }
 
-    /// The mean loss over all predictions of each run, summed over runs so that runs have independent gradients;
-    /// `losses` is `[run, 1, task]`. If `weights` are given, each prediction is weighted by its task.
-    pub(in crate::lab) fn total(&self, losses: &Tensor, weights: &[f64]) -> Tensor {
+    /// The mean loss over all predictions of each run, `[run]`; `losses` is `[run, 1, task]`. If `weights` are given, each
+    /// prediction is weighted by its task.
+    pub(in crate::lab) fn means(&self, losses: &Tensor, weights: &[f64]) -> Tensor {
         let all = self.count.sum_dim_intlist([1i64].as_slice(), true, None).clamp_min(1.0);
         let mut share = &self.count / all;
         if !weights.is_empty() {
             share *= Tensor::from_slice(weights).to_kind(losses.kind()).to_device(losses.device());
         }
-        (losses.squeeze_dim(1) * share).sum(None::<Kind>)
+        (losses.squeeze_dim(1) * share).sum_dim_intlist([1i64].as_slice(), false, None::<Kind>)
+    }
+
+    /// The sum of [`Prepared::means`] over runs, so that runs have independent gradients.
+    pub(in crate::lab) fn total(&self, losses: &Tensor, weights: &[f64]) -> Tensor {
+        self.means(losses, weights).sum(None::<Kind>)
     }
 }
 

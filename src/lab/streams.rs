@@ -18,6 +18,8 @@ pub(super) enum Purpose {
     Perturbation,
     /// The permutation that shuffles a head's dimensions.
     Order,
+    /// The noise of Langevin sampling.
+    Langevin,
 }
 
 impl Purpose {
@@ -28,6 +30,7 @@ impl Purpose {
             Self::Noise => *b"noise\0\0\xff",
             Self::Perturbation => *b"perturb\xff",
             Self::Order => *b"order\0\0\xff",
+            Self::Langevin => *b"langevi\xff",
         };
         u64::from_le_bytes(name)
     }
@@ -57,10 +60,10 @@ mod tests {
     /// batch: training has fewer than 2^56 batches, and held-out batches are numbered from the end.
     #[test]
     fn purposes_have_streams_of_their_own() {
-        let all = [Purpose::Weights, Purpose::Noise, Purpose::Perturbation, Purpose::Order];
+        let all = [Purpose::Weights, Purpose::Noise, Purpose::Perturbation, Purpose::Order, Purpose::Langevin];
         let seeds: BTreeSet<u64> =
             (0..1000).flat_map(|seed| all.map(|purpose| purpose.seed(seed)).into_iter().chain([seed])).collect();
-        assert_eq!(seeds.len(), 5000);
+        assert_eq!(seeds.len(), 6000);
         assert!(all.iter().all(|purpose| (1 << 56..u64::MAX - 1000).contains(&purpose.stream())));
     }
 }

@@ -12,6 +12,7 @@
 //! | is the effect too small to matter? | [`tost`], [`tost_two_sample`] |
 //! | what if I test many things at once? | [`holm`], [`benjamini_hochberg`] |
 //! | do two measurements agree in order, or lie on a line? | [`spearman`], [`pearson`] |
+//! | how well do these variables predict that one? | [`predicted_r2`], [`slopes`] |
 //!
 //! Every random function takes a seed. On one machine the same seed gives the same bytes, whatever the number of threads.
 
@@ -20,6 +21,7 @@ mod equivalence;
 mod multiple;
 mod permutation;
 mod rank;
+mod regression;
 mod student;
 mod trend;
 
@@ -31,6 +33,7 @@ pub use multiple::{benjamini_hochberg, holm};
 pub use permutation::{MaxTest, PermutationOptions, Tail, Test, max_adjusted, max_sign_flip, sign_flip, two_sample};
 pub(crate) use rank::ranks;
 pub use rank::{pearson, shuffled, spearman};
+pub use regression::{predicted_r2, slopes};
 pub use student::Student;
 pub use trend::{TrendMethod, TrendOptions, jonckheere, page};
 

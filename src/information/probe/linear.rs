@@ -5,7 +5,7 @@ use ndarray_linalg::{Eigh, UPLO};
 
 use super::Known;
 use crate::error::{Error, Result};
-use crate::information::lbfgs::{Stop, minimise};
+use crate::lbfgs::{Stop, minimise};
 
 /// Scores that are linear in standardised features: log-probabilities up to a constant, or predicted numbers.
 pub(super) struct Linear {

@@ -4,7 +4,7 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use rand::Rng;
 
 use super::{Known, shares, soften};
-use crate::information::lbfgs::{Stop, minimise};
+use crate::lbfgs::{Stop, minimise};
 use crate::stats::{shuffled, stream};
 
 /// One in this many samples is held back to decide when to stop.

@@ -10,12 +10,16 @@
 mod bottleneck;
 mod capacity;
 mod commit;
+mod complexity;
+mod construction;
+mod demand;
 mod dose;
 mod emergence;
 mod folder;
 mod grid;
 mod looks;
 mod natural;
+mod order;
 mod origin;
 mod rank;
 mod real;
@@ -34,8 +38,8 @@ use serde::{Deserialize, Serialize};
 pub use folder::Results;
 pub use run::RunOptions;
 pub use work::{
-    After, AskedOnText, Circle, Input, Measurement, Occupant, OnText, Passages, Pretrained, Regression, Spacing, Start,
-    Texts, Training, WeightsOf, Work,
+    After, AskedOnText, Attainable, Circle, Complexity, Construction, Demand, Input, Measurement, Occupant, OnText,
+    Passages, PatternKind, PatternSet, Pretrained, Regression, Spacing, Start, Texts, Training, WeightsOf, Work,
 };
 
 use super::verdict::{Rule, SubClaim, first};
@@ -111,7 +115,8 @@ const MOST: usize = 100_000;
 
 impl Experiment {
     /// Names of the lab's own experiments.
-    pub const NAMES: [&'static str; 11] = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E10", "E11", "E12"];
+    pub const NAMES: [&'static str; 15] =
+        ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8", "E9", "E10", "E11", "E12", "E13", "E14", "E15"];
 
     /// Returns one of the lab's own experiments.
     ///
@@ -130,6 +135,10 @@ impl Experiment {
             "E10" => dose::dose(grid),
             "E11" => natural::natural(grid),
             "E12" => real::real(grid),
+            "E9" => complexity::complexity(grid),
+            "E13" => demand::demand(grid),
+            "E14" => construction::construction(grid),
+            "E15" => order::order(grid),
             _ => {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }

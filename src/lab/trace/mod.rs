@@ -10,6 +10,7 @@
 //! | Do two heads attend alike? Do they write alike? | [`Probe::pattern_distance`], [`Probe::cka`] |
 //! | Do their weights read and write the same subspaces? Of what rank are they? | [`Probe::weight_similarity`], [`Probe::ranks`] |
 //! | Which gradients reach which head? | [`Probe::gradients`] |
+//! | Which task's loss falls fastest at first? | [`Probe::descent`] |
 //! | Which head reduces the gradients of which other? | [`Probe::interference`] |
 //! | Do identical heads stay identical, and what drives them apart? | [`Probe::symmetry`], [`Probe::parting`] |
 //! | How do I get all of this as one table? | [`Probe::table`], [`Quantity`] |
@@ -18,6 +19,7 @@
 //! possible, one forward pass computes a measurement for all models at once.
 
 mod ablate;
+mod descent;
 mod division;
 mod gradient;
 mod pattern;

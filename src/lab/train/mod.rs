@@ -19,6 +19,7 @@ use tch::{Device, Kind};
 
 pub use options::{Decay, HeadOptions, Optimiser, TraceOptions, TrainOptions};
 
+pub(in crate::lab) use parameters::by_head;
 pub(in crate::lab) use surgery::{shuffled_head, transplanted};
 
 use self::fit::check_fit;

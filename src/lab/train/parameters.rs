@@ -281,7 +281,7 @@ pub(super) fn part_of(name: &str) -> &str {
 }
 
 /// The tensors of a layer that are split by head: name, the axis that is split, and whether by key/value head.
-pub(super) fn by_head(layer: usize) -> [(String, usize, bool); 7] {
+pub(in crate::lab) fn by_head(layer: usize) -> [(String, usize, bool); 7] {
     [
         ("w_q", 1, false),
         ("w_k", 1, true),

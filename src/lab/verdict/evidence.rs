@@ -20,14 +20,14 @@ pub type Runs = BTreeMap<u64, BTreeMap<u32, f64>>;
 /// The measurements of a cell.
 type Metrics = BTreeMap<Name, Runs>;
 
-/// The measurements of an experiment's runs, without the rows about single heads or layers.
+/// The measurements of an experiment's runs, without the rows about single heads, layers or models of a set.
 pub struct Evidence {
     cells: BTreeMap<String, Metrics>,
 }
 
 impl Evidence {
     /// Reads the evidence from a table with the columns `cell`, `seed`, `metric` and `value`, plus `step` and `task`
-    /// where they apply. Rows that name a head or a layer are details and are skipped.
+    /// where they apply. Rows that name a head, a layer or a set are details and are skipped.
     ///
     /// # Errors
     /// If a row has no cell or no seed, or a value is given twice.
@@ -35,7 +35,7 @@ impl Evidence {
         let mut cells: BTreeMap<String, Metrics> = BTreeMap::new();
         for row in table.rows()? {
             let keys = row.keys;
-            if keys.head.is_some() || keys.layer.is_some() {
+            if keys.head.is_some() || keys.layer.is_some() || keys.set.is_some() {
                 continue;
             }
             let (Some(cell), Some(seed)) = (keys.cell, keys.seed) else {

@@ -25,6 +25,8 @@ pub(super) struct Asked<'a> {
     pub language: &'a Language,
     pub batches: &'a [Batch],
     pub tasks: &'a [TaskInfo],
+    /// The weight of each task in the training loss; none if they are equal.
+    pub weights: &'a [f64],
     pub seeds: &'a [u64],
     pub step: usize,
     pub layers: usize,
@@ -68,6 +70,8 @@ impl Asked<'_> {
             Measurement::Information => self.information(),
             Measurement::Truncated => self.truncated(),
             Measurement::Norms => self.norms(),
+            Measurement::Order => self.initial_rates(),
+            Measurement::Complexity(options) => self.complexity(&options),
         }
     }
 

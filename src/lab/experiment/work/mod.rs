@@ -1,10 +1,14 @@
 //! What does a cell compute?
 
 mod circle;
+mod complexity;
+mod construction;
 mod course;
+mod demand;
 mod information;
 mod measure;
 mod on_text;
+mod order;
 mod passages;
 mod pretrained;
 mod regression;
@@ -15,7 +19,10 @@ mod weights;
 use serde::{Deserialize, Serialize};
 
 pub use circle::Circle;
+pub use complexity::Complexity;
+pub use construction::{Attainable, Construction, PatternKind, PatternSet};
 pub use course::Spacing;
+pub use demand::Demand;
 pub use on_text::{AskedOnText, OnText};
 pub use passages::Passages;
 pub use pretrained::{Pretrained, Texts};
@@ -44,6 +51,13 @@ pub(super) struct Computed {
     pub parameters: BTreeMap<u64, String>,
 }
 
+impl Computed {
+    /// Rows of a construction, which reads no file and trains no model.
+    fn of(rows: Vec<Observation>) -> Self {
+        Self { rows, ..Self::default() }
+    }
+}
+
 /// An input that was read from files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
@@ -59,8 +73,14 @@ pub struct Input {
 pub enum Work {
     /// Trains models and measures them during training.
     Training(Box<Training>),
+    /// Trains a grid of models that differ in tasks, heads and width, and asks what explains how they divide the work.
+    Demand(Box<Demand>),
     /// Constructs attention from logits of rank 2, without training.
     Circle(Circle),
+    /// Produces random attention patterns with a head of a given width.
+    Construction(Construction),
+    /// Finds the largest number of keys for which a head of a given width produces random patterns.
+    Attainable(Attainable),
     /// Trains a linear head of a given width and compares it with the optimum.
     Regression(Regression),
     /// Tests which heads of an existing model play which roles.
@@ -76,8 +96,11 @@ impl Work {
     pub(super) fn compute(&self, seeds: &[u64]) -> Result<Computed> {
         match self {
             Self::Training(training) => training.compute(seeds),
-            Self::Circle(circle) => Ok(Computed { rows: circle.compute(seeds)?, ..Computed::default() }),
-            Self::Regression(regression) => Ok(Computed { rows: regression.compute(seeds)?, ..Computed::default() }),
+            Self::Demand(demand) => demand.compute(seeds),
+            Self::Circle(circle) => circle.compute(seeds).map(Computed::of),
+            Self::Construction(construction) => construction.compute(seeds).map(Computed::of),
+            Self::Attainable(attainable) => attainable.compute(seeds).map(Computed::of),
+            Self::Regression(regression) => regression.compute(seeds).map(Computed::of),
             Self::Pretrained(pretrained) => pretrained.compute(seeds),
             Self::Weights(weights) => weights.compute(seeds),
             Self::OnText(on_text) => on_text.compute(seeds),
@@ -98,7 +121,7 @@ impl Work {
     /// The model's name, for provenance; empty if there is no model.
     pub(super) fn model(&self) -> &str {
         match self {
-            Self::Training(_) => "trained",
+            Self::Training(_) | Self::Demand(_) => "trained",
             Self::Pretrained(pretrained) if pretrained.random => "random",
             Self::Pretrained(pretrained) => &pretrained.model,
             Self::Weights(WeightsOf { random: true, .. }) | Self::OnText(OnText { random: true, .. }) => "random",
@@ -107,7 +130,7 @@ impl Work {
                 _ => "several",
             },
             Self::OnText(on_text) => &on_text.model,
-            Self::Circle(_) | Self::Regression(_) => "",
+            Self::Circle(_) | Self::Construction(_) | Self::Attainable(_) | Self::Regression(_) => "",
         }
     }
 }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::complexity::{self, Complexity};
 use super::course::{Spacing, late_change, loss_steps, rounded};
 use super::measure::{self, Asked, excess};
-use super::{Computed, Input, row};
+use super::{Computed, Input, order, row};
 use crate::error::{Error, Result};
 use crate::file;
 use crate::lab::language::Language;
@@ -90,7 +91,7 @@ pub enum Occupant {
 /// A measurement of a cell's models, taken at every recorded step. `loss` and `accuracy` of each task and `excess_loss`
 /// are always measured, and at the end `late_change`: by how much the excess loss changes over the last tenth of the
 /// steps, near 0 once training has converged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measurement {
     /// How the last layer's heads divide the tasks, by Shapley values under mean ablation. Per head and task:
@@ -131,6 +132,16 @@ pub enum Measurement {
     Truncated,
     /// How large the last layer's weights are: `weight_norm`, the Frobenius norm of W_Q, W_K, W_V and W_O together.
     Norms,
+    /// Whether what lowers the loss most is learned first: before training, `initial_rate` of each task, the rate at
+    /// which its loss falls if all parameters follow the gradient of the training loss; after the last step,
+    /// `learned_at` by task, the step at which half of its learnable loss is gone, and `order_correlation`, the rank
+    /// correlation of the two over tasks, 1 if the order is the same.
+    Order,
+    /// How many directions of each head's parameters matter: `llc`, its refined local learning coefficient, beside
+    /// `attention_to_source`, its attention to the sources of the first task. Per run: `llc_role` of the head that ends
+    /// with the most attention to them, `llc_others`, the mean of the other heads of its layer, and after the last step
+    /// `llc_rise_over_others`, how much more the first rose than the second, over the layer's mean.
+    Complexity(Complexity),
 }
 
 impl Training {
@@ -149,6 +160,12 @@ impl Training {
             more.iter_mut().for_each(|row| row.keys.step = row.keys.step.map(|step| step + before));
             rows.retain(|row| row.keys.step != Some(before)); // measured again below, with the new head options
             rows.append(&mut more);
+        }
+        if self.measures.contains(&Measurement::Order) {
+            rows.extend(order::order(&rows, &self.language.tasks(), &self.train.task_weights));
+        }
+        if self.measures.iter().any(|measure| matches!(measure, Measurement::Complexity(_))) {
+            rows.extend(complexity::rises(&rows));
         }
         let hash = |(&seed, model): (&u64, Model)| Ok((seed, model.sha256()?));
         let parameters = seeds.iter().zip(trainer.snapshots()).map(hash).collect::<Result<_>>()?;
@@ -194,6 +211,7 @@ impl Training {
                 language: &self.language,
                 batches: &batches,
                 tasks: &tasks,
+                weights: &train.task_weights,
                 seeds,
                 step,
                 layers: self.model.n_layers,

@@ -10,7 +10,7 @@ const MEMORY: usize = 12;
 
 /// When to stop.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Stop {
+pub(crate) struct Stop {
     /// The most steps.
     pub steps: usize,
     /// Stop once no component of the gradient is larger than this.
@@ -20,7 +20,7 @@ pub(super) struct Stop {
 /// Minimises `f` by L-BFGS from `start` (Nocedal & Wright 2006, algorithm 7.5), with a bisecting line search. `f` writes its
 /// gradient into its second argument. `watch` sees the point after each step and stops the search by returning false. Fastest
 /// in coordinates whose curvature is near 1.
-pub(super) fn minimise(
+pub(crate) fn minimise(
     start: Vec<f64>,
     stop: Stop,
     mut f: impl FnMut(&[f64], &mut [f64]) -> f64,
