@@ -1,21 +1,24 @@
-//! Ten steps of 64 runs of the one-layer experiment (E1, `gated-heads4-width11`): one after another, and stacked, on one thread
-//! and on two. And what the trace costs at its default interval: of one run of it, of eight stacked, and of `induction`.
+//! 64 runs of cells of E1, one after another and stacked, as a table. And what the trace costs at its default interval: of one
+//! run of such a cell, of eight stacked, and of `induction`.
+//!
+//! `cargo bench --bench train` does all; with `-- --table` only the table, which it prints and writes to
+//! `benches/results/train.md`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use headscope::lab::experiment::{Training, Work};
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use criterion::{BatchSize, Criterion, criterion_group};
+use headscope::lab::experiment::Training;
 use headscope::lab::train::TraceOptions;
 use headscope::lab::{Declaration, Experiment, Grid, TrainOptions, Trainer};
 
 const RUNS: u64 = 64;
 const STEPS: usize = 10;
+const ROUNDS: usize = 15;
 
-fn one_layer() -> Training {
-    let experiment = Experiment::named("E1", Grid::Small).unwrap();
-    match &experiment.cell("gated-heads4-width11").unwrap().work {
-        Work::Training(training) => (**training).clone(),
-        _ => unreachable!("E1 trains"),
-    }
+fn one_layer(cell: &str) -> Training {
+    Experiment::named("E1", Grid::Full).unwrap().training(cell).unwrap().clone()
 }
 
 fn trainer(of: &Training, seeds: &[u64]) -> Trainer {
@@ -28,34 +31,80 @@ fn steps(trainer: &mut Trainer, n: usize) {
     trainer.train_to(trainer.step() + n).unwrap();
 }
 
-fn runs(c: &mut Criterion) {
-    headscope::device::tune_process();
-    let of = one_layer();
+/// Seconds of the clock, and seconds that the threads of this process have computed, as Linux counts them.
+#[derive(Clone, Copy)]
+struct Spent {
+    clock: f64,
+    processor: f64,
+}
+
+fn processor_seconds() -> f64 {
+    let of = |folder: std::fs::DirEntry| std::fs::read_to_string(folder.path().join("schedstat")).unwrap_or_default();
+    let all = std::fs::read_dir("/proc/self/task").unwrap().map(|folder| of(folder.unwrap()));
+    all.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e9
+}
+
+fn timed(work: impl FnOnce()) -> Spent {
+    let (start, before) = (Instant::now(), processor_seconds());
+    work();
+    Spent { clock: start.elapsed().as_secs_f64(), processor: processor_seconds() - before }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The runs one after another and stacked take turns: what each of `rounds` rounds took. Threads of workers that have
+/// ended no longer count as the process's, so the processor seconds of stacked runs are taken on one thread.
+fn rounds(of: &Training, rounds: usize) -> Vec<[Spent; 3]> {
     let seeds: Vec<u64> = (0..RUNS).collect();
-    let mut group = c.benchmark_group("64 runs of one layer, 10 steps");
-    group.sample_size(10);
-    for threads in [1, 2] {
+    let mut singles: Vec<Trainer> = seeds.iter().map(|seed| trainer(of, &[*seed])).collect();
+    let mut stacked = trainer(of, &seeds);
+    let on = |threads: i32, all: &mut [Trainer]| {
         tch::set_num_threads(threads);
-        group.bench_function(format!("one after another, {threads} threads"), |b| {
-            let singles = || seeds.iter().map(|seed| trainer(&of, &[*seed])).collect::<Vec<_>>();
-            b.iter_batched(
-                singles,
-                |mut all| all.iter_mut().for_each(|one| steps(one, STEPS)),
-                BatchSize::PerIteration,
-            );
-        });
-        group.bench_function(format!("stacked, {threads} threads"), |b| {
-            b.iter_batched(|| trainer(&of, &seeds), |mut all| steps(&mut all, STEPS), BatchSize::PerIteration);
-        });
+        timed(|| all.iter_mut().for_each(|one| steps(one, STEPS)))
+    };
+    let each = |_| {
+        let stack = std::slice::from_mut(&mut stacked);
+        [on(2, &mut singles), on(2, stack), on(1, stack)]
+    };
+    (0..rounds).map(each).collect()
+}
+
+fn table() {
+    headscope::device::tune_process();
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let mut out = format!(
+        "# {RUNS} runs stacked beside one after another\n\nWritten by `cargo bench --bench train -- --table`. Cells of E1 (one attention-only layer of d_model 44, batches of 64, float32), two cores of an {}.\nMedians of {ROUNDS} rounds of {STEPS} steps, in which the three take turns. A single run of a model this small uses one thread, whatever libtorch may use.\n\n| cell | one after another (s) | stacked, two threads (s) | of the time | stacked, one thread (processor s) | of the processor time | run-steps a second and core |\n|---|---:|---:|---:|---:|---:|---:|\n",
+        processor.map_or("unknown processor", |(_, name)| name),
+    );
+    for cell in ["gated-heads4-width11", "gated-heads4-width4", "gated-heads4-width44"] {
+        let found = rounds(&one_layer(cell), ROUNDS);
+        let of = |each: &dyn Fn(&[Spent; 3]) -> f64| median(found.iter().map(each));
+        writeln!(
+            out,
+            "| {cell} | {:.3} | {:.3} | 1/{:.2} | {:.3} | 1/{:.2} | {:.0} |",
+            of(&|round| round[0].clock),
+            of(&|round| round[1].clock),
+            of(&|round| round[0].clock / round[1].clock),
+            of(&|round| round[2].processor),
+            of(&|round| round[0].processor / round[2].processor),
+            of(&|round| (RUNS as usize * STEPS) as f64 / round[2].processor),
+        )
+        .unwrap();
     }
-    group.finish();
+    print!("{out}");
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/train.md"), out).unwrap();
 }
 
 /// As many steps as lie between two measurements, with one measurement and with none.
 fn trace(c: &mut Criterion) {
     headscope::device::tune_process();
     tch::set_num_threads(1);
-    let (of, induction) = (one_layer(), Declaration::named("induction").unwrap());
+    let (of, induction) = (one_layer("gated-heads4-width11"), Declaration::named("induction").unwrap());
     let eight: Vec<u64> = (0..8).collect();
     let cases = [
         ("one layer", &of.model, &of.language, &of.train, &eight[..1]),
@@ -77,5 +126,16 @@ fn trace(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, runs, trace);
-criterion_main!(benches);
+criterion_group!(benches, trace);
+
+fn main() {
+    let asked = |name: &str| std::env::args().any(|argument| argument == name);
+    if !asked("--table") {
+        benches();
+        Criterion::default().configure_from_args().final_summary();
+    }
+    // `cargo test --benches` asks whether it starts.
+    if !asked("--test") {
+        table();
+    }
+}

@@ -124,8 +124,10 @@ fn models_of_a_grid_are_as_those_trained_alone() {
             .unwrap(),
         None,
     );
-    let bits = |all: BTreeMap<(String, u64), f64>| all.into_iter().map(|(key, value)| (key, value.to_bits())).collect();
-    assert_eq!(bits(found), bits(expected) as BTreeMap<_, u64>);
+    let bits = |all: BTreeMap<(String, u64), f64>| {
+        all.into_iter().map(|(key, value)| (key, value.to_bits())).collect::<BTreeMap<_, u64>>()
+    };
+    assert_eq!(bits(found), bits(expected));
     assert!(rows.iter().any(|row| row.metric == "excess_loss_r2_demand" && row.keys.set.is_none()));
     let evidence = Evidence::new(&table).unwrap();
     assert!(evidence.runs("cell", "excess_loss", None).is_err(), "a row about one model of many is a detail");

@@ -15,7 +15,7 @@ use tch::{Kind, Tensor};
 use super::options::HeadOptions;
 use crate::error::{Error, Result};
 use crate::lab::prepared::Prepared;
-use crate::model::{Model, ModelConfig, NormKind, NormPlace, Parallel, Pass, Past, Program, Site};
+use crate::model::{Model, ModelConfig, NormKind, NormPlace, Parallel, Pass, Past, Program, QkNorm, Site};
 
 /// What a program must record for [`logits`].
 pub(super) const SITES: [Site; 2] = [Site::ResidPre(0), Site::Z(0)];
@@ -35,11 +35,16 @@ pub(super) fn measured_scale(heads: &HeadOptions, config: &ModelConfig) -> Optio
 /// head outputs are added to the last residual stream as they are, are served.
 pub(super) fn check(config: &ModelConfig) -> Result<()> {
     let added = matches!((config.norm, config.norm_place), (NormKind::None, _) | (_, NormPlace::Pre));
-    if config.n_layers == 1 && !config.has_mlp() && config.parallel == Parallel::No && added {
+    let alone = config.n_layers == 1 && !config.has_mlp() && config.parallel == Parallel::No;
+    if alone && added && config.qk_norm != QkNorm::All {
         return Ok(());
     }
-    let found = format!("{} layers, d_mlp {}, norm place {:?}", config.n_layers, config.d_mlp, config.norm_place);
-    Err(Error::argument("competition", "one attention-only layer with no norm after the heads", found))
+    let expected = "one attention-only layer with no norm after the heads, or over the queries and keys of all heads";
+    let found = format!(
+        "{} layers, d_mlp {}, norm place {:?}, norm of queries and keys {:?}",
+        config.n_layers, config.d_mlp, config.norm_place, config.qk_norm
+    );
+    Err(Error::argument("competition", expected, found))
 }
 
 /// The logits that each head's loss reads, `[run * head * place, 1, column]`.

@@ -40,18 +40,18 @@ pub(super) fn serves(pass: &Pass<'_>, layer: usize, x: &Tensor, joins: &Joins<'_
 }
 
 /// z at the wanted positions, `[row, 1, head, d_head]`, from the residual stream `x` that enters the block,
-/// `[row, position, d_model]`.
-pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, x: &Tensor) -> Result<Tensor> {
+/// `[row, position, d_model]`, and from that stream at the wanted positions.
+pub(super) fn heads(pass: &mut Pass<'_>, layer: usize, x: &Tensor, wanted: &Tensor) -> Result<Tensor> {
     let model = pass.model;
     let (block, config) = (model.block(layer)?, model.config());
     let attn = &block.attn;
     let before = model.wiring().block(layer).step(Wire::AttnIn).is_some();
     let Some(norm) = block.norm(NormAt::Attn).filter(|_| before) else {
-        return read(pass, layer, [&attn.q, &attn.k, &attn.v], x, &pass.pick(x));
+        return read(pass, layer, [&attn.q, &attn.k, &attn.v], x, wanted);
     };
     if folds_norm(pass, layer) {
         let (q, k, v) = (attn.q.after_norm(norm), attn.k.after_norm(norm), attn.v.after_norm(norm));
-        let [x, wanted] = [x, &pass.pick(x)].map(|x| norm::bare(config.norm, x, config.norm_eps));
+        let [x, wanted] = [x, wanted].map(|x| norm::bare(config.norm, x, config.norm_eps));
         return read(pass, layer, [&q, &k, &v], &x, &wanted);
     }
     let x = pass.norm(norm, Site::Ln1Scale(layer), x)?;

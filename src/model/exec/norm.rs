@@ -36,8 +36,9 @@ pub(super) fn bare(kind: NormKind, x: &Tensor, eps: f64) -> Tensor {
     match kind {
         NormKind::Layer => x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false),
         NormKind::Rms => {
-            let square = (x * x).sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) / width as f64;
-            x * (square + eps).rsqrt()
+            // By the vector's length: of the squares themselves, the gradient would take two more passes over `x`.
+            let length = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+            x * (length.square() / width as f64 + eps).rsqrt()
         }
         NormKind::None => x.shallow_clone(),
     }

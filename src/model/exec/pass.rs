@@ -173,8 +173,9 @@ impl<'a> Pass<'a> {
             } else if number == 1 && last_query::serves(self, layer, state.get(Wire::ResidPre)?, joins) {
                 number = wiring.attend_step();
                 step = &wiring.steps()[number];
-                let z = last_query::heads(self, layer, state.get(Wire::ResidPre)?)?;
-                state.set(Wire::ResidPre, self.pick(state.get(Wire::ResidPre)?));
+                let wanted = self.pick(state.get(Wire::ResidPre)?);
+                let z = last_query::heads(self, layer, state.get(Wire::ResidPre)?, &wanted)?;
+                state.set(Wire::ResidPre, wanted);
                 Some(self.edited(layer, Wire::Z, z)?)
             } else {
                 self.value(layer, step, &state, rows, joins, &todo)?
