@@ -274,7 +274,8 @@ fn questions() -> Tokens {
 }
 
 fn index(model: &Model, metric: Metric) -> f64 {
-    let options = RedundancyOptions { ablation: Ablation::Zero, metric, ..RedundancyOptions::default() };
+    let (ablation, least) = (Ablation::Zero, 1e-6);
+    let options = RedundancyOptions { ablation, metrics: vec![metric], least, ..RedundancyOptions::default() };
     of_layer(&redundancy(model, &questions(), &options).unwrap(), "redundancy", 0).value
 }
 
@@ -285,12 +286,19 @@ fn redundancy_tells_copies_from_specialists() {
     let specialists: Vec<_> = (0..4).map(|h| (h, h, h + 4)).collect();
     let copies = |heads: usize| (0..heads).flat_map(|h| (0..4).map(move |q| (h, q, q + 4))).collect::<Vec<_>>();
     for gain in [0.5, 3.0, 20.0] {
-        assert_near("specialists", index(&answering(gain, &specialists), Metric::Loss), 0.0, ALGEBRA);
+        for metric in [Metric::Loss, Metric::Kl] {
+            assert_near("specialists", index(&answering(gain, &specialists), metric), 0.0, ALGEBRA);
+        }
     }
     for heads in [2, 3, 4] {
         let found = index(&answering(20.0, &copies(heads)), Metric::Loss);
         assert!(found > 0.99, "{heads} copies: {found}");
         assert_near("a single one", index(&answering(20.0, &copies(1)), Metric::Loss), 0.0, ALGEBRA);
+    }
+    // Where each does its part of the work, the divergence of small changes is quadratic.
+    for heads in [2, 3, 4] {
+        let found = index(&answering(0.01, &copies(heads)), Metric::Kl);
+        assert!((found - (1.0 - 1.0 / heads as f64)).abs() < 0.01, "{heads} copies: {found}");
     }
     // Two of four questions known to all heads, and two to one head each: half of the joint effect is redundant.
     let half: Vec<_> = copies(4).into_iter().filter(|&(h, q, _)| q < 2 || h == q).collect();
@@ -324,6 +332,7 @@ fn redundancy_refuses_what_makes_no_sense() {
     for least in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(of(RedundancyOptions { least, ..Default::default() }).is_err());
     }
+    assert!(of(RedundancyOptions { metrics: vec![], ..Default::default() }).is_err());
     let quiet = of(RedundancyOptions { least: 1e6, ..Default::default() }).unwrap();
     assert!((0..3).all(|layer| of_layer(&quiet, "redundancy", layer).value.is_nan()));
 }
@@ -404,7 +413,7 @@ fn a_run_of_redundancy_is_a_layer_on_passages_of_its_own() {
     let effects = of_runs(&table, "joint_effect", None);
     assert_ne!(effects[0].1, effects[3].1, "the same layer on other passages");
     for (seed, index) in of_runs(&table, "redundancy", None) {
-        let own = rows.iter().filter(|row| row.keys.seed == Some(seed) && row.metric == "loss");
+        let own = rows.iter().filter(|row| row.keys.seed == Some(seed) && row.metric == "kl");
         let effect = |row: &Observation| row.value - row.baseline.unwrap();
         let alone: f64 = own.clone().filter(|row| row.keys.head.is_some()).map(effect).sum();
         let all: f64 = own.filter(|row| row.keys.head.is_none() && row.keys.layer.is_some()).map(effect).sum();

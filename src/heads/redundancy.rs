@@ -18,16 +18,16 @@ pub struct RedundancyOptions<'a> {
     pub ablation: Ablation,
     /// The prompts that a mean is taken over; by default those measured.
     pub reference: Option<&'a Tokens>,
-    /// The metric.
-    pub metric: Metric,
-    /// The smallest effect of a whole layer, in units of the metric, for its redundancy to be meaningful: the ratio of two
+    /// The metrics, measured on the same runs.
+    pub metrics: Vec<Metric>,
+    /// The smallest effect of a whole layer, in units of each metric, for its redundancy to be meaningful: the ratio of two
     /// effects that are hardly there is noise.
     pub least: f64,
 }
 
 impl Default for RedundancyOptions<'_> {
     fn default() -> Self {
-        Self { layers: vec![], ablation: Ablation::Mean, reference: None, metric: Metric::Loss, least: 0.01 }
+        Self { layers: vec![], ablation: Ablation::Mean, reference: None, metrics: vec![Metric::Loss], least: 0.01 }
     }
 }
 
@@ -38,15 +38,20 @@ impl Default for RedundancyOptions<'_> {
 /// R = 1 - (D_1 + ... + D_H) / D, limited to 0..1
 /// ```
 ///
-/// It is 0 if the effects add up, as those of independent heads do, and also where heads need each other, so that each alone
-/// costs more than its share. It is 1 if no single head is missed although together they are: any of them does what the
-/// others do (backup heads, Wang et al. 2022). In between, it is the share of the joint effect that single ablations miss.
-/// Since Shapley values sum to D ([`shapley`](crate::intervene::shapley)), R compares single ablations with them, at H + 1
-/// runs rather than 2^H. Not every overlap of effects is a duplicate: a loss that saturates, because heads write the same
-/// logit further up than it matters, counts too.
+/// It is the share of the joint effect that single ablations miss: 0 if the effects add up, as those of independent heads do,
+/// and also where heads need each other, so that each alone costs more than its share; 1 if no single head is missed although
+/// together they are, because any of them does what the others do (backup heads, Wang et al. 2022). Since Shapley values sum to
+/// D ([`shapley`](crate::intervene::shapley)), R compares single ablations with them, at H + 1 runs rather than 2^H. An overlap
+/// of effects need not be a duplicate: heads that raise the same logit further than matters overlap, too.
 ///
-/// Per layer one row `redundancy`, missing if |D| is below [`RedundancyOptions::least`]; one row of the metric for all heads
-/// together, and one for each head: `value` with the ablation, `baseline` without.
+/// The loss on a text is noisy: in a model of many layers, a few hundred tokens do not show what one layer's heads are good for.
+/// [`Metric::Kl`] does. It is how much the loss would rise on average if the next tokens were drawn from the unchanged model's
+/// own predictions. Small changes of the output cost their square there, so that H copies, each doing the H-th part of the
+/// work, have R = 1 - 1/H, and heads with uncorrelated effects have R = 0.
+///
+/// Per layer and metric (named in column `method`) one row `redundancy`, missing if |D| is below
+/// [`RedundancyOptions::least`]; one row of the metric for all heads together, and one for each head: `value` with the
+/// ablation, `baseline` without.
 ///
 /// ```
 /// use headscope::heads::{RedundancyOptions, redundancy};
@@ -61,11 +66,11 @@ impl Default for RedundancyOptions<'_> {
 /// See also [`Circuits::alignments`](crate::circuits::Circuits::alignments), which asks the weights.
 ///
 /// # Errors
-/// If a layer does not exist or is named twice, `least` is not a number above 0, or the metric or the tokens do not fit the
-/// model.
+/// If a layer does not exist or is named twice, `least` is not a number above 0, there is no metric, or a metric or the tokens
+/// do not fit the model.
 pub fn redundancy(model: &Model, tokens: &Tokens, options: &RedundancyOptions<'_>) -> Result<Table> {
     let layers = layers(model, options)?;
-    let mut sweep = Sweep::ablate(model, tokens, options.ablation).metric(options.metric.clone());
+    let mut sweep = Sweep::ablate(model, tokens, options.ablation).metrics(options.metrics.clone());
     if let Some(reference) = options.reference {
         sweep = sweep.reference(reference);
     }
@@ -103,14 +108,15 @@ fn layers(model: &Model, options: &RedundancyOptions<'_>) -> Result<Vec<usize>> 
 
 /// The rows of redundancy, from the effects of single heads (rows with a head) and of all (rows without).
 fn of_layers(measured: &[Observation], least: f64) -> Vec<Observation> {
-    // By layer: the sum of the effects of single heads, and the effect of all.
-    let mut effects: BTreeMap<Option<u32>, [f64; 2]> = BTreeMap::new();
+    // By layer and metric: the sum of the effects of single heads, and the effect of all.
+    let mut effects: BTreeMap<(Option<u32>, &str), [f64; 2]> = BTreeMap::new();
     for row in measured {
         let which = usize::from(row.keys.head.is_none());
-        effects.entry(row.keys.layer).or_default()[which] += row.value - row.baseline.unwrap_or(f64::NAN);
+        let sums = effects.entry((row.keys.layer, row.metric.as_str())).or_default();
+        sums[which] += row.value - row.baseline.unwrap_or(f64::NAN);
     }
-    let row = |(layer, [alone, all]): (Option<u32>, [f64; 2])| Observation {
-        keys: Keys { layer, ..Keys::default() },
+    let row = |((layer, metric), [alone, all]): ((Option<u32>, &str), [f64; 2])| Observation {
+        keys: Keys { layer, method: Some(metric.to_owned()), ..Keys::default() },
         metric: "redundancy".to_owned(),
         value: if all.abs() >= least { (1.0 - alone / all).clamp(0.0, 1.0) } else { f64::NAN },
         ..Observation::default()

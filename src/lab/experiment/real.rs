@@ -15,23 +15,34 @@ const MINILM: &str = "minilm";
 const BABYLLAMA: &str = "checkpoints/babyllama-105";
 const GPT2: &str = "checkpoints/gpt2-small-attention-only";
 
-/// Models whose weights are compared together, because a single one has few layers: by architecture.
-const LLAMAS: (&str, &str) = ("llama", "SmolLM2 and BabyLlama");
-const LAYER_NORMS: (&str, &str) = ("layer-norm", "GPT-2 and MiniLM");
+/// Models whose weights are compared together, since one model has few layers: by architecture.
+struct Family {
+    cell: &'static str,
+    /// The case's name.
+    names: &'static str,
+    models: Vec<&'static str>,
+}
+
+/// The small grid has the models that come with headscope; MiniLM's six layers are too few for their weights to be judged.
+fn families(grid: Grid) -> Vec<Family> {
+    let llama = |names, models| Family { cell: "llama", names, models };
+    let layer_norm = || Family { cell: "layer-norm", names: "GPT-2 and MiniLM", models: vec![GPT2, MINILM] };
+    match grid {
+        Grid::Small => vec![llama("SmolLM2", vec![SMOLLM2])],
+        Grid::Full => vec![llama("SmolLM2 and BabyLlama", vec![SMOLLM2, BABYLLAMA]), layer_norm()],
+    }
+}
 
 /// E12: do the heads of a layer of trained models read and write different directions, do they stand in for each other, and
 /// do they attend apart?
-///
-/// The small grid has the models that come with headscope; MiniLM's six layers are too few for their weights to be judged.
 pub(super) fn real(grid: Grid) -> Experiment {
-    let families = grid.pick(vec![LLAMAS], vec![LLAMAS, LAYER_NORMS]);
+    let families = families(grid);
     let predicting = grid.pick(vec![("SmolLM2", SMOLLM2)], vec![("SmolLM2", SMOLLM2), ("BabyLlama", BABYLLAMA)]);
     let mut attending = vec![("SmolLM2", SMOLLM2), ("MiniLM", MINILM)];
     if grid == Grid::Full {
         attending.push(("BabyLlama", BABYLLAMA));
     }
-    let of_family = |&(name, _): &(&str, &str), random: bool| weights(grid, name, random);
-    let mut cells: Vec<Cell> = families.iter().flat_map(|family| [false, true].map(|r| of_family(family, r))).collect();
+    let mut cells: Vec<Cell> = families.iter().flat_map(|family| [false, true].map(|r| weights(family, r))).collect();
     cells.extend(predicting.iter().map(|(name, model)| on_text(name, model, false, AskedOnText::Redundancy)));
     let patterns =
         |&(name, model): &(&str, &str)| [false, true].map(|random| on_text(name, model, random, AskedOnText::Patterns));
@@ -58,15 +69,10 @@ fn cell_name(model: &str, what: &str, random: bool) -> String {
     format!("{}-{what}{random}", model.to_lowercase())
 }
 
-fn weights(grid: Grid, family: &str, random: bool) -> Cell {
-    let models = match (family == LLAMAS.0, grid) {
-        (true, Grid::Small) => vec![SMOLLM2],
-        (true, Grid::Full) => vec![SMOLLM2, BABYLLAMA],
-        (false, _) => vec![GPT2, MINILM],
-    };
-    let models = models.into_iter().map(str::to_owned).collect();
+fn weights(family: &Family, random: bool) -> Cell {
+    let models = family.models.iter().map(|name| (*name).to_owned()).collect();
     let work = Work::Weights(WeightsOf { models, random, first: numbered(NUMBER, "", "").seed });
-    Cell { name: cell_name(family, "weights", random), work }
+    Cell { name: cell_name(family.cell, "weights", random), work }
 }
 
 fn on_text(name: &str, model: &str, random: bool, asked: AskedOnText) -> Cell {
@@ -89,11 +95,11 @@ fn gate(text: &str, metric: &str, limit: Limit, cases: Vec<Contrast>) -> Gate {
 }
 
 /// C3b: the directions that heads of a layer use, by their weights.
-fn different_directions(families: &[(&str, &str)]) -> SubClaim {
+fn different_directions(families: &[Family]) -> SubClaim {
     let each = |random: bool| {
-        let of = |&(family, models): &(&str, &str)| {
-            ["reads", "writes"]
-                .map(|task| Contrast::of(format!("{models}, {task}"), cell_name(family, "weights", random)).task(task))
+        let of = |family: &Family| {
+            let cell = cell_name(family.cell, "weights", random);
+            ["reads", "writes"].map(|task| Contrast::of(format!("{}, {task}", family.names), &cell).task(task))
         };
         families.iter().flat_map(of).collect::<Vec<_>>()
     };

@@ -9,6 +9,7 @@ use super::passages::{Passages, Words};
 use super::{Computed, Input, drawn, load, row, spread};
 use crate::error::Result;
 use crate::heads::{RedundancyOptions, Similarity, redundancy, similarity_matrix};
+use crate::intervene::Metric;
 use crate::model::{Model, ModelConfig};
 use crate::table::Observation;
 
@@ -33,11 +34,13 @@ pub enum AskedOnText {
     /// Do heads stand in for each other? See [`redundancy`]. A run is one *layer* on passages of its own: consecutive seeds
     /// go through the layers, in an order that spreads any first few over all depths, and begin again with other passages. An
     /// interval over runs covers this model's layers and texts like these; it does not cover other models. Heads are replaced
-    /// by their means over twice as many other passages.
+    /// by their means over twice as many other passages. An effect is the divergence (KL) of the predictions from those of the
+    /// unchanged model, in nats.
     ///
-    /// Rows: `redundancy` of the layer; `redundant`, 1 if it is above half and 0 otherwise; `joint_effect`, the increase of the
-    /// loss without all heads of the layer, in nats; `loss`, and `loss_share`, the loss over that of equal probabilities for
-    /// all tokens. Where the joint effect is too small, the first two are missing. Rows about single heads name layer and head.
+    /// Rows: `redundancy` of the layer; `redundant`, 1 if it is above half and 0 otherwise; `joint_effect` of all heads of the
+    /// layer, where it is too small the first two are missing; `loss`, and `loss_share`, the loss over that of equal
+    /// probabilities for all tokens. Rows that name the layer, and the head, are those of [`redundancy`], also with the loss
+    /// as the effect.
     Redundancy,
     /// Do heads of one layer, whose outputs are added, attend apart more than heads of neighbouring layers? A run is a draw of
     /// passages.
@@ -84,18 +87,22 @@ impl OnText {
         let reference = self.passages.draw(words, model, 2 * self.passages.count, &mut rng)?;
         let n_layers = model.config().n_layers;
         let layer = spread((seed % n_layers as u64) as usize, n_layers);
-        let options = RedundancyOptions { layers: vec![layer], reference: Some(&reference), ..Default::default() };
+        let metrics = vec![Metric::Kl, Metric::Loss];
+        let options =
+            RedundancyOptions { layers: vec![layer], reference: Some(&reference), metrics, ..Default::default() };
         let found = redundancy(model, &tokens, &options)?.rows()?;
-        let of = |metric: &str| found.iter().find(|row| row.metric == metric && row.keys.head.is_none());
-        let index = of("redundancy").map_or(f64::NAN, |row| row.value);
-        let (without, loss) =
-            of("loss").map_or((f64::NAN, f64::NAN), |row| (row.value, row.baseline.unwrap_or(f64::NAN)));
+        let of_all = |metric: &str| found.iter().find(|row| row.metric == metric && row.keys.head.is_none());
+        let before = |row: &Observation| row.baseline.unwrap_or(f64::NAN);
+        let effect = of_all("kl").map_or(f64::NAN, |row| row.value - before(row));
+        let loss = of_all("loss").map_or(f64::NAN, before);
+        let by_kl = |row: &&Observation| row.metric == "redundancy" && row.keys.method.as_deref() == Some("kl");
+        let index = found.iter().find(by_kl).map_or(f64::NAN, |row| row.value);
         let redundant = if index.is_nan() { index } else { f64::from(u8::from(index > 0.5)) };
         let share = loss / (model.config().vocab as f64).ln();
         let whole = [
             ("redundancy", index),
             ("redundant", redundant),
-            ("joint_effect", without - loss),
+            ("joint_effect", effect),
             ("loss", loss),
             ("loss_share", share),
         ];
