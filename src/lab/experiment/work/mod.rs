@@ -156,7 +156,7 @@ fn drawn(model: &Model, seed: u64) -> Result<Model> {
 
 /// Place `number` of an order of `0..n` in which any few in a row are spread over the whole: steps of about .618 n.
 fn spread(number: usize, n: usize) -> usize {
-    let coprime = |step: &usize| (2..=*step).all(|factor| step % factor > 0 || n % factor > 0);
+    let coprime = |step: &usize| (2..=*step).all(|factor| !step.is_multiple_of(factor) || !n.is_multiple_of(factor));
     let step = (n as f64 * 0.618).round() as usize;
     number % n * (step.max(1)..).find(coprime).unwrap_or(1) % n
 }

@@ -105,7 +105,7 @@ impl Corpus {
 enum Split {
     /// The id of every character.
     Characters(BTreeMap<char, u32>),
-    Bpe(Tokenizer),
+    Bpe(Box<Tokenizer>),
 }
 
 /// A token's id, and the bytes that it comes from.
@@ -120,7 +120,7 @@ impl Split {
 
     fn bpe(text: &str, vocab: usize) -> Result<(Self, Tokenizer)> {
         let tokenizer = Tokenizer::trained(text, vocab)?;
-        Ok((Self::Bpe(tokenizer.clone()), tokenizer))
+        Ok((Self::Bpe(Box::new(tokenizer.clone())), tokenizer))
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<Piece>> {
