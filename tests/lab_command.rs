@@ -370,6 +370,7 @@ fn the_slurm_script_is_one() {
     let script = done(&["slurm", "E1", "--grid", "full", "--shards", "8"]);
     assert!(script.starts_with("#!/") && script.contains("#SBATCH --array=1-8"), "{script}");
     assert!(script.contains("lab run 'E1' --grid full --shard") && !script.contains("{ID}"), "{script}");
+    assert!(script.contains("--resume --looks \"${LOOKS:-1}\""), "{script}");
     let mut shell = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut shell.stdin.take().unwrap(), script.as_bytes()).unwrap();
     assert!(shell.wait().unwrap().success());

@@ -292,6 +292,28 @@ fn every_verdict_is_given_over_the_runs_that_learned_and_over_all() {
     assert_eq!(found.all.findings[0].effects.len(), 16);
 }
 
+/// Further looks are taken for the runs that learned. What they decide is final, so that what all runs leave undecided by then
+/// is at the threshold, not open.
+#[test]
+fn all_runs_have_no_look_of_their_own() {
+    let mut rows = vec![];
+    for seed in 0..16 {
+        // One in four does not learn; with these, effects are as large on average, and far apart.
+        let (loss, value) = match seed % 8 {
+            0 => (0.9, 2.3),
+            4 => (0.9, -1.7),
+            _ => (0.1, 0.3 + 0.001 * seed as f64),
+        };
+        rows.push(row("gated-narrow", seed, "m", value));
+        rows.push(row("gated-narrow", seed, "excess_loss", loss));
+        rows.push(row("gated-wide", seed, "m", 0.0));
+    }
+    let found = judge(&claim(Form::Directional), &Rule::default(), &evidence(rows)).unwrap();
+    assert_eq!((found.decided().verdict, found.decided().looks), (Verdict::Holds, 1), "{found}");
+    assert_eq!((found.all.verdict, found.all.looks), (Verdict::AtThreshold, 1), "{found}");
+    assert!(found.open_cells().is_empty());
+}
+
 /// Beside the verdict stands what is to be said of the effect.
 #[test]
 fn equivalence_and_reversal_are_described_only() {

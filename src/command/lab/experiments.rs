@@ -141,7 +141,8 @@ impl Show {
 ///
 /// Example: headscope lab run E1 --out results/E1
 ///
-/// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell as it finishes. Shards can run on any machine and
+/// Writes DIR/experiment.json and DIR/cells/NAME.parquet, each cell as it finishes; a later look adds
+/// DIR/cells/NAME+LOOK.parquet for the cells that the one before left open. Shards can run on any machine and
 /// in any order; on machines of the same kind, the combined files are byte-identical to those of a single run. The
 /// provenance of each cell is stored beside it: the commit, the experiment, the files that were read, and a checksum of
 /// the table.

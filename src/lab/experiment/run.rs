@@ -73,8 +73,9 @@ pub(super) fn seeds(seed: u64, runs: usize) -> Result<Vec<u64>> {
 }
 
 impl Experiment {
-    /// Computes the cells of a shard into `folder`, one Parquet file each, alongside `experiment.json`. Returns how
-    /// many cells were computed.
+    /// Computes the cells of a shard into `folder`, one Parquet file each, alongside `experiment.json`; a later look adds
+    /// files of its own, `NAME+LOOK.parquet`, with the seeds that follow. Returns how many files were computed. With
+    /// `resume`, what only `results.parquet` holds counts as finished, too.
     ///
     /// Shards may run anywhere, in any order and concurrently. On one machine, or several of the same kind, the folder
     /// ends up with the same bytes as after a single run. Other processors round differently, and training amplifies

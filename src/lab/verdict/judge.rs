@@ -84,7 +84,7 @@ pub struct Judged {
     pub sub_claim: SubClaim,
     /// Over the runs that learned; `None` where learning itself is the endpoint.
     pub learned: Option<Decided>,
-    /// Over all runs.
+    /// Over all runs. Where the look that decides over the runs that learned leaves this open, it is at the threshold.
     pub all: Decided,
 }
 
@@ -161,9 +161,17 @@ impl Judged {
 /// If the rule is invalid.
 pub fn judge(sub_claim: &SubClaim, rule: &Rule, evidence: &Evidence) -> Result<Judged> {
     rule.validate()?;
-    let over = |over| Looks { sub_claim, rule, evidence, over }.decide();
-    let learned = sub_claim.endpoint.given_learning.then(|| over(Over::Learned)).transpose()?;
-    Ok(Judged { sub_claim: sub_claim.clone(), learned, all: over(Over::All)? })
+    let by = |rule: &Rule, over| Looks { sub_claim, rule, evidence, over }.decide();
+    let learned = sub_claim.endpoint.given_learning.then(|| by(rule, Over::Learned)).transpose()?;
+    let mut all = by(rule, Over::All)?;
+    // No further look is taken for the sake of all runs alone: the one that decided is their last as well.
+    if let Some(decided) = learned.as_ref().filter(|decided| decided.verdict != Verdict::Open)
+        && all.verdict == Verdict::Open
+    {
+        let looks = rule.looks.iter().take(decided.looks).copied().collect();
+        all = by(&Rule { looks, ..rule.clone() }, Over::All)?;
+    }
+    Ok(Judged { sub_claim: sub_claim.clone(), learned, all })
 }
 
 /// The looks at one sub-claim, over some of the runs.
