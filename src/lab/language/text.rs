@@ -24,16 +24,16 @@ use crate::text::Tokenizer;
 ///
 /// | class | the token |
 /// |---|---|
-/// | `punctuation` | has no letter or digit: punctuation, spaces, line breaks |
+/// | `punctuation` | belongs to no word: punctuation, spaces, line breaks |
 /// | `repeat` | follows the same token as once before in the window: the last token of a bigram that occurred earlier |
 /// | `name` | belongs to a capitalised word that begins no sentence, quotation or line, and has two letters or more |
 /// | `word_start` | begins a word, perhaps with the space before it |
 /// | `inside_word` | goes on with a word |
 ///
 /// A word is a run of letters and digits, with the apostrophes between them. A token belongs to the word of its first letter
-/// or digit. A sentence ends with `.`, `!`, `?` or `:`, but not with the full stop of a title such as `Mr.`; a quotation
-/// begins at a double quotation mark. The names of speakers in a play, at the beginning of their lines, and the words at
-/// the beginning of verses are thus no names.
+/// or digit, a single apostrophe to the word that it is inside of. A sentence ends with `.`, `!`, `?` or `:`, but not with
+/// the full stop of a title such as `Mr.`; a quotation begins at a double quotation mark. The names of speakers in a play,
+/// at the beginning of their lines, and the words at the beginning of verses are thus no names.
 ///
 /// A repeat depends on the earlier tokens that end the same bigram (annotated as dependencies of kind `repeat`); what the
 /// other classes depend on is not known.
