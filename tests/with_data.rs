@@ -17,6 +17,7 @@ use headscope::circuits::{Composition, Offset};
 use headscope::heads::{
     CircuitOptions, PatternOptions, Repeats, RoleOptions, Roles, head_scores, pattern_scores, read_conllu,
 };
+use headscope::lab::experiment::{Cell, WeightsOf, Work};
 use headscope::model::{Model, Plan, Site, Tokens};
 use headscope::table::{Keys, Observation, Table};
 use headscope::text::prompts;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         trial("smollm2_is_what_transformers_computes", no_smollm2, &data, smollm2_is_what_transformers_computes),
         trial("smollm2_does_the_tasks_of_the_prompts", no_smollm2, &data, smollm2_does_the_tasks_of_the_prompts),
         trial("the_known_circuit_stands_out", no_data, &data, the_known_circuit_stands_out),
+        trial("every_layer_of_gpt2_is_a_run", no_data, &data, every_layer_of_gpt2_is_a_run),
         trial("the_committed_roles_are_these", no_data.or(no_minilm), &data, the_committed_roles_are_these),
         trial("a_real_head_knows_objects", no_data.or(no_minilm), &data, a_real_head_knows_objects),
     ];
@@ -205,6 +207,25 @@ fn the_committed_roles_are_these(data: &Path) {
     });
     let other: Vec<_> = other.map(|row| &row.keys.task).collect();
     assert!(accuracies.len() > 20 && other.len() <= accuracies.len() / 20, "{other:?} of {}", accuracies.len());
+}
+
+/// The weights of attention are enough for the cell that compares them: twelve runs have a value, and random weights of that
+/// shape use directions as chance does.
+fn every_layer_of_gpt2_is_a_run(data: &Path) {
+    let models = vec![data.join("checkpoints/gpt2-small-attention-only").display().to_string()];
+    let separations = |random: bool, runs: usize| {
+        let work = Work::Weights(WeightsOf { models: models.clone(), random, first: 900_000 });
+        let rows = Cell { name: "gpt2".to_owned(), work }.compute(900_000, runs).unwrap().rows().unwrap();
+        let own =
+            rows.into_iter().filter(|row| row.metric == "separation" && row.keys.task.as_deref() == Some("reads"));
+        own.map(|row| row.value).collect::<Vec<f64>>()
+    };
+    let found = separations(false, 13);
+    assert_eq!(
+        found.iter().map(|value| value.is_finite()).collect::<Vec<_>>(),
+        [[true; 12].as_slice(), &[false]].concat()
+    );
+    assert!(separations(true, 2).iter().all(|value| value.abs() < 0.05));
 }
 
 /// On real annotation a head of MiniLM knows objects far better than any offset and than any head of random weights would.

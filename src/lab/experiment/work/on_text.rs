@@ -146,3 +146,27 @@ fn mean_between(divergences: &Array2<f64>, config: &ModelConfig, first: usize, s
         pairs.filter(apart).map(|(a, b)| divergences[[first * heads + a, second * heads + b]]).collect();
     values.iter().sum::<f64>() / values.len() as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two layers of four heads, of which two each share their keys: such a pair does not count within a layer, all pairs count
+    /// between layers.
+    #[test]
+    fn heads_that_share_keys_are_no_pair_within_a_layer() {
+        let config = ModelConfig { n_layers: 2, n_heads: 4, n_kv_heads: 2, ..ModelConfig::default() };
+        let group = |head: usize| head % 4 / 2;
+        let divergence = |(a, b): (usize, usize)| match (a / 4 == b / 4, group(a) == group(b)) {
+            (true, true) => 0.0,
+            (true, false) => 1.0,
+            (false, true) => 0.2,
+            (false, false) => 0.4,
+        };
+        let all = Array2::from_shape_fn((8, 8), divergence);
+        assert_eq!([0, 1].map(|layer| mean_between(&all, &config, layer, layer)), [1.0, 1.0]);
+        assert!((mean_between(&all, &config, 0, 1) - 0.3).abs() < 1e-12);
+        let shared = ModelConfig { n_kv_heads: 1, ..config };
+        assert!(mean_between(&all, &shared, 0, 0).is_nan(), "no pair is left");
+    }
+}
