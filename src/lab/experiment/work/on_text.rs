@@ -37,10 +37,10 @@ pub enum AskedOnText {
     /// by their means over twice as many other passages. An effect is the divergence (KL) of the predictions from those of the
     /// unchanged model, in nats.
     ///
-    /// Rows: `redundancy` of the layer; `redundant`, 1 if it is above half and 0 otherwise; `joint_effect` of all heads of the
-    /// layer, where it is too small the first two are missing; `loss`, and `loss_share`, the loss over that of equal
-    /// probabilities for all tokens. Rows that name the layer, and the head, are those of [`redundancy`], also with the loss
-    /// as the effect.
+    /// Rows: `redundancy` of the layer; `redundant`, 1 if it is above half and 0 otherwise; `joint_effect`, that of all heads of
+    /// the layer together: where it is below .01, the first two are missing; `loss`, and `loss_share`, the loss over that of
+    /// equal probabilities for all tokens. Rows that name the layer, or a head too, are those of [`redundancy`], also with the
+    /// loss as the effect.
     Redundancy,
     /// Do heads of one layer, whose outputs are added, attend apart more than heads of neighbouring layers? A run is a draw of
     /// passages.
