@@ -65,6 +65,7 @@ fn training(grid: Grid, language: Language) -> Training {
         measures: vec![Measurement::Roles],
         records: 11,
         spacing: Spacing::Even,
+        layer: None,
         held_out: 96,
         after: None,
     }

@@ -97,6 +97,7 @@ pub(super) fn divided(regime: Regime, heads: usize, width: usize) -> Training {
         measures: vec![Measurement::Division, Measurement::Patterns],
         records: 12,
         spacing: Spacing::Geometric,
+        layer: None,
         held_out: 128,
         after: None,
     }

@@ -90,7 +90,7 @@ fn training(grid: Grid, language: Language, heads: usize, width: usize) -> Train
     let measures = vec![Measurement::Division, Measurement::Patterns, Measurement::Written];
     // The 256 subsets of heads on 16 windows take as long as 35 to 65 training steps, so that they are measured rarely.
     let (start, records, spacing) = (Start::Fresh, grid.pick(3, 5), Spacing::Even);
-    Training { model, language, train, start, measures, records, spacing, held_out: 16, after: None }
+    Training { model, language, train, start, measures, records, spacing, held_out: 16, layer: None, after: None }
 }
 
 /// What E11 decides.

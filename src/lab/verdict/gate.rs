@@ -83,9 +83,28 @@ impl Gate {
         self.cases.iter().try_for_each(|case| case.validate(cells))
     }
 
-    /// What the first seeds of a look say about the gate.
-    pub(super) fn found(&self, look: &Look, rule: &Rule, evidence: &Evidence) -> Result<Vec<GateFinding>> {
+    /// The cases that `before`, an earlier look, left undecided; all without one.
+    pub(super) fn open<'a>(&'a self, before: &'a [GateFinding]) -> impl Iterator<Item = &'a Contrast> {
+        self.cases.iter().filter(|case| self.decided(case, before).is_none())
+    }
+
+    /// What an earlier look decided about a case.
+    fn decided<'a>(&self, case: &Contrast, before: &'a [GateFinding]) -> Option<&'a GateFinding> {
+        before.iter().find(|found| found.gate == self.text && found.case == case.name && found.holds.is_some())
+    }
+
+    /// What the first seeds of a look say about the gate; cases that were decided `before` keep their findings.
+    pub(super) fn found(
+        &self,
+        look: &Look,
+        rule: &Rule,
+        evidence: &Evidence,
+        before: &[GateFinding],
+    ) -> Result<Vec<GateFinding>> {
         let each = |case: &Contrast| {
+            if let Some(decided) = self.decided(case, before) {
+                return Ok(decided.clone());
+            }
             let (task, over) = (case.task.as_ref().or(self.task.as_ref()), Over::All);
             let asked = Effects { metric: &self.metric, task, reading: self.reading, over, rule };
             let values: Vec<f64> = evidence.effects(case, &asked, look.seeds).into_values().collect();

@@ -147,7 +147,7 @@ impl Judged {
         let undecided = |finding: &&Finding| finding.verdict == Verdict::Open;
         let case = |name: &str| self.sub_claim.cases.iter().find(|case| case.name == name);
         let cases = decided.findings.iter().filter(undecided).filter_map(|finding| case(&finding.case));
-        let gates = self.sub_claim.gates.iter().flat_map(|gate| &gate.cases);
+        let gates = self.sub_claim.gates.iter().flat_map(|gate| gate.open(&decided.gates));
         let mut cells: Vec<&str> = cases.chain(gates).flat_map(Contrast::cells).collect();
         cells.sort_unstable();
         cells.dedup();
@@ -215,7 +215,8 @@ impl Looks<'_> {
     fn waiting(&self, look: &Look, before: Option<&Decided>) -> Option<String> {
         let open = |number: usize| before.is_none_or(|before| before.findings[number].verdict == Verdict::Open);
         let cases = self.sub_claim.cases.iter().enumerate().filter(|(number, _)| open(*number)).map(|(_, case)| case);
-        let gates = self.sub_claim.gates.iter().flat_map(|gate| &gate.cases);
+        let known = before.map_or(&[][..], |before| &before.gates);
+        let gates = self.sub_claim.gates.iter().flat_map(|gate| gate.open(known));
         let fewest = cases.chain(gates).map(|case| self.evidence.common(case, look.seeds).len()).min()?;
         (fewest < look.seeds).then(|| format!("{fewest} of {} seeds", look.seeds))
     }
@@ -223,7 +224,8 @@ impl Looks<'_> {
     fn look(&self, look: &Look, looks: usize, last: bool, before: Option<&Decided>) -> Result<Decided> {
         let mut findings = self.findings(look, before)?;
         self.decide_cases(&mut findings, look, last)?;
-        let gates = self.sub_claim.gates.iter().map(|gate| gate.found(look, self.rule, self.evidence));
+        let known = before.map_or(&[][..], |before| &before.gates);
+        let gates = self.sub_claim.gates.iter().map(|gate| gate.found(look, self.rule, self.evidence, known));
         let gates = gates.collect::<Result<Vec<_>>>()?.concat();
         let failed = |holds: Option<bool>| gates.iter().find(|gate| gate.holds == holds);
         let (verdict, reason) = match (failed(Some(false)), failed(None)) {

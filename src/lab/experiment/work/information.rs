@@ -19,7 +19,7 @@ impl Asked<'_> {
     /// V-information of a linear probe from each head's z about each task's answer, in nats (clamped at 0), and how the
     /// heads divide it.
     pub(super) fn information(&self) -> Result<Vec<Observation>> {
-        let layer = self.layers - 1;
+        let layer = self.layer;
         let run = self.probe.record([Site::Z(layer)])?;
         let z = run.get(Site::Z(layer))?.unflatten(0, [self.seeds.len() as i64, -1]);
         let mut rows = vec![];

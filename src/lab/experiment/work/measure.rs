@@ -30,6 +30,8 @@ pub(super) struct Asked<'a> {
     pub seeds: &'a [u64],
     pub step: usize,
     pub layers: usize,
+    /// The layer whose heads are measured.
+    pub layer: usize,
     pub heads: usize,
     pub width: usize,
 }
@@ -75,10 +77,6 @@ impl Asked<'_> {
         }
     }
 
-    fn last(&self) -> usize {
-        self.layers - 1
-    }
-
     /// An observation about a whole run.
     pub(super) fn of_run(&self, run: usize, metric: &str, value: f64) -> Observation {
         row(self.seeds[run], self.step, metric, value)
@@ -100,12 +98,12 @@ impl Asked<'_> {
     }
 
     fn division(&self) -> Result<Vec<Observation>> {
-        let phi = self.probe.shapley(self.last(), Ablation::Mean)?;
+        let phi = self.probe.shapley(self.layer, Ablation::Mean)?;
         let mut rows = vec![];
         for (run, &seed) in self.seeds.iter().enumerate() {
             let own = phi.index_axis(Axis(0), run);
             for ((head, task), &value) in own.indexed_iter() {
-                rows.push(self.detail(run, "shapley", (self.last(), head, task), value));
+                rows.push(self.detail(run, "shapley", (self.layer, head, task), value));
             }
             let total = own.sum() / self.tasks.len() as f64;
             let divides = total >= LEAST;
@@ -127,12 +125,12 @@ impl Asked<'_> {
     }
 
     fn patterns(&self) -> Result<Vec<Observation>> {
-        let apart = over_pairs(&self.probe.pattern_distance(self.last())?);
+        let apart = over_pairs(&self.probe.pattern_distance(self.layer)?);
         Ok(self.of_runs("pattern_divergence", &apart))
     }
 
     fn written(&self, start: &mut Start) -> Result<Vec<Observation>> {
-        let cka = over_pairs(&self.probe.cka(self.last())?);
+        let cka = over_pairs(&self.probe.cka(self.layer)?);
         if start.cka.is_empty() {
             start.cka.clone_from(&cka);
         }
@@ -142,10 +140,10 @@ impl Asked<'_> {
     }
 
     fn overlaps(&self) -> Result<Vec<Observation>> {
-        let last = self.last() * self.heads;
+        let first = self.layer * self.heads;
         let of = |measure: Weights| {
             let all = self.probe.weight_similarity(measure)?;
-            let layer = all.slice(s![.., last.., last..]).to_owned();
+            let layer = all.slice(s![.., first..first + self.heads, first..first + self.heads]).to_owned();
             Ok(self.of_runs(measure.name(), &over_pairs(&layer)))
         };
         let subspaces = [Weights::QueryOverlap, Weights::KeyOverlap, Weights::ValueOverlap, Weights::WriteOverlap];
@@ -155,7 +153,7 @@ impl Asked<'_> {
     fn norms(&self) -> Result<Vec<Observation>> {
         let mut squares = vec![0.0; self.seeds.len()];
         for name in ["w_q", "w_k", "w_v", "w_o"] {
-            let own = self.probe.squared_norms(&format!("blocks.{}.{name}", self.last()))?;
+            let own = self.probe.squared_norms(&format!("blocks.{}.{name}", self.layer))?;
             squares.iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
         }
         let norms: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
@@ -164,18 +162,18 @@ impl Asked<'_> {
 
     fn gradients(&self) -> Result<Vec<Observation>> {
         let share = self.probe.gradients()?.share;
-        let share = share.index_axis(Axis(1), self.last());
+        let share = share.index_axis(Axis(1), self.layer);
         let row = |((run, head, task), &value): ((usize, usize, usize), &f64)| {
-            self.detail(run, "gradient_share", (self.last(), head, task), value)
+            self.detail(run, "gradient_share", (self.layer, head, task), value)
         };
         Ok(share.indexed_iter().map(row).collect())
     }
 
     fn others(&self, task: usize) -> Result<Vec<Observation>> {
-        let phi = self.probe.shapley(self.last(), Ablation::Mean)?;
+        let phi = self.probe.shapley(self.layer, Ablation::Mean)?;
         let phi = phi.mapv(|value| value.max(0.0));
         let norm = self.probe.gradients()?.norm;
-        let energy = norm.index_axis(Axis(1), self.last()).mapv(|norm| norm * norm);
+        let energy = norm.index_axis(Axis(1), self.layer).mapv(|norm| norm * norm);
         let share = |of: &Array3<f64>, run: usize, least: f64| {
             let others = of.slice(s![run, 1.., ..]);
             let all = others.sum();
@@ -184,7 +182,7 @@ impl Asked<'_> {
         let name = self.tasks.get(task).map(|info| info.name.clone());
         // The sub-game in which head 0 is present: what the others add to it together.
         let others = (1..self.heads).collect();
-        let losses = self.probe.losses_without(self.last(), &[others, vec![]], Ablation::Mean)?;
+        let losses = self.probe.losses_without(self.layer, &[others, vec![]], Ablation::Mean)?;
         let added = |run: usize| {
             let gains: Vec<f64> =
                 (0..self.tasks.len()).map(|task| (losses[[run, 0, task]] - losses[[run, 1, task]]).max(0.0)).collect();

@@ -42,6 +42,9 @@ pub struct Training {
     pub spacing: Spacing,
     /// Held-out sequences per run.
     pub held_out: usize,
+    /// The layer whose heads are measured; the last by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<usize>,
     /// An optional second phase of training, measured in the same way and equally often.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<After>,
@@ -94,21 +97,21 @@ pub enum Occupant {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measurement {
-    /// How the last layer's heads divide the tasks, by Shapley values under mean ablation. Per head and task:
+    /// How the measured layer's heads divide the tasks, by Shapley values under mean ablation. Per head and task:
     /// `shapley`, in nats. Per run: `total_effect`, the nats by which all heads of the layer together reduce the mean
     /// task's loss, and, if that is at least 0.1, `specialisation` (0 to 1) and `participation` (heads per task).
     Division,
-    /// How differently the last layer's heads attend: `pattern_divergence`, the mean over pairs of heads of the
+    /// How differently the measured layer's heads attend: `pattern_divergence`, the mean over pairs of heads of the
     /// Jensen-Shannon divergence of their patterns divided by ln 2, at the positions where predictions are made.
     Patterns,
-    /// How similar the last layer's head outputs are: `cka`, the mean over pairs of heads that are not dead, and
+    /// How similar the measured layer's head outputs are: `cka`, the mean over pairs of heads that are not dead, and
     /// `cka_gain`, (cka - cka at step 0) / (1 - cka at step 0), since wide heads are similar before any training.
     Written,
-    /// How similar the subspaces are that the last layer's heads read and write: `query_overlap`, `key_overlap`,
+    /// How similar the subspaces are that the measured layer's heads read and write: `query_overlap`, `key_overlap`,
     /// `value_overlap` and `write_overlap`. Each is the mean over pairs of heads of the mean squared cosine of the
     /// principal angles between their subspaces; its expectation for random subspaces is d_head / d_model.
     Overlaps,
-    /// How each task's gradient is distributed over the last layer's heads: `gradient_share`, by head and task.
+    /// How each task's gradient is distributed over the measured layer's heads: `gradient_share`, by head and task.
     Gradients,
     /// How much of the work of heads other than 0 goes to one task: `others_share`, their positive Shapley values for
     /// the task over those for all tasks, missing if the total is below 0.1 nat; `others_gradient_share`, the same ratio
@@ -130,7 +133,7 @@ pub enum Measurement {
     /// Increase of the excess loss when every head's QK product is truncated to rank 1, 2, 4, ...: `truncation_cost_1`,
     /// ...
     Truncated,
-    /// How large the last layer's weights are: `weight_norm`, the Frobenius norm of W_Q, W_K, W_V and W_O together.
+    /// How large the measured layer's weights are: `weight_norm`, the Frobenius norm of W_Q, W_K, W_V and W_O together.
     Norms,
     /// Whether what lowers the loss most is learned first: before training, `initial_rate` of each task, the rate at
     /// which its loss falls if all parameters follow the gradient of the training loss; after the last step,
@@ -149,6 +152,9 @@ impl Training {
         if self.records < 2 || self.held_out < 2 {
             let found = format!("{} and {}", self.records, self.held_out);
             return Err(Error::argument("records, held_out", "at least 2 of each", found));
+        }
+        if let Some(layer) = self.layer.filter(|layer| *layer >= self.model.n_layers) {
+            return Err(Error::argument("layer", format!("below {}", self.model.n_layers), layer));
         }
         let mut trainer = self.begin(seeds)?;
         let mut rows = self.asked(&mut trainer, &self.train, seeds)?;
@@ -215,6 +221,7 @@ impl Training {
                 seeds,
                 step,
                 layers: self.model.n_layers,
+                layer: self.layer.unwrap_or(self.model.n_layers - 1),
                 heads: self.model.n_heads,
                 width: self.model.d_head,
             };
