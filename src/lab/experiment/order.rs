@@ -1,9 +1,10 @@
 //! E15: is what lowers the loss most learned first?
 
-use super::grid::{numbered, one_layer, trained};
+use super::grid::{above, learned, numbered, one_layer, sub_claim, trained};
 use super::{Cell, Experiment, Grid, Measurement, Spacing, Start, Training};
 use crate::lab::language::{Language, Regime, Task, Tasks};
 use crate::lab::train::{Decay, TrainOptions};
+use crate::lab::verdict::{Contrast, Endpoint, SubClaim};
 
 const REGIMES: [(&str, Regime); 2] = [("gated", Regime::Gated), ("simultaneous", Regime::Simultaneous)];
 /// Six tasks of different difficulty.
@@ -26,6 +27,7 @@ pub(super) fn order(grid: Grid) -> Experiment {
         }
     }
     Experiment {
+        sub_claims: vec![first_things_first()],
         cells,
         ..numbered(
             15,
@@ -33,6 +35,19 @@ pub(super) fn order(grid: Grid) -> Experiment {
             "Is the task whose loss falls fastest at first the one that is learned first?",
         )
     }
+}
+
+/// C2d: with the tasks weighted in one order, and in the opposite one, so that difficulty alone cannot set the order.
+fn first_things_first() -> SubClaim {
+    let of = |(regime, _): (&str, Regime)| {
+        ["forward", "reversed"].map(|order| Contrast::of(format!("{regime}, {order}"), format!("{regime}-{order}")))
+    };
+    let cases: Vec<Contrast> = REGIMES.into_iter().flat_map(of).collect();
+    let names: Vec<String> = cases.iter().flat_map(Contrast::cells).map(str::to_owned).collect();
+    let scale = "half of a perfect rank correlation over six tasks";
+    let endpoint = Endpoint { given_learning: false, ..above("order_correlation", (0.5, scale)) };
+    let text = "The task whose loss falls fastest at first is learned first, and so on";
+    SubClaim { gates: vec![learned(names.iter().map(String::as_str))], ..sub_claim("C2d", text, endpoint, cases) }
 }
 
 fn cell(grid: Grid, name: &str, regime: Regime, task_weights: Vec<f64>) -> Cell {
@@ -48,6 +63,7 @@ fn cell(grid: Grid, name: &str, regime: Regime, task_weights: Vec<f64>) -> Cell 
         records: 51,
         held_out: 512,
         spacing: Spacing::Even,
+        layer: None,
         after: None,
     };
     trained(name, training)
