@@ -138,7 +138,7 @@ fn is_zero(value: &f64) -> bool {
 }
 
 /// Metrics of the lab with a bounded scale: name, smallest and largest value.
-const RANGES: [(&str, f64, f64); 26] = [
+const RANGES: [(&str, f64, f64); 27] = [
     ("accuracy", 0.0, 1.0),
     ("cka", 0.0, 1.0),
     ("division", -1.0, 1.0),
@@ -154,6 +154,7 @@ const RANGES: [(&str, f64, f64); 26] = [
     ("others_gradient_share", 0.0, 1.0),
     ("others_share", 0.0, 1.0),
     ("pattern_divergence", 0.0, 1.0),
+    ("pattern_divergence_by_layer", 0.0, 1.0),
     ("position_share", 0.0, 1.0),
     ("query_overlap", 0.0, 1.0),
     ("redundancy", 0.0, 1.0),

@@ -3,7 +3,7 @@
 use super::row;
 use super::training::Measurement;
 use crate::circuits::Measure as Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::intervene::Ablation;
 use crate::lab::language::{Batch, Language, TaskInfo};
 use crate::lab::trace::{Division, Losses, Probe, division, participation};
@@ -125,8 +125,14 @@ impl Asked<'_> {
     }
 
     fn patterns(&self) -> Result<Vec<Observation>> {
-        let apart = over_pairs(&self.probe.pattern_distance(self.layer)?);
-        Ok(self.of_runs("pattern_divergence", &apart))
+        let apart = |layer| Ok::<_, Error>(over_pairs(&self.probe.pattern_distance(layer)?));
+        let mut rows = self.of_runs("pattern_divergence", &apart(self.layer)?);
+        for layer in (0..self.layers).filter(|_| self.layers > 1) {
+            let mut own = self.of_runs("pattern_divergence_by_layer", &apart(layer)?);
+            own.iter_mut().for_each(|row| row.keys.task = Some(format!("layer {layer}")));
+            rows.extend(own);
+        }
+        Ok(rows)
     }
 
     fn written(&self, start: &mut Start) -> Result<Vec<Observation>> {

@@ -102,7 +102,8 @@ pub enum Measurement {
     /// task's loss, and, if that is at least 0.1, `specialisation` (0 to 1) and `participation` (heads per task).
     Division,
     /// How differently the measured layer's heads attend: `pattern_divergence`, the mean over pairs of heads of the
-    /// Jensen-Shannon divergence of their patterns divided by ln 2, at the positions where predictions are made.
+    /// Jensen-Shannon divergence of their patterns divided by ln 2, at the positions where predictions are made. With
+    /// several layers also `pattern_divergence_by_layer`, whose task names the layer.
     Patterns,
     /// How similar the measured layer's head outputs are: `cka`, the mean over pairs of heads that are not dead, and
     /// `cka_gain`, (cka - cka at step 0) / (1 - cka at step 0), since wide heads are similar before any training.
