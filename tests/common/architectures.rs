@@ -65,7 +65,7 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         _ => Position::Rotary(any_rotary(rng, d_head)),
     };
     let n_blocks = maybe(rng, 4, |rng| rng.random_range(1..=n_layers)).unwrap_or(0);
-    let own_widths = d_mlp > 0 && (n_blocks == 0 || n_blocks == n_layers);
+    let own_widths = d_mlp > 0 && n_blocks == 0;
     let layers = maybe(rng, 2, |rng| {
         let layer = |rng: &mut ChaCha8Rng| LayerConfig {
             window: maybe(rng, 2, |rng| rng.random_range(1..6)),
