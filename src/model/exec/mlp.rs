@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::join::State;
 use super::pass::Pass;
 use crate::error::{Error, Result};
-use crate::model::arch::{Activation, Block, Mlp, Op, Step};
+use crate::model::arch::{Activation, Block, Mlp, ModelConfig, Op, Shared, Step};
 
 /// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
@@ -15,11 +15,9 @@ pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State
         Op::Expand => pass.through(&mlp.gate, x),
         Op::Contract => pass.through(&mlp.out, x),
         _ => {
-            let active = activate(x, pass.model.config().activation);
-            match (&mlp.up, step.reads.get(1)) {
-                (Some(up), Some(&read)) => Ok(active * pass.through(up, state.get(read)?)?),
-                _ => Ok(active),
-            }
+            let up = step.reads.get(1).zip(mlp.up.as_ref());
+            let up = up.map(|(&read, up)| pass.through(up, state.get(read)?)).transpose()?;
+            Ok(gated(pass.model.config(), x, up))
         }
     }
 }
@@ -50,22 +48,40 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
             sum = sum.index_add(0, &chosen, &own);
         }
     }
+    if let Some(Shared { mlp, gate }) = &experts.shared {
+        let own = whole(pass, mlp, &flat)?;
+        let own = match gate {
+            Some(gate) => own * gate.forward(&flat)?.sigmoid(),
+            None => own,
+        };
+        sum = &sum + own; // not `+=`, which works in place
+    }
     Ok(sum.view_as(x))
 }
 
 /// The output of an MLP, all steps at once.
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-    let mut post = activate(&pass.through(&mlp.gate, x)?, pass.model.config().activation);
-    if let Some(up) = &mlp.up {
-        post = &post * pass.through(up, x)?; // not `*=`, which works in place
-    }
+    let up = mlp.up.as_ref().map(|up| pass.through(up, x)).transpose()?;
+    let post = gated(pass.model.config(), &pass.through(&mlp.gate, x)?, up);
     pass.through(&mlp.out, &post)
+}
+
+/// What an MLP's output projection reads: the activation of `pre`, in a gated MLP multiplied by the second projection `up`.
+fn gated(config: &ModelConfig, pre: &Tensor, up: Option<Tensor>) -> Tensor {
+    match (up, config.gate_limit) {
+        (None, _) => activate(pre, config.activation),
+        (Some(up), None) => activate(pre, config.activation) * up,
+        (Some(up), Some(limit)) => {
+            activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0)
+        }
+    }
 }
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Tensor {
     match activation {
         Activation::Gelu => x.gelu("none"),
         Activation::GeluTanh => x.gelu("tanh"),
+        Activation::GeluBloom => x * 0.5 * ((x * 0.797_884_56 * (x.square() * 0.044_715 + 1.0)).tanh() + 1.0),
         Activation::GeluQuick => x * (x * 1.702).sigmoid(),
         Activation::Relu => x.relu(),
         Activation::ReluSquared => x.relu().square(),

@@ -333,7 +333,11 @@ impl<'a> Pass<'a> {
             Wire::K => (&block.attn.k, config.n_kv_heads),
             _ => (&block.attn.v, config.n_kv_heads),
         };
-        Ok(self.through(linear, x)?.unflatten(-1, [heads as i64, -1]))
+        let projected = self.through(linear, x)?.unflatten(-1, [heads as i64, -1]);
+        Ok(match config.clip_qkv {
+            Some(most) => projected.clamp(-most, most),
+            None => projected,
+        })
     }
 
     /// `x` through one of the model's matrices.

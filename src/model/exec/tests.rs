@@ -82,9 +82,9 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
-        (LayerRotary::None, position) => !matches!(position, Position::Alibi | Position::Buckets { .. }),
+        (LayerRotary::None, position) => !matches!(position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. }),
     };
-    let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks;
+    let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();
     let simple = config.causal && config.qk_norm == QkNorm::None && config.n_heads == config.n_kv_heads;
     // Where one norm serves both sub-layers, the MLP still reads it after the heads.
     let norm_before = config.norm != NormKind::None && config.norm_place != NormPlace::Output;
@@ -186,7 +186,7 @@ proptest! {
         let (model, tokens) = (model(&config, seed), tokens(rng, 2, config.vocab));
         let (layer, head) = (rng.random_range(0..config.n_layers), rng.random_range(0..config.n_heads));
         let block = model.wiring().block(layer);
-        prop_assert_eq!(block.attend.has_heads_apart(), config.qk_norm != QkNorm::All);
+        prop_assert_eq!(block.attend.has_heads_apart(), matches!(config.qk_norm, QkNorm::None | QkNorm::Head));
         let sites = [Site::Z(layer), Site::Q(layer), Site::Scores(layer), Site::Pattern(layer)];
         let site = *sites[..if block.attend.has_heads_apart() { 4 } else { 1 }].choose(rng).unwrap();
         let edit = Edit::new(site, Action::Scale { factor: 1.5 }).head(head);
