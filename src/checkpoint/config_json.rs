@@ -45,6 +45,11 @@ impl ConfigJson {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether there is a value of `key` other than `null`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
     /// The value of `key` converted by `read`, if present.
     fn read_as<T>(&self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>> {
         let wrong = |value: &Value| self.wrong(key, expected, value.to_string());

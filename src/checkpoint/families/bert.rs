@@ -122,7 +122,7 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
     );
     let mlp = || {
         let gate = reader.linear("intermediate.dense", d, config.d_mlp, true)?;
-        Ok(Mlp { gate, up: None, out: reader.linear("output.dense", config.d_mlp, d, true)? })
+        Ok(Mlp { gate, up: None, norm: None, out: reader.linear("output.dense", config.d_mlp, d, true)? })
     };
     Ok(Block::new(
         Some(attention.norm("output.LayerNorm", d, true)?),

@@ -82,7 +82,7 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
     let attn = Attention::new(part(0), part(1), part(2), reader.conv1d("attn.c_proj", d, d)?);
     let mlp = || {
         let gate = reader.conv1d("mlp.c_fc", d, config.d_mlp)?;
-        Ok(Mlp { gate, up: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? })
+        Ok(Mlp { gate, up: None, norm: None, out: reader.conv1d("mlp.c_proj", config.d_mlp, d)? })
     };
     Ok(Block::new(
         Some(reader.norm("ln_1", d, true)?),

@@ -119,6 +119,7 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
         Ok(Mlp {
             gate: reader.linear("mlp.gate_proj", d, config.d_mlp, config.mlp_bias)?,
             up: Some(reader.linear("mlp.up_proj", d, config.d_mlp, config.mlp_bias)?),
+            norm: None,
             out: reader.linear("mlp.down_proj", config.d_mlp, d, config.mlp_bias)?,
         })
     };

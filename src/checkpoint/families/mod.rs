@@ -1,10 +1,17 @@
 //! How does a family's checkpoint map to a model? One file per family translates config keys into a [`ModelConfig`] and
 //! tensor names into weights. Nothing here computes.
 
+mod albert;
 mod bert;
+mod distilbert;
+mod electra;
+mod encoder;
 mod gpt2;
 pub(crate) mod headscope;
 mod llama;
+mod modernbert;
+mod roberta;
+mod transformer_lens;
 
 use tch::Tensor;
 
@@ -25,7 +32,20 @@ pub(crate) struct Family {
     pub superfluous: fn(&str) -> bool,
 }
 
-const FAMILIES: [Family; 4] = [bert::FAMILY, gpt2::FAMILY, headscope::FAMILY, llama::FAMILY];
+const FAMILIES: &[Family] = &[
+    albert::FAMILY,
+    bert::FAMILY,
+    roberta::CAMEMBERT,
+    distilbert::FAMILY,
+    electra::FAMILY,
+    gpt2::FAMILY,
+    headscope::FAMILY,
+    llama::FAMILY,
+    modernbert::FAMILY,
+    roberta::FAMILY,
+    roberta::XLM,
+    transformer_lens::FAMILY,
+];
 
 /// The names of all families.
 pub(crate) fn names() -> Vec<&'static str> {
@@ -34,6 +54,9 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// The family named in `config.json`.
 pub(crate) fn of(config: &ConfigJson) -> Result<&'static Family> {
+    if !config.has("model_type") && transformer_lens::wrote(config) {
+        return Ok(&transformer_lens::FAMILY);
+    }
     let found = config.str("model_type")?;
     FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| Error::UnknownFamily {
         path: config.path().to_owned(),

@@ -3,9 +3,10 @@
 use tch::{Kind, Tensor};
 
 use super::join::State;
+use super::norm;
 use super::pass::Pass;
 use crate::error::{Error, Result};
-use crate::model::arch::{Activation, Block, Mlp, Op, Step};
+use crate::model::arch::{Activation, Block, Mlp, NormKind, Op, Step};
 
 /// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
@@ -15,11 +16,8 @@ pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State
         Op::Expand => pass.through(&mlp.gate, x),
         Op::Contract => pass.through(&mlp.out, x),
         _ => {
-            let active = activate(x, pass.model.config().activation);
-            match (&mlp.up, step.reads.get(1)) {
-                (Some(up), Some(&read)) => Ok(active * pass.through(up, state.get(read)?)?),
-                _ => Ok(active),
-            }
+            let read = step.reads.get(1).map(|&read| state.get(read)).transpose()?;
+            post(pass, mlp, x, read)
         }
     }
 }
@@ -55,11 +53,21 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
 
 /// The output of an MLP, all steps at once.
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-    let mut post = activate(&pass.through(&mlp.gate, x)?, pass.model.config().activation);
-    if let Some(up) = &mlp.up {
-        post = &post * pass.through(up, x)?; // not `*=`, which works in place
-    }
+    let post = post(pass, mlp, &pass.through(&mlp.gate, x)?, Some(x))?;
     pass.through(&mlp.out, &post)
+}
+
+/// What the output projection reads: from the argument of the activation and, in a gated MLP, from what the MLP reads.
+fn post(pass: &Pass<'_>, mlp: &Mlp, pre: &Tensor, read: Option<&Tensor>) -> Result<Tensor> {
+    let config = pass.model.config();
+    let mut post = activate(pre, config.activation);
+    if let (Some(up), Some(read)) = (&mlp.up, read) {
+        post = &post * pass.through(up, read)?; // not `*=`, which works in place
+    }
+    Ok(match &mlp.norm {
+        Some(weights) => norm::fused(NormKind::Layer, weights, &post, config.norm_eps),
+        None => post,
+    })
 }
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Tensor {

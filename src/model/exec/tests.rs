@@ -82,7 +82,9 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
-        (LayerRotary::None, position) => !matches!(position, Position::Alibi | Position::Buckets { .. }),
+        (LayerRotary::None, position) => {
+            !matches!(position, Position::Shortformer | Position::Alibi | Position::Buckets { .. })
+        }
     };
     let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks;
     let simple = config.causal && config.qk_norm == QkNorm::None && config.n_heads == config.n_kv_heads;
@@ -100,7 +102,7 @@ proptest! {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let config = config(rng);
         let (model, tokens) = (model(&config, seed), tokens(rng, 2, config.vocab));
-        let listed = matches!(config.position, Position::None | Position::Learned | Position::Rotary(_))
+        let listed = !matches!(config.position, Position::Alibi | Position::Buckets { .. })
             && config.score_cap.is_none() && !config.sinks;
         for layer in 0..config.n_layers {
             prop_assert_eq!(model.wiring().block(layer).attend.is_fusable(), listed, "{:?}", config);
