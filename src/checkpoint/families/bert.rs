@@ -4,7 +4,7 @@
 use serde_json::json;
 use tch::Tensor;
 
-use super::{Family, Reader, activation, unembedding};
+use super::{Family, Reader, activation, encoder, unembedding};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
@@ -17,7 +17,6 @@ pub(super) const FAMILY: Family = Family { name: "bert", config, weights, superf
 fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
     for (key, only) in [
         ("position_embedding_type", json!("absolute")),
-        ("is_decoder", json!(false)),
         ("add_cross_attention", json!(false)),
     ] {
         json.only(key, &only)?;
@@ -42,7 +41,7 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         vocab: json.usize("vocab_size")?,
         n_positions: json.usize("max_position_embeddings")?,
         n_token_types: json.opt_usize("type_vocab_size")?.unwrap_or(2),
-        causal: false,
+        causal: json.bool_or("is_decoder", false)?,
         norm: NormKind::Layer,
         norm_eps: json.opt_f64("layer_norm_eps")?.unwrap_or(1e-12),
         norm_place: NormPlace::Post,
@@ -133,7 +132,5 @@ fn block(config: &ModelConfig, reader: &Reader<'_>) -> Result<Block> {
 }
 
 fn superfluous(name: &str) -> bool {
-    // The pooler and the next-sentence head read the residual stream but do not contribute to it.
-    let name = name.strip_prefix("bert.").unwrap_or(name);
-    name.starts_with("pooler.") || name.starts_with("cls.seq_relationship.") || name == "embeddings.position_ids"
+    encoder::is_other_head(name) || name.starts_with("cls.seq_relationship.")
 }
