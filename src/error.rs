@@ -90,7 +90,12 @@ pub enum Error {
         found: f64,
     },
     /// The config names an unknown architecture.
-    #[error("{}: unknown model_type `{found}`, expected one of {}", path.display(), known.join(", "))]
+    #[error(
+        "{}: unknown model_type `{found}`{}; expected one of {}; CONTRIBUTING.md says how to add a family",
+        path.display(),
+        nearest.map(|nearest| format!(", nearest is `{nearest}`, but {differs}")).unwrap_or_default(),
+        known.join(", ")
+    )]
     UnknownFamily {
         /// The config file.
         path: PathBuf,
@@ -98,6 +103,10 @@ pub enum Error {
         found: String,
         /// The families that can be loaded.
         known: Vec<&'static str>,
+        /// The family that reads most of the config.
+        nearest: Option<&'static str>,
+        /// What it refuses in the config, and which keys it does not know.
+        differs: String,
     },
     /// A model's name is neither a folder, a bundled name, nor a model on the hub.
     #[error(

@@ -1,6 +1,9 @@
 //! What does `config.json` say? Values read key by key, with errors that name the key.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde_json::{Map, Value};
 
@@ -11,6 +14,8 @@ use crate::file;
 pub(crate) struct ConfigJson {
     path: PathBuf,
     values: Map<String, Value>,
+    /// The keys that were asked for.
+    asked: Rc<RefCell<BTreeSet<String>>>,
 }
 
 impl ConfigJson {
@@ -25,7 +30,7 @@ impl ConfigJson {
             found,
         };
         match serde_json::from_slice(&text) {
-            Ok(Value::Object(values)) => Ok(Self { path, values }),
+            Ok(Value::Object(values)) => Ok(Self::of_values(&path, values)),
             Ok(_) => Err(wrong("another JSON value".to_owned())),
             Err(reason) => Err(wrong(reason.to_string())),
         }
@@ -33,7 +38,7 @@ impl ConfigJson {
 
     /// What a file of another format says in the words of `config.json`.
     pub(super) fn of_values(path: &Path, values: Map<String, Value>) -> Self {
-        Self { path: path.to_owned(), values }
+        Self { path: path.to_owned(), values, asked: Rc::default() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -42,12 +47,8 @@ impl ConfigJson {
 
     /// The value of `key`, if present; `null` counts as absent.
     fn value(&self, key: &str) -> Option<&Value> {
+        self.asked.borrow_mut().insert(key.to_owned());
         self.values.get(key).filter(|value| !value.is_null())
-    }
-
-    /// Whether there is a value of `key` other than `null`.
-    pub(crate) fn has(&self, key: &str) -> bool {
-        self.value(key).is_some()
     }
 
     /// The value of `key` converted by `read`, if present.
@@ -95,8 +96,32 @@ impl ConfigJson {
     }
 
     pub(crate) fn opt_object(&self, key: &str) -> Result<Option<Self>> {
-        let object = |value: &Value| Some(Self { path: self.path.clone(), values: value.as_object()?.clone() });
+        let object = |value: &Value| {
+            let (path, asked) = (self.path.clone(), Rc::clone(&self.asked));
+            Some(Self { path, values: value.as_object()?.clone(), asked })
+        };
         self.read_as(key, "an object", object)
+    }
+
+    /// Whether there is a value for `key`.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// The first of `keys` that is present, otherwise the first: a number may have had another name once.
+    pub(crate) fn first<'a>(&self, keys: &[&'a str]) -> &'a str {
+        let own = keys.iter().find(|key| self.has(key)).or(keys.first());
+        own.copied().unwrap_or_default()
+    }
+
+    /// The keys that are present, and the keys that have been asked for since the last call.
+    pub(crate) fn keys(&self) -> (BTreeSet<String>, BTreeSet<String>) {
+        (self.values.keys().cloned().collect(), self.asked.take())
+    }
+
+    /// The value of `key`, deserialised, if present.
+    pub(crate) fn opt_parsed<T: serde::de::DeserializeOwned>(&self, key: &str, expected: &str) -> Result<Option<T>> {
+        self.has(key).then(|| self.parsed(key, expected)).transpose()
     }
 
     /// The value of `key`, deserialised.

@@ -110,12 +110,12 @@ impl Model {
         let Opened { json, source, tokenizer, end_tokens } =
             Opened::at(&locate::find(name, options.revision.as_deref())?, options)?;
         let family = families::of(&json)?;
-        let mut config = (family.config)(&json, &source)?;
+        let mut config = family.architecture(&json, &source)?;
         config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
         // Weights are read in short blocks, for which several threads do not pay off.
-        let weights = on_one_thread(|| (family.weights)(&config, &source))?;
+        let weights = on_one_thread(|| family.weights(&config, &source))?;
         config.tied_unembed = weights.is_tied();
-        source.finish(family.name, family.superfluous)?;
+        source.finish(family.name, family.superfluous())?;
         let files = source.stamps().iter().map(|stamp| stamp.path().to_owned()).collect();
         let origin = Origin { name: name.to_owned(), files, end_tokens };
         Self::new(config, weights, origin, tokenizer).read_from(source.stamps())

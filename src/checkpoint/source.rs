@@ -224,14 +224,19 @@ impl Source {
         self.tensors.get(name).map(|place| place.shape.as_slice())
     }
 
-    /// `[width]`, the weights of a norm that the checkpoint stores none for.
+    /// `[0, width]`, a stand-in for a matrix that the checkpoint does not have.
+    pub(crate) fn empty(&self, width: usize) -> Tensor {
+        Tensor::zeros([0, width as i64], (self.kind, self.device))
+    }
+
+    /// `[width]`, the weights of a norm that has none.
     pub(crate) fn ones(&self, width: usize) -> Tensor {
         Tensor::ones([width as i64], (self.kind, self.device))
     }
 
-    /// `[0, width]`, a stand-in for a matrix that the checkpoint does not have.
-    pub(crate) fn empty(&self, width: usize) -> Tensor {
-        Tensor::zeros([0, width as i64], (self.kind, self.device))
+    /// Whether the name of some tensor begins with `prefix`.
+    pub(crate) fn has_prefix(&self, prefix: &str) -> bool {
+        self.tensors.keys().any(|name| name.starts_with(prefix))
     }
 
     /// The tensor `name`, which must have this shape and be finite.
@@ -294,9 +299,9 @@ impl Source {
     }
 
     /// Returns an error if there are tensors that the family neither used nor may ignore.
-    pub(crate) fn finish(&self, family: &'static str, superfluous: impl Fn(&str) -> bool) -> Result<()> {
+    pub(crate) fn finish(&self, family: &'static str, superfluous: &[&str]) -> Result<()> {
         let used = self.used.borrow();
-        let left = self.tensors.keys().filter(|name| !used.contains(*name) && !superfluous(name));
+        let left = self.tensors.keys().filter(|name| !used.contains(*name) && !superfluous.iter().any(|part| name.contains(part)));
         let tensors: Vec<String> = left.cloned().collect();
         if tensors.is_empty() {
             return Ok(());

@@ -269,7 +269,7 @@ impl Model {
         let gamma = plain(&norm.w);
         let gamma = match self.config().qk_norm {
             QkNorm::Head => gamma.repeat([w.size()[1] / gamma.size()[0]]),
-            QkNorm::All | QkNorm::None => gamma,
+            QkNorm::EachHead | QkNorm::All | QkNorm::None => gamma,
         };
         (w * &gamma, b * gamma)
     }

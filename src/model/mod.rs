@@ -22,11 +22,10 @@ use tch::{Device, Kind, Tensor};
 
 pub use arch::{
     Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
-    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use arch::{
-    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights,
-    Wire, Wires, Wiring,
+    Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, Size, Spread, Weights, Wire, Wires, Wiring,
 };
 pub use dictionary::Dictionary;
 pub(crate) use exec::{

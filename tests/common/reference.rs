@@ -140,7 +140,10 @@ impl Reference<'_> {
     fn attention(&mut self, layer: usize, at: &str, x: &Tensor) -> Tensor {
         let config = self.config;
         let (heads, kv_heads, d_head) = (config.n_heads, config.n_kv_heads, config.d_head as i64);
-        let split = |t: Tensor, n: usize| t.unflatten(-1, [n as i64, d_head]);
+        let split = |t: Tensor, n: usize| {
+            let t = t.unflatten(-1, [n as i64, d_head]);
+            config.clip_qkv.map_or_else(|| t.shallow_clone(), |most| t.clamp(-most, most))
+        };
         let with_positions = match config.position {
             Position::Shortformer => x + self.w["w_pos"].narrow(0, 0, x.size()[1]),
             _ => x.shallow_clone(),
@@ -198,20 +201,13 @@ impl Reference<'_> {
 
     fn mlp(&mut self, layer: usize, at: &str, x: &Tensor) -> Tensor {
         let config = self.config;
-        let Some(experts) = config.experts else {
-            let pre = self.linear(at, if config.gated_mlp { "gate" } else { "in" }, x);
+        let Some(experts) = config.experts.filter(|_| config.layer(layer).d_mlp.is_none()) else {
+            let (pre, post) = self.hidden_layer(at, x);
             self.keep(Site::MlpPre(layer), &pre);
-            let mut post = activate(&pre, config.activation);
-            if config.gated_mlp {
-                post = post * self.linear(at, "in", x);
-            }
-            if config.mlp_norm {
-                post = self.layer_norm(&format!("{at}ln_mlp"), &post);
-            }
             self.keep(Site::MlpPost(layer), &post);
             return self.linear(at, "out", &post);
         };
-        let all = x.matmul(&self.w[&format!("{at}w_router")]).softmax(-1, Kind::Double);
+        let all = self.linear(at, "router", x).softmax(-1, Kind::Double);
         let smallest = all.topk(experts.top_k as i64, -1, true, true).0.narrow(-1, experts.top_k as i64 - 1, 1);
         let mut weights = all.masked_fill(&all.lt_tensor(&smallest), 0.0);
         if experts.normalised {
@@ -221,17 +217,36 @@ impl Reference<'_> {
         let mut sum = x.zeros_like();
         for number in 0..experts.n {
             let own = format!("{at}experts.{number}.");
-            let mut post =
-                activate(&self.linear(&own, if config.gated_mlp { "gate" } else { "in" }, x), config.activation);
-            if config.gated_mlp {
-                post = post * self.linear(&own, "in", x);
-            }
-            if config.mlp_norm {
-                post = self.layer_norm(&format!("{own}ln_mlp"), &post);
-            }
+            let (_, post) = self.hidden_layer(&own, x);
             sum = sum + self.linear(&own, "out", &post) * weights.narrow(-1, number as i64, 1);
         }
+        if let Some(shared) = experts.shared {
+            let own = format!("{at}shared.");
+            let mut out = self.linear(&own, "out", &self.hidden_layer(&own, x).1);
+            if shared.gated {
+                out = out * (self.linear(at, "shared_gate", x).neg().exp() + 1.0).reciprocal();
+            }
+            sum = sum + out;
+        }
         sum
+    }
+
+    /// The argument of an MLP's activation, and what its output projection reads.
+    fn hidden_layer(&self, at: &str, x: &Tensor) -> (Tensor, Tensor) {
+        let config = self.config;
+        let pre = self.linear(at, if config.gated_mlp { "gate" } else { "in" }, x);
+        let mut post = match config.gate_limit {
+            Some(limit) => {
+                let up = self.linear(at, "in", x).clamp(-limit, limit) + 1.0;
+                activate(&pre.clamp_max(limit), config.activation) * up
+            }
+            None if config.gated_mlp => activate(&pre, config.activation) * self.linear(at, "in", x),
+            None => activate(&pre, config.activation),
+        };
+        if config.mlp_norm {
+            post = self.layer_norm(&format!("{at}ln_mlp"), &post);
+        }
+        (pre, post)
     }
 
     fn keep(&mut self, site: Site, x: &Tensor) {
@@ -285,6 +300,12 @@ impl Reference<'_> {
         match self.config.qk_norm {
             QkNorm::None => x,
             QkNorm::Head => self.norm(&format!("{at}{name}"), None, &x),
+            QkNorm::EachHead if self.config.norm == NormKind::None => x,
+            QkNorm::EachHead => {
+                let (mean, scale) = moments(self.config.norm, &x, self.config.norm_eps);
+                let w = &self.w[&format!("{at}{name}.w")];
+                (&x - mean) / scale * w.view([x.size()[2], x.size()[3]])
+            }
             QkNorm::All => self.norm(&format!("{at}{name}"), None, &x.flatten(2, 3)).view_as(&x),
         }
     }
@@ -294,6 +315,10 @@ impl Reference<'_> {
         let config = self.config;
         let number = |query: i64, key: i64| match config.position {
             Position::Alibi => -slope(head, config.n_heads) * (query - key).abs() as f64,
+            Position::RoundedAlibi => {
+                let short = |x: f64| Tensor::from(x).to_kind(Kind::BFloat16).double_value(&[]);
+                short(short(slope(head, config.n_heads)) * key as f64) / (config.d_head as f64).sqrt()
+            }
             Position::Buckets { n, max_distance } => {
                 let bucket = bucket(key - query, n as i64, max_distance as f64, !config.causal);
                 self.w["w_rel"].double_value(&[bucket, head as i64])
@@ -336,6 +361,7 @@ fn activate(x: &Tensor, activation: Activation) -> Tensor {
         Activation::GeluTanh => {
             half(((x + x.pow_tensor_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt()).tanh())
         }
+        Activation::GeluBloom => half(((x + x.pow_tensor_scalar(3) * 0.044715) * 0.79788456).tanh()),
         Activation::GeluQuick => x / ((x * -1.702).exp() + 1.0),
         Activation::Relu => x.clamp_min(0.0),
         Activation::ReluSquared => x.clamp_min(0.0).square(),
@@ -355,13 +381,15 @@ fn rotate(x: &Tensor, rotary: &Rotary) -> Tensor {
     let mut columns: Vec<Tensor> = x.unbind(3);
     for pair in 0..width / 2 {
         let exponent = Tensor::from_slice(&[2 * pair]).to_kind(Kind::Float) / width as f64;
-        let mut frequency = Tensor::pow_scalar(rotary.base, &exponent).reciprocal();
-        if let RotaryScaling::Linear { factor } = rotary.scaling {
-            frequency = frequency / factor;
-        }
+        let frequency = frequency(rotary, pair, width, x.size()[1] as usize, &exponent);
         let positions = Tensor::arange(x.size()[1], (Kind::Float, tch::Device::Cpu));
         let angle = positions * frequency;
-        let (cos, sin) = (angle.cos().to_kind(Kind::Double), angle.sin().to_kind(Kind::Double));
+        let factor = match rotary.scaling {
+            RotaryScaling::Yarn { attention, .. } | RotaryScaling::Long { attention, .. } => attention,
+            _ => 1.0,
+        };
+        let table = |values: Tensor| (values * factor).to_kind(Kind::Double);
+        let (cos, sin) = (table(angle.cos()), table(angle.sin()));
         let (cos, sin) = (cos.view([1, -1, 1]), sin.view([1, -1, 1]));
         let [a, b] =
             if rotary.interleaved { [2 * pair, 2 * pair + 1] } else { [pair, pair + width / 2] }.map(|i| i as usize);
@@ -372,10 +400,59 @@ fn rotate(x: &Tensor, rotary: &Rotary) -> Tensor {
     Tensor::stack(&columns, 3)
 }
 
+/// Radians per position of one pair of coordinates, in float32.
+fn frequency(rotary: &Rotary, pair: i64, width: i64, positions: usize, exponent: &Tensor) -> Tensor {
+    let wave = |base: f64| Tensor::pow_scalar(base, exponent);
+    let plain = wave(rotary.base).reciprocal();
+    let turns = 2.0 * std::f64::consts::PI;
+    match &rotary.scaling {
+        RotaryScaling::None => plain,
+        RotaryScaling::Linear { factor } => plain / *factor,
+        RotaryScaling::Llama3 { factor, low, high, original_positions } => {
+            let length = plain.reciprocal() * turns;
+            match length.double_value(&[0]) {
+                length if length > original_positions / low => plain / *factor,
+                length if length < original_positions / high => plain,
+                _ => {
+                    let share = (length.reciprocal() * *original_positions - *low) / (high - low);
+                    (1.0 - &share) * &plain / *factor + share * plain
+                }
+            }
+        }
+        RotaryScaling::Yarn { factor, fast, slow, original_positions, truncate, .. } => {
+            let number = |n: f64| width as f64 * (original_positions / (n * turns)).ln() / (2.0 * rotary.base.ln());
+            let (mut first, mut last) = (number(*fast), number(*slow));
+            if *truncate {
+                (first, last) = (first.floor(), last.ceil());
+            }
+            (first, last) = (first.max(0.0), last.min(width as f64 - 1.0));
+            if first == last {
+                last += 0.001;
+            }
+            let number = Tensor::from_slice(&[pair as f32]);
+            let kept = 1.0 - ((number - first) / (last - first)).clamp(0.0, 1.0);
+            (wave(rotary.base) * *factor).reciprocal() * (1.0 - &kept) + plain * kept
+        }
+        RotaryScaling::Long { short, long, original_positions, .. } => {
+            let divisor = if positions > *original_positions { long } else { short }[pair as usize];
+            (Tensor::from_slice(&[divisor as f32]) * wave(rotary.base)).reciprocal()
+        }
+        RotaryScaling::Dynamic { factor, original_positions } => {
+            let own = *original_positions as f64;
+            let growth = factor * (positions as f64).max(own) / own - (factor - 1.0);
+            wave(rotary.base * growth.powf(width as f64 / (width as f64 - 2.0))).reciprocal()
+        }
+    }
+}
+
 /// The slope of a head, as in the authors' code: a power of two of heads has a geometric series.
 fn slope(head: usize, heads: usize) -> f64 {
     let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
-    let of = |n: usize, i: usize| 2f64.powf(-8.0 / n as f64).powi(i as i32 + 1);
+    // In float32, as in transformers.
+    let of = |n: usize, i: usize| {
+        let power = Tensor::from_slice(&[i as f32 + 1.0]);
+        Tensor::from(2f64.powf(-8.0 / n as f64) as f32).pow(&power).double_value(&[0])
+    };
     if head < power { of(power, head) } else { of(2 * power, 2 * (head - power)) }
 }
 

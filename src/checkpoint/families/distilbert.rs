@@ -1,51 +1,59 @@
 //! How does a DistilBERT checkpoint map to a model? BERT without token types, under names of its own.
 
-use super::encoder::{self, Head, Names, Stored::As};
-use super::{Family, activation};
+use super::keys::{activation, widths};
+use super::names::Names;
+use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
-use crate::checkpoint::source::Source;
 use crate::error::Result;
-use crate::model::{ModelConfig, Weights};
+use crate::model::{ModelConfig, NormPlace, Position, Unembed};
 
-pub(super) const FAMILY: Family = Family { name: "distilbert", config, weights, superfluous };
-
-fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
-    // The config names no epsilon; it is always 1e-12. Sinusoidal positions are stored like learned ones.
-    let base = encoder::base(json, source, ["dim", "n_heads", "layer_norm_eps"], "vocab_transform.weight")?;
-    Ok(ModelConfig {
-        n_layers: json.usize("n_layers")?,
-        d_mlp: json.usize("hidden_dim")?,
-        norm_eps: 1e-12,
-        activation: activation(json, "activation", "gelu")?,
-        ..base
-    })
-}
-
-fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
-    encoder::weights(config, source, &NAMES)
-}
+pub(super) const FAMILY: Family = Family { name: "distilbert", config, tensors: Tensors::Named(NAMES) };
 
 const NAMES: Names = Names {
-    model: "distilbert.",
-    around: &[
+    prefix: "distilbert.",
+    outside: &[
         ("w_e", "embeddings.word_embeddings"),
         ("w_pos", "embeddings.position_embeddings"),
         ("ln_embed", "embeddings.LayerNorm"),
     ],
-    block: |number, _| format!("transformer.layer.{number}"),
-    parts: &[
-        ("q", As("attention.q_lin")),
-        ("k", As("attention.k_lin")),
-        ("v", As("attention.v_lin")),
-        ("o", As("attention.out_lin")),
-        ("ln1", As("sa_layer_norm")),
-        ("in", As("ffn.lin1")),
-        ("out", As("ffn.lin2")),
-        ("ln2", As("output_layer_norm")),
+    block: "transformer.layer.{}.",
+    inside: &[
+        ("q", "attention.q_lin"),
+        ("k", "attention.k_lin"),
+        ("v", "attention.v_lin"),
+        ("o", "attention.out_lin"),
+        ("ln1", "sa_layer_norm"),
+        ("in", "ffn.lin1"),
+        ("out", "ffn.lin2"),
+        ("ln2", "output_layer_norm"),
     ],
-    head: Head { dense: "vocab_transform", norm: "vocab_layer_norm", decoder: "vocab_projector", bias: None },
+    head: &[("u", "vocab_projector"), ("transform", "vocab_transform"), ("ln_transform", "vocab_layer_norm")],
+    superfluous: &["classifier.", "qa_outputs.", "embeddings.position_ids"],
+    ..Names::NONE
 };
 
-fn superfluous(name: &str) -> bool {
-    encoder::is_other_head(name) || name.starts_with("pre_classifier.")
+fn config(json: &ConfigJson) -> Result<ModelConfig> {
+    let (d_model, n_heads, d_head) = widths(json, "dim", "n_heads")?;
+    Ok(ModelConfig {
+        family: "distilbert".to_owned(),
+        n_layers: json.usize("n_layers")?,
+        d_model,
+        n_heads,
+        n_kv_heads: n_heads,
+        d_head,
+        d_mlp: json.usize("hidden_dim")?,
+        vocab: json.usize("vocab_size")?,
+        n_positions: json.opt_usize("max_position_embeddings")?.unwrap_or(512),
+        causal: false,
+        // The config does not name it.
+        norm_eps: 1e-12,
+        norm_place: NormPlace::Post,
+        embed_norm: true,
+        // Sinusoidal positions are stored as learned ones are.
+        position: Position::Learned,
+        activation: activation(json, "activation", "gelu")?,
+        unembed: Unembed::MaskedLm,
+        tied_unembed: json.bool_or("tie_word_embeddings", true)?,
+        ..ModelConfig::default()
+    })
 }

@@ -5,48 +5,49 @@
 
 use tch::Tensor;
 
-use super::{Family, Reader};
+use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::Result;
 use crate::model::{Linear, Make, ModelConfig, Norm, Weights};
 
-pub(super) const FAMILY: Family = Family { name: NAME, config, weights, superfluous };
+pub(super) const FAMILY: Family =
+    Family { name: NAME, config, tensors: Tensors::Read { settle: |_, _| {}, weights, superfluous: &[] } };
 
 /// The value of `model_type`.
 pub(crate) const NAME: &str = "headscope";
 /// The key of `config.json` that holds the [`ModelConfig`].
 pub(crate) const KEY: &str = "model";
 
-fn config(json: &ConfigJson, _: &Source) -> Result<ModelConfig> {
+fn config(json: &ConfigJson) -> Result<ModelConfig> {
     json.parsed(KEY, "a model's architecture")
 }
 
 fn weights(config: &ModelConfig, source: &Source) -> Result<Weights> {
-    Weights::made(config, &mut Reader::new(source, "", "w_e"))
+    Weights::made(config, &mut Reader { source })
+}
+
+struct Reader<'a> {
+    source: &'a Source,
 }
 
 impl Make for Reader<'_> {
     fn linear(&mut self, at: &str, name: &str, rows: usize, columns: usize, bias: bool) -> Result<Linear> {
-        let w = self.matrix(&format!("{at}w_{name}"), rows, columns)?;
-        Ok(Linear { w, b: bias.then(|| self.take(&format!("{at}b_{name}"), &[columns])).transpose()? })
+        let w = self.source.matrix(&format!("{at}w_{name}"), rows, columns)?;
+        Ok(Linear { w, b: bias.then(|| self.source.take(&format!("{at}b_{name}"), &[columns])).transpose()? })
     }
 
     fn tied(&mut self, w_e: &Tensor, bias: bool) -> Result<Linear> {
         let vocab = w_e.size()[0] as usize;
-        Ok(Linear { w: w_e.tr(), b: bias.then(|| self.take("b_u", &[vocab])).transpose()? })
+        Ok(Linear { w: w_e.tr(), b: bias.then(|| self.source.take("b_u", &[vocab])).transpose()? })
     }
 
     fn norm(&mut self, at: &str, name: &str, width: usize, bias: bool) -> Result<Norm> {
-        let w = self.take(&format!("{at}{name}.w"), &[width])?;
-        Ok(Norm { w, b: bias.then(|| self.take(&format!("{at}{name}.b"), &[width])).transpose()? })
+        let w = self.source.take(&format!("{at}{name}.w"), &[width])?;
+        Ok(Norm { w, b: bias.then(|| self.source.take(&format!("{at}{name}.b"), &[width])).transpose()? })
     }
 
     fn table(&mut self, at: &str, name: &str, shape: &[usize], _: f64) -> Result<Tensor> {
-        self.take(&format!("{at}{name}"), shape)
+        self.source.take(&format!("{at}{name}"), shape)
     }
-}
-
-fn superfluous(_: &str) -> bool {
-    false
 }

@@ -5,7 +5,8 @@
 use serde_json::json;
 use tch::Tensor;
 
-use super::{Family, activation};
+use super::keys::activation;
+use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
@@ -15,14 +16,26 @@ use crate::model::{
 };
 use crate::tensors::onednn;
 
-pub(super) const FAMILY: Family = Family { name: "transformer_lens", config, weights, superfluous };
+pub(super) const FAMILY: Family =
+    Family { name: "transformer_lens", config, tensors: Tensors::Read { settle, weights, superfluous: SUPERFLUOUS } };
+
+/// Buffers, and the heads of a `HookedEncoder` that do not contribute to the logits.
+const SUPERFLUOUS: &[&str] = &[
+    ".attn.mask",
+    ".attn.IGNORE",
+    ".attn.rotary_sin",
+    ".attn.rotary_cos",
+    ".attn.alibi",
+    "nsp_head.",
+    "pooler.",
+];
 
 /// Whether a `config.json` without `model_type` is one of TransformerLens.
 pub(super) fn wrote(json: &ConfigJson) -> bool {
     ["n_ctx", "d_vocab", "d_head", "act_fn"].into_iter().all(|key| json.has(key))
 }
 
-fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
+fn config(json: &ConfigJson) -> Result<ModelConfig> {
     refuse(json)?;
     let (d_model, d_head) = (json.usize("d_model")?, json.usize("d_head")?);
     let n_heads = sized(json, "n_heads")?.unwrap_or(d_model / d_head.max(1));
@@ -30,11 +43,8 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
     let act_fn = json.opt_str("act_fn")?.unwrap_or("relu");
     let gated = !attention_only && json.bool_or("gated_mlp", false)?;
     let (norm, folded) = norm(json)?;
-    let encoder = source.has("mlm_head.W");
     let sandwich = json.bool_or("use_normalization_before_and_after", false)?;
-    let has = |name: &str| source.has(name);
-    let own = |name: &str| has(&format!("blocks.0.attn.{name}")) || has(&format!("blocks.0.attn._{name}"));
-    let base = ModelConfig {
+    Ok(ModelConfig {
         family: FAMILY.name.to_owned(),
         n_layers: json.usize("n_layers")?,
         d_model,
@@ -66,31 +76,31 @@ fn config(json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         layers: layers(json, d_head)?,
         activation: match act_fn {
             "solu" | "solu_ln" => Activation::Solu,
-            "relu2" => Activation::ReluSquared,
             _ if attention_only => Activation::Relu,
             _ => activation(json, "act_fn", "relu")?,
         },
         gated_mlp: gated,
         mlp_norm: !attention_only && act_fn.ends_with("_ln"),
-        qkv_bias: QkvBias { q: own("b_Q"), k: own("b_K"), v: own("b_V") },
-        attn_out_bias: own("b_O"),
-        mlp_bias: has("blocks.0.mlp.b_out"),
-        unembed: Unembed::Linear { bias: has("unembed.b_U") },
         ..ModelConfig::default()
-    };
-    if !encoder {
-        return Ok(base);
-    }
-    let n_token_types = source.shape(TYPES).and_then(|shape| shape.first().copied()).unwrap_or(0);
-    Ok(ModelConfig {
-        norm_place: NormPlace::Post,
-        embed_norm: true,
-        n_token_types,
-        position: Position::Learned,
-        unembed: Unembed::MaskedLm,
-        lm_head: LmHead { activation: Some(Activation::Gelu), bias: has("unembed.b_U"), ..LmHead::default() },
-        ..base
     })
+}
+
+/// Which biases there are, and whether the file is that of a `HookedEncoder`, the names of the tensors say.
+fn settle(config: &mut ModelConfig, source: &Source) {
+    let has = |name: &str| source.has(name);
+    let own = |name: &str| has(&format!("blocks.0.attn.{name}")) || has(&format!("blocks.0.attn._{name}"));
+    config.qkv_bias = QkvBias { q: own("b_Q"), k: own("b_K"), v: own("b_V") };
+    config.attn_out_bias = own("b_O");
+    config.mlp_bias = has("blocks.0.mlp.b_out");
+    config.unembed = Unembed::Linear { bias: has("unembed.b_U") };
+    if has("mlm_head.W") {
+        config.norm_place = NormPlace::Post;
+        config.embed_norm = true;
+        config.n_token_types = source.shape(TYPES).and_then(|shape| shape.first().copied()).unwrap_or(0);
+        config.unembed = Unembed::MaskedLm;
+        let bias = has("unembed.b_U");
+        config.lm_head = LmHead { activation: Some(Activation::Gelu), bias, ..LmHead::default() };
+    }
 }
 
 /// The token types of a `HookedEncoder`.
@@ -320,10 +330,4 @@ impl Make for Reader<'_> {
         };
         self.source.take(name, shape)
     }
-}
-
-fn superfluous(name: &str) -> bool {
-    // Buffers, and the heads of a `HookedEncoder` that do not contribute to the logits.
-    let buffers = [".attn.mask", ".attn.IGNORE", ".attn.rotary_sin", ".attn.rotary_cos", ".attn.alibi"];
-    buffers.iter().any(|buffer| name.ends_with(buffer)) || name.starts_with("nsp_head.") || name.starts_with("pooler.")
 }

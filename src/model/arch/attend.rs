@@ -15,6 +15,8 @@ pub(crate) struct Attend {
     pub sinks: bool,
     /// Whether a learned vector per position is added to what queries and keys are projected from.
     pub positions: bool,
+    /// Queries, keys and values are cut off at plus and minus this.
+    pub clip: Option<f64>,
     /// How many query heads share a key/value head.
     pub group: usize,
 }
@@ -24,6 +26,8 @@ pub(crate) struct Attend {
 pub(crate) enum ScoreBias {
     None,
     Alibi,
+    /// By the key's position, rounded to bfloat16.
+    RoundedAlibi,
     Buckets { n: usize, max_distance: usize },
 }
 
@@ -40,6 +44,7 @@ impl Attend {
             window: None,
             sinks: false,
             positions: false,
+            clip: None,
             group: 1,
         }
     }
@@ -58,6 +63,7 @@ impl Attend {
             window: _,
             sinks: _,
             positions: _,
+            clip: _,
             group: _,
         } = self;
         *norm != QkNorm::All
@@ -66,7 +72,19 @@ impl Attend {
     /// Whether libtorch's fused kernel computes the attention: it takes queries, keys and values as they are after norms and
     /// rotation, a scale and a mask, but no bias, cap or sinks.
     pub(crate) fn is_fusable(&self) -> bool {
-        let Self { causal: _, scale: _, norm: _, rotary: _, bias, cap, window: _, sinks, positions: _, group: _ } = self;
+        let Self {
+            causal: _,
+            scale: _,
+            norm: _,
+            rotary: _,
+            bias,
+            cap,
+            window: _,
+            sinks,
+            positions: _,
+            clip: _,
+            group: _,
+        } = self;
         (*bias, *cap, *sinks) == (ScoreBias::None, None, false)
     }
 
@@ -79,6 +97,7 @@ impl Attend {
             rotary: config.rotary(layer),
             bias: match config.position {
                 Position::Alibi => ScoreBias::Alibi,
+                Position::RoundedAlibi => ScoreBias::RoundedAlibi,
                 Position::Buckets { n, max_distance } => ScoreBias::Buckets { n, max_distance },
                 Position::None | Position::Learned | Position::Shortformer | Position::Rotary(_) => ScoreBias::None,
             },
@@ -86,6 +105,7 @@ impl Attend {
             window: config.layer(layer).window,
             sinks: config.sinks,
             positions: config.position == Position::Shortformer,
+            clip: config.clip_qkv,
             group: config.n_heads / config.n_kv_heads,
         }
     }

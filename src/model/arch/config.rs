@@ -73,6 +73,8 @@ pub struct ModelConfig {
     pub scale_by_layer: bool,
     /// Scores become `cap * tanh(scores / cap)` (Gemma 2).
     pub score_cap: Option<f64>,
+    /// Queries, keys and values are cut off at plus and minus this (OLMo).
+    pub clip_qkv: Option<f64>,
     /// Whether each head has an attention sink: a learned score of no key, which takes its share of the softmax (gpt-oss).
     pub sinks: bool,
     /// How queries and keys are normalised, before they are rotated.
@@ -85,6 +87,9 @@ pub struct ModelConfig {
     pub gated_mlp: bool,
     /// Whether the output projection of the MLP reads through a LayerNorm (TransformerLens' `solu_ln`).
     pub mlp_norm: bool,
+    /// The activation's argument is cut off above this, the second projection at plus and minus this, and 1 is added to the
+    /// latter (gpt-oss).
+    pub gate_limit: Option<f64>,
     /// Experts instead of a single MLP, if any (Mixtral).
     pub experts: Option<Experts>,
     /// Which of q, k and v have biases.
@@ -134,12 +139,14 @@ impl Default for ModelConfig {
             attention_scale: None,
             scale_by_layer: false,
             score_cap: None,
+            clip_qkv: None,
             sinks: false,
             qk_norm: QkNorm::None,
             layers: vec![],
             activation: Activation::GeluTanh,
             gated_mlp: false,
             mlp_norm: false,
+            gate_limit: None,
             experts: None,
             qkv_bias: QkvBias::ALL,
             attn_out_bias: true,
@@ -163,6 +170,8 @@ pub struct LayerConfig {
     /// Whether attention reads the residual stream as it is where other layers read it through a norm (ModernBERT's first
     /// layer, whose stream is the normalised embeddings).
     pub no_attn_norm: bool,
+    /// The layer has a single MLP of this width, whatever the others have (`mlp_only_layers` of Qwen's mixtures of experts).
+    pub d_mlp: Option<usize>,
 }
 
 /// Rotary positions of one layer.
@@ -200,6 +209,8 @@ pub enum QkNorm {
     None,
     /// Each head by itself, with weights that all heads share (Qwen 3).
     Head,
+    /// Each head by itself, with weights of its own and without biases (Cohere, StableLM).
+    EachHead,
     /// All heads of a layer together (OLMo 2).
     All,
 }
@@ -228,6 +239,22 @@ pub struct Experts {
     pub top_k: usize,
     /// Whether the weights of the chosen ones are divided by their sum.
     pub normalised: bool,
+    /// Whether the router's scores have a bias (gpt-oss).
+    #[serde(default)]
+    pub router_bias: bool,
+    /// An MLP beside them that serves every position (Qwen 2 MoE).
+    #[serde(default)]
+    pub shared: Option<SharedExpert>,
+}
+
+/// An MLP beside the experts that serves every position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedExpert {
+    /// Width of its hidden layer.
+    pub d_mlp: usize,
+    /// Whether its output is multiplied by the sigmoid of a learned score of the position.
+    pub gated: bool,
 }
 
 /// Which of the query, key and value projections have a bias; `true` or `false` in a file means all or none.
@@ -318,6 +345,8 @@ pub enum Position {
     Rotary(Rotary),
     /// `-slope * distance` is added to the scores, with one slope per head (Press et al. 2022).
     Alibi,
+    /// [`Position::Alibi`] as Falcon has it: of the key's position, rounded to bfloat16, and scaled as the scores are.
+    RoundedAlibi,
     /// A learned number for each head and bucket of relative positions is added to the scores (T5).
     Buckets {
         /// Number of buckets.
@@ -369,6 +398,41 @@ pub enum RotaryScaling {
         /// The context length of the model's original training.
         original_positions: f64,
     },
+    /// YaRN (Peng et al. 2023): frequencies that make fewer than `slow` turns in the original context are divided by `factor`,
+    /// those that make more than `fast` are kept, with a linear transition between them.
+    Yarn {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Turns from which frequencies are kept.
+        fast: f64,
+        /// Turns up to which frequencies are divided.
+        slow: f64,
+        /// The context length of the model's original training.
+        original_positions: f64,
+        /// Factor of queries and keys.
+        attention: f64,
+        /// Whether the transition begins and ends at whole frequencies.
+        truncate: bool,
+    },
+    /// LongRoPE (Ding et al. 2024): each frequency is divided by a number of its own, which depends on whether the text is longer
+    /// than the original context.
+    Long {
+        /// The divisors in texts up to the original context.
+        short: Vec<f64>,
+        /// The divisors in longer texts.
+        long: Vec<f64>,
+        /// The context length of the model's original training.
+        original_positions: usize,
+        /// Factor of queries and keys.
+        attention: f64,
+    },
+    /// The base grows with texts longer than the original context ("dynamic NTK").
+    Dynamic {
+        /// How fast it grows.
+        factor: f64,
+        /// The context length of the model's original training.
+        original_positions: usize,
+    },
 }
 
 /// The MLP's activation.
@@ -379,6 +443,8 @@ pub enum Activation {
     Gelu,
     /// x Phi(x) in its tanh approximation (`gelu_new`).
     GeluTanh,
+    /// [`Activation::GeluTanh`] with sqrt(2 / pi) rounded to eight digits (Bloom).
+    GeluBloom,
     /// x sigmoid(1.702 x).
     GeluQuick,
     /// max(x, 0).
@@ -460,7 +526,7 @@ impl Position {
             Self::Learned => "learned",
             Self::Shortformer => "learned, for queries and keys only",
             Self::Rotary(_) => "rotary",
-            Self::Alibi => "ALiBi",
+            Self::Alibi | Self::RoundedAlibi => "ALiBi",
             Self::Buckets { .. } => "relative buckets",
         }
     }
@@ -530,6 +596,16 @@ impl ModelConfig {
     /// Whether each block has an MLP or experts.
     pub fn has_mlp(&self) -> bool {
         self.d_mlp > 0
+    }
+
+    /// The experts of a layer, if it has any.
+    pub fn experts_of(&self, layer: usize) -> Option<Experts> {
+        self.experts.filter(|_| self.layer(layer).d_mlp.is_none())
+    }
+
+    /// The width of a layer's MLP, or of each of its experts.
+    pub fn d_mlp_of(&self, layer: usize) -> usize {
+        self.layer(layer).d_mlp.unwrap_or(self.d_mlp)
     }
 
     /// Whether the model has logits.

@@ -12,9 +12,9 @@ mod wiring;
 pub(crate) use attend::{Attend, ScoreBias};
 pub use config::{
     Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
-    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
+    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use init::Spread;
-pub(crate) use weights::{Attention, Block, Linear, Make, Mlp, Norm, Transform, Unembedding, Weights};
+pub(crate) use weights::{Block, Linear, Make, Mlp, Norm, Shared, Weights};
 pub(crate) use wire::{Wire, Wires};
 pub(crate) use wiring::{BlockWiring, Cut, NormAt, Op, Size, Step, Wiring};

@@ -17,7 +17,7 @@ impl Site {
             Axis::DModel => config.d_model,
             Axis::DEmbed => config.d_sum(),
             Axis::DHead => config.d_head,
-            Axis::DMlp => config.d_mlp,
+            Axis::DMlp => self.layer().map_or(config.d_mlp, |layer| config.d_mlp_of(layer)),
             Axis::Expert => config.experts.map_or(0, |experts| experts.n),
             Axis::Vocab => config.vocab,
             Axis::One => 1,

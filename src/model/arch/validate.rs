@@ -1,7 +1,7 @@
 //! Do the numbers of a configuration fit together?
 
 use super::config::{
-    EmbedProjection, Experts, LayerRotary, ModelConfig, NormPlace, Parallel, Position, Rotary, RotaryScaling,
+    EmbedProjection, Experts, LayerRotary, ModelConfig, NormPlace, Parallel, Position, Rotary, RotaryScaling, SharedExpert,
 };
 use crate::error::{Error, Result};
 
@@ -65,7 +65,13 @@ impl ModelConfig {
         for (name, factor) in factors {
             check(name, factor.is_finite() && factor != 0.0, "a finite number other than 0", factor)?;
         }
-        for (name, cap) in [("logit_cap", self.logit_cap), ("score_cap", self.score_cap)] {
+        let caps = [
+            ("logit_cap", self.logit_cap),
+            ("score_cap", self.score_cap),
+            ("clip_qkv", self.clip_qkv),
+            ("gate_limit", self.gate_limit),
+        ];
+        for (name, cap) in caps {
             let cap = cap.unwrap_or(1.0);
             check(name, cap.is_finite() && cap > 0.0, "a finite number above 0", cap)?;
         }
@@ -105,12 +111,21 @@ impl ModelConfig {
         let holds = alike && (before || !(0..self.n_layers).any(bare));
         let expected = "in no layer, unless norms come before sub-layers, and alike in layers that share weights";
         check("no_attn_norm", holds, expected, "otherwise")?;
-        if let Some(Experts { n, top_k, .. }) = self.experts {
+        let widths = 1..=1 << 28;
+        if let Some(Experts { n, top_k, shared, .. }) = self.experts {
             let holds = (1..=n).contains(&top_k) && n <= 1 << 16 && self.has_mlp();
             let found = format!("{top_k} of {n}, d_mlp = {}", self.d_mlp);
             check("experts", holds, "1 to n of at most 65536 chosen, of width d_mlp > 0", found)?;
+            if let Some(SharedExpert { d_mlp, .. }) = shared {
+                check("shared", widths.contains(&d_mlp), "a width from 1 to 268435456", d_mlp)?;
+            }
         }
-        Ok(())
+        for width in self.layers.iter().filter_map(|layer| layer.d_mlp) {
+            let holds = widths.contains(&width) && self.has_mlp() && self.blocks() == self.n_layers;
+            let expected = "a width from 1 to 268435456, in a model with MLPs whose layers do not share weights";
+            check("d_mlp", holds, expected, width)?;
+        }
+        check("gate_limit", self.gate_limit.is_none() || self.gated_mlp, "none without a gated MLP", "one")
     }
 }
 
@@ -121,12 +136,28 @@ impl Rotary {
         let expected = format!("an even number with rotary positions, of which up to {d_head} turn");
         check("d_head", even && (1..=d_head).contains(&width), expected, width)?;
         check("rope_theta", self.base.is_finite() && self.base > 0.0, "a finite number above 0", self.base)?;
-        let numbers: Vec<f64> = match self.scaling {
+        let numbers: Vec<f64> = match &self.scaling {
             RotaryScaling::None => vec![],
-            RotaryScaling::Linear { factor } => vec![factor],
+            RotaryScaling::Linear { factor } => vec![*factor],
             RotaryScaling::Llama3 { factor, low, high, original_positions } => {
                 check("low_freq_factor", low < high, format!("less than high_freq_factor = {high}"), low)?;
-                vec![factor, low, high, original_positions]
+                vec![*factor, *low, *high, *original_positions]
+            }
+            RotaryScaling::Yarn { factor, fast, slow, original_positions, attention, truncate: _ } => {
+                check("rope_theta", self.base > 1.0, "above 1 with YaRN", self.base)?;
+                vec![*factor, *fast, *slow, *original_positions, *attention]
+            }
+            RotaryScaling::Long { short, long, original_positions, attention } => {
+                for (name, divisors) in [("short_factor", short), ("long_factor", long)] {
+                    let expected = format!("{} numbers, one for each frequency", width / 2);
+                    check(name, divisors.len() == width / 2, expected, divisors.len())?;
+                }
+                let numbers = [*original_positions as f64, *attention];
+                short.iter().chain(long).copied().chain(numbers).collect()
+            }
+            RotaryScaling::Dynamic { factor, original_positions } => {
+                check("rope_scaling", width > 2, "more than one frequency with a dynamic base", 1)?;
+                vec![*factor, *original_positions as f64]
             }
         };
         let bad = numbers.iter().find(|n| !(n.is_finite() && **n > 0.0));

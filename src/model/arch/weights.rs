@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::config::{EmbedProjection, ModelConfig, Position, QkNorm, Unembed};
+use super::config::{EmbedProjection, Experts, ModelConfig, Position, QkNorm, SharedExpert, Unembed};
 use super::wiring::{BlockWiring, NormAt};
 use crate::error::{Error, Result};
 use crate::tensors::onednn;
@@ -81,6 +81,15 @@ pub(crate) struct ExpertWeights {
     /// `[d_model, expert]`
     pub router: Linear,
     pub each: Vec<Mlp>,
+    pub shared: Option<Shared>,
+}
+
+/// The MLP beside the experts.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub mlp: Mlp,
+    /// `[d_model, 1]`: the score of a position, whose sigmoid is the MLP's weight.
+    pub gate: Option<Linear>,
 }
 
 #[derive(Debug)]
@@ -110,7 +119,8 @@ readable!(Block { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post; });
 readable!(Linear { w, b; });
 readable!(Attention { q, k, v, o, q_norm, k_norm, sinks; });
 readable!(Mlp { gate, up, norm, out; });
-readable!(ExpertWeights { router, each; });
+readable!(ExpertWeights { router, each, shared; });
+readable!(Shared { mlp, gate; });
 readable!(Norm { w, b; });
 readable!(Unembedding { transform, linear; });
 readable!(Transform { dense, norm; });
@@ -125,6 +135,10 @@ pub(crate) trait Make {
     fn norm(&mut self, at: &str, name: &str, width: usize, bias: bool) -> Result<Norm>;
     /// Embeddings, or numbers per head; random ones have this share of the embeddings' standard deviation.
     fn table(&mut self, at: &str, name: &str, shape: &[usize], share: f64) -> Result<Tensor>;
+    /// Whether there is such a parameter. A checkpoint that holds only attention weights lacks some that its config asks for.
+    fn keeps(&self, _at: &str, _name: &str) -> bool {
+        true
+    }
 }
 
 impl Linear {
@@ -191,11 +205,6 @@ impl Attention {
 }
 
 impl Block {
-    /// A block with a norm for each sub-layer.
-    pub(crate) fn new(ln1: Option<Norm>, attn: Attention, ln2: Option<Norm>, mlp: Option<Mlp>) -> Self {
-        Self { ln1, attn, ln1_post: None, ln2, mlp, experts: None, ln2_post: None }
-    }
-
     /// One of the block's norms.
     pub(crate) fn norm(&self, at: NormAt) -> Option<&Norm> {
         match at {
@@ -213,11 +222,12 @@ impl Weights {
         let (d, width, sum) = (config.d_model, config.d_embed(), config.d_sum());
         let w_e = make.table("", "w_e", &[config.vocab, width], 1.0)?;
         let unembedding = Unembedding::made(config, &w_e, make)?;
-        let learned = config.has_position_vectors();
+        let learned = config.has_position_vectors() && make.keeps("", "w_pos");
         let w_pos = learned.then(|| make.table("", "w_pos", &config.position_table(), 0.5)).transpose()?;
         let types = config.n_token_types;
-        let w_type = (types > 0).then(|| make.table("", "w_type", &[types, sum], 0.5)).transpose()?;
-        let ln_embed = config.embed_norm.then(|| norm_of(config, make, "", "ln_embed", sum)).transpose()?.flatten();
+        let w_type = (types > 0 && make.keeps("", "w_type")).then(|| make.table("", "w_type", &[types, sum], 0.5)).transpose()?;
+        let embed_norm = config.embed_norm && make.keeps("", "ln_embed");
+        let ln_embed = embed_norm.then(|| norm_of(config, make, "", "ln_embed", sum)).transpose()?.flatten();
         let projection = match config.embed_projection {
             EmbedProjection::None => None,
             EmbedProjection::Tokens(width) => Some(make.linear("", "embed", width, d, false)?),
@@ -228,7 +238,8 @@ impl Weights {
             _ => None,
         };
         let blocks = (0..config.blocks()).map(|block| Block::made(config, block, make)).collect::<Result<_>>()?;
-        let ln_final = config.has_final_norm().then(|| norm_of(config, make, "", "ln_final", d)).transpose()?.flatten();
+        let final_norm = config.has_final_norm() && make.keeps("", "ln_final");
+        let ln_final = final_norm.then(|| norm_of(config, make, "", "ln_final", d)).transpose()?.flatten();
         Ok(Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding })
     }
 
@@ -341,11 +352,13 @@ impl Block {
             make.linear(&at, "v", d, kv, bias.v)?,
             make.linear(&at, "o", query, d, config.attn_out_bias)?,
         );
-        let dense = config.has_mlp() && config.experts.is_none();
-        let mlp = dense.then(|| Mlp::made(config, &at, make)).transpose()?;
         let layer = (0..config.n_layers).find(|&layer| config.block_of(layer) == block).unwrap_or(0);
+        let experts = config.experts_of(layer);
+        let input = if config.gated_mlp { "gate" } else { "in" };
+        let dense = config.has_mlp() && experts.is_none() && make.keeps(&at, input);
+        let mlp = dense.then(|| Mlp::made(config, &at, config.d_mlp_of(layer), make)).transpose()?;
         let wiring = BlockWiring::new(config, layer);
-        let norm = |place: NormAt, name: &str, make: &mut dyn Make| match wiring.has_norm(place) {
+        let norm = |place: NormAt, name: &str, make: &mut dyn Make| match wiring.has_norm(place) && make.keeps(&at, name) {
             true => norm_of(config, make, &at, name, d),
             false => Ok(None),
         };
@@ -353,18 +366,16 @@ impl Block {
         let ln1 = norm(NormAt::Attn, "ln1", make)?;
         let ln1_post = norm(NormAt::AttnOut, "ln1_post", make)?;
         let ln2_post = norm(NormAt::MlpOut, "ln2_post", make)?;
-        if config.qk_norm != QkNorm::None {
+        if config.qk_norm != QkNorm::None && config.norm.has_weights() {
             let width = |all: usize| if config.qk_norm == QkNorm::Head { config.d_head } else { all };
-            attn.q_norm = norm_of(config, make, &at, "q_norm", width(query))?;
-            attn.k_norm = norm_of(config, make, &at, "k_norm", width(kv))?;
+            let bias = config.has_norm_bias() && config.qk_norm != QkNorm::EachHead;
+            attn.q_norm = Some(make.norm(&at, "q_norm", width(query), bias)?);
+            attn.k_norm = Some(make.norm(&at, "k_norm", width(kv), bias)?);
         }
         attn.sinks = config.sinks.then(|| make.table(&at, "sinks", &[config.n_heads], 1.0)).transpose()?;
-        let experts = config.experts.map(|experts| {
-            let router = make.linear(&at, "router", d, experts.n, false)?;
-            let one = |number| Mlp::made(config, &format!("{at}experts.{number}."), make);
-            Ok::<_, Error>(ExpertWeights { router, each: (0..experts.n).map(one).collect::<Result<_>>()? })
-        });
-        Ok(Self { ln1, attn, ln1_post, ln2, mlp, experts: experts.transpose()?, ln2_post })
+        let experts = experts.filter(|_| make.keeps(&format!("{at}experts.0."), input));
+        let experts = experts.map(|experts| ExpertWeights::made(config, &at, experts, make)).transpose()?;
+        Ok(Self { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post })
     }
 
     fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
@@ -385,17 +396,40 @@ impl Block {
         let ln1_post = norm(&self.ln1_post, "ln1_post", each);
         let ln2 = norm(&self.ln2, "ln2", each);
         let mlp = self.mlp.as_ref().map(|mlp| mlp.rebuilt(at, each));
-        let experts = self.experts.as_ref().map(|experts| ExpertWeights {
-            router: experts.router.rebuilt(at, "router", each),
-            each: (0..).zip(&experts.each).map(|(n, mlp)| mlp.rebuilt(&format!("{at}experts.{n}."), each)).collect(),
-        });
+        let experts = self.experts.as_ref().map(|experts| experts.rebuilt(at, each));
         Self { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post: norm(&self.ln2_post, "ln2_post", each) }
     }
 }
 
+impl ExpertWeights {
+    fn made(config: &ModelConfig, at: &str, experts: Experts, make: &mut dyn Make) -> Result<Self> {
+        let d = config.d_model;
+        let router = make.linear(at, "router", d, experts.n, experts.router_bias)?;
+        let one = |number| Mlp::made(config, &format!("{at}experts.{number}."), config.d_mlp, make);
+        let each = (0..experts.n).map(one).collect::<Result<_>>()?;
+        let shared = experts.shared.map(|SharedExpert { d_mlp, gated }| {
+            let mlp = Mlp::made(config, &format!("{at}shared."), d_mlp, make)?;
+            let gate = gated.then(|| make.linear(at, "shared_gate", d, 1, false)).transpose()?;
+            Ok::<_, Error>(Shared { mlp, gate })
+        });
+        Ok(Self { router, each, shared: shared.transpose()? })
+    }
+
+    fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
+        let router = self.router.rebuilt(at, "router", each);
+        let experts =
+            (0..).zip(&self.each).map(|(n, mlp)| mlp.rebuilt(&format!("{at}experts.{n}."), each)).collect();
+        let shared = self.shared.as_ref().map(|shared| Shared {
+            mlp: shared.mlp.rebuilt(&format!("{at}shared."), each),
+            gate: shared.gate.as_ref().map(|gate| gate.rebuilt(at, "shared_gate", each)),
+        });
+        Self { router, each: experts, shared }
+    }
+}
+
 impl Mlp {
-    fn made(config: &ModelConfig, at: &str, make: &mut dyn Make) -> Result<Self> {
-        let (d, d_mlp, bias) = (config.d_model, config.d_mlp, config.mlp_bias);
+    fn made(config: &ModelConfig, at: &str, d_mlp: usize, make: &mut dyn Make) -> Result<Self> {
+        let (d, bias) = (config.d_model, config.mlp_bias);
         let gate = make.linear(at, if config.gated_mlp { "gate" } else { "in" }, d, d_mlp, bias)?;
         let up = config.gated_mlp.then(|| make.linear(at, "in", d, d_mlp, bias)).transpose()?;
         let norm = config.mlp_norm.then(|| make.norm(at, "ln_mlp", d_mlp, config.norm_bias)).transpose()?;

@@ -6,7 +6,7 @@
 //! of, and what a step costs. Architectures differ in their graphs, never in code.
 
 use super::attend::Attend;
-use super::config::{ModelConfig, NormKind, NormPlace, Parallel};
+use super::config::{Experts, ModelConfig, NormKind, NormPlace, Parallel};
 use super::wire::{Wire, Wires};
 use crate::site::Site;
 
@@ -141,8 +141,8 @@ impl Draft {
         self.step(Wire::Result, Op::Write, &[Z])
     }
 
-    fn mlp(&mut self, config: &ModelConfig, x: Wire, out: Wire) -> Wire {
-        if config.experts.is_some() {
+    fn mlp(&mut self, config: &ModelConfig, layer: usize, x: Wire, out: Wire) -> Wire {
+        if config.experts_of(layer).is_some() {
             self.step(Wire::Router, Op::Route, &[x]);
             return self.step(out, Op::Mix, &[x, Wire::Router]);
         }
@@ -189,7 +189,7 @@ impl BlockWiring {
             _ if before => draft.norm(MlpIn, NormAt::Mlp, Ln2Scale, mid),
             _ => mid,
         };
-        let written = draft.mlp(config, read, if on_output { MlpSum } else { MlpOut });
+        let written = draft.mlp(config, layer, read, if on_output { MlpSum } else { MlpOut });
         let mlp = if on_output { draft.norm(MlpOut, NormAt::MlpOut, Ln2PostScale, written) } else { written };
         let terms: &[Wire] = if serial { &[mid, mlp] } else { &[stream, attn, mlp] };
         if after {
@@ -374,7 +374,8 @@ impl BlockWiring {
             Op::Route => size.rows * d_model * step.wire.width(config),
             Op::Mix => {
                 let matrices = if config.gated_mlp { 3 } else { 2 };
-                size.rows * config.experts.map_or(0, |experts| experts.top_k) * matrices * d_model * d_mlp
+                let width = |experts: Experts| experts.top_k * d_mlp + experts.shared.map_or(0, |shared| shared.d_mlp);
+                size.rows * config.experts.map_or(0, width) * matrices * d_model
             }
             _ => 0,
         };

@@ -244,6 +244,10 @@ fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) ->
             norm::fused(config.norm, weights, &flat, config.norm_eps).view_as(&x)
         }
         (Some(weights), QkNorm::Head) => norm::fused(config.norm, weights, &x, config.norm_eps),
+        (Some(weights), QkNorm::EachHead) => {
+            let flat = norm::bare(config.norm, &x, config.norm_eps).flatten(2, 3);
+            norm::weighted(weights, &flat).view_as(&x)
+        }
         _ => x,
     };
     let [q, k] = qk;

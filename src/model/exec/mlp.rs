@@ -6,7 +6,7 @@ use super::join::State;
 use super::norm;
 use super::pass::Pass;
 use crate::error::{Error, Result};
-use crate::model::arch::{Activation, Block, Mlp, NormKind, Op, Step};
+use crate::model::arch::{Activation, Block, Mlp, NormKind, Op, Shared, Step};
 
 /// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
@@ -16,8 +16,9 @@ pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State
         Op::Expand => pass.through(&mlp.gate, x),
         Op::Contract => pass.through(&mlp.out, x),
         _ => {
-            let read = step.reads.get(1).map(|&read| state.get(read)).transpose()?;
-            post(pass, mlp, x, read)
+            let up = step.reads.get(1).zip(mlp.up.as_ref());
+            let up = up.map(|(&read, up)| pass.through(up, state.get(read)?)).transpose()?;
+            Ok(hidden(pass, mlp, x, up))
         }
     }
 }
@@ -48,32 +49,46 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
             sum = sum.index_add(0, &chosen, &own);
         }
     }
+    if let Some(Shared { mlp, gate }) = &experts.shared {
+        let own = whole(pass, mlp, &flat)?;
+        let own = match gate {
+            Some(gate) => own * gate.forward(&flat)?.sigmoid(),
+            None => own,
+        };
+        sum = &sum + own; // not `+=`, which works in place
+    }
     Ok(sum.view_as(x))
 }
 
 /// The output of an MLP, all steps at once.
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
-    let post = post(pass, mlp, &pass.through(&mlp.gate, x)?, Some(x))?;
-    pass.through(&mlp.out, &post)
+    let up = mlp.up.as_ref().map(|up| pass.through(up, x)).transpose()?;
+    let hidden = hidden(pass, mlp, &pass.through(&mlp.gate, x)?, up);
+    pass.through(&mlp.out, &hidden)
 }
 
-/// What the output projection reads: from the argument of the activation and, in a gated MLP, from what the MLP reads.
-fn post(pass: &Pass<'_>, mlp: &Mlp, pre: &Tensor, read: Option<&Tensor>) -> Result<Tensor> {
+/// What an MLP's output projection reads: the activation of `pre`, in a gated MLP multiplied by the second projection `up`, and
+/// normalised in some models.
+fn hidden(pass: &Pass<'_>, mlp: &Mlp, pre: &Tensor, up: Option<Tensor>) -> Tensor {
     let config = pass.model.config();
-    let mut post = activate(pre, config.activation);
-    if let (Some(up), Some(read)) = (&mlp.up, read) {
-        post = &post * pass.through(up, read)?; // not `*=`, which works in place
+    let hidden = match (up, config.gate_limit) {
+        (None, _) => activate(pre, config.activation),
+        (Some(up), None) => activate(pre, config.activation) * up,
+        (Some(up), Some(limit)) => {
+            activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0)
+        }
+    };
+    match &mlp.norm {
+        Some(weights) => norm::fused(NormKind::Layer, weights, &hidden, config.norm_eps),
+        None => hidden,
     }
-    Ok(match &mlp.norm {
-        Some(weights) => norm::fused(NormKind::Layer, weights, &post, config.norm_eps),
-        None => post,
-    })
 }
 
 pub(super) fn activate(x: &Tensor, activation: Activation) -> Tensor {
     match activation {
         Activation::Gelu => x.gelu("none"),
         Activation::GeluTanh => x.gelu("tanh"),
+        Activation::GeluBloom => x * 0.5 * ((x * 0.797_884_56 * (x.square() * 0.044_715 + 1.0)).tanh() + 1.0),
         Activation::GeluQuick => x * (x * 1.702).sigmoid(),
         Activation::Relu => x.relu(),
         Activation::ReluSquared => x.relu().square(),

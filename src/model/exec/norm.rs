@@ -58,9 +58,14 @@ pub(crate) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
 
 /// The norm from its parts: centred / scale * w + b.
 pub(super) fn joined(weights: &Norm, centred: &Tensor, scale: &Tensor) -> Tensor {
-    let scaled = centred / scale * by_run(&weights.w, centred);
+    weighted(weights, &(centred / scale))
+}
+
+/// `x * w + b`.
+pub(super) fn weighted(weights: &Norm, x: &Tensor) -> Tensor {
+    let scaled = x * by_run(&weights.w, x);
     match &weights.b {
-        Some(b) => scaled + by_run(b, centred),
+        Some(b) => scaled + by_run(b, x),
         None => scaled,
     }
 }

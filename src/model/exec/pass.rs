@@ -335,7 +335,11 @@ impl<'a> Pass<'a> {
         };
         let with_positions = self.model.wiring().block(layer).attend.positions && wire != Wire::V;
         let x = if with_positions { self.with_positions(layer, wire, x) } else { x.shallow_clone() };
-        Ok(self.through(linear, &x)?.unflatten(-1, [heads as i64, -1]))
+        let projected = self.through(linear, &x)?.unflatten(-1, [heads as i64, -1]);
+        Ok(match config.clip_qkv {
+            Some(most) => projected.clamp(-most, most),
+            None => projected,
+        })
     }
 
     /// What queries or keys are projected from, plus the vector of each position.

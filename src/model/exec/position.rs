@@ -22,14 +22,18 @@ pub(super) fn tables(model: &Model, past: i64, n: i64) -> Vec<(Rotary, (Tensor, 
 }
 
 fn table(rotary: &Rotary, model: &Model, past: i64, n: i64) -> (Tensor, Tensor) {
-    let frequencies = frequencies(rotary, model.config().d_head);
+    let frequencies = frequencies(rotary, model.config().d_head, past + n);
     let positions = Tensor::arange_start(past, past + n, (Kind::Int64, Device::Cpu)).to_kind(Kind::Float);
     let angles = positions.unsqueeze(1) * frequencies.unsqueeze(0);
     let angles = match rotary.interleaved {
         true => angles.repeat_interleave_self_int(2, 1, None),
         false => Tensor::cat(&[&angles, &angles], -1),
     };
-    let to = |table: Tensor| table.unsqueeze(1).to_kind(model.kind()).to_device(model.device());
+    let attention = match rotary.scaling {
+        RotaryScaling::Yarn { attention, .. } | RotaryScaling::Long { attention, .. } => attention,
+        _ => 1.0,
+    };
+    let to = |table: Tensor| (table * attention).unsqueeze(1).to_kind(model.kind()).to_device(model.device());
     (to(angles.cos()), to(angles.sin()))
 }
 
@@ -37,7 +41,7 @@ fn table(rotary: &Rotary, model: &Model, past: i64, n: i64) -> (Tensor, Tensor) 
 /// last, with 0. `None` if the layer has no rotary positions.
 pub(crate) fn rotary_pairs(config: &ModelConfig, layer: usize) -> Option<Vec<([usize; 2], f64)>> {
     let rotary = config.rotary(layer)?;
-    let frequencies = frequencies(&rotary, config.d_head);
+    let frequencies = frequencies(&rotary, config.d_head, 0);
     let n = frequencies.numel();
     let turning = (0..n).map(|i| {
         let pair = if rotary.interleaved { [2 * i, 2 * i + 1] } else { [i, i + n] };
@@ -67,16 +71,40 @@ pub(super) fn rotate(x: &Tensor, rotary: &Rotary, (cos, sin): &(Tensor, Tensor))
     x * cos + turned * sin
 }
 
-/// Radians per position, `[width / 2]`, float32.
-fn frequencies(rotary: &Rotary, d_head: usize) -> Tensor {
+/// Radians per position in a text of so many positions, `[width / 2]`, float32.
+fn frequencies(rotary: &Rotary, d_head: usize, positions: i64) -> Tensor {
     let width = rotary.width.unwrap_or(d_head) as i64;
     let exponents =
         Tensor::arange_start_step(0, width, 2, (Kind::Int64, Device::Cpu)).to_kind(Kind::Float) / width as f64;
-    let plain = Tensor::pow_scalar(rotary.base, &exponents).reciprocal();
-    match rotary.scaling {
+    let waves = |base: f64| Tensor::pow_scalar(base, &exponents);
+    let plain = waves(rotary.base).reciprocal();
+    match &rotary.scaling {
         RotaryScaling::None => plain,
-        RotaryScaling::Linear { factor } => plain / factor,
-        RotaryScaling::Llama3 { factor, low, high, original_positions } => {
+        RotaryScaling::Linear { factor } => plain / *factor,
+        RotaryScaling::Dynamic { factor, original_positions } => {
+            let (own, width) = (*original_positions as f64, width as f64);
+            let growth = factor * (positions as f64).max(own) / own - (factor - 1.0);
+            waves(rotary.base * growth.powf(width / (width - 2.0))).reciprocal()
+        }
+        RotaryScaling::Long { short, long, original_positions, .. } => {
+            let divisors = if positions > *original_positions as i64 { long } else { short };
+            (Tensor::from_slice(divisors).to_kind(Kind::Float) * waves(rotary.base)).reciprocal()
+        }
+        RotaryScaling::Yarn { factor, fast, slow, original_positions, truncate, .. } => {
+            let turns_at = |turns: f64| {
+                let waves = original_positions / (turns * 2.0 * std::f64::consts::PI);
+                width as f64 * waves.ln() / (2.0 * rotary.base.ln())
+            };
+            let (low, high) = (turns_at(*fast), turns_at(*slow));
+            let (low, high) = if *truncate { (low.floor(), high.ceil()) } else { (low, high) };
+            let (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
+            let high = if low == high { high + 0.001 } else { high }; // a step, without a division by 0
+            let numbers = Tensor::arange(width / 2, (Kind::Float, Device::Cpu));
+            let kept = 1.0 - ((numbers - low) / (high - low)).clamp(0.0, 1.0);
+            let stretched = (waves(rotary.base) * *factor).reciprocal();
+            stretched * (1.0 - &kept) + plain * kept
+        }
+        &RotaryScaling::Llama3 { factor, low, high, original_positions } => {
             let wave = plain.reciprocal() * (2.0 * std::f64::consts::PI);
             let slow = wave.gt(original_positions / low);
             let fast = wave.lt(original_positions / high);
@@ -94,6 +122,12 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
     let distance = |queries: &Tensor| Tensor::arange(keys, (Kind::Int64, queries.device())) - queries.unsqueeze(-1);
     match bias {
         ScoreBias::None => None,
+        ScoreBias::RoundedAlibi => {
+            let scale = (model.config().d_head as f64).powf(-0.5);
+            let places = Tensor::arange(keys, (Kind::Int64, queries.device())).to_kind(Kind::BFloat16);
+            let rounded = slopes(model).view([-1, 1, 1]).to_kind(Kind::BFloat16) * places;
+            Some(rounded.to_kind(model.kind()) * scale)
+        }
         ScoreBias::Alibi => {
             let distance = distance(queries).abs().neg().to_kind(model.kind());
             Some(slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3))
@@ -108,13 +142,16 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
 }
 
 /// The slopes of the heads: with p the largest power of two up to the number of heads, the geometric series for p heads, then
-/// every second number of the series for 2 p heads (Press et al. 2022).
+/// every second number of the series for 2 p heads (Press et al. 2022). In float32, as in transformers.
 fn slopes(model: &Model) -> Tensor {
     let heads = model.config().n_heads;
-    let series = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64));
-    let power = 1 << heads.ilog2();
-    let all: Vec<f64> = series(power).chain(series(2 * power).step_by(2)).take(heads).collect();
-    Tensor::from_slice(&all).to_kind(model.kind()).to_device(model.device())
+    let power = 1usize << heads.ilog2();
+    let series = |n: usize, step: usize, terms: usize| {
+        let powers = Tensor::arange_start_step(1, (1 + step * terms) as i64, step as i64, (Kind::Float, Device::Cpu));
+        Tensor::from(2f64.powf(-8.0 / n as f64) as f32).pow(&powers)
+    };
+    let all = Tensor::cat(&[series(power, 1, power), series(2 * power, 2, heads - power)], 0);
+    all.to_kind(model.kind()).to_device(model.device())
 }
 
 /// The bucket of each relative position (key - query), as in T5: half of the buckets are for exact distances, half are spaced
