@@ -131,13 +131,12 @@ fn configs_that_do_not_fit() {
     says(change("tiny-gpt2", "vocab_size", json!(1_000_000_000_000_u64)).path(), &["vocab", "at most"]);
     says(change("tiny-gpt2", "vocab_size", json!(98)).path(), &["wte.weight", "[98, 32]", "[97, 32]"]);
     says(change("tiny-gpt2", "activation_function", json!("mish")).path(), &["activation_function", "mish"]);
-    says(
-        change("tiny-gpt2", "scale_attn_by_inverse_layer_idx", json!(true)).path(),
-        &["scale_attn_by_inverse_layer_idx"],
-    );
+    says(change("tiny-gpt2", "add_cross_attention", json!(true)).path(), &["add_cross_attention"]);
+    says(change("tiny-gpt2", "quantization_config", json!({"bits": 4})).path(), &["quantization_config"]);
     says(change("tiny-llama", "num_key_value_heads", json!(3)).path(), &["n_kv_heads", "divisor"]);
     says(change("tiny-llama", "head_dim", json!(7)).path(), &["d_head", "even"]);
-    says(change("tiny-llama", "rope_parameters", json!({"rope_type": "yarn"})).path(), &["rope_type", "yarn"]);
+    says(change("tiny-llama", "rope_parameters", json!({"rope_type": "linear"})).path(), &["factor", "nothing"]);
+    says(change("tiny-llama", "rope_parameters", json!({"rope_type": "spiral"})).path(), &["rope_type", "spiral"]);
     says(change("tiny-bert", "is_decoder", json!(true)).path(), &["is_decoder"]);
     let folder = copy("tiny-bert");
     fs::write(folder.path().join("config.json"), "{").unwrap();

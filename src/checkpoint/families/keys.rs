@@ -19,6 +19,8 @@ pub(super) fn widths(json: &ConfigJson, d_model: &str, n_heads: &str) -> Result<
 /// sub-layer, rotary positions, grouped key/value heads, a gated MLP, no biases.
 pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
+    let rotary = rotary(json, d_head, Rope::default())?;
+    let positions = json.opt_usize("max_position_embeddings")?.unwrap_or(2048);
     Ok(ModelConfig {
         family: family.to_owned(),
         n_layers: json.usize("num_hidden_layers")?,
@@ -28,10 +30,14 @@ pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
         d_head,
         d_mlp: json.usize("intermediate_size")?,
         vocab: json.usize("vocab_size")?,
-        n_positions: json.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        // A dynamic base is there to go beyond the context that the config names.
+        n_positions: match rotary.scaling {
+            RotaryScaling::Dynamic { factor, .. } => (positions as f64 * factor) as usize,
+            _ => positions,
+        },
         norm: NormKind::Rms,
         norm_eps: json.opt_f64("rms_norm_eps")?.unwrap_or(1e-6),
-        position: Position::Rotary(rotary(json, d_head, Rope::default())?),
+        position: Position::Rotary(rotary),
         activation: activation(json, "hidden_act", "silu")?,
         gated_mlp: true,
         qkv_bias: QkvBias::NONE,

@@ -29,7 +29,7 @@ pub(crate) struct Names {
     pub inside: &'static [(&'static str, &'static str)],
     /// In the head: `u`; `b_u`, if the bias of the logits is not `u`'s; `transform` and `ln_transform`.
     pub head: &'static [(&'static str, &'static str)],
-    /// How matrices lie in their tensors.
+    /// How matrices of blocks lie in their tensors; all others are `[out, in]`.
     pub matrices: Matrices,
     /// How `qkv` is put together.
     pub qkv: Qkv,
@@ -134,6 +134,7 @@ struct Place {
     part: Part,
     /// The number of the expert, if all have one tensor.
     expert: Option<usize>,
+    matrices: Matrices,
 }
 
 /// Which part of a tensor a parameter is.
@@ -171,9 +172,9 @@ impl Reader<'_> {
         let qkv = index(&["q", "k", "v"]).map(|i| (key("qkv"), Part::Qkv(i)));
         let gate_in = index(&["gate", "in"]).map(|i| (key("gate_in"), Part::GateIn(i)));
         let own = [Some((key(name), Part::Whole)), qkv, gate_in];
-        let tables = match block {
-            Some(_) => vec![(self.names.inside, true)],
-            None => vec![(self.names.outside, true), (self.names.head, false)],
+        let (tables, matrices) = match block {
+            Some(_) => (vec![(self.names.inside, true)], self.names.matrices),
+            None => (vec![(self.names.outside, true), (self.names.head, false)], Matrices::OutIn),
         };
         let mut found = vec![];
         for (table, prefixed) in tables {
@@ -184,7 +185,7 @@ impl Reader<'_> {
                     let each = expert.filter(|_| stem.contains("{}"));
                     let whole = each.map_or_else(|| (*stem).to_owned(), |each| stem.replace("{}", &each.to_string()));
                     let stem = if stem.is_empty() { String::new() } else { before + &whole };
-                    found.push(Place { stem, part: *part, expert: expert.filter(|_| each.is_none()) });
+                    found.push(Place { stem, part: *part, expert: expert.filter(|_| each.is_none()), matrices });
                 }
             }
         }
@@ -212,7 +213,7 @@ impl Reader<'_> {
     fn matrix(&mut self, place: &Place, rows: usize, columns: usize) -> Result<Tensor> {
         let whole = self.whole(place.part, columns);
         let name = if place.expert.is_some() { place.stem.clone() } else { format!("{}.weight", place.stem) };
-        let read = |source: &Source, stack: Option<usize>, matrices: Matrices| match (stack, matrices) {
+        let read = |source: &Source, stack: Option<usize>| match (stack, place.matrices) {
             (Some(n), _) => source.take(&name, &[n, rows, whole]),
             (None, Matrices::InOut) => source.matrix(&name, rows, whole),
             (None, Matrices::OutIn) => Ok(source.take(&name, &[whole, rows])?.tr()),
@@ -225,7 +226,7 @@ impl Reader<'_> {
         let whole = self.whole(place.part, columns);
         let joint = if place.expert.is_some() { "_" } else { "." };
         let name = format!("{}{joint}bias", place.stem);
-        let read = |source: &Source, stack: Option<usize>, _| match stack {
+        let read = |source: &Source, stack: Option<usize>| match stack {
             Some(n) => source.take(&name, &[n, whole]),
             None => source.take(&name, &[whole]),
         };
@@ -247,14 +248,14 @@ impl Reader<'_> {
         &mut self,
         place: &Place,
         name: &str,
-        read: impl Fn(&Source, Option<usize>, Matrices) -> Result<Tensor>,
+        read: impl Fn(&Source, Option<usize>) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let stack = place.expert.and(self.config.experts).map(|experts| experts.n);
         if place.part == Part::Whole && stack.is_none() {
-            return read(self.source, stack, self.names.matrices);
+            return read(self.source, stack);
         }
         if !self.shared.contains_key(name) {
-            self.shared.insert(name.to_owned(), read(self.source, stack, self.names.matrices)?);
+            self.shared.insert(name.to_owned(), read(self.source, stack)?);
         }
         let whole = self.shared.get(name).map(Tensor::shallow_clone).unwrap_or_default();
         let own = place.expert.map_or_else(|| whole.shallow_clone(), |expert| whole.get(expert as i64));
