@@ -114,3 +114,85 @@ fn every_site_is_transformers() {
         assert_eq!(model.config().has_logits(), golden.contains_key("logits"), "{name}");
     });
 }
+
+/// The files of a checkpoint with another config.
+fn with_config(name: &str, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(folder(name).join("model.safetensors"), copy.path().join("model.safetensors")).unwrap();
+    let text = std::fs::read(folder(name).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    change(config.as_object_mut().unwrap());
+    std::fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    copy
+}
+
+/// ModernBERT's bases and kinds of layers have keys of their own in files from before transformers 5.
+#[test]
+fn an_older_modernbert_says_the_same() {
+    for (name, every) in [("modernbert", 3), ("modernbert-biased", 2)] {
+        let old = with_config(name, |config| {
+            let rope = config.remove("rope_parameters").unwrap();
+            config.insert("global_rope_theta".into(), rope["full_attention"]["rope_theta"].clone());
+            config.insert("local_rope_theta".into(), rope["sliding_attention"]["rope_theta"].clone());
+            config.remove("layer_types");
+            config.insert("global_attn_every_n_layers".into(), every.into());
+        });
+        let [old, new] = [load(old.path(), Kind::Double), load(&folder(name), Kind::Double)];
+        assert_eq!(old.config(), new.config());
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let error = |name: &str, key: &str, value: serde_json::Value| {
+        let copy = with_config(name, |config| {
+            config.insert(key.to_owned(), value);
+        });
+        Model::load(copy.path().to_str().unwrap()).unwrap_err().to_string()
+    };
+    for (name, key, value) in [
+        ("roberta", "is_decoder", true.into()),
+        ("roberta", "max_position_embeddings", 1.into()),
+        ("bert", "position_embedding_type", "relative_key".into()),
+        ("bert", "add_cross_attention", true.into()),
+        ("albert", "inner_group_num", 3.into()),
+        ("albert", "num_hidden_groups", 0.into()),
+        ("electra", "hidden_act", "gelu_10".into()),
+        ("modernbert", "layer_types", serde_json::json!(["full_attention"])),
+        ("tl-solu", "final_rms", true.into()),
+        ("tl-solu", "normalization_type", "BN".into()),
+        ("tl-solu", "d_vocab_out", 7.into()),
+        ("tl-solu", "num_experts", 2.into()),
+        ("tl-solu", "use_yarn_rope", true.into()),
+        ("tl-solu", "positional_embedding_type", "relative_positional_bias".into()),
+        ("tl-solu", "original_architecture", "Olmo2ForCausalLM".into()),
+        ("tl-alibi", "attn_scores_soft_cap", 2.0.into()),
+    ] {
+        let found = error(name, key, value);
+        let named = found.contains(key) || key == "inner_group_num" || (name, key) == ("albert", "num_hidden_groups");
+        assert!(named, "{name}, {key}: {found}");
+    }
+}
+
+/// Every site of a TransformerLens model has a hook, and holds what the hook holds (`SITES` in fixtures/make_hooked.py).
+#[test]
+fn every_site_is_a_hook() {
+    let names = std::fs::read_dir(common::fixture("families")).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names: Vec<String> = names.filter(|name| name.starts_with("tl-")).collect();
+    assert!(names.len() >= 13, "{names:?}");
+    let fails = |name: &String| {
+        let (model, golden) =
+            (load(&folder(name), Kind::Double), read_tensors(&folder(name).join("golden.safetensors")));
+        let check = || {
+            let run = model.run(&tokens_of(&golden["tokens"]), &Plan::new().tap("*")).unwrap();
+            for site in Site::all(model.config()) {
+                let expected = golden.get(&site.to_string()).unwrap_or_else(|| panic!("{name}: no hook for {site}"));
+                assert_close(&format!("{name} {site}"), run.get(site).unwrap(), expected, TOL);
+            }
+        };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
+    };
+    let failed: Vec<&String> = names.iter().filter(|name| fails(name)).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+}

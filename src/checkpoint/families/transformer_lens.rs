@@ -19,20 +19,21 @@ use crate::tensors::onednn;
 pub(super) const FAMILY: Family =
     Family { name: "transformer_lens", config, tensors: Tensors::Read { settle, weights, superfluous: SUPERFLUOUS } };
 
-/// Buffers, and the heads of a `HookedEncoder` that do not contribute to the logits.
+/// Buffers, the positions of models that use other ones, and the heads of a `HookedEncoder` that do not contribute to the logits.
 const SUPERFLUOUS: &[&str] = &[
     ".attn.mask",
     ".attn.IGNORE",
     ".attn.rotary_sin",
     ".attn.rotary_cos",
     ".attn.alibi",
+    "pos_embed.W_pos",
     "nsp_head.",
     "pooler.",
 ];
 
 /// Whether a `config.json` without `model_type` is one of TransformerLens.
 pub(super) fn wrote(json: &ConfigJson) -> bool {
-    ["n_ctx", "d_vocab", "d_head", "act_fn"].into_iter().all(|key| json.has(key))
+    ["n_ctx", "d_vocab", "d_head", "d_model"].into_iter().all(|key| json.has(key))
 }
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
@@ -123,6 +124,10 @@ fn refuse(json: &ConfigJson) -> Result<()> {
     }
     if json.bool_or("final_rms", false)? && norm(json)?.0 == NormKind::Layer {
         return Err(json.wrong("final_rms", "false, in a model of LayerNorms", "true".to_owned()));
+    }
+    if cap(json, "attn_scores_soft_cap")?.is_some() && position(json, 0)? == Position::Alibi {
+        let expected = "none with ALiBi, which TransformerLens adds to scores that are already capped";
+        return Err(json.wrong("attn_scores_soft_cap", expected, "one".to_owned()));
     }
     // TransformerLens places the norms of these elsewhere, by their names.
     let architecture = json.opt_str("original_architecture")?.unwrap_or_default();
