@@ -173,26 +173,3 @@ fn what_cannot_be_is_refused() {
         assert!(named, "{name}, {key}: {found}");
     }
 }
-
-/// Every site of a TransformerLens model has a hook, and holds what the hook holds (`SITES` in fixtures/make_hooked.py).
-#[test]
-fn every_site_is_a_hook() {
-    let names = std::fs::read_dir(common::fixture("families")).unwrap();
-    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let names: Vec<String> = names.filter(|name| name.starts_with("tl-")).collect();
-    assert!(names.len() >= 13, "{names:?}");
-    let fails = |name: &String| {
-        let (model, golden) =
-            (load(&folder(name), Kind::Double), read_tensors(&folder(name).join("golden.safetensors")));
-        let check = || {
-            let run = model.run(&tokens_of(&golden["tokens"]), &Plan::new().tap("*")).unwrap();
-            for site in Site::all(model.config()) {
-                let expected = golden.get(&site.to_string()).unwrap_or_else(|| panic!("{name}: no hook for {site}"));
-                assert_close(&format!("{name} {site}"), run.get(site).unwrap(), expected, TOL);
-            }
-        };
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(check)).is_err()
-    };
-    let failed: Vec<&String> = names.iter().filter(|name| fails(name)).collect();
-    assert!(failed.is_empty(), "{failed:?}");
-}
