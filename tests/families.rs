@@ -107,3 +107,75 @@ fn both_dialects_say_the_same() {
         assert_close(name(folder), &logits(copy.path()), &logits(folder), Tol::Exact);
     });
 }
+
+/// A family that is not known is told apart by what the nearest known one makes of its config.
+#[test]
+fn unknown_families_name_the_nearest() {
+    let says = |like: &str, change: &dyn Fn(&mut Map<String, Value>), parts: &[&str]| {
+        let copy = tempfile::tempdir().unwrap();
+        let path = fixture("families").join(like);
+        fs::copy(path.join("model.safetensors"), copy.path().join("model.safetensors")).unwrap();
+        let mut config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+        change(config.as_object_mut().unwrap());
+        fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+        let message = load(copy.path(), Kind::Float).unwrap_err().to_string();
+        parts.iter().for_each(|part| assert!(message.contains(part), "`{message}` does not say `{part}`"));
+    };
+    let named = |name: &'static str, key: &'static str, value: Value| {
+        move |config: &mut Map<String, Value>| {
+            config.insert("model_type".into(), json!(name));
+            config.insert(key.into(), value.clone());
+        }
+    };
+    let odd = named("llama9", "swirl_factor", json!(3));
+    says("llama3", &odd, &["llama9", "nearest is `llama`", "swirl_factor", "CONTRIBUTING.md"]);
+    says("gemma2", &named("gemma9", "vocab_size", json!(40)), &["gemma9", "nearest is `gemma2`"]);
+    let other = named("gpt_neox_next", "hidden_act", json!("mish"));
+    says("gpt_neox", &other, &["nearest is `gpt_neox`", "hidden_act", "mish"]);
+}
+
+/// A tensor that is missing, too many, of another shape or not finite, and numbers that make no sense, are errors that name
+/// what is wrong, in every family.
+#[test]
+fn spoilt_checkpoints_are_refused() {
+    on_all(|folder| {
+        let copy = tempfile::tempdir().unwrap();
+        let config = fs::read_to_string(folder.join("config.json")).unwrap();
+        let tensors = Tensor::read_safetensors(folder.join("model.safetensors")).unwrap();
+        let write = |config: &str, tensors: &[(String, Tensor)]| {
+            fs::write(copy.path().join("config.json"), config).unwrap();
+            Tensor::write_safetensors(tensors, copy.path().join("model.safetensors")).unwrap();
+            load(copy.path(), Kind::Float)
+        };
+        let whole = || tensors.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect::<Vec<_>>();
+        for (i, (name, _)) in tensors.iter().enumerate() {
+            let mut fewer = whole();
+            fewer.remove(i);
+            match write(&config, &fewer) {
+                // Saved without a head, or by heads that are tied: nothing says that it was there.
+                Ok(_) => assert!(!name.contains("layers.") && !name.contains("h."), "{name} is not needed"),
+                Err(error) => assert!(error.to_string().contains("missing"), "{name}: {error}"),
+            }
+        }
+        let spoil = |change: &dyn Fn(&Tensor) -> Tensor, part: &str| {
+            let mut all = whole();
+            all[0].1 = change(&all[0].1);
+            let message = write(&config, &all).unwrap_err().to_string();
+            assert!(message.contains(&all[0].0) && message.contains(part), "{message}");
+        };
+        spoil(&|x| x.unsqueeze(0), "shape");
+        spoil(&|x| x * f64::NAN, "finite");
+        let mut more = whole();
+        more.push(("extra.weight".to_owned(), Tensor::ones([2], (Kind::Float, tch::Device::Cpu))));
+        let message = write(&config, &more).unwrap_err().to_string();
+        assert!(message.contains("extra.weight"), "{message}");
+        let values: Value = serde_json::from_str(&config).unwrap();
+        for key in values.as_object().unwrap().keys() {
+            for odd in [json!(0), json!(-1), json!(u64::MAX), json!(1e300), json!("odd"), json!([]), json!({}), json!(true)] {
+                let mut values = values.clone();
+                values[key] = odd;
+                let _ = write(&values.to_string(), &whole()); // an error or a model, never a panic
+            }
+        }
+    });
+}

@@ -16,12 +16,13 @@ fn cases(n: u32) -> ProptestConfig {
     ProptestConfig { cases: common::cases(n), failure_persistence: None, rng_seed, ..ProptestConfig::default() }
 }
 
-/// Any architecture whose metric is smooth: no kinks in the activation, no choice among experts.
+/// Any architecture whose metric is smooth: no kinks in the activation, no cut-offs, no choice among experts.
 fn any_smooth(seed: u64) -> ModelConfig {
     let config = any_config(&mut ChaCha8Rng::seed_from_u64(seed));
     let kinked = matches!(config.activation, Activation::Relu | Activation::ReluSquared);
     let experts = config.experts.map(|experts| Experts { top_k: experts.n, ..experts });
-    ModelConfig { activation: if kinked { Activation::GeluTanh } else { config.activation }, experts, ..config }
+    let activation = if kinked { Activation::GeluTanh } else { config.activation };
+    ModelConfig { activation, experts, clip_qkv: None, gate_limit: None, ..config }
 }
 
 /// The metric, summed over prompts, where `alpha` times a direction is added at a site.

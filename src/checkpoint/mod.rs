@@ -3,8 +3,8 @@
 //!
 //! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards listed in
 //! `model.safetensors.index.json`) and, for texts, `tokenizer.json`; or a GGUF file of llama.cpp, which has all three in
-//! it. The families are GPT-2, Llama, BERT, and
-//! headscope's own for models trained in the lab; each is a file in `families/` that maps config keys and tensor names.
+//! it. Each family, and headscope's own format for models trained in the lab, is a file in `families/` that maps config keys
+//! and tensor names.
 
 mod coding;
 mod config_json;

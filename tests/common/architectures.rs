@@ -76,7 +76,7 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
     };
     let (n_blocks, block_cycle) = any_sharing(rng, n_layers);
     let can_skip = n_blocks == 0 && matches!(norm_place, NormPlace::Pre | NormPlace::Sandwich);
-    let own_widths = d_mlp > 0 && (n_blocks == 0 || n_blocks == n_layers);
+    let own_widths = d_mlp > 0 && n_blocks == 0;
     let layers = maybe(rng, 2, |rng| {
         let layer = |rng: &mut ChaCha8Rng| LayerConfig {
             window: maybe(rng, 2, |rng| rng.random_range(1..6)),

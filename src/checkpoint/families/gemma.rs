@@ -9,7 +9,7 @@ use super::names::Names;
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
-use crate::model::{LayerConfig, LayerRotary, ModelConfig, NormPlace, Position, QkNorm};
+use crate::model::{Activation, LayerConfig, LayerRotary, ModelConfig, NormPlace, Position, QkNorm, Rotary};
 
 pub(super) const GEMMA: Family = Family { name: "gemma", config: gemma, tensors: Tensors::Named(NAMES) };
 pub(super) const GEMMA2: Family = Family { name: "gemma2", config: gemma2, tensors: Tensors::Named(SANDWICH) };
@@ -47,7 +47,7 @@ fn common(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
         embed_scale: f64::from((like.d_model as f64).sqrt() as f32),
         // The first checkpoints say `gelu` and mean its tanh approximation.
         activation: match (json.has("hidden_activation"), json.opt_str(key)?) {
-            (false, Some("gelu") | None) => crate::model::Activation::GeluTanh,
+            (false, Some("gelu") | None) => Activation::GeluTanh,
             _ => activation(json, key, "gelu_pytorch_tanh")?,
         },
         qkv_bias: bias.into(),
@@ -95,11 +95,11 @@ fn gemma3(json: &ConfigJson) -> Result<ModelConfig> {
 }
 
 /// The rotary positions of layers with a window: without scaling, and in older files with a base under a key of its own.
-fn local(json: &ConfigJson, d_head: usize) -> Result<crate::model::Rotary> {
+fn local(json: &ConfigJson, d_head: usize) -> Result<Rotary> {
     let nested = json.opt_object("rope_parameters")?.is_some_and(|all| all.has("sliding_attention"));
     if nested {
         return rotary(json, d_head, Rope { layers: Some("sliding_attention"), ..Rope::default() });
     }
     let base = json.opt_f64("rope_local_base_freq")?.unwrap_or(10_000.0);
-    Ok(crate::model::Rotary { base, ..crate::model::Rotary::default() })
+    Ok(Rotary { base, ..Rotary::default() })
 }

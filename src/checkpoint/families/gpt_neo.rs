@@ -1,6 +1,6 @@
 //! How does a GPT-Neo checkpoint map to a model? GPT-2 without a factor of the scores, and with windows in some layers.
 
-use super::keys::activation;
+use super::keys::{activation, depth, widths};
 use super::names::Names;
 use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
@@ -29,7 +29,7 @@ const NAMES: Names = Names {
 };
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
-    let (d_model, n_heads, d_head) = super::keys::widths(json, "hidden_size", "num_heads")?;
+    let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_heads")?;
     Ok(ModelConfig {
         family: "gpt_neo".to_owned(),
         n_layers: json.usize("num_layers")?,
@@ -54,13 +54,13 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
 /// repetitions.
 fn layers(json: &ConfigJson) -> Result<Vec<LayerConfig>> {
     let expected = "a list of lists of kinds of attention and a number";
-    let n_layers = json.usize("num_layers")?;
+    let n_layers = depth(json, "num_layers")?;
     let kinds: Vec<String> = match json.opt_parsed("attention_layers", "a list of texts")? {
         Some(kinds) => kinds,
         None => {
             let patterns: Vec<(Vec<String>, usize)> = json.parsed("attention_types", expected)?;
             let each = |(kinds, times): (Vec<String>, usize)| (0..times).flat_map(move |_| kinds.clone());
-            patterns.into_iter().flat_map(each).take(n_layers.saturating_add(1)).collect()
+            patterns.into_iter().flat_map(each).take(n_layers + 1).collect()
         }
     };
     if kinds.len() != n_layers {

@@ -9,7 +9,7 @@ pub(super) const FAMILY: Family = Family { name: "granite", config, tensors: Ten
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     let bias = json.bool_or("attention_bias", false)?;
-    let factor = |key: &str| Ok::<_, crate::error::Error>(json.opt_f64(key)?.unwrap_or(1.0));
+    let factor = |key: &str| -> Result<f64> { Ok(json.opt_f64(key)?.unwrap_or(1.0)) };
     Ok(ModelConfig {
         embed_scale: factor("embedding_multiplier")?,
         attention_scale: Some(factor("attention_multiplier")?),

@@ -20,10 +20,11 @@ pub(super) fn widths(json: &ConfigJson, d_model: &str, n_heads: &str) -> Result<
 pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
     let rotary = rotary(json, d_head, Rope::default())?;
+    let n_layers = depth(json, "num_hidden_layers")?;
     let positions = json.opt_usize("max_position_embeddings")?.unwrap_or(2048);
     Ok(ModelConfig {
         family: family.to_owned(),
-        n_layers: json.usize("num_hidden_layers")?,
+        n_layers,
         d_model,
         n_heads,
         n_kv_heads: json.opt_usize("num_key_value_heads")?.unwrap_or(n_heads),
@@ -46,6 +47,14 @@ pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
         tied_unembed: json.bool_or("tie_word_embeddings", false)?,
         ..ModelConfig::default()
     })
+}
+
+/// The number of layers, small enough to make a list of them.
+pub(super) fn depth(json: &ConfigJson, key: &str) -> Result<usize> {
+    match json.usize(key)? {
+        n_layers @ ..=10_000 => Ok(n_layers),
+        more => Err(json.wrong(key, "at most 10000 layers", more.to_string())),
+    }
 }
 
 /// What holds for rotary positions if the config does not say otherwise.

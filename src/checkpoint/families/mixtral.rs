@@ -1,10 +1,11 @@
 //! How does a Mixtral checkpoint map to a model? Mistral, with experts instead of MLPs.
 
+use super::keys::{Rope, rotary};
 use super::names::Names;
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
-use crate::model::{Experts, ModelConfig};
+use crate::model::{Experts, ModelConfig, Position};
 
 pub(super) const FAMILY: Family = Family { name: "mixtral", config, tensors: Tensors::Named(NAMES) };
 
@@ -27,6 +28,7 @@ const NAMES: Names = Names {
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     let like = keys::llama(json, "mixtral")?;
     let window = json.opt_usize("sliding_window")?;
+    let rope = Rope { base: 1_000_000.0, ..Rope::default() };
     let experts = Experts {
         n: json.usize(json.first(&["num_local_experts", "num_experts"]))?,
         top_k: json.usize("num_experts_per_tok")?,
@@ -35,6 +37,7 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         shared: None,
     };
     Ok(ModelConfig {
+        position: Position::Rotary(rotary(json, like.d_head, rope)?),
         layers: keys::windows(json, like.n_layers, window, |_| window.is_some())?,
         experts: Some(experts),
         ..like

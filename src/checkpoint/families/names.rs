@@ -103,11 +103,11 @@ impl Names {
     /// Reads the weights that `config` asks for, and checks every tensor against it.
     pub(super) fn weights(&self, config: &ModelConfig, source: &Source) -> Result<Weights> {
         let prefix = if source.has_prefix(self.prefix) { self.prefix } else { "" };
-        let of_mlp = |(name, stem): &(&str, &str)| {
-            let part = stem.split("{}").next().unwrap_or(stem);
-            !(name.ends_with("gate") || name.ends_with("in") && *name != "qkv") || !source.has_part(&format!(".{part}"))
+        let is_there = |(name, stem): &(&str, &str)| {
+            let of_mlp = ["gate", "in", "gate_in"].contains(&name.rsplit('.').next().unwrap_or(name));
+            of_mlp && source.has_part(&format!(".{}", stem.split("{}").next().unwrap_or(stem)))
         };
-        let stripped = self.inside.iter().all(of_mlp);
+        let stripped = !self.inside.iter().any(is_there);
         let mut reader =
             Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
         Weights::made(config, &mut reader)

@@ -50,7 +50,7 @@ impl Attend {
     }
 
     /// Whether the pattern of a head depends on its own queries and keys only, so that a head can be computed by itself: not
-    /// where a norm spans all heads.
+    /// where a norm spans all heads, or has weights for each.
     pub(crate) fn has_heads_apart(&self) -> bool {
         // No `..`: a new field must be put on one side or the other.
         let Self {
@@ -66,7 +66,7 @@ impl Attend {
             clip: _,
             group: _,
         } = self;
-        *norm != QkNorm::All
+        matches!(norm, QkNorm::None | QkNorm::Head)
     }
 
     /// Whether libtorch's fused kernel computes the attention: it takes queries, keys and values as they are after norms and

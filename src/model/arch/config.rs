@@ -414,8 +414,8 @@ pub enum RotaryScaling {
         /// Whether the transition begins and ends at whole frequencies.
         truncate: bool,
     },
-    /// LongRoPE (Ding et al. 2024): each frequency is divided by a number of its own, which depends on whether the text is longer
-    /// than the original context.
+    /// LongRoPE (Ding et al. 2024): each frequency is divided by a number of its own, which depends on whether the text (in a
+    /// batch the longest one) is longer than the original context.
     Long {
         /// The divisors in texts up to the original context.
         short: Vec<f64>,
@@ -426,7 +426,7 @@ pub enum RotaryScaling {
         /// Factor of queries and keys.
         attention: f64,
     },
-    /// The base grows with texts longer than the original context ("dynamic NTK").
+    /// The base grows with the length of texts (in a batch the longest one) beyond the original context: "dynamic NTK".
     Dynamic {
         /// How fast it grows.
         factor: f64,
@@ -606,6 +606,21 @@ impl ModelConfig {
     /// The width of a layer's MLP, or of each of its experts.
     pub fn d_mlp_of(&self, layer: usize) -> usize {
         self.layer(layer).d_mlp.unwrap_or(self.d_mlp)
+    }
+
+    /// Whether what the model computes at a position of a text of this length depends on the length, even if later positions
+    /// are hidden from it.
+    pub(crate) fn depends_on_length(&self, positions: usize) -> bool {
+        let grows = |rotary: Rotary| match rotary.scaling {
+            RotaryScaling::Long { original_positions, .. } | RotaryScaling::Dynamic { original_positions, .. } => {
+                positions > original_positions
+            }
+            RotaryScaling::None
+            | RotaryScaling::Linear { .. }
+            | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Yarn { .. } => false,
+        };
+        (0..self.n_layers).filter_map(|layer| self.rotary(layer)).any(grows)
     }
 
     /// Whether the model has logits.

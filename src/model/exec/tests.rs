@@ -83,11 +83,10 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
-        (LayerRotary::None, position) => {
-            !matches!(position, Position::Shortformer | Position::Alibi | Position::Buckets { .. })
-        }
+        (LayerRotary::None, Position::Shortformer | Position::Alibi | Position::RoundedAlibi) => false,
+        (LayerRotary::None, position) => !matches!(position, Position::Buckets { .. }),
     };
-    let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks;
+    let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();
     let simple = config.causal && config.qk_norm == QkNorm::None && config.n_heads == config.n_kv_heads;
     // Where one norm serves both sub-layers, the MLP still reads it after the heads.
     let norm_before = config.norm != NormKind::None && config.norm_place != NormPlace::Output && !own.no_attn_norm;
@@ -103,7 +102,7 @@ proptest! {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let config = config(rng);
         let (model, tokens) = (model(&config, seed), tokens(rng, 2, config.vocab));
-        let listed = !matches!(config.position, Position::Alibi | Position::Buckets { .. })
+        let listed = !matches!(config.position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. })
             && config.score_cap.is_none() && !config.sinks;
         for layer in 0..config.n_layers {
             prop_assert_eq!(model.wiring().block(layer).attend.is_fusable(), listed, "{:?}", config);
@@ -189,7 +188,7 @@ proptest! {
         let (model, tokens) = (model(&config, seed), tokens(rng, 2, config.vocab));
         let (layer, head) = (rng.random_range(0..config.n_layers), rng.random_range(0..config.n_heads));
         let block = model.wiring().block(layer);
-        prop_assert_eq!(block.attend.has_heads_apart(), config.qk_norm != QkNorm::All);
+        prop_assert_eq!(block.attend.has_heads_apart(), matches!(config.qk_norm, QkNorm::None | QkNorm::Head));
         let sites = [Site::Z(layer), Site::Q(layer), Site::Scores(layer), Site::Pattern(layer)];
         let site = *sites[..if block.attend.has_heads_apart() { 4 } else { 1 }].choose(rng).unwrap();
         let edit = Edit::new(site, Action::Scale { factor: 1.5 }).head(head);

@@ -35,8 +35,9 @@ use crate::text::Tokens;
 /// The model writes what it would write if the whole sequence were run under the plan ([`Model::run`]) for each new token.
 /// With cached keys and values nothing is computed twice, since what a causal model computes at a position does not depend
 /// on later tokens. The exceptions are edits that make it depend on them: those that put weights of later keys into
-/// `pattern`, and those that normalise, project or map `scores` or `pattern` along the keys. Under such a plan each prompt
-/// is run alone, from the beginning for each token.
+/// `pattern`, and those that normalise, project or map `scores` or `pattern` along the keys; and rotary positions whose
+/// frequencies depend on the length, in texts beyond the original context. Then each prompt is run alone, from the
+/// beginning for each token.
 ///
 /// - An edit without positions applies at every position of the [span](Generation::span): by default in the prompt and
 ///   at every written token.

@@ -71,7 +71,8 @@ impl Growing {
         let taps = plan.tapped(config)?;
         taps.iter().try_for_each(|site| site.check(config))?;
         let (explicit, plain) = (plan.is_explicit(), plan.is_plain());
-        let mut all = Self { edits: vec![], taps, explicit, plain, span, prompts: tokens.lengths(), whole: false };
+        let whole = config.depends_on_length(reach.iter().copied().max().unwrap_or(0));
+        let mut all = Self { edits: vec![], taps, explicit, plain, span, prompts: tokens.lengths(), whole };
         for edit in plan.edits() {
             edit.site.check(config)?;
             let entry = edit.action.key().map(|key| plan.bank().get(key, edit.site)).transpose()?;
