@@ -18,6 +18,27 @@ use serde::{Deserialize, Serialize};
 /// - `attn_out` and `mlp_out` are what a sub-layer adds to the residual stream, after its own norm where it has one.
 /// - `mlp_pre` is the argument of the activation, `mlp_post` what the output projection reads.
 ///
+/// Each site holds what TransformerLens (3.9, without processing) has at one of its hooks, here in block `l`:
+///
+/// | site | hook | |
+/// |---|---|---|
+/// | `embed` | `hook_embed` | after the factor and the projection of embeddings, which TransformerLens has in the weights |
+/// | `pos_embed` | `hook_pos_embed` | not for shortformer positions, which the residual stream does not contain |
+/// | `type_embed`, `ln_embed_scale` | `embed.hook_token_type_embed`, `embed.ln.hook_scale` | of a `HookedEncoder` |
+/// | `resid_pre.l` | `blocks.l.hook_resid_pre` | |
+/// | `ln1_scale.l`, `ln2_scale.l` | `blocks.l.ln1.hook_scale`, `ln2.hook_scale` | |
+/// | `q.l`, `k.l`, `v.l` | `blocks.l.attn.hook_q`, `hook_k`, `hook_v` | before rotation in both; key/value heads are not repeated |
+/// | `scores.l` | `blocks.l.attn.hook_attn_scores` | scaled, biased, capped and masked with minus infinity in both |
+/// | `pattern.l`, `z.l` | `blocks.l.attn.hook_pattern`, `hook_z` | |
+/// | `result.l` | `blocks.l.attn.hook_result` | without the bias of the output projection in both |
+/// | `attn_out.l`, `mlp_out.l` | `blocks.l.hook_attn_out`, `hook_mlp_out` | after the norm on the output in both |
+/// | `ln1_post_scale.l`, `ln2_post_scale.l` | `blocks.l.ln1_post.hook_scale`, `ln2_post.hook_scale` | |
+/// | `resid_mid.l` | `blocks.l.hook_resid_mid` | a `HookedEncoder`'s is the sum before the norm; without an MLP there is no hook, and the site is `resid_post.l` |
+/// | `router.l` | `blocks.l.mlp.hook_expert_weights` | |
+/// | `mlp_pre.l`, `mlp_post.l` | `blocks.l.mlp.hook_pre`, `hook_post` | of a gated MLP the gate's; `mlp_post` after the norm of `solu_ln` in both |
+/// | `resid_post.l` | `blocks.l.hook_resid_post` | of a `HookedEncoder` `hook_normalized_resid_post` |
+/// | `ln_final_scale`, `logits` | `ln_final.hook_scale`, the output | |
+///
 /// ```
 /// use headscope::model::Site;
 /// let site: Site = "pattern.3".parse()?;

@@ -71,6 +71,9 @@ fn float32_is_within_rounding() {
 /// The same config in the words of transformers before version 5; `None` if there is no other way to say it.
 fn old_dialect(config: &Map<String, Value>) -> Option<Map<String, Value>> {
     let mut old = config.clone();
+    if config.get("model_type") == Some(&json!("modernbert")) {
+        return None; // its old dialect is another one: tests/encoders.rs
+    }
     let rope = old.remove("rope_parameters")?;
     let mut rope = rope.as_object()?.clone();
     if let (Some(local), Some(global)) = (rope.get("sliding_attention"), rope.get("full_attention")) {

@@ -21,7 +21,7 @@ fn config(n: u32) -> ProptestConfig {
 
 /// A causal model of any architecture.
 fn any_model(rng: &mut ChaCha8Rng) -> Model {
-    let config = ModelConfig { causal: true, ..any_config(rng) };
+    let config = ModelConfig { causal: true, uncounted: None, ..any_config(rng) };
     config.validate().unwrap_or_else(|error| panic!("{config:?}: {error}"));
     random(&config, rng.random_range(0..1000))
 }

@@ -3,7 +3,7 @@
 //!
 //! A checkpoint is a folder in Hugging Face layout: `config.json`, `model.safetensors` (or shards listed in
 //! `model.safetensors.index.json`) and, for texts, `tokenizer.json`; or a GGUF file of llama.cpp, which has all three in
-//! it. Each family, and headscope's own format for models trained in the lab, is a file in `families/` that maps config keys
+//! it. The state dict and config of a TransformerLens model are a checkpoint, too. Each family, and headscope's own format for models trained in the lab, is a file in `families/` that maps config keys
 //! and tensor names.
 
 mod coding;

@@ -219,6 +219,11 @@ impl Source {
         self.tensors.keys().any(|name| name.contains(part))
     }
 
+    /// The shape of the tensor `name`, if there is one.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|place| place.shape.as_slice())
+    }
+
     /// `[0, width]`, a stand-in for a matrix that the checkpoint does not have.
     pub(crate) fn empty(&self, width: usize) -> Tensor {
         Tensor::zeros([0, width as i64], (self.kind, self.device))

@@ -21,8 +21,8 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 pub use arch::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel,
-    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
+    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use arch::{
     Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, Size, Spread, Weights, Wire, Wires, Wiring,
@@ -279,11 +279,6 @@ impl Model {
         if onednn::serves_type(self.kind, self.device) { bytes } else { 0 }
     }
 
-    /// Whether heads read the residual stream through a norm.
-    pub(crate) fn normalises_input(&self) -> bool {
-        self.wiring.block(0).step(Wire::AttnIn).is_some()
-    }
-
     /// The tokens of `texts`, with the special tokens that the tokenizer adds.
     ///
     /// # Errors
@@ -384,7 +379,7 @@ impl Model {
 
     pub(crate) fn block(&self, layer: usize) -> Result<&Block> {
         let n_layers = self.config.n_layers;
-        self.weights.block(layer, n_layers).ok_or_else(|| {
+        self.weights.block(layer, &self.config).ok_or_else(|| {
             let (found, limit) = (layer as i64, n_layers as i64);
             Error::OutOfRange { at: "model".into(), axis: "layer", found, limit }
         })

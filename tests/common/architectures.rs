@@ -1,8 +1,8 @@
 //! Random architectures, from all that a configuration can say.
 
 use headscope::model::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, ModelConfig, NormKind, NormPlace, Parallel,
-    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
+    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
@@ -42,6 +42,15 @@ fn any_rotary(rng: &mut ChaCha8Rng, d_head: usize) -> Rotary {
     Rotary { base: one(rng, &[100.0, 10_000.0]), scaling, width, interleaved: rng.random() }
 }
 
+/// How many blocks have weights of their own, and how many follow one another before they repeat.
+fn any_sharing(rng: &mut ChaCha8Rng, n_layers: usize) -> (usize, usize) {
+    match maybe(rng, 4, |rng| rng.random_range(1..=n_layers)) {
+        None => (0, 1),
+        Some(n) if n_layers.is_multiple_of(n) => (n, one(rng, &[1, n])),
+        Some(n) => (n, 1),
+    }
+}
+
 /// A small architecture, drawn from the whole space of valid configurations.
 pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
     let n_kv_heads = rng.random_range(1..4);
@@ -59,12 +68,14 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
     let position = match rng.random_range(0..7) {
         0 => Position::None,
         1 => Position::Learned,
+        6 => Position::Shortformer,
         2 => Position::Alibi,
         4 => Position::RoundedAlibi,
         3 => Position::Buckets { n: 2 * rng.random_range(2..6), max_distance: rng.random_range(6..12) },
         _ => Position::Rotary(any_rotary(rng, d_head)),
     };
-    let n_blocks = maybe(rng, 4, |rng| rng.random_range(1..=n_layers)).unwrap_or(0);
+    let (n_blocks, block_cycle) = any_sharing(rng, n_layers);
+    let can_skip = n_blocks == 0 && matches!(norm_place, NormPlace::Pre | NormPlace::Sandwich);
     let own_widths = d_mlp > 0 && n_blocks == 0;
     let layers = maybe(rng, 2, |rng| {
         let layer = |rng: &mut ChaCha8Rng| LayerConfig {
@@ -74,6 +85,7 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
                 1 => LayerRotary::Own(any_rotary(rng, d_head)),
                 _ => LayerRotary::Model,
             },
+            no_attn_norm: can_skip && rng.random_ratio(1, 3),
             d_mlp: maybe(rng, 3, |rng| rng.random_range(1..24)).filter(|_| own_widths),
         };
         (0..rng.random_range(1..4)).map(|_| layer(rng)).collect()
@@ -95,11 +107,14 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         Experts { n, top_k: rng.random_range(1..=n), normalised: rng.random(), router_bias: rng.random(), shared }
     });
     let (width, gated_mlp) = (rng.random_range(2..20), rng.random());
+    let causal = rng.random_ratio(3, 4);
+    let counts = !causal && position == Position::Learned;
     let unembed = one(rng, &[Unembed::Linear { bias: false }, Unembed::Linear { bias: true }, Unembed::MaskedLm]);
     ModelConfig {
         family: "any".to_owned(),
         n_layers,
         n_blocks,
+        block_cycle,
         d_model: rng.random_range(4..24),
         n_heads,
         n_kv_heads,
@@ -108,7 +123,7 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         vocab: 37,
         n_positions: 16,
         n_token_types: one(rng, &[0, 0, 2]),
-        causal: rng.random_ratio(3, 4),
+        causal,
         norm,
         norm_bias: rng.random(),
         norm_place,
@@ -128,6 +143,7 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         logit_scale: one(rng, &[1.0, 1.0, 0.3]),
         logit_cap: maybe(rng, 4, |_| 3.0),
         position,
+        uncounted: counts.then(|| rng.random_range(0..37)),
         attention_scale: maybe(rng, 3, |_| 0.7),
         scale_by_layer: rng.random_ratio(1, 4),
         score_cap: maybe(rng, 4, |_| 2.0),
@@ -137,12 +153,19 @@ pub fn any_config(rng: &mut ChaCha8Rng) -> ModelConfig {
         layers: layers.unwrap_or_default(),
         activation: one(rng, &activations),
         gated_mlp,
+        mlp_norm: rng.random_ratio(1, 4),
         gate_limit: maybe(rng, 3, |_| 0.7).filter(|_| gated_mlp),
         experts: experts.filter(|_| d_mlp > 0),
         qkv_bias: QkvBias { q: rng.random(), k: rng.random(), v: rng.random() },
         attn_out_bias: rng.random(),
         mlp_bias: rng.random(),
         unembed,
+        lm_head: LmHead {
+            activation: maybe(rng, 2, |_| Activation::Silu),
+            dense_bias: rng.random(),
+            norm_bias: rng.random(),
+            bias: rng.random(),
+        },
         tied_unembed: rng.random(),
         ..ModelConfig::default()
     }

@@ -42,7 +42,10 @@ impl Reference<'_> {
             x = &x + types;
         }
         if config.position == Position::Learned {
-            let own = self.w["w_pos"].narrow(0, 0, positions).unsqueeze(0).expand_as(&x);
+            let own = match config.uncounted {
+                None => self.w["w_pos"].narrow(0, 0, positions).unsqueeze(0).expand_as(&x),
+                Some(token) => self.counted(tokens, token).view_as(&x),
+            };
             self.keep(Site::PosEmbed, &own);
             x = x + own;
         }
@@ -70,9 +73,8 @@ impl Reference<'_> {
             x = self.linear("", "transform", &x);
         }
         if config.unembed == Unembed::MaskedLm {
-            x = activate(&x, config.activation);
-            let (mean, scale) = moments(NormKind::Layer, &x, config.norm_eps);
-            x = (x - mean) / scale * &self.w["ln_transform.w"] + &self.w["ln_transform.b"];
+            x = activate(&x, config.lm_head.activation.unwrap_or(config.activation));
+            x = self.layer_norm("ln_transform", &x);
         }
         let mut logits = self.linear("", "u", &x) * config.logit_scale;
         if let Some(cap) = config.logit_cap {
@@ -83,7 +85,9 @@ impl Reference<'_> {
 
     fn block(&mut self, layer: usize, x: Tensor) -> Tensor {
         let config = self.config;
-        let at = format!("blocks.{}.", layer * config.blocks() / config.n_layers);
+        let (cycle, own) = (config.block_cycle, config.blocks());
+        let turn = layer / cycle * (own / cycle) / (config.n_layers / cycle);
+        let at = format!("blocks.{}.", turn * cycle + layer % cycle);
         let scale = config.residual_scale;
         let (before, on_output) = match config.norm_place {
             NormPlace::Pre => (true, false),
@@ -93,8 +97,9 @@ impl Reference<'_> {
         };
         let after = config.norm_place == NormPlace::Post;
         self.keep(Site::ResidPre(layer), &x);
+        let through_norm = before && !config.layer(layer).no_attn_norm;
         let read =
-            if before { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
+            if through_norm { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
         let mut attn = self.attention(layer, &at, &read);
         if on_output {
             attn = self.norm(&format!("{at}ln1_post"), Some(Site::Ln1PostScale(layer)), &attn);
@@ -139,8 +144,12 @@ impl Reference<'_> {
             let t = t.unflatten(-1, [n as i64, d_head]);
             config.clip_qkv.map_or_else(|| t.shallow_clone(), |most| t.clamp(-most, most))
         };
-        let q = split(self.linear(at, "q", x), heads);
-        let k = split(self.linear(at, "k", x), kv_heads);
+        let with_positions = match config.position {
+            Position::Shortformer => x + self.w["w_pos"].narrow(0, 0, x.size()[1]),
+            _ => x.shallow_clone(),
+        };
+        let q = split(self.linear(at, "q", &with_positions), heads);
+        let k = split(self.linear(at, "k", &with_positions), kv_heads);
         let v = split(self.linear(at, "v", x), kv_heads);
         self.keep(Site::Q(layer), &q);
         self.keep(Site::K(layer), &k);
@@ -225,16 +234,18 @@ impl Reference<'_> {
     /// The argument of an MLP's activation, and what its output projection reads.
     fn hidden_layer(&self, at: &str, x: &Tensor) -> (Tensor, Tensor) {
         let config = self.config;
-        if !config.gated_mlp {
-            let pre = self.linear(at, "in", x);
-            let post = activate(&pre, config.activation);
-            return (pre, post);
-        }
-        let (pre, up) = (self.linear(at, "gate", x), self.linear(at, "in", x));
-        let post = match config.gate_limit {
-            Some(limit) => activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0),
-            None => activate(&pre, config.activation) * up,
+        let pre = self.linear(at, if config.gated_mlp { "gate" } else { "in" }, x);
+        let mut post = match config.gate_limit {
+            Some(limit) => {
+                let up = self.linear(at, "in", x).clamp(-limit, limit) + 1.0;
+                activate(&pre.clamp_max(limit), config.activation) * up
+            }
+            None if config.gated_mlp => activate(&pre, config.activation) * self.linear(at, "in", x),
+            None => activate(&pre, config.activation),
         };
+        if config.mlp_norm {
+            post = self.layer_norm(&format!("{at}ln_mlp"), &post);
+        }
         (pre, post)
     }
 
@@ -263,6 +274,26 @@ impl Reference<'_> {
             Some(b) => y + b,
             None => y,
         }
+    }
+
+    /// A LayerNorm, whatever the model's own norms are.
+    fn layer_norm(&self, name: &str, x: &Tensor) -> Tensor {
+        let (mean, scale) = moments(NormKind::Layer, x, self.config.norm_eps);
+        let y = (x - mean) / scale * &self.w[&format!("{name}.w")];
+        self.w.get(&format!("{name}.b")).map_or_else(|| y.shallow_clone(), |b| &y + b)
+    }
+
+    /// The position of each token, one after another, where one token does not count.
+    fn counted(&self, tokens: &Tokens, uncounted: i64) -> Tensor {
+        let mut all = vec![];
+        for row in tokens.rows() {
+            let mut before = 0;
+            for &id in row {
+                before += i64::from(id != uncounted);
+                all.push(if id == uncounted { 0 } else { before });
+            }
+        }
+        self.w["w_pos"].index_select(0, &Tensor::from_slice(&all))
     }
 
     fn qk_norm(&mut self, at: &str, name: &str, x: Tensor) -> Tensor {

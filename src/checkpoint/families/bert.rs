@@ -12,7 +12,7 @@ use crate::model::{ModelConfig, NormPlace, Position, Unembed};
 
 pub(super) const FAMILY: Family = Family { name: "bert", config, tensors: Tensors::Named(NAMES) };
 
-const NAMES: Names = Names {
+pub(super) const NAMES: Names = Names {
     prefix: "bert.",
     outside: &[
         ("w_e", "embeddings.word_embeddings"),
@@ -37,22 +37,23 @@ const NAMES: Names = Names {
         ("transform", "cls.predictions.transform.dense"),
         ("ln_transform", "cls.predictions.transform.LayerNorm"),
     ],
-    // The pooler and the next-sentence head read the residual stream but do not contribute to it.
-    superfluous: &["pooler.", "cls.seq_relationship.", "embeddings.position_ids"],
+    // The pooler and heads for other tasks read the residual stream but do not contribute to it.
+    superfluous: &["pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.", "embeddings.position_ids"],
     ..Names::NONE
 };
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
-    for (key, only) in [
-        ("position_embedding_type", json!("absolute")),
-        ("is_decoder", json!(false)),
-        ("add_cross_attention", json!(false)),
-    ] {
+    encoder(json, "bert")
+}
+
+/// What a config in the words of BERT says.
+pub(super) fn encoder(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
+    for (key, only) in [("position_embedding_type", json!("absolute")), ("add_cross_attention", json!(false))] {
         json.only(key, &only)?;
     }
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
     Ok(ModelConfig {
-        family: "bert".to_owned(),
+        family: family.to_owned(),
         n_layers: json.usize("num_hidden_layers")?,
         d_model,
         n_heads,
@@ -60,9 +61,9 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         d_head,
         d_mlp: json.usize("intermediate_size")?,
         vocab: json.usize("vocab_size")?,
-        n_positions: json.usize("max_position_embeddings")?,
+        n_positions: json.opt_usize("max_position_embeddings")?.unwrap_or(512),
         n_token_types: json.opt_usize("type_vocab_size")?.unwrap_or(2),
-        causal: false,
+        causal: json.bool_or("is_decoder", false)?,
         norm_eps: json.opt_f64("layer_norm_eps")?.unwrap_or(1e-12),
         norm_place: NormPlace::Post,
         embed_norm: true,

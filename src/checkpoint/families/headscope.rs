@@ -11,7 +11,8 @@ use crate::checkpoint::source::Source;
 use crate::error::Result;
 use crate::model::{Linear, Make, ModelConfig, Norm, Weights};
 
-pub(super) const FAMILY: Family = Family { name: NAME, config, tensors: Tensors::Read(weights) };
+pub(super) const FAMILY: Family =
+    Family { name: NAME, config, tensors: Tensors::Read { settle: |_, _| {}, weights, superfluous: &[] } };
 
 /// The value of `model_type`.
 pub(crate) const NAME: &str = "headscope";

@@ -1,9 +1,12 @@
 //! How does a family's checkpoint map to a model? One file per family translates config keys into a [`ModelConfig`] and
 //! lists what its tensors are called. Nothing here computes.
 
+mod albert;
 mod bert;
 mod bloom;
 mod cohere;
+mod distilbert;
+mod electra;
 mod falcon;
 mod gemma;
 mod gpt2;
@@ -18,6 +21,7 @@ mod keys;
 mod llama;
 mod mistral;
 mod mixtral;
+mod modernbert;
 mod names;
 mod olmo;
 mod opt;
@@ -25,9 +29,11 @@ mod phi;
 mod phi3;
 mod qwen;
 mod qwen_moe;
+mod roberta;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod transformer_lens;
 mod unknown;
 
 use serde_json::Value;
@@ -51,14 +57,23 @@ pub(crate) struct Family {
 enum Tensors {
     /// In tensors with these names.
     Named(Names),
-    /// Where this function reads them.
-    Read(fn(&ModelConfig, &Source) -> Result<Weights>),
+    /// Where a function reads them.
+    Read {
+        /// Completes the architecture by what is in the file.
+        settle: fn(&mut ModelConfig, &Source),
+        weights: fn(&ModelConfig, &Source) -> Result<Weights>,
+        /// As in [`Names`].
+        superfluous: &'static [&'static str],
+    },
 }
 
 static FAMILIES: &[Family] = &[
+    albert::FAMILY,
     bert::FAMILY,
     bloom::FAMILY,
     cohere::FAMILY,
+    distilbert::FAMILY,
+    electra::FAMILY,
     falcon::FAMILY,
     gemma::GEMMA,
     gemma::GEMMA2,
@@ -74,6 +89,7 @@ static FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
     mixtral::FAMILY,
+    modernbert::FAMILY,
     olmo::OLMO,
     olmo::OLMO2,
     opt::FAMILY,
@@ -83,9 +99,13 @@ static FAMILIES: &[Family] = &[
     qwen::QWEN3,
     qwen_moe::QWEN2,
     qwen_moe::QWEN3,
+    roberta::CAMEMBERT,
+    roberta::FAMILY,
+    roberta::XLM,
     smollm3::FAMILY,
     stablelm::FAMILY,
     starcoder2::FAMILY,
+    transformer_lens::FAMILY,
 ];
 
 /// The names of all families.
@@ -95,6 +115,9 @@ pub(crate) fn names() -> Vec<&'static str> {
 
 /// The family named in `config.json`.
 pub(crate) fn of(config: &ConfigJson) -> Result<&'static Family> {
+    if !config.has("model_type") && transformer_lens::wrote(config) {
+        return Ok(&transformer_lens::FAMILY);
+    }
     let found = config.str("model_type")?;
     FAMILIES.iter().find(|family| family.name == found).ok_or_else(|| unknown::error(config, found))
 }
@@ -104,8 +127,9 @@ impl Family {
     pub(crate) fn architecture(&self, json: &ConfigJson, source: &Source) -> Result<ModelConfig> {
         json.only("quantization_config", &Value::Null)?;
         let mut config = (self.config)(json)?;
-        if let Tensors::Named(names) = &self.tensors {
-            names.settle(&mut config, source);
+        match &self.tensors {
+            Tensors::Named(names) => names.settle(&mut config, source),
+            Tensors::Read { settle, .. } => settle(&mut config, source),
         }
         Ok(config)
     }
@@ -114,7 +138,7 @@ impl Family {
     pub(crate) fn weights(&self, config: &ModelConfig, source: &Source) -> Result<Weights> {
         match &self.tensors {
             Tensors::Named(names) => names.weights(config, source),
-            Tensors::Read(read) => read(config, source),
+            Tensors::Read { weights, .. } => weights(config, source),
         }
     }
 
@@ -122,7 +146,7 @@ impl Family {
     pub(crate) fn superfluous(&self) -> &'static [&'static str] {
         match &self.tensors {
             Tensors::Named(names) => names.superfluous,
-            Tensors::Read(_) => &[],
+            Tensors::Read { superfluous, .. } => superfluous,
         }
     }
 }

@@ -18,7 +18,8 @@ pub(crate) struct Names {
     /// Outside blocks: `w_e`, `w_pos`, `w_type` and `w_rel` (tables), `ln_embed` and `ln_final` (norms), and `embed`, the
     /// projection of embeddings that are narrower than the residual stream.
     pub outside: &'static [(&'static str, &'static str)],
-    /// What begins the names of a block, with `{}` for its number.
+    /// What begins the names of a block, with `{}` for its number; a second `{}` is for its number in the group of blocks that
+    /// repeat together, and the first then for that of the group.
     pub block: &'static str,
     /// In a block: `q`, `k` and `v`, or `qkv` for one tensor that has all of them; `o`; the norms `ln1`, `ln1_post`, `ln2`,
     /// `ln2_post`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and `out`, in a
@@ -36,7 +37,7 @@ pub(crate) struct Names {
     pub gate_in: GateIn,
     /// What is added to the stored weights of norms.
     pub norm_offset: f64,
-    /// How many rows of `w_pos` come before that of the first position.
+    /// How many rows of `w_pos` come before that of the first position; where a token does not count, as many as its id.
     pub position_offset: usize,
     /// Tensors whose names contain one of these may be left over.
     pub superfluous: &'static [&'static str],
@@ -91,7 +92,8 @@ impl Names {
         let absent = match config.unembed {
             Unembed::None => true,
             Unembed::Linear { .. } => !config.tied_unembed && !named("u") && !source.has_prefix(self.prefix),
-            Unembed::MaskedLm => !named("transform"),
+            // A head for another task may have a transform, too.
+            Unembed::MaskedLm => !named("transform") || source.has("classifier.weight"),
         };
         if absent {
             (config.unembed, config.tied_unembed) = (Unembed::None, false);
@@ -178,7 +180,7 @@ impl Reader<'_> {
         for (table, prefixed) in tables {
             for (key, part) in own.iter().flatten() {
                 for (_, stem) in table.iter().filter(|(name, _)| name == key) {
-                    let before = block.map(|block| self.names.block.replace("{}", &block.to_string()));
+                    let before = block.map(|block| self.block(block));
                     let before = format!("{}{}", if prefixed { self.prefix } else { "" }, before.unwrap_or_default());
                     let each = expert.filter(|_| stem.contains("{}"));
                     let whole = each.map_or_else(|| (*stem).to_owned(), |each| stem.replace("{}", &each.to_string()));
@@ -193,6 +195,13 @@ impl Reader<'_> {
             return Err(Error::argument("names", expected, "none"));
         }
         Ok(found.swap_remove(there))
+    }
+
+    /// What begins the names of a block.
+    fn block(&self, number: usize) -> String {
+        let cycle = self.config.block_cycle;
+        let (group, inner) = ((number / cycle).to_string(), (number % cycle).to_string());
+        self.names.block.replacen("{}", &group, 1).replacen("{}", &inner, 1)
     }
 
     /// Whether a parameter is stored there.
@@ -283,10 +292,12 @@ impl Reader<'_> {
         let Some((_, own)) = names.head.iter().find(|(name, _)| *name == "b_u") else {
             return self.bias(place, columns);
         };
-        let own = self.source.take(own, &[columns])?;
-        if !self.source.has(&decoder) {
-            return Ok(own);
+        match (self.source.has(own), self.source.has(&decoder)) {
+            (false, true) => return self.bias(place, columns),
+            (_, false) => return self.source.take(own, &[columns]),
+            (true, true) => {}
         }
+        let own = self.source.take(own, &[columns])?;
         let found = self.source.take(&decoder, &[columns])?;
         if self.config.tied_unembed && !found.equal(&own) {
             return Err(Error::Format {
@@ -361,7 +372,11 @@ impl Make for Reader<'_> {
         let place = self.find(at, name)?;
         let bare = self.source.has(&place.stem);
         let full = if bare { place.stem } else { format!("{}.weight", place.stem) };
-        let offset = if name == "w_pos" { self.names.position_offset } else { 0 };
+        let offset = match (name, self.config.uncounted) {
+            ("w_pos", Some(token)) => usize::try_from(token).unwrap_or(0),
+            ("w_pos", None) => self.names.position_offset,
+            _ => 0,
+        };
         let mut stored = shape.to_vec();
         stored[0] += offset;
         Ok(self.source.take(&full, &stored)?.narrow(0, offset as i64, shape[0] as i64))

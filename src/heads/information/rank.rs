@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::places::{Places, rows, rows_of};
 use super::{InformationOptions, Target, number};
 use crate::error::{Error, Result};
-use crate::model::{Model, Site, Tokens};
+use crate::model::{Model, Site, Tokens, Wire, norm_parts};
 use crate::stats::{BootstrapMethod, BootstrapOptions, Interval, bootstrap, shuffled};
 use crate::table::{Keys, Observation, Table};
 
@@ -40,11 +40,7 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
     }
     let places = Places::new(model, tokens, options.samples, options.seed)?;
     let features = Features::new(&places, options)?;
-    let mut sites: Vec<fn(usize) -> Site> = vec![Site::ResidPre, Site::V];
-    let normed = model.normalises_input();
-    if normed {
-        sites.push(Site::Ln1Scale);
-    }
+    let sites: [fn(usize) -> Site; 2] = [Site::ResidPre, Site::V];
     let config = model.config();
     let d_head = config.d_head;
     let mut ranks: Vec<usize> = options.dimensions.clone();
@@ -54,9 +50,9 @@ pub fn rank_survival(model: &Model, tokens: &Tokens, options: &InformationOption
     let mut table = vec![];
     for (layer, read) in places.read(&sites)?.iter().enumerate() {
         let mut x = rows(&read[0])?;
-        if normed {
+        if model.wiring().block(layer).step(Wire::AttnIn).is_some() {
             // The norm's own scale, shift and centring are linear, so the regressions absorb them.
-            x /= &rows(&read[2])?;
+            x /= &rows(&norm_parts(config.norm, &read[0], config.norm_eps).1)?;
         }
         let full = features.survival(&Projection::All, x.view())?;
         let answer = |projection: Projection, x: ndarray::ArrayView2<f64>, head: Option<usize>, k: usize| {

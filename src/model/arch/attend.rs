@@ -13,6 +13,8 @@ pub(crate) struct Attend {
     pub cap: Option<f64>,
     pub window: Option<usize>,
     pub sinks: bool,
+    /// Whether a learned vector per position is added to what queries and keys are projected from.
+    pub positions: bool,
     /// Queries, keys and values are cut off at plus and minus this.
     pub clip: Option<f64>,
     /// How many query heads share a key/value head.
@@ -41,6 +43,7 @@ impl Attend {
             cap: None,
             window: None,
             sinks: false,
+            positions: false,
             clip: None,
             group: 1,
         }
@@ -50,14 +53,38 @@ impl Attend {
     /// where a norm spans all heads, or has weights for each.
     pub(crate) fn has_heads_apart(&self) -> bool {
         // No `..`: a new field must be put on one side or the other.
-        let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, clip: _, group: _ } = self;
+        let Self {
+            causal: _,
+            scale: _,
+            norm,
+            rotary: _,
+            bias: _,
+            cap: _,
+            window: _,
+            sinks: _,
+            positions: _,
+            clip: _,
+            group: _,
+        } = self;
         matches!(norm, QkNorm::None | QkNorm::Head)
     }
 
     /// Whether libtorch's fused kernel computes the attention: it takes queries, keys and values as they are after norms and
     /// rotation, a scale and a mask, but no bias, cap or sinks.
     pub(crate) fn is_fusable(&self) -> bool {
-        let Self { causal: _, scale: _, norm: _, rotary: _, bias, cap, window: _, sinks, clip: _, group: _ } = self;
+        let Self {
+            causal: _,
+            scale: _,
+            norm: _,
+            rotary: _,
+            bias,
+            cap,
+            window: _,
+            sinks,
+            positions: _,
+            clip: _,
+            group: _,
+        } = self;
         (*bias, *cap, *sinks) == (ScoreBias::None, None, false)
     }
 
@@ -72,11 +99,12 @@ impl Attend {
                 Position::Alibi => ScoreBias::Alibi,
                 Position::RoundedAlibi => ScoreBias::RoundedAlibi,
                 Position::Buckets { n, max_distance } => ScoreBias::Buckets { n, max_distance },
-                Position::None | Position::Learned | Position::Rotary(_) => ScoreBias::None,
+                Position::None | Position::Learned | Position::Shortformer | Position::Rotary(_) => ScoreBias::None,
             },
             cap: config.score_cap,
             window: config.layer(layer).window,
             sinks: config.sinks,
+            positions: config.position == Position::Shortformer,
             clip: config.clip_qkv,
             group: config.n_heads / config.n_kv_heads,
         }

@@ -21,6 +21,8 @@ pub struct ModelConfig {
     pub n_layers: usize,
     /// Number of blocks with weights of their own, each shared by equally many consecutive layers (ALBERT); 0 means `n_layers`.
     pub n_blocks: usize,
+    /// How many blocks follow one another before they repeat (ALBERT's `inner_group_num`).
+    pub block_cycle: usize,
     /// Width of the residual stream.
     pub d_model: usize,
     /// Query heads per layer.
@@ -63,6 +65,8 @@ pub struct ModelConfig {
     pub logit_cap: Option<f64>,
     /// How positions enter.
     pub position: Position,
+    /// A token that does not count (RoBERTa's padding): learned positions number the others from 1, and this one has position 0.
+    pub uncounted: Option<i64>,
     /// Factor of the attention scores; `d_head^-1/2` by default.
     pub attention_scale: Option<f64>,
     /// Whether the scores of layer l are also divided by l + 1 (GPT-2's `scale_attn_by_inverse_layer_idx`).
@@ -81,6 +85,8 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Whether the MLP multiplies the activation by a second projection (Llama).
     pub gated_mlp: bool,
+    /// Whether the output projection of the MLP reads through a LayerNorm (TransformerLens' `solu_ln`).
+    pub mlp_norm: bool,
     /// The activation's argument is cut off above this, the second projection at plus and minus this, and 1 is added to the
     /// latter (gpt-oss).
     pub gate_limit: Option<f64>,
@@ -94,6 +100,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// How the residual stream becomes logits.
     pub unembed: Unembed,
+    /// What differs between masked-language-model heads.
+    pub lm_head: LmHead,
     /// Whether the unembedding is the token embedding transposed.
     pub tied_unembed: bool,
 }
@@ -105,6 +113,7 @@ impl Default for ModelConfig {
             family: "toy".to_owned(),
             n_layers: 1,
             n_blocks: 0,
+            block_cycle: 1,
             d_model: 32,
             n_heads: 4,
             n_kv_heads: 4,
@@ -126,6 +135,7 @@ impl Default for ModelConfig {
             logit_scale: 1.0,
             logit_cap: None,
             position: Position::Learned,
+            uncounted: None,
             attention_scale: None,
             scale_by_layer: false,
             score_cap: None,
@@ -135,12 +145,14 @@ impl Default for ModelConfig {
             layers: vec![],
             activation: Activation::GeluTanh,
             gated_mlp: false,
+            mlp_norm: false,
             gate_limit: None,
             experts: None,
             qkv_bias: QkvBias::ALL,
             attn_out_bias: true,
             mlp_bias: true,
             unembed: Unembed::Linear { bias: false },
+            lm_head: LmHead::default(),
             tied_unembed: false,
         }
     }
@@ -155,6 +167,9 @@ pub struct LayerConfig {
     pub window: Option<usize>,
     /// The layer's rotary positions.
     pub rotary: LayerRotary,
+    /// Whether attention reads the residual stream as it is where other layers read it through a norm (ModernBERT's first
+    /// layer, whose stream is the normalised embeddings).
+    pub no_attn_norm: bool,
     /// The layer has a single MLP of this width, whatever the others have (`mlp_only_layers` of Qwen's mixtures of experts).
     pub d_mlp: Option<usize>,
 }
@@ -323,6 +338,9 @@ pub enum Position {
     None,
     /// A learned vector per position, added to the embedding.
     Learned,
+    /// A learned vector per position, added to what queries and keys are projected from, never to the residual stream (Press,
+    /// Smith and Lewis 2021).
+    Shortformer,
     /// Queries and keys are rotated by an angle proportional to the position (Su et al. 2021).
     Rotary(Rotary),
     /// `-slope * distance` is added to the scores, with one slope per head (Press et al. 2022).
@@ -452,8 +470,29 @@ pub enum Unembed {
         /// Whether a bias is added.
         bias: bool,
     },
-    /// BERT's masked-language-model head: dense, activation, LayerNorm, matrix with bias.
+    /// BERT's masked-language-model head: dense, activation, LayerNorm, matrix; [`LmHead`] has the details.
     MaskedLm,
+}
+
+/// What differs between the masked-language-model heads of families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LmHead {
+    /// The activation; the MLP's by default.
+    pub activation: Option<Activation>,
+    /// Whether the dense layer has a bias.
+    pub dense_bias: bool,
+    /// Whether the LayerNorm has a bias.
+    pub norm_bias: bool,
+    /// Whether the logits have a bias.
+    pub bias: bool,
+}
+
+impl Default for LmHead {
+    /// BERT's.
+    fn default() -> Self {
+        Self { activation: None, dense_bias: true, norm_bias: true, bias: true }
+    }
 }
 
 impl NormKind {
@@ -485,6 +524,7 @@ impl Position {
         match self {
             Self::None => "none",
             Self::Learned => "learned",
+            Self::Shortformer => "learned, for queries and keys only",
             Self::Rotary(_) => "rotary",
             Self::Alibi | Self::RoundedAlibi => "ALiBi",
             Self::Buckets { .. } => "relative buckets",
@@ -496,6 +536,13 @@ impl ModelConfig {
     /// The number of blocks with weights of their own.
     pub fn blocks(&self) -> usize {
         if self.n_blocks == 0 { self.n_layers } else { self.n_blocks }
+    }
+
+    /// The number of the block whose weights a layer has.
+    pub fn block_of(&self, layer: usize) -> usize {
+        let cycle = self.block_cycle.max(1);
+        let (groups, turns) = (self.blocks() / cycle, (self.n_layers / cycle).max(1));
+        layer / cycle * groups / turns * cycle + layer % cycle
     }
 
     /// The configuration of one layer.
@@ -523,6 +570,17 @@ impl ModelConfig {
     /// Whether norms have a bias.
     pub(crate) fn has_norm_bias(&self) -> bool {
         self.norm == NormKind::Layer && self.norm_bias
+    }
+
+    /// Whether there is a learned vector per position.
+    pub(crate) fn has_position_vectors(&self) -> bool {
+        matches!(self.position, Position::Learned | Position::Shortformer)
+    }
+
+    /// The number of rows and the width of the learned positions.
+    pub(crate) fn position_table(&self) -> [usize; 2] {
+        let width = if self.position == Position::Shortformer { self.d_model } else { self.d_sum() };
+        [self.n_positions + usize::from(self.uncounted.is_some()), width]
     }
 
     /// The width at which token, position and type embeddings are summed.

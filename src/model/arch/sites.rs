@@ -52,6 +52,9 @@ impl Site {
             return no(self.missing_part(config), !there);
         }
         match self {
+            Self::PosEmbed if config.position == Position::Shortformer => {
+                Some("its positions are not added to the residual stream".to_owned())
+            }
             Self::PosEmbed => no("its position embeddings are not learned", config.position != Position::Learned),
             Self::TypeEmbed => no("it has no token types", config.n_token_types == 0),
             Self::LnEmbedScale => {

@@ -44,6 +44,10 @@ impl ModelConfig {
         check("norm_eps", (0.0..1.0).contains(&self.norm_eps), "a number from 0 to below 1", self.norm_eps)?;
         let shared = (1..=self.n_layers).contains(&self.blocks());
         check("n_blocks", shared, format!("at most n_layers = {}", self.n_layers), self.n_blocks)?;
+        let cycle = self.block_cycle;
+        let whole = cycle > 0 && self.n_layers.is_multiple_of(cycle) && self.blocks().is_multiple_of(cycle);
+        let expected = format!("a divisor of n_layers = {} and of the {} blocks", self.n_layers, self.blocks());
+        check("block_cycle", whole, expected, cycle)?;
         let narrow = matches!(self.embed_projection, EmbedProjection::Tokens(0) | EmbedProjection::Sum(0));
         check("embed_projection", !narrow, "a width of at least 1", 0)?;
         self.validate_factors()?;
@@ -84,6 +88,8 @@ impl ModelConfig {
         if let Position::Rotary(rotary) = &self.position {
             rotary.validate(self.d_head)?;
         }
+        let counts = self.uncounted.is_none() || (self.position == Position::Learned && !self.causal);
+        check("uncounted", counts, "none, except with learned positions in a bidirectional model", "one")?;
         for layer in &self.layers {
             if let LayerRotary::Own(rotary) = &layer.rotary {
                 rotary.validate(self.d_head)?;
@@ -98,6 +104,13 @@ impl ModelConfig {
         let can_be_parallel = self.norm_place != NormPlace::Post && self.has_mlp();
         let expected = "a serial block if norms follow the sum, or if there is no MLP";
         check("parallel", serial || can_be_parallel, expected, "a parallel one")?;
+        let bare = |layer: usize| self.layer(layer).no_attn_norm;
+        let first = |layer: usize| (0..self.n_layers).find(|&first| self.block_of(first) == self.block_of(layer));
+        let alike = (0..self.n_layers).all(|layer| first(layer).is_some_and(|first| bare(first) == bare(layer)));
+        let before = matches!(self.norm_place, NormPlace::Pre | NormPlace::Sandwich);
+        let holds = alike && (before || !(0..self.n_layers).any(bare));
+        let expected = "in no layer, unless norms come before sub-layers, and alike in layers that share weights";
+        check("no_attn_norm", holds, expected, "otherwise")?;
         let widths = 1..=1 << 28;
         if let Some(Experts { n, top_k, shared, .. }) = self.experts {
             let holds = (1..=n).contains(&top_k) && n <= 1 << 16 && self.has_mlp();

@@ -14,7 +14,7 @@ use crate::workers::readable;
 pub(crate) struct Weights {
     /// `[vocab, d_embed]`
     pub w_e: Tensor,
-    /// `[n_positions, d_model]`
+    /// `[n_positions, d_model]`, with one more row before these where a token does not count
     pub w_pos: Option<Tensor>,
     /// `[n_token_types, d_model]`
     pub w_type: Option<Tensor>,
@@ -70,6 +70,8 @@ pub(crate) struct Mlp {
     pub gate: Linear,
     /// `[d_model, d_mlp]`: what the activation is multiplied by, in a gated MLP.
     pub up: Option<Linear>,
+    /// What the output projection reads through, in some models.
+    pub norm: Option<Norm>,
     /// `[d_mlp, d_model]`
     pub out: Linear,
 }
@@ -116,7 +118,7 @@ readable!(Weights { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_
 readable!(Block { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post; });
 readable!(Linear { w, b; });
 readable!(Attention { q, k, v, o, q_norm, k_norm, sinks; });
-readable!(Mlp { gate, up, out; });
+readable!(Mlp { gate, up, norm, out; });
 readable!(ExpertWeights { router, each, shared; });
 readable!(Shared { mlp, gate; });
 readable!(Norm { w, b; });
@@ -220,8 +222,8 @@ impl Weights {
         let (d, width, sum) = (config.d_model, config.d_embed(), config.d_sum());
         let w_e = make.table("", "w_e", &[config.vocab, width], 1.0)?;
         let unembedding = Unembedding::made(config, &w_e, make)?;
-        let learned = config.position == Position::Learned && make.keeps("", "w_pos");
-        let w_pos = learned.then(|| make.table("", "w_pos", &[config.n_positions, sum], 0.5)).transpose()?;
+        let learned = config.has_position_vectors() && make.keeps("", "w_pos");
+        let w_pos = learned.then(|| make.table("", "w_pos", &config.position_table(), 0.5)).transpose()?;
         let types = config.n_token_types;
         let w_type = (types > 0 && make.keeps("", "w_type")).then(|| make.table("", "w_type", &[types, sum], 0.5)).transpose()?;
         let embed_norm = config.embed_norm && make.keeps("", "ln_embed");
@@ -242,8 +244,8 @@ impl Weights {
     }
 
     /// The weights of a layer's block; layers may share them.
-    pub(crate) fn block(&self, layer: usize, n_layers: usize) -> Option<&Block> {
-        (layer < n_layers).then(|| self.blocks.get(layer * self.blocks.len() / n_layers.max(1))).flatten()
+    pub(crate) fn block(&self, layer: usize, config: &ModelConfig) -> Option<&Block> {
+        (layer < config.n_layers).then(|| self.blocks.get(config.block_of(layer))).flatten()
     }
 
     /// Every parameter with its name, such as `blocks.0.w_q`, in the order of the forward pass.
@@ -293,7 +295,7 @@ impl Weights {
         let no_mlp = |block: &Block| block.mlp.is_none() && block.experts.is_none();
         let parts = [
             ("w_e", no_row(&self.w_e)),
-            ("w_pos", config.position == Position::Learned && self.w_pos.is_none()),
+            ("w_pos", config.has_position_vectors() && self.w_pos.is_none()),
             ("mlp", config.has_mlp() && self.blocks.iter().any(no_mlp)),
             ("ln_final", config.has_final_norm() && self.ln_final.is_none()),
             ("w_u", config.has_logits() && self.unembedding.as_ref().is_none_or(|head| no_row(&head.linear.w))),
@@ -325,8 +327,10 @@ impl Unembedding {
                 (Some(Transform { dense: make.linear("", "transform", d, width, false)?, norm: None }), bias)
             }
             Unembed::MaskedLm => {
-                let dense = make.linear("", "transform", d, width, true)?;
-                (Some(Transform { dense, norm: Some(make.norm("", "ln_transform", width, true)?) }), true)
+                let head = config.lm_head;
+                let dense = make.linear("", "transform", d, width, head.dense_bias)?;
+                let norm = Some(make.norm("", "ln_transform", width, head.norm_bias)?);
+                (Some(Transform { dense, norm }), head.bias)
             }
         };
         let linear = match config.tied_unembed {
@@ -348,7 +352,7 @@ impl Block {
             make.linear(&at, "v", d, kv, bias.v)?,
             make.linear(&at, "o", query, d, config.attn_out_bias)?,
         );
-        let layer = (block * config.n_layers).div_ceil(config.blocks());
+        let layer = (0..config.n_layers).find(|&layer| config.block_of(layer) == block).unwrap_or(0);
         let experts = config.experts_of(layer);
         let input = if config.gated_mlp { "gate" } else { "in" };
         let dense = config.has_mlp() && experts.is_none() && make.keeps(&at, input);
@@ -428,13 +432,15 @@ impl Mlp {
         let (d, bias) = (config.d_model, config.mlp_bias);
         let gate = make.linear(at, if config.gated_mlp { "gate" } else { "in" }, d, d_mlp, bias)?;
         let up = config.gated_mlp.then(|| make.linear(at, "in", d, d_mlp, bias)).transpose()?;
-        Ok(Self { gate, up, out: make.linear(at, "out", d_mlp, d, bias)? })
+        let norm = config.mlp_norm.then(|| make.norm(at, "ln_mlp", d_mlp, config.norm_bias)).transpose()?;
+        Ok(Self { gate, up, norm, out: make.linear(at, "out", d_mlp, d, bias)? })
     }
 
     fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
         Self {
             gate: self.gate.rebuilt(at, if self.up.is_some() { "gate" } else { "in" }, each),
             up: self.up.as_ref().map(|up| up.rebuilt(at, "in", each)),
+            norm: self.norm.as_ref().map(|norm| norm.rebuilt(&format!("{at}ln_mlp"), each)),
             out: self.out.rebuilt(at, "out", each),
         }
     }

@@ -165,7 +165,8 @@ impl BlockWiring {
             (matches!(place, Some(Pre | Sandwich)), matches!(place, Some(Sandwich | Output)), place == Some(Post));
         let mut draft = Draft(vec![]);
         let stream = draft.step(ResidPre, Op::Stream, &[]);
-        let read = if before { draft.norm(AttnIn, NormAt::Attn, Ln1Scale, stream) } else { stream };
+        let through_norm = before && !config.layer(layer).no_attn_norm;
+        let read = if through_norm { draft.norm(AttnIn, NormAt::Attn, Ln1Scale, stream) } else { stream };
         draft.attention(read);
         // One product reads z; the output of each head by itself is computed only on demand.
         let written = draft.step(if on_output { AttnSum } else { AttnOut }, Op::Output, &[Z, Result]);

@@ -1,11 +1,11 @@
 //! How do token ids become the first residual stream?
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::pass::Pass;
 use super::stack;
 use crate::error::Result;
-use crate::model::arch::EmbedProjection;
+use crate::model::arch::{EmbedProjection, Position};
 use crate::site::Site;
 
 impl Pass<'_> {
@@ -27,11 +27,12 @@ impl Pass<'_> {
             let types = self.types_of(w_type, ids, &x);
             x = &x + self.at(Site::TypeEmbed, types)?; // not `+=`, which works in place
         }
-        if let Some(w_pos) = &weights.w_pos {
+        if let Some(w_pos) = weights.w_pos.as_ref().filter(|_| config.position == Position::Learned) {
             let own = w_pos.narrow(-2, self.before, ids.size()[1]);
-            x = match self.program.touches(Site::PosEmbed) {
-                true => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
-                false => stack::add_to_each_row(&x, &own),
+            x = match (config.uncounted, self.program.touches(Site::PosEmbed)) {
+                (Some(token), _) => &x + self.at(Site::PosEmbed, counted(w_pos, ids, token))?,
+                (None, true) => &x + self.at(Site::PosEmbed, stack::each_row(&own, x.size()[0]))?,
+                (None, false) => stack::add_to_each_row(&x, &own),
             };
         }
         if let Some(norm) = &weights.ln_embed {
@@ -54,4 +55,11 @@ impl Pass<'_> {
             None => w_type.narrow(0, 0, 1).unsqueeze(0).expand_as(x),
         }
     }
+}
+
+/// The vectors of positions that count all tokens but one: `[row, position]` to `[row, position, d_model]`. That one has position
+/// 0, wherever it stands.
+fn counted(w_pos: &Tensor, ids: &Tensor, uncounted: i64) -> Tensor {
+    let counts = ids.not_equal(uncounted).to_kind(Kind::Int64);
+    Tensor::embedding(w_pos, &(counts.cumsum(1, Kind::Int64) * counts), -1, false, false)
 }

@@ -100,7 +100,8 @@ impl Model {
         let hidden = transform.dense.forward(x)?;
         Ok(match &transform.norm {
             Some(ln) => {
-                let hidden = mlp::activate(&hidden, self.config().activation);
+                let activation = self.config().lm_head.activation.unwrap_or(self.config().activation);
+                let hidden = mlp::activate(&hidden, activation);
                 norm::fused(NormKind::Layer, ln, &hidden, self.config().norm_eps)
             }
             None => hidden,

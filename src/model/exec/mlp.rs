@@ -3,9 +3,10 @@
 use tch::{Kind, Tensor};
 
 use super::join::State;
+use super::norm;
 use super::pass::Pass;
 use crate::error::{Error, Result};
-use crate::model::arch::{Activation, Block, Mlp, ModelConfig, Op, Shared, Step};
+use crate::model::arch::{Activation, Block, Mlp, NormKind, Op, Shared, Step};
 
 /// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
@@ -17,7 +18,7 @@ pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State
         _ => {
             let up = step.reads.get(1).zip(mlp.up.as_ref());
             let up = up.map(|(&read, up)| pass.through(up, state.get(read)?)).transpose()?;
-            Ok(gated(pass.model.config(), x, up))
+            Ok(hidden(pass, mlp, x, up))
         }
     }
 }
@@ -62,18 +63,24 @@ pub(super) fn mix(pass: &Pass<'_>, block: &Block, x: &Tensor, weights: &Tensor) 
 /// The output of an MLP, all steps at once.
 fn whole(pass: &Pass<'_>, mlp: &Mlp, x: &Tensor) -> Result<Tensor> {
     let up = mlp.up.as_ref().map(|up| pass.through(up, x)).transpose()?;
-    let post = gated(pass.model.config(), &pass.through(&mlp.gate, x)?, up);
-    pass.through(&mlp.out, &post)
+    let hidden = hidden(pass, mlp, &pass.through(&mlp.gate, x)?, up);
+    pass.through(&mlp.out, &hidden)
 }
 
-/// What an MLP's output projection reads: the activation of `pre`, in a gated MLP multiplied by the second projection `up`.
-fn gated(config: &ModelConfig, pre: &Tensor, up: Option<Tensor>) -> Tensor {
-    match (up, config.gate_limit) {
+/// What an MLP's output projection reads: the activation of `pre`, in a gated MLP multiplied by the second projection `up`, and
+/// normalised in some models.
+fn hidden(pass: &Pass<'_>, mlp: &Mlp, pre: &Tensor, up: Option<Tensor>) -> Tensor {
+    let config = pass.model.config();
+    let hidden = match (up, config.gate_limit) {
         (None, _) => activate(pre, config.activation),
         (Some(up), None) => activate(pre, config.activation) * up,
         (Some(up), Some(limit)) => {
             activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0)
         }
+    };
+    match &mlp.norm {
+        Some(weights) => norm::fused(NormKind::Layer, weights, &hidden, config.norm_eps),
+        None => hidden,
     }
 }
 

@@ -9,7 +9,7 @@ use super::join::{Entry, How, Joins, State, Unchanged, copies};
 use super::{last_query, mlp, norm, position, stack};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::arch::{Block, BlockWiring, Cut, Linear, Norm, Op, Rotary, Step, Wire, Wires};
+use crate::model::arch::{BlockWiring, Cut, Linear, Norm, Op, Rotary, Step, Wire, Wires};
 use crate::model::hooks::{Joint, Program};
 use crate::site::Site;
 use crate::text::Tokens;
@@ -303,7 +303,7 @@ impl<'a> Pass<'a> {
                     _ => Ok(read(0)?.shallow_clone()),
                 }
             }
-            Op::Project => self.project(block, step.wire, read(0)?),
+            Op::Project => self.project(layer, step.wire, read(0)?),
             Op::Attend => {
                 let [q, k, v] = [Wire::Q, Wire::K, Wire::V].map(|wire| state.get(wire).map(Tensor::shallow_clone));
                 attention::heads(self, layer, [q?, k?, v?], None)
@@ -326,18 +326,30 @@ impl<'a> Pass<'a> {
     }
 
     /// Queries, keys or values: `[row, position, d_model]` to `[row, position, head, d_head]`.
-    pub(super) fn project(&self, block: &Block, wire: Wire, x: &Tensor) -> Result<Tensor> {
-        let config = self.model.config();
+    pub(super) fn project(&self, layer: usize, wire: Wire, x: &Tensor) -> Result<Tensor> {
+        let (config, block) = (self.model.config(), self.model.block(layer)?);
         let (linear, heads) = match wire {
             Wire::Q => (&block.attn.q, config.n_heads),
             Wire::K => (&block.attn.k, config.n_kv_heads),
             _ => (&block.attn.v, config.n_kv_heads),
         };
-        let projected = self.through(linear, x)?.unflatten(-1, [heads as i64, -1]);
+        let with_positions = self.model.wiring().block(layer).attend.positions && wire != Wire::V;
+        let x = if with_positions { self.with_positions(layer, wire, x) } else { x.shallow_clone() };
+        let projected = self.through(linear, &x)?.unflatten(-1, [heads as i64, -1]);
         Ok(match config.clip_qkv {
             Some(most) => projected.clamp(-most, most),
             None => projected,
         })
+    }
+
+    /// What queries or keys are projected from, plus the vector of each position.
+    fn with_positions(&self, layer: usize, wire: Wire, x: &Tensor) -> Tensor {
+        let Some(w_pos) = &self.model.weights().w_pos else { return x.shallow_clone() };
+        let asked = wire == Wire::Q && self.asks_where_wanted(layer);
+        match self.wanted_of(x.size()[0]).filter(|_| asked) {
+            Some(wanted) => x + w_pos.index_select(0, &(wanted + self.before)).unsqueeze(1),
+            None => stack::add_to_each_row(x, &w_pos.narrow(-2, self.before, x.size()[1])),
+        }
     }
 
     /// `x` through one of the model's matrices.

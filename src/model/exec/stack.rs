@@ -29,6 +29,8 @@ impl Model {
         }
         let single = [
             ("token types", first.config.n_token_types > 0),
+            ("positions that count tokens", first.config.uncounted.is_some()),
+            ("positions for queries and keys", first.config.position == Position::Shortformer),
             ("experts", first.config.experts.is_some()),
             ("attention sinks", first.config.sinks),
             ("relative buckets", matches!(first.config.position, Position::Buckets { .. })),

@@ -43,6 +43,7 @@ fn config(rng: &mut ChaCha8Rng) -> ModelConfig {
         config.n_kv_heads = config.n_heads;
     }
     config.causal |= causal;
+    config.uncounted = config.uncounted.filter(|_| !config.causal && config.position == Position::Learned);
     config.score_cap = config.score_cap.filter(|_| !cap);
     config.sinks &= !sinks;
     config.qk_norm = if norm { QkNorm::None } else { config.qk_norm };
@@ -82,12 +83,13 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
-        (LayerRotary::None, position) => !matches!(position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. }),
+        (LayerRotary::None, Position::Shortformer | Position::Alibi | Position::RoundedAlibi) => false,
+        (LayerRotary::None, position) => !matches!(position, Position::Buckets { .. }),
     };
     let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();
     let simple = config.causal && config.qk_norm == QkNorm::None && config.n_heads == config.n_kv_heads;
     // Where one norm serves both sub-layers, the MLP still reads it after the heads.
-    let norm_before = config.norm != NormKind::None && config.norm_place != NormPlace::Output;
+    let norm_before = config.norm != NormKind::None && config.norm_place != NormPlace::Output && !own.no_attn_norm;
     plain && simple && positions > 1 && !(config.parallel == Parallel::OneNorm && norm_before)
 }
 
@@ -100,7 +102,7 @@ proptest! {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let config = config(rng);
         let (model, tokens) = (model(&config, seed), tokens(rng, 2, config.vocab));
-        let listed = matches!(config.position, Position::None | Position::Learned | Position::Rotary(_))
+        let listed = !matches!(config.position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. })
             && config.score_cap.is_none() && !config.sinks;
         for layer in 0..config.n_layers {
             prop_assert_eq!(model.wiring().block(layer).attend.is_fusable(), listed, "{:?}", config);
@@ -148,14 +150,14 @@ proptest! {
     fn norm_folding(seed in any::<u64>()) {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         // What cannot be stacked is left out.
-        let mut config = ModelConfig { n_token_types: 0, experts: None, sinks: false, ..config(rng) };
-        if let Position::Buckets { .. } = config.position {
+        let mut config = ModelConfig { n_token_types: 0, uncounted: None, experts: None, sinks: false, ..config(rng) };
+        if let Position::Buckets { .. } | Position::Shortformer = config.position {
             config.position = Position::Alibi;
         }
         let (models, tokens) = ([0, 1].map(|of| model(&config, seed ^ of)), tokens(rng, 4, config.vocab));
         let (layers, ids) = (config.n_layers, tokens.ids(Device::Cpu));
         let (last, wanted) = (layers - 1, Tensor::full([4], tokens.positions() as i64 - 1, (Kind::Int64, Device::Cpu)));
-        let before = matches!(config.norm_place, NormPlace::Pre | NormPlace::Sandwich);
+        let before = matches!(config.norm_place, NormPlace::Pre | NormPlace::Sandwich) && !config.layer(last).no_attn_norm;
         let programs = [Program::taps([]), Program::taps([Site::Z(last)]), Program::taps([Site::Ln1Scale(last)])];
         for (n, cached) in [(1, false), (2, false), (2, true)] {
             let model = Model::stacked(&models[..n]).unwrap();
