@@ -17,11 +17,8 @@ pub(super) fn emergence(grid: Grid) -> Experiment {
     let repeats = Repeats { symbols: 24, length: 28, period: (4, 10), offset: (0, 5) };
     let fixed = Repeats { period: (7, 7), offset: (3, 3), ..repeats.clone() };
     let english = Language::English(English { length: 40 });
-    let steps = grid.pick(600, 2000);
-    let mut cells = vec![
-        trained(TRAINED, training(steps, english.clone())),
-        trained(UNTRAINED, training(0, english)),
-    ];
+    let steps = grid.pick(600, 1600);
+    let mut cells = vec![trained(TRAINED, training(steps, english.clone())), trained(UNTRAINED, training(0, english))];
     if grid == Grid::Full {
         // A role known from the literature, and the same sequences where counting is enough.
         cells.push(trained("repeats", training(steps, Language::Repeats(repeats))));

@@ -109,7 +109,8 @@ fn real_heads() -> SubClaim {
         cases: cases("-random"),
     };
     let endpoint = Endpoint { given_learning: false, ..above("gain_over_offset", (ROLE, "ten of a hundred links")) };
-    let text = "Heads with roles exist in a model of real text: they find what annotators marked, beyond position and chance";
+    let text =
+        "Heads with roles exist in a model of real text: they find what annotators marked, beyond position and chance";
     let claim = sub_claim("C5a", text, endpoint, cases(""));
     SubClaim { setting: Setting::RealModels, gates: vec![random], ..claim }
 }

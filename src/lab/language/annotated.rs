@@ -65,8 +65,11 @@ impl Language {
                     links.entry((query, &one.kind)).or_default().push(key);
                 }
             }
-            let link = |((query, role), keys): ((usize, &str), Vec<usize>)| {
-                Link { role: role.to_owned(), query, keys, among: None }
+            let link = |((query, role), keys): ((usize, &str), Vec<usize>)| Link {
+                role: role.to_owned(),
+                query,
+                keys,
+                among: None,
             };
             text.links = links.into_iter().map(link).collect();
             text

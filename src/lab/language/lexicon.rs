@@ -16,7 +16,8 @@ pub(super) const SURNAMES: [&str; 12] =
     ["Adler", "Brown", "Clark", "Davis", "Evans", "Fisher", "Green", "Hill", "Jones", "King", "Lewis", "Moore"];
 
 /// Verbs by class, and the nouns that can be the objects of a class.
-pub(super) const ACTS: [[&str; 2]; 4] = [["eats", "cooks"], ["reads", "writes"], ["drives", "parks"], ["wears", "sews"]];
+pub(super) const ACTS: [[&str; 2]; 4] =
+    [["eats", "cooks"], ["reads", "writes"], ["drives", "parks"], ["wears", "sews"]];
 pub(super) const OBJECTS: [[&str; 4]; 4] = [
     ["apple", "bread", "soup", "cake"],
     ["book", "letter", "poem", "story"],

@@ -144,7 +144,7 @@ impl Story {
         }
     }
 
-    /// A person acts on a thing, one to six words behind the verb.
+    /// A person acts on a thing, which is named two to seven words behind the verb.
     fn acts(&mut self, people: &mut [Person], rng: &mut ChaCha8Rng) {
         self.name(&mut people[0]);
         let class = rng.random_range(0..ACTS.len());
@@ -157,7 +157,7 @@ impl Story {
         self.depend(pick(&OBJECTS[class], rng), vec![verb], Kind::VerbObject);
     }
 
-    /// Someone looks at a place; one to seven words come between the subject and the verb.
+    /// Someone looks at a place; the verb stands two to seven words behind its subject.
     fn agrees(&mut self, people: &mut [Person], rng: &mut ChaCha8Rng) {
         let (many, other) = (rng.random::<bool>(), rng.random::<bool>());
         self.say("the");
@@ -189,8 +189,8 @@ impl Story {
         self.say(pick(&PLACES, rng));
     }
 
-    /// One person thanks, calls, meets or helps another, and the reason; 6 to 13 words lie between the subject's name and
-    /// the pronoun.
+    /// One person thanks, calls, meets or helps another, and the reason; the pronoun stands 6 to 13 words behind the name for
+    /// which it stands.
     fn because(&mut self, people: &mut [Person], rng: &mut ChaCha8Rng) {
         let subject = self.name(&mut people[0]);
         let pronoun = people[0].pronoun;

@@ -34,7 +34,11 @@ impl Probe {
                 none = false;
             }
             if none {
-                return Err(Error::argument("held-out sequences", format!("some with {kind}"), format!("none of run {run}")));
+                return Err(Error::argument(
+                    "held-out sequences",
+                    format!("some with {kind}"),
+                    format!("none of run {run}"),
+                ));
             }
         }
         let shape = [self.held.runs, rows as i64, positions as i64, 1, 1];

@@ -149,3 +149,166 @@ impl Asked<'_> {
 fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
     a.iter().zip(b).map(|(a, b)| a - b).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::lab::language::{Batch, English, Language};
+    use crate::lab::trace::Probe;
+    use crate::model::{Action, Edit, Model, ModelConfig, NormKind, Position, QkvBias, Site};
+    use tch::{Device, Kind, Tensor};
+
+    const HEADS: usize = 4;
+    const SEEDS: [u64; 2] = [3, 4];
+
+    /// Where a hand-built head looks.
+    #[derive(Clone, Copy)]
+    enum Looks {
+        /// At the sources of an entity; where there are none, at its own place.
+        Entity,
+        /// This many tokens back.
+        Back(usize),
+        /// Everywhere alike.
+        Around,
+    }
+
+    fn stories() -> Language {
+        Language::English(English { length: 40 })
+    }
+
+    /// Four heads that write each surname that they see; the patterns are put in by edits.
+    fn copying() -> Model {
+        let language = stories();
+        let vocab = language.vocab();
+        let config = ModelConfig {
+            d_model: vocab,
+            n_heads: HEADS,
+            n_kv_heads: HEADS,
+            d_head: 12,
+            d_mlp: 0,
+            vocab,
+            n_positions: 40,
+            norm: NormKind::None,
+            position: Position::None,
+            qkv_bias: QkvBias::NONE,
+            attn_out_bias: false,
+            ..ModelConfig::default()
+        };
+        let model = Model::random_as(&config, 0, Kind::Double, Device::Cpu).unwrap();
+        let first = language.words().unwrap().iter().position(|word| word == "Adler").unwrap() as i64;
+        let eye = Tensor::eye(vocab as i64, (Kind::Double, Device::Cpu));
+        let surnames = eye.narrow(1, first, 12);
+        for (name, tensor) in model.parameters() {
+            let value = match name.as_str() {
+                "w_e" | "w_u" => eye.shallow_clone(),
+                "blocks.0.w_v" => surnames.repeat([1, HEADS as i64]),
+                "blocks.0.w_o" => (&surnames * 20.0).tr().repeat([HEADS as i64, 1]),
+                _ => tensor.zeros_like(),
+            };
+            tch::no_grad(|| tensor.shallow_clone().copy_(&value));
+        }
+        model
+    }
+
+    fn patterns(batch: &Batch, heads: [Looks; HEADS]) -> Tensor {
+        let n = 40;
+        let mut all = vec![0.0; batch.samples.len() * HEADS * n * n];
+        for (row, sample) in batch.samples.iter().enumerate() {
+            let mut sources: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            let own = sample.dependencies.iter().filter(|one| one.kind == "entity");
+            own.for_each(|one| sources.entry(one.query).or_default().push(one.source));
+            for (head, looks) in heads.into_iter().enumerate() {
+                for query in 0..n {
+                    let keys = match looks {
+                        Looks::Entity => sources.get(&query).cloned().unwrap_or_else(|| vec![query]),
+                        Looks::Back(offset) => vec![query.saturating_sub(offset)],
+                        Looks::Around => (0..=query).collect(),
+                    };
+                    for key in &keys {
+                        all[((row * HEADS + head) * n + query) * n + key] = 1.0 / keys.len() as f64;
+                    }
+                }
+            }
+        }
+        Tensor::from_slice(&all).view([-1, HEADS as i64, n as i64, n as i64])
+    }
+
+    /// What is measured of two models whose heads look so, by metric: the values of the entity role, or of the run.
+    fn measured(heads: [Looks; HEADS]) -> BTreeMap<String, Vec<f64>> {
+        let (language, model) = (stories(), copying());
+        let batches = |number| SEEDS.map(|seed| language.batch(48, seed, number).unwrap()).to_vec();
+        let probe = |batches: &[Batch]| {
+            let own: Vec<Tensor> = batches.iter().map(|batch| patterns(batch, heads)).collect();
+            let own = Tensor::cat(&own, 0);
+            let edit = Edit::new(Site::Pattern(0), Action::custom("planted", move |_| Ok(own.shallow_clone())));
+            let models = Model::stacked(&SEEDS.map(|_| copying())).unwrap();
+            Probe::of(models, &language, batches).unwrap().edits(vec![edit])
+        };
+        let (judging, choosing) = (batches(0), batches(1));
+        let asked = Asked {
+            probe: &probe(&judging),
+            other: &probe(&choosing),
+            model: &model,
+            language: &language,
+            batches: &judging,
+            tasks: &language.tasks(),
+            weights: &[],
+            seeds: &SEEDS,
+            step: 0,
+            layers: 1,
+            heads: HEADS,
+            width: 12,
+        };
+        let mut found: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let ours = |row: &Observation| row.keys.task.as_deref().is_none_or(|task| task == "entity");
+        for row in asked.roles().unwrap().into_iter().filter(ours) {
+            found.entry(row.metric).or_default().push(row.value);
+        }
+        found
+    }
+
+    fn within(found: &BTreeMap<String, Vec<f64>>, metric: &str, (low, high): (f64, f64)) {
+        let values = &found[metric];
+        assert!(values.len() == 2 && values.iter().all(|x| (low..=high).contains(x)), "{metric}: {values:?}");
+    }
+
+    /// A positive control: one head finds the sources, another keeps to a distance, two look at their own place. The role is found, the work
+    /// depends on it, on no other group, and on that one head.
+    #[test]
+    fn a_planted_head_has_the_role() {
+        let found = measured([Looks::Back(0), Looks::Entity, Looks::Back(1), Looks::Back(0)]);
+        within(&found, "role_attention", (0.999, 1.001));
+        within(&found, "role_beyond", (0.5, 1.0));
+        within(&found, "role_heads", (1.0, 1.0));
+        within(&found, "role_group_cost", (0.8, 1.5));
+        within(&found, "role_control_cost", (-0.1, 0.1));
+        within(&found, "role_needed", (0.8, 1.5));
+        within(&found, "role_exclusive", (0.9, 1.0));
+        within(&found, "position_share", (0.999, 1.001));
+    }
+
+    /// Two heads that do the same are needed as a group, and neither is the one.
+    #[test]
+    fn a_role_of_two_heads_is_not_exclusive() {
+        let found = measured([Looks::Entity, Looks::Back(0), Looks::Entity, Looks::Back(0)]);
+        within(&found, "role_heads", (2.0, 2.0));
+        within(&found, "role_needed", (0.8, 1.5));
+        within(&found, "role_exclusive", (0.4, 0.6));
+        within(&found, "position_share", (0.0, 0.5));
+    }
+
+    /// A negative control: heads that keep to a distance have no role, whatever the distance, and a group of none costs nothing.
+    #[test]
+    fn a_fixed_offset_is_no_role() {
+        let best = stories().batch(500, 0, 0).unwrap().best_offset("entity").unwrap().offset;
+        let found = measured([Looks::Back(1), Looks::Back(best), Looks::Back(5), Looks::Around]);
+        within(&found, "role_beyond", (-1.0, 1e-9));
+        for metric in ["role_heads", "role_group_cost", "role_control_cost", "role_needed"] {
+            within(&found, metric, (0.0, 0.0));
+        }
+        within(&found, "position_share", (0.9, 1.001));
+    }
+}
