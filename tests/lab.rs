@@ -598,7 +598,8 @@ fn bundled_models_do_their_tasks() {
     assert!(found > 0.95, "induction: {found}");
     let model = Model::load("english").unwrap();
     let declaration = Declaration::named("english").unwrap();
-    for (task, least) in [(0, 0.8), (1, 0.8), (2, 0.8), (3, 0.3)] {
+    // Chance is 1/2, 1/12, 1/2 and 1/16, and a verb leaves four objects.
+    for (task, least) in [(0, 0.95), (1, 0.4), (2, 0.95), (3, 0.2)] {
         let found = accuracy(&model, &declaration.language, task);
         assert!(found > least, "english, task {task}: {found}");
     }
