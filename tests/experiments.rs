@@ -439,12 +439,22 @@ fn every_measure_measures() {
         let found = last(&table, metric);
         assert!(found.len() == n && found.iter().all(|value| value.is_finite()), "{metric}: {found:?}");
     };
-    let of_runs =
-        ["excess_loss", "total_effect", "pattern_divergence", "cka", "cka_gain", "write_overlap", "weight_norm"];
+    let of_runs = [
+        "excess_loss",
+        "total_effect",
+        "pattern_divergence",
+        "cka",
+        "cka_gain",
+        "write_overlap",
+        "weight_norm",
+        "position_share",
+    ];
     for metric in of_runs.into_iter().chain(["truncation_cost_4"]) {
         finite(metric, 2);
     }
-    for metric in ["loss", "accuracy", "role_attention", "role_score", "role_cost", "information_share"] {
+    let of_tasks =
+        ["role_attention", "role_beyond", "role_heads", "role_group_cost", "role_control_cost", "role_needed"];
+    for metric in ["loss", "accuracy", "information_share"].into_iter().chain(of_tasks) {
         finite(metric, 2 * 4);
     }
     for metric in ["shapley", "gradient_share", "information"] {

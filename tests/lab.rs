@@ -5,7 +5,7 @@ mod common;
 
 use common::{Tol, assert_close, assert_close_at};
 use headscope::Error;
-use headscope::lab::language::{Batch, English, Regime, Repeats, Task, Tasks};
+use headscope::lab::language::{Batch, Dependency, English, Regime, Repeats, Task, Tasks};
 use headscope::lab::trace::Quantity;
 use headscope::lab::train::{Decay, HeadOptions, Optimiser, TraceOptions};
 use headscope::lab::{Declaration, Language, TrainOptions, Trainer};
@@ -115,26 +115,74 @@ fn answers_are_what_the_sources_say() {
 #[test]
 fn english_depends_on_what_it_says() {
     let language = Language::English(English::default());
-    let words = language.words().unwrap();
+    let (words, tasks) = (language.words().unwrap(), language.tasks());
     let word = |id: i64| words[id as usize].as_str();
     let mut seen = std::collections::BTreeSet::new();
-    for sample in language.batch(100, 0, 0).unwrap().samples {
+    for sample in language.batch(200, 0, 0).unwrap().samples {
         for one in &sample.dependencies {
             let (said, source) = (word(sample.tokens[one.query + 1]), word(sample.tokens[one.source]));
             seen.insert(one.kind.clone());
+            assert!(one.source < one.query, "{one:?}");
             match one.kind.as_str() {
                 "entity" => assert_eq!(said, source),
-                "position" => assert_eq!(one.query, one.source),
                 "agreement" => {
                     let one_of_many = source.ends_with('s') || source == "children";
                     assert_eq!(said.ends_with('s'), !one_of_many, "{source} {said}");
                 }
-                "coreference" => assert_eq!(said == "she", "ABCDEGHI".contains(&source[..1]) && is_woman(source)),
+                "coreference" => assert_eq!(said == "she", is_woman(source)),
                 _ => assert_eq!(one.kind, "verb_object"),
             }
         }
+        // Every next word among all words, and again among those that could stand there instead.
+        let all = sample.targets.iter().filter(|target| target.choices == (0..words.len() as i64));
+        assert!(all.map(|target| (target.position, target.task)).eq((0..47).map(|position| (position, 4))));
+        for target in sample.targets.iter().filter(|target| target.task < 4) {
+            let of = |one: &&Dependency| (one.query, one.kind.as_str()) == (target.position, &tasks[target.task].name);
+            assert!(sample.dependencies.iter().any(|one| of(&one)));
+            let choices: Vec<&str> = target.choices.clone().map(word).collect();
+            match target.task {
+                0 => assert_eq!(choices[0], format!("{}s", choices[1])),
+                1 => assert_eq!((choices.len(), choices[0], choices[11]), (12, "Adler", "Moore")),
+                2 => assert_eq!(choices, ["she", "he"]),
+                _ => assert_eq!((choices.len(), choices[0], choices[15]), (16, "apple", "shirt")),
+            }
+        }
     }
-    assert_eq!(seen.len(), 5);
+    assert_eq!(seen.len(), 4);
+}
+
+/// In no role does one fixed distance find the source in more than six of ten cases: by a large sample, in stories of any
+/// length that is used, for writers and for readers.
+#[test]
+fn no_role_of_english_is_a_fixed_distance() {
+    for length in [32, 40, 48] {
+        let language = Language::English(English { length });
+        let stories = language.batch(4000, 17, 0).unwrap();
+        for kind in English::KINDS {
+            let best = stories.best_offset(kind).unwrap();
+            assert!(best.share < 0.4, "{kind}, {length} words: {best:?}");
+            assert!(stories.offsets(kind).len() > 5, "{kind}");
+        }
+        assert_eq!(stories.best_offset("position"), None);
+    }
+}
+
+/// Neither the other person, nor the nearer noun, nor the order of the answers tells what only the source tells: chance is what
+/// the tasks say.
+#[test]
+fn only_the_sources_of_english_tell() {
+    let language = Language::English(English::default());
+    let samples = language.batch(4000, 18, 0).unwrap().samples;
+    for (task, info) in language.tasks().iter().enumerate().take(4) {
+        let mut counts = std::collections::BTreeMap::new();
+        let mut n = 0.0;
+        for target in samples.iter().flat_map(|sample| &sample.targets).filter(|target| target.task == task) {
+            *counts.entry(target.token - target.choices.start).or_insert(0.0) += 1.0;
+            n += 1.0;
+        }
+        let entropy: f64 = counts.values().map(|count: &f64| -count / n * (count / n).ln()).sum();
+        assert!((entropy - info.chance).abs() < 0.01, "{}: {entropy} {}", info.name, info.chance);
+    }
 }
 
 fn is_woman(name: &str) -> bool {
@@ -527,11 +575,13 @@ fn what_makes_no_sense_is_refused() {
 fn accuracy(model: &Model, language: &Language, task: usize) -> f64 {
     let batch = language.batch(100, 12345, 0).unwrap();
     let run = model.run(&batch.tokens, &Plan::new().tap(Site::Logits)).unwrap();
-    let best = run.logits().unwrap().argmax(-1, false);
+    let logits = run.logits().unwrap();
     let (mut right, mut all) = (0, 0);
     for (row, sample) in batch.samples.iter().enumerate() {
         for target in sample.targets.iter().filter(|target| target.task == task) {
-            right += usize::from(best.int64_value(&[row as i64, target.position as i64]) == target.token);
+            let std::ops::Range { start, end } = target.choices;
+            let among = logits.get(row as i64).get(target.position as i64).narrow(0, start, end - start);
+            right += usize::from(among.argmax(0, false).int64_value(&[]) == target.token - start);
             all += 1;
         }
     }
@@ -548,9 +598,10 @@ fn bundled_models_do_their_tasks() {
     assert!(found > 0.95, "induction: {found}");
     let model = Model::load("english").unwrap();
     let declaration = Declaration::named("english").unwrap();
-    for (task, least) in [(1, 0.8), (2, 0.95), (3, 0.9)] {
+    // Chance is 1/2, 1/12, 1/2 and 1/16, and a verb leaves four objects.
+    for (task, least) in [(0, 0.95), (1, 0.4), (2, 0.95), (3, 0.2)] {
         let found = accuracy(&model, &declaration.language, task);
         assert!(found > least, "english, task {task}: {found}");
     }
-    assert!(model.tokens(&["<bos> Anna Brown reads the old letter ."]).unwrap().positions() == 8);
+    assert!(model.tokens(&["<bos> Anna Brown reads every evening the old letter ."]).unwrap().positions() == 10);
 }

@@ -119,6 +119,54 @@ fn losses_without_heads_are_those_of_edited_runs() {
     }
 }
 
+/// Heads that are taken away where a role is needed have their mean over those places there, and are themselves elsewhere: as
+/// in a plan that says so place by place.
+#[test]
+fn losses_at_places_are_those_of_edited_runs() {
+    for language in languages() {
+        let names: Vec<String> = language.tasks().into_iter().map(|task| task.name).collect();
+        for config in configs(&language) {
+            let (models, batches) = (models(&config, 2), held_out(&language, 12, &[3, 4]).unwrap());
+            let probe = Probe::new(&models, &language, &batches).unwrap();
+            let kind = probe.roles().unwrap().kinds[0].clone();
+            let task = names.iter().position(|name| *name == kind).unwrap();
+            let last = config.n_layers - 1;
+            let absent = vec![vec![(0, 0), (last, 2)], vec![(last, 1)]];
+            let places = probe.places(&kind).unwrap();
+            let found = probe.losses_at(&places, &absent).unwrap();
+            let whole = probe.losses_at(&places, &[vec![], vec![]]).unwrap();
+            for (run, (model, batch)) in models.iter().zip(&batches).enumerate() {
+                let own = model.run(&batch.tokens, &Plan::new().taps((0..=last).map(Site::Z))).unwrap();
+                let mut at: Vec<(usize, usize)> = vec![];
+                for (row, sample) in batch.samples.iter().enumerate() {
+                    let all = sample.dependencies.iter().filter(|one| one.kind == kind);
+                    at.extend(all.map(|one| (row, one.query)));
+                }
+                at.sort_unstable();
+                at.dedup();
+                let mut plan = Plan::new();
+                for &(layer, head) in &absent[run] {
+                    let z = own.get(Site::Z(layer)).unwrap();
+                    let each: Vec<Tensor> = at.iter().map(|&(row, q)| z.get(row as i64).get(q as i64)).collect();
+                    let mean = Tensor::stack(&each, 0).mean_dim([0i64].as_slice(), false, None::<Kind>);
+                    let key = format!("mean {layer}.{head}");
+                    plan = plan.with_tensor(&key, Site::Z(layer), &mean.expand_as(z));
+                    for &(row, q) in &at {
+                        let action = Action::Replace { key: key.clone() };
+                        plan = plan.edit(Edit::new(Site::Z(layer), action).head(head).position(q).prompts([row]));
+                    }
+                }
+                let logits = model.run(&batch.tokens, &plan).unwrap();
+                let expected = losses_of(logits.logits().unwrap(), batch, names.len())[task];
+                assert_near("without heads", found[run], expected, Tol::Model(DOUBLE));
+                assert_near("without none", whole[run], probe.losses().unwrap().loss[[run, task]], Tol::Model(DOUBLE));
+            }
+            assert!(probe.losses_at(&places, &[vec![]]).is_err() && probe.places("nothing").is_err());
+            assert!(probe.losses_at(&places, &[vec![(0, 9)], vec![]]).is_err());
+        }
+    }
+}
+
 /// Invariant 16: values sum to what all heads together change; heads that are the same have the same; one that writes nothing
 /// has none.
 #[test]
@@ -161,7 +209,7 @@ fn roles_and_patterns_are_what_they_are_defined_as() {
         let config = configs(&language).remove(1);
         let (models, batches) = (models(&config, 2), held_out(&language, 4, &[5, 6]).unwrap());
         let probe = Probe::new(&models, &language, &batches).unwrap();
-        let roles = probe.roles().unwrap();
+        let (roles, shares) = (probe.roles().unwrap(), probe.position_shares().unwrap());
         for (run, (model, batch)) in models.iter().zip(&batches).enumerate() {
             let done = model.run(&batch.tokens, &Plan::new().taps((0..2).map(Site::Pattern))).unwrap();
             for layer in 0..2 {
@@ -175,8 +223,23 @@ fn roles_and_patterns_are_what_they_are_defined_as() {
                         } else {
                             assert_near(kind, value, expected, Tol::Layer(DOUBLE));
                             assert_near(kind, roles.uniform[[run, k]], uniform, Tol::Layer(DOUBLE));
+                            let best = batch.best_offset(kind).unwrap().share;
+                            assert_eq!(roles.offset[[run, k]], best);
+                            let beyond = roles.beyond(run, (layer, head), k);
+                            assert_near(kind, beyond, value - best.max(uniform), Tol::Layer(DOUBLE));
                         }
                     }
+                }
+                for (head, offset) in [(0, 0), (1, 1), (2, 3)] {
+                    let (mut sum, mut n) = (0.0, 0.0);
+                    for (row, sample) in batch.samples.iter().enumerate() {
+                        for query in offset..sample.tokens.len() {
+                            let place = [row, head, query, query - offset].map(|i| i as i64);
+                            sum += pattern.double_value(&place);
+                            n += 1.0;
+                        }
+                    }
+                    assert_near("distance", shares.attention[[run, layer, head, offset]], sum / n, Tol::Layer(DOUBLE));
                 }
                 let apart = probe.pattern_distance(layer).unwrap();
                 for (a, b) in [(0usize, 1usize), (1, 2), (2, 2)] {

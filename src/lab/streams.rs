@@ -20,6 +20,8 @@ pub(super) enum Purpose {
     Order,
     /// The noise of Langevin sampling.
     Langevin,
+    /// The heads that are taken away as a control.
+    Controls,
 }
 
 impl Purpose {
@@ -31,6 +33,7 @@ impl Purpose {
             Self::Perturbation => *b"perturb\xff",
             Self::Order => *b"order\0\0\xff",
             Self::Langevin => *b"langevi\xff",
+            Self::Controls => *b"control\xff",
         };
         u64::from_le_bytes(name)
     }
@@ -60,10 +63,11 @@ mod tests {
     /// batch: training has fewer than 2^56 batches, and held-out batches are numbered from the end.
     #[test]
     fn purposes_have_streams_of_their_own() {
-        let all = [Purpose::Weights, Purpose::Noise, Purpose::Perturbation, Purpose::Order, Purpose::Langevin];
+        use Purpose::{Controls, Langevin, Noise, Order, Perturbation, Weights};
+        let all = [Weights, Noise, Perturbation, Order, Langevin, Controls];
         let seeds: BTreeSet<u64> =
             (0..1000).flat_map(|seed| all.map(|purpose| purpose.seed(seed)).into_iter().chain([seed])).collect();
-        assert_eq!(seeds.len(), 6000);
+        assert_eq!(seeds.len(), 7000);
         assert!(all.iter().all(|purpose| (1 << 56..u64::MAX - 1000).contains(&purpose.stream())));
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn complexity(grid: Grid) -> Experiment {
     let scale = "a quarter of the layer's mean coefficient";
     let endpoint = Endpoint { given_learning: false, ..above("llc_rise_over_others", (0.25, scale)) };
     let text = "The head that comes to have a role becomes more complex than the others of its layer";
-    let claim = sub_claim("C5d", text, endpoint, vec![Contrast::of("induction", CELL)]);
+    let claim = sub_claim("C5e", text, endpoint, vec![Contrast::of("induction", CELL)]);
     Experiment {
         sub_claims: vec![SubClaim { gates: vec![learned([CELL])], ..claim }],
         cells: vec![trained(CELL, training)],

@@ -1,10 +1,11 @@
 //! E7: which roles do heads of trained models play?
 
-use super::grid::{against, alone, numbered, prediction};
-use super::work::{Pretrained, Texts};
+use super::grid::{above, against, alone, numbered, prediction, sub_claim};
+use super::work::{Pretrained, ROLE, Texts};
 use super::{Cell, Experiment, Grid, Work};
 use crate::lab::language::LookFrom;
 use crate::lab::verdict::first::{Case, Expect, Prediction};
+use crate::lab::verdict::{Contrast, Endpoint, Gate, Limit, Reading, Setting, SubClaim};
 
 /// The roles in the small English, with a description of what a head with that role finds.
 const STORIES: [(&str, &str); 4] = [
@@ -31,20 +32,17 @@ struct Corpus {
     texts: Texts,
     count: usize,
     roles: Vec<(&'static str, &'static str)>,
-    /// Roles that are a fixed offset; no gain over offsets is predicted for them.
-    offsets: Vec<&'static str>,
     /// Whether the model predicts words, so that ablating a head can affect its predictions.
     predicts: bool,
 }
 
 /// E7: do heads of trained models play roles beyond what position alone explains and beyond random heads, and does the
-/// model's own task depend on them? The full grid adds human-annotated text, which [`Texts`] looks up in
-/// `HEADSCOPE_DATA`.
+/// model's own task depend on them? Only the full grid, with human-annotated text that [`Texts`] looks up in
+/// `HEADSCOPE_DATA`, decides anything.
 pub(super) fn roles(grid: Grid) -> Experiment {
     let corpora = corpora(grid);
     let cell = |corpus: &Corpus, random: bool| {
-        let named = corpus.roles.iter().map(|(role, _)| *role).chain(corpus.offsets.iter().copied());
-        let roles = named.map(str::to_owned).collect();
+        let roles = corpus.roles.iter().map(|(role, _)| (*role).to_owned()).collect();
         let (texts, count) = (corpus.texts.clone(), corpus.count);
         let work = Pretrained {
             model: corpus.model.to_owned(),
@@ -59,6 +57,7 @@ pub(super) fn roles(grid: Grid) -> Experiment {
     };
     let cells = corpora.iter().flat_map(|corpus| [cell(corpus, false), cell(corpus, true)]).collect();
     Experiment {
+        sub_claims: if grid == Grid::Full { vec![real_heads()] } else { vec![] },
         first_predictions: predictions(&corpora),
         cells,
         ..numbered(
@@ -70,29 +69,50 @@ pub(super) fn roles(grid: Grid) -> Experiment {
 }
 
 fn corpora(grid: Grid) -> Vec<Corpus> {
-    let stories = |name, looking, offsets, predicts| Corpus {
+    let stories = |name, looking, predicts| Corpus {
         name,
         model: name,
         texts: Texts::Stories { length: 48, looking },
         count: 100,
         roles: STORIES.to_vec(),
-        offsets,
         predicts,
     };
-    // A particle is predicted at its verb, so there is no earlier source to attend to.
-    let mut all = vec![
-        stories("english", LookFrom::Prediction, vec![], true),
-        stories("minilm", LookFrom::Word, vec!["position"], false),
-    ];
+    let mut all = vec![stories("english", LookFrom::Prediction, true), stories("minilm", LookFrom::Word, false)];
     if grid == Grid::Full {
-        let real = |name, texts, count, roles| {
-            let (offsets, predicts) = (vec![], false);
-            Corpus { name, model: "minilm", texts, count, roles, offsets, predicts }
-        };
+        let real = |name, texts, count, roles| Corpus { name, model: "minilm", texts, count, roles, predicts: false };
         all.push(real("minilm-ud", Texts::Conllu(UD.into()), 200, RELATIONS.to_vec()));
         all.push(real("minilm-gap", Texts::Gap(GAP.into()), 60, vec![("coreference", "whom a pronoun stands for")]));
     }
     all
+}
+
+/// The claim's roles in human-annotated text: role, its name there, and the cell.
+const ANNOTATED: [(&str, &str, &str); 4] = [
+    ("agreement", "nsubj_to_head", "minilm-ud"),
+    ("entity", "entity", "minilm-ud"),
+    ("coreference", "coreference", "minilm-gap"),
+    ("verb_object", "obj_to_head", "minilm-ud"),
+];
+
+/// What E7 decides.
+fn real_heads() -> SubClaim {
+    let cases = |suffix: &str| -> Vec<Contrast> {
+        let case = |(name, role, cell): &(&str, &str, &str)| Contrast::of(*name, format!("{cell}{suffix}")).task(*role);
+        ANNOTATED.iter().map(case).collect()
+    };
+    let random = Gate {
+        text: "heads of random weights have no role".to_owned(),
+        metric: "gain_over_offset".to_owned(),
+        task: None,
+        reading: Reading::End,
+        limit: Limit::Below(ROLE),
+        cases: cases("-random"),
+    };
+    let endpoint = Endpoint { given_learning: false, ..above("gain_over_offset", (ROLE, "ten of a hundred links")) };
+    let text =
+        "Heads with roles exist in a model of real text: they find what annotators marked, beyond position and chance";
+    let claim = sub_claim("C5a", text, endpoint, cases(""));
+    SubClaim { setting: Setting::RealModels, gates: vec![random], ..claim }
 }
 
 /// The predictions for every role: a head beats fixed offsets and random weights and, if the model predicts words,
@@ -123,9 +143,5 @@ fn predictions(corpora: &[Corpus]) -> Vec<Prediction> {
         let predicting = with().filter(|corpus| corpus.predicts).map(|corpus| itself(corpus.name)).collect();
         predict(role, text, "effect_rank", 0.5, predicting);
     }
-    let placed = corpora.iter().filter(|corpus| corpus.offsets.contains(&"position"));
-    let cases: Vec<Case> = placed.map(|corpus| alone(corpus.name, corpus.name)).collect();
-    let text = "A head looks one word back for a particle's verb in nine of ten cases or more".to_owned();
-    predict("position", text, "accuracy", 0.8, cases);
     all
 }

@@ -1,5 +1,7 @@
 //! How can any model with a tokenizer be tested on these languages? By sampling their sequences as annotated text.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::Language;
@@ -21,8 +23,8 @@ impl Language {
     /// Samples `n` sequences as annotated texts, for [`Roles`](crate::heads::Roles). They are the sequences of
     /// [`Language::batch`].
     ///
-    /// Every dependency becomes a link in the role of its kind, from the word that attends to its source, with all
-    /// other words as alternatives. A word that is its own source gets no link.
+    /// Every dependency becomes a link in the role of its kind, from the word that attends to its sources, with all
+    /// other words as alternatives. A word is no source of its own.
     ///
     /// ```
     /// use headscope::lab::Language;
@@ -55,17 +57,21 @@ impl Language {
                 text.text.push_str(word);
                 text.words.push(start..start + word.len());
             }
-            let link = |dependency: &super::Dependency| {
-                let query = (dependency.query + ahead).checked_sub(skipped)?;
-                let keys = vec![dependency.source.checked_sub(skipped)?];
-                (query < text.words.len() && keys != [query]).then(|| Link {
-                    role: dependency.kind.clone(),
-                    query,
-                    keys,
-                    among: None,
-                })
+            // Each query once, with all of its sources.
+            let mut links: BTreeMap<(usize, &str), Vec<usize>> = BTreeMap::new();
+            for one in &sample.dependencies {
+                let places = (one.query + ahead).checked_sub(skipped).zip(one.source.checked_sub(skipped));
+                if let Some((query, key)) = places.filter(|&(query, key)| query < text.words.len() && query != key) {
+                    links.entry((query, &one.kind)).or_default().push(key);
+                }
+            }
+            let link = |((query, role), keys): ((usize, &str), Vec<usize>)| Link {
+                role: role.to_owned(),
+                query,
+                keys,
+                among: None,
             };
-            text.links = sample.dependencies.iter().filter_map(link).collect();
+            text.links = links.into_iter().map(link).collect();
             text
         };
         Ok(self.batch(n, seed, number)?.samples.iter().map(of).collect())

@@ -6,17 +6,23 @@ use std::sync::OnceLock;
 /// The token that begins every sequence.
 pub(super) const BOS: &str = "<bos>";
 
-pub(super) const WOMEN: [&str; 8] = ["Anna", "Beth", "Clara", "Dora", "Emma", "Grace", "Helen", "Ida"];
-pub(super) const MEN: [&str; 8] = ["Adam", "Ben", "Carl", "David", "Eric", "Frank", "George", "Hugo"];
+/// Pronouns, and the first names of those for whom they stand.
+pub(super) const PRONOUNS: [&str; 2] = ["she", "he"];
+pub(super) const FIRST_NAMES: [[&str; 8]; 2] = [
+    ["Anna", "Beth", "Clara", "Dora", "Emma", "Grace", "Helen", "Ida"],
+    ["Adam", "Ben", "Carl", "David", "Eric", "Frank", "George", "Hugo"],
+];
 pub(super) const SURNAMES: [&str; 12] =
     ["Adler", "Brown", "Clark", "Davis", "Evans", "Fisher", "Green", "Hill", "Jones", "King", "Lewis", "Moore"];
 
-/// Verbs, and the nouns that can be their objects.
-pub(super) const OBJECTS: [([&str; 2], [&str; 4]); 4] = [
-    (["eats", "cooks"], ["apple", "bread", "soup", "cake"]),
-    (["reads", "writes"], ["book", "letter", "poem", "story"]),
-    (["drives", "parks"], ["car", "truck", "van", "bus"]),
-    (["wears", "sews"], ["coat", "dress", "hat", "shirt"]),
+/// Verbs by class, and the nouns that can be the objects of a class.
+pub(super) const ACTS: [[&str; 2]; 4] =
+    [["eats", "cooks"], ["reads", "writes"], ["drives", "parks"], ["wears", "sews"]];
+pub(super) const OBJECTS: [[&str; 4]; 4] = [
+    ["apple", "bread", "soup", "cake"],
+    ["book", "letter", "poem", "story"],
+    ["car", "truck", "van", "bus"],
+    ["coat", "dress", "hat", "shirt"],
 ];
 
 /// Verbs for what one person does to another.
@@ -47,7 +53,9 @@ pub(super) const VERBS: [(&str, &str, &str); 6] = [
 pub(super) const PLACES: [&str; 6] = ["house", "garden", "river", "forest", "market", "station"];
 pub(super) const ADJECTIVES: [&str; 6] = ["red", "old", "small", "new", "green", "heavy"];
 pub(super) const MOODS: [&str; 6] = ["happy", "tired", "late", "hungry", "busy", "sad"];
-const OTHERS: [&str; 8] = [BOS, ".", "the", "near", "because", "he", "she", "was"];
+pub(super) const ADVERBS: [&str; 4] = ["often", "always", "seldom", "today"];
+pub(super) const PERIODS: [&str; 4] = ["morning", "evening", "week", "summer"];
+const OTHERS: [&str; 8] = [BOS, ".", "the", "near", "because", "that", "every", "was"];
 
 /// The id of a word of the lexicon.
 pub(super) fn id(word: &str) -> usize {
@@ -56,13 +64,15 @@ pub(super) fn id(word: &str) -> usize {
     ids.get(word).copied().unwrap_or_default()
 }
 
-/// Every word, in the order of its id.
+/// Every word, in the order of its id. Words that can stand in each other's place are neighbours: pronouns, surnames, objects,
+/// the two forms of a verb.
 pub(super) fn words() -> Vec<&'static str> {
     let mut words = OTHERS.to_vec();
-    words.extend(WOMEN.iter().chain(&MEN).chain(&SURNAMES).chain(&GREETS));
-    words.extend(OBJECTS.iter().flat_map(|(verbs, objects)| verbs.iter().chain(objects)));
+    words.extend(PRONOUNS.iter().chain(FIRST_NAMES.as_flattened()).chain(&SURNAMES).chain(&GREETS));
+    words.extend(ACTS.as_flattened().iter().chain(OBJECTS.as_flattened()));
     words.extend(NOUNS.iter().flat_map(|(one, many)| [one, many]));
-    words.extend(VERBS.iter().flat_map(|(one, many, particle)| [one, many, particle]));
-    words.extend(PLACES.iter().chain(&ADJECTIVES).chain(&MOODS));
+    words.extend(VERBS.iter().flat_map(|(one, many, _)| [one, many]));
+    words.extend(VERBS.iter().map(|(.., particle)| particle));
+    words.extend(PLACES.iter().chain(&ADJECTIVES).chain(&MOODS).chain(&ADVERBS).chain(&PERIODS));
     words
 }

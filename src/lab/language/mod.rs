@@ -5,17 +5,20 @@
 //! |---|---|---|
 //! | [`Tasks`] | queries about preceding tokens: k-back, first token, class, duplicate, bracket, induction; one task at a time, all at once, or in a mixture | `tasks.rs` |
 //! | [`Repeats`] | random sequences that repeat with a random period from a random offset: what induction heads solve | `repeats.rs` |
-//! | [`English`] | a small English: agreement, recurring entities, coreference, verbs and their objects, verbs and their particles | `english.rs` |
+//! | [`English`] | a small English, at varying distances: agreement, recurring entities, coreference, verbs and their objects | `english.rs`, `story.rs` |
 //! | [`Text`] | windows of a natural text, by character or by byte pair encoding, with tokens in classes | `text.rs` |
 //!
-//! [`Language::annotated`] returns the stories as annotated text for any model.
+//! [`Language::annotated`] returns the stories as annotated text for any model; [`Batch::best_offset`] says how far one
+//! fixed distance gets.
 //!
 //! Streams are random access: batch `i` of a seed is always the same, so training can resume at any step.
 
 mod annotated;
 mod english;
 mod lexicon;
+mod offset;
 mod repeats;
+mod story;
 mod tasks;
 mod text;
 
@@ -27,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use annotated::LookFrom;
 pub use english::English;
+pub use offset::FixedOffset;
 pub use repeats::Repeats;
 pub use tasks::{Regime, Task, Tasks};
 pub use text::{Text, TextSource, TextTokens};

@@ -6,7 +6,8 @@
 //! | How large is the loss of each task? | [`Probe::losses`] |
 //! | How large is it with some heads ablated? | [`Probe::losses_without`] |
 //! | How important is each head for each task? | [`Probe::shapley`], summarised by [`division()`], [`specialisation`] and [`participation`] |
-//! | Does a head attend to what a prediction depends on? | [`Probe::roles`] |
+//! | Does a head attend to what a prediction depends on, or at a fixed distance? | [`Probe::roles`], [`Probe::position_shares`] |
+//! | What is lost without some heads where a role is needed, and only there? | [`Probe::losses_at`] |
 //! | Do two heads attend alike? Do they write alike? | [`Probe::pattern_distance`], [`Probe::cka`] |
 //! | Do their weights read and write the same subspaces? Of what rank are they? | [`Probe::weight_similarity`], [`Probe::ranks`] |
 //! | Which gradients reach which head? | [`Probe::gradients`] |
@@ -23,7 +24,9 @@ mod descent;
 mod division;
 mod gradient;
 mod pattern;
+mod places;
 mod probe;
+mod roles;
 mod rows;
 mod symmetry;
 mod weights;
@@ -31,8 +34,9 @@ mod written;
 
 pub use division::{Division, division, participation, specialisation};
 pub use gradient::Gradients;
-pub use pattern::RoleScores;
+pub use places::Places;
 pub use probe::{Losses, Probe, held_out};
+pub use roles::{PositionShares, RoleScores};
 pub use rows::Quantity;
 pub use symmetry::{Parting, Symmetry, Twins};
 pub use weights::CIRCUITS;

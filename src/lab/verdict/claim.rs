@@ -138,7 +138,7 @@ fn is_zero(value: &f64) -> bool {
 }
 
 /// Metrics of the lab with a bounded scale: name, smallest and largest value.
-const RANGES: [(&str, f64, f64); 27] = [
+const RANGES: [(&str, f64, f64); 28] = [
     ("accuracy", 0.0, 1.0),
     ("cka", 0.0, 1.0),
     ("division", -1.0, 1.0),
@@ -159,6 +159,7 @@ const RANGES: [(&str, f64, f64); 27] = [
     ("query_overlap", 0.0, 1.0),
     ("redundancy", 0.0, 1.0),
     ("role_attention", 0.0, 1.0),
+    ("role_beyond", -1.0, 1.0),
     ("role_exclusive", 0.0, 1.0),
     ("specialisation", 0.0, 1.0),
     ("specialisation_null", 0.0, 1.0),

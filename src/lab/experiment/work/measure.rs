@@ -210,44 +210,8 @@ impl Asked<'_> {
         Ok(self.seeds.iter().enumerate().flat_map(of_run).collect())
     }
 
-    fn roles(&self) -> Result<Vec<Observation>> {
-        let (chosen, judged) = (self.other.roles()?, self.probe.roles()?);
-        let mut rows = vec![];
-        for (number, kind) in judged.kinds.iter().enumerate() {
-            let place = |(number, _): (usize, &TaskInfo)| number;
-            let task = self.tasks.iter().enumerate().find(|(_, info)| info.name == *kind).map(place);
-            let Some(other) = chosen.kinds.iter().position(|name| name == kind) else { continue };
-            for (run, &seed) in self.seeds.iter().enumerate() {
-                let attention = chosen.attention.slice(s![run, .., .., other]);
-                let best = attention.indexed_iter().filter(|(_, value)| !value.is_nan());
-                let Some(((layer, head), _)) = best.max_by(|a, b| a.1.total_cmp(b.1)) else { continue };
-                let found = judged.attention[[run, layer, head, number]];
-                let fixed = best_offset(&self.batches[run], kind);
-                let mut add = |metric, value| {
-                    let mut row = row(seed, self.step, metric, value);
-                    row.keys.task = Some(kind.clone());
-                    rows.push(row);
-                };
-                add("role_attention", found);
-                add("role_score", found - fixed);
-                if let Some(task) = task {
-                    add("role_cost", self.role_cost(run, layer, head, task)?);
-                }
-            }
-        }
-        Ok(rows)
-    }
-
-    /// Increase of a task's loss when a head is ablated, minus the mean increase over the other heads of its layer.
-    fn role_cost(&self, run: usize, layer: usize, head: usize, task: usize) -> Result<f64> {
-        let alone: Vec<Vec<usize>> = (0..self.heads).map(|head| vec![head]).collect();
-        let losses = self.probe.losses_without(layer, &alone, Ablation::Mean)?;
-        let of = |head: usize| losses[[run, head, task]];
-        let others: f64 = (0..self.heads).filter(|&other| other != head).map(of).sum();
-        Ok(of(head) - others / (self.heads as f64 - 1.0))
-    }
-
-    fn of_runs(&self, metric: &str, values: &[f64]) -> Vec<Observation> {
+    /// Observations about each run.
+    pub(super) fn of_runs(&self, metric: &str, values: &[f64]) -> Vec<Observation> {
         self.seeds.iter().zip(values).map(|(&seed, &value)| row(seed, self.step, metric, value)).collect()
     }
 }
@@ -269,16 +233,4 @@ fn over_pairs(matrix: &Array3<f64>) -> Vec<f64> {
         sum / n
     };
     matrix.outer_iter().map(mean).collect()
-}
-
-/// How often the best fixed offset from the query hits the source, for one kind of dependency.
-fn best_offset(batch: &Batch, kind: &str) -> f64 {
-    let all = batch.samples.iter().flat_map(|sample| &sample.dependencies);
-    let mut counts = std::collections::BTreeMap::new();
-    let mut n = 0.0;
-    for dependency in all.filter(|dependency| dependency.kind == kind) {
-        *counts.entry(dependency.query.abs_diff(dependency.source)).or_insert(0.0) += 1.0;
-        n += 1.0;
-    }
-    counts.values().copied().fold(0.0, f64::max) / n
 }

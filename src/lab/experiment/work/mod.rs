@@ -12,6 +12,7 @@ mod order;
 mod passages;
 mod pretrained;
 mod regression;
+mod roles;
 mod training;
 mod truncate;
 mod weights;
@@ -27,6 +28,7 @@ pub use on_text::{AskedOnText, OnText};
 pub use passages::Passages;
 pub use pretrained::{Pretrained, Texts};
 pub use regression::Regression;
+pub(super) use roles::ROLE;
 pub use training::{After, Measurement, Occupant, Start, Training};
 pub use weights::WeightsOf;
 

@@ -121,10 +121,19 @@ pub enum Measurement {
         /// The task, as an index into the language's tasks.
         usize,
     ),
-    /// Roles of heads: for each kind of dependency, the head that attends most to the source is chosen on one half of
-    /// the held-out sequences and tested on the other. `role_attention`, its attention; `role_score`, that minus the
-    /// score of the best fixed offset; `role_cost`, the increase of the task's loss when the head is ablated minus the
-    /// increase for other heads of its layer, in nats.
+    /// Roles of heads, chosen on one half of the held-out sequences and judged on the other. A head has a role if its
+    /// attention to the sources of a kind of dependency exceeds both what the best fixed offset and what uniform attention
+    /// gives by .1. For each kind (as `task`):
+    ///
+    /// - `role_attention`, the best head's attention to the sources, and `role_beyond`, by how much it exceeds both;
+    /// - `role_heads`, the number of heads with the role;
+    /// - `role_group_cost`, the increase of the task's loss without all of them where it is predicted, as a share of the
+    ///   learnable loss (chance minus floor), 0 if there is none; `role_control_cost`, the same for random groups of as many
+    ///   other heads; and `role_needed`, the difference;
+    /// - `role_exclusive`, the best head's share of what all heads do there: its Shapley value beside the others as one
+    ///   player; missing if all together are worth less than a tenth of the learnable loss.
+    ///
+    /// And per run `position_share`, the largest share of attention that a head has at a fixed distance.
     Roles,
     /// How much a linear probe can read of each task's answer from each head's z, and how the heads divide it:
     /// `information` in nats by head and task; per run and task, `information_share`, what the best head carries over
