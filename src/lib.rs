@@ -70,6 +70,7 @@ pub mod table;
 mod take;
 mod tensors;
 pub mod text;
+pub mod verify;
 pub mod view;
 mod workers;
 

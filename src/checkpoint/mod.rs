@@ -25,6 +25,7 @@ pub use locate::cache_folder;
 pub use crate::text::Tokenizer;
 
 use self::config_json::ConfigJson;
+use self::families::headscope;
 use self::gguf::Gguf;
 use self::source::Source;
 use crate::device;
@@ -117,7 +118,8 @@ impl Model {
         config.tied_unembed = weights.is_tied();
         source.finish(family.name, family.superfluous)?;
         let files = source.stamps().iter().map(|stamp| stamp.path().to_owned()).collect();
-        let origin = Origin { name: name.to_owned(), files, end_tokens };
+        let processing = json.parsed_or_default(headscope::PROCESSING, "a list of processing steps")?;
+        let origin = Origin { name: name.to_owned(), files, end_tokens, processing };
         Self::new(config, weights, origin, tokenizer).read_from(source.stamps())
     }
 
@@ -149,21 +151,31 @@ impl Model {
     pub fn provenance(&self, options: serde_json::Value, seed: Option<u64>) -> Result<Provenance> {
         let hashed = self.identity().hash(&self.parameters())?;
         let config = serde_json::json!(self.config()).to_string();
+        let mut options = serde_json::json!({
+            "what": options,
+            "sha256_of": hashed.of(),
+            "architecture": file::sha256(config.as_bytes()),
+            "dtype": format!("{:?}", self.kind()),
+            "device": device::name(self.device()),
+            "tch": "0.24.0 with libtorch 2.11.0",
+        });
+        if !self.origin().processing.is_empty() {
+            options["processing"] = serde_json::json!(self.origin().processing);
+        }
         Ok(Provenance {
             headscope: env!("CARGO_PKG_VERSION").to_owned(),
             model: self.origin().name.clone(),
             sha256: hashed.hex().to_owned(),
-            options: serde_json::json!({
-                "what": options,
-                "sha256_of": hashed.of(),
-                "architecture": file::sha256(config.as_bytes()),
-                "dtype": format!("{:?}", self.kind()),
-                "device": device::name(self.device()),
-                "tch": "0.24.0 with libtorch 2.11.0",
-            }),
+            options,
             seed,
         })
     }
+}
+
+/// Whether a folder's `config.json` is of headscope's own family.
+pub(crate) fn is_own_format(folder: &Path) -> bool {
+    ConfigJson::read(folder, "config.json")
+        .is_ok_and(|json| json.opt_str("model_type").is_ok_and(|found| found == Some(headscope::NAME)))
 }
 
 /// The tokens that end a generation: those in `generation_config.json` if it names any, otherwise those in

@@ -17,6 +17,7 @@ mod patch;
 mod paths;
 mod roles;
 mod scan;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ enum Command {
     Scan(scan::ScanCommand),
     /// Show a model's architecture, its sites, and the available devices
     Inspect(inspect::Inspect),
+    /// Check a checkpoint: invariants, or another implementation's numbers site by site
+    Verify(verify::Verify),
     /// Run prompts and write activations to a safetensors file
     Activations(activations::Activations),
     /// Ablate every head in turn and tabulate the effect on a metric
@@ -79,6 +82,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Scan(scan) => scan.run(),
         Command::Inspect(inspect) => inspect.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Activations(activations) => activations.run(),
         Command::Ablate(ablate) => ablate.run(),
         Command::Patch(patch) => patch.run(),

@@ -9,12 +9,14 @@
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
 //! | [`Dictionary`] | the features of a site: sparse dictionaries in SAELens' layout |
 //! | [`Model::generate`], [`Generation`] | what the model writes after prompts, also under a plan |
+//! | [`Model::processed`], [`Processing`] | other weights that compute the same: norms folded, matrices centred |
 
 mod arch;
 mod dictionary;
 mod exec;
 mod generate;
 mod hooks;
+mod processing;
 
 use std::path::PathBuf;
 
@@ -35,6 +37,7 @@ pub(crate) use exec::{
 pub use generate::{Continuation, Ending, Generated, Generation, Piece};
 pub use hooks::{Action, Edit, Function, Plan, Run, Selector, Span, Tap};
 pub(crate) use hooks::{Bank, Growing, Means, Program, Window, in_turn};
+pub use processing::Processing;
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
@@ -77,6 +80,8 @@ pub struct Origin {
     pub files: Vec<PathBuf>,
     /// Token ids at which generation ends.
     pub end_tokens: Vec<i64>,
+    /// How the weights were rewritten since, in this order.
+    pub processing: Vec<Processing>,
 }
 
 impl Model {

@@ -17,6 +17,8 @@ pub(super) const FAMILY: Family = Family { name: NAME, config, weights, superflu
 pub(crate) const NAME: &str = "headscope";
 /// The key of `config.json` that holds the [`ModelConfig`].
 pub(crate) const KEY: &str = "model";
+/// The key of `config.json` that says how the weights were rewritten before they were saved.
+pub(crate) const PROCESSING: &str = "processing";
 
 fn config(json: &ConfigJson, _: &Source) -> Result<ModelConfig> {
     json.parsed(KEY, "a model's architecture")

@@ -108,7 +108,7 @@ impl Model {
     }
 
     /// `x` through the norm after the last block, if there is one.
-    fn final_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn final_norm(&self, x: &Tensor) -> Tensor {
         match &self.weights().ln_final {
             Some(ln) => norm::fused(self.config().norm, ln, x, self.config().norm_eps),
             None => x.shallow_clone(),
