@@ -18,6 +18,24 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::take;
 
+/// The type in which sums over many numbers of a type, norms and probabilities are computed: float32 for half precision.
+pub(crate) fn wide(kind: Kind) -> Kind {
+    if is_half(kind) { Kind::Float } else { kind }
+}
+
+/// Whether a type is one of half precision: float16 or bfloat16.
+pub(crate) fn is_half(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
+}
+
+/// Fails unless models compute in this type.
+pub(crate) fn check_kind(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),
+        other => Err(Error::argument("kind", "Float, Double, Half or BFloat16", format!("{other:?}"))),
+    }
+}
+
 /// Writes named tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
 pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(&str, String)]) -> Result<()> {
     let stored = tensors.iter().map(|(name, tensor)| Ok((name, Stored::of(name, tensor)?)));

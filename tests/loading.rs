@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use common::{fixture, peak_memory};
+use headscope::checkpoint::{LoadOptions, Preview};
+use headscope::model::Model;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -68,5 +70,60 @@ fn loading_takes_little_more_than_the_weights() {
         let weights = (write(folder.path(), stored, tied) * size) as f64 / f64::from(1 << 20);
         let ratio = (peak(folder.path(), dtype) - without) / weights;
         assert!((0.9..=1.2).contains(&ratio), "{stored:?} as {dtype}, tied {tied}: {ratio:.2} times {weights:.0} MiB");
+    }
+}
+
+/// What the headers foretell is what loading and a run then take: loading within a fifth, a run at least half of it and at most
+/// a third more (patterns that are fused away, products that take room of their own).
+#[test]
+fn headers_foretell_the_memory() {
+    const PROMPTS: usize = 2;
+    const LENGTH: usize = 1024;
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), Kind::Half, true);
+    let name = folder.path().to_str().unwrap();
+    let preview = Preview::of(name, &LoadOptions::default()).unwrap();
+    let peak = |arguments: &[&str]| {
+        peak_memory(Command::new(env!("CARGO_BIN_EXE_headscope")).args(arguments).env("OMP_NUM_THREADS", "1"))
+    };
+    let (headers, loaded) = (peak(&["inspect", name, "--headers"]), peak(&["inspect", name]));
+    let ratio = (loaded - headers) / mib(preview.load_bytes());
+    assert!((0.8..=1.2).contains(&ratio), "loading takes {ratio:.2} times what was foretold");
+    let row: Vec<usize> = (0..LENGTH).map(|position| position * 7 % VOCAB as usize).collect();
+    let tokens = folder.path().join("tokens.json");
+    std::fs::write(&tokens, serde_json::to_string(&vec![row; PROMPTS]).unwrap()).unwrap();
+    let tokens = format!("@{}", tokens.display());
+    let out = folder.path().join("out.safetensors");
+    // Behind the last block, so that the logits are computed, and small.
+    let run = ["activations", name, "--tokens", &tokens, "--sites", "ln_final_scale", "--out", out.to_str().unwrap()];
+    let ratio = (peak(&run) - loaded) / mib(preview.run_bytes(PROMPTS, LENGTH));
+    assert!((0.5..=1.33).contains(&ratio), "a run takes {ratio:.2} times what was foretold");
+}
+
+/// The sizes that headers give are those of the loaded model, in every layout: folders, shards, half precision, GGUF.
+#[test]
+fn headers_give_the_size() {
+    let mut names: Vec<_> =
+        ["tiny-gpt2-sharded", "tiny-gpt2-bf16", "tiny-llama-variant", "tiny-bert", "tiny-bert-encoder"]
+            .map(fixture)
+            .to_vec();
+    names.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf/tiny-llama.gguf"));
+    names.push(fixture("induction"));
+    for name in names {
+        let name = name.to_str().unwrap();
+        let (preview, model) = (Preview::of(name, &LoadOptions::default()).unwrap(), Model::load(name).unwrap());
+        assert_eq!((&preview.config, preview.parameters), (model.config(), model.n_parameters()), "{name}");
+        let inspect = |more: &[&str]| {
+            let output =
+                Command::new(env!("CARGO_BIN_EXE_headscope")).args(["inspect", name]).args(more).output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let json: serde_json::Value =
+            serde_json::from_str(&inspect(&["--headers", "--json", "--length", "7"])).unwrap();
+        assert_eq!(json["memory"]["load"], 4 * model.n_parameters());
+        assert_eq!(json["memory"]["run"], preview.run_bytes(1, 7));
+        assert!(inspect(&[]).lines().nth(1).unwrap().starts_with("memory "));
     }
 }

@@ -6,7 +6,9 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::architectures::any_config;
-use common::{Tol, assert_close, assert_close_at, assert_zero, fixture, load, random, read_tensors, scale, some_tokens};
+use common::{
+    Tol, assert_close, assert_close_at, assert_zero, fixture, load, random, read_tensors, scale, some_tokens,
+};
 use headscope::model::{EmbedProjection, Experts, NormKind, NormPlace, Parallel, Processing};
 use headscope::prelude::*;
 use rand::SeedableRng;
@@ -135,18 +137,38 @@ fn accepted_steps_keep_the_output() {
 fn refusals_say_why() {
     let base = ModelConfig::default;
     let cases = [
-        (Processing::FoldNorms, ModelConfig { norm_place: NormPlace::Post, ..base() }, "read by the residual stream too"),
-        (Processing::FoldNorms, ModelConfig { norm_place: NormPlace::Output, ..base() }, "on the output of each sub-layer"),
-        (Processing::FoldNorms, ModelConfig { unembed: headscope::model::Unembed::None, ..base() }, "ends in that norm"),
+        (
+            Processing::FoldNorms,
+            ModelConfig { norm_place: NormPlace::Post, ..base() },
+            "read by the residual stream too",
+        ),
+        (
+            Processing::FoldNorms,
+            ModelConfig { norm_place: NormPlace::Output, ..base() },
+            "on the output of each sub-layer",
+        ),
+        (
+            Processing::FoldNorms,
+            ModelConfig { unembed: headscope::model::Unembed::None, ..base() },
+            "ends in that norm",
+        ),
         (
             Processing::FoldNorms,
             ModelConfig { experts: Some(Experts { n: 2, top_k: 1, normalised: true }), ..base() },
             "router has none",
         ),
-        (Processing::CenterWritingWeights, ModelConfig { norm: NormKind::Rms, ..base() }, "RMSNorm does not take the mean away"),
+        (
+            Processing::CenterWritingWeights,
+            ModelConfig { norm: NormKind::Rms, ..base() },
+            "RMSNorm does not take the mean away",
+        ),
         (Processing::CenterWritingWeights, ModelConfig { norm: NormKind::None, ..base() }, "no norms"),
         (Processing::CenterWritingWeights, ModelConfig { embed_norm: true, ..base() }, "a norm on them"),
-        (Processing::CenterWritingWeights, ModelConfig { norm_place: NormPlace::Sandwich, ..base() }, "and on its output"),
+        (
+            Processing::CenterWritingWeights,
+            ModelConfig { norm_place: NormPlace::Sandwich, ..base() },
+            "and on its output",
+        ),
         (Processing::CenterUnembed, ModelConfig { logit_cap: Some(30.0), ..base() }, "a cap of 30"),
         (Processing::FoldValueBiases, ModelConfig { sinks: true, ..base() }, "attention sinks"),
     ];
@@ -189,11 +211,13 @@ fn weights_are_those_of_transformer_lens() {
     let heads = model.config().n_heads as i64;
     for (name, expected) in &golden {
         let (place, part) = name.rsplit_once('.').unwrap();
-        let block = place.split('.').nth(1).filter(|_| place.starts_with("blocks")).map(|layer| format!("blocks.{layer}."));
+        let block =
+            place.split('.').nth(1).filter(|_| place.starts_with("blocks")).map(|layer| format!("blocks.{layer}."));
         let part = if name == "pos_embed.W_pos" { "w_pos".to_owned() } else { part.to_lowercase() };
         let ours = own[&format!("{}{part}", block.unwrap_or_default())];
         let reads = ["w_q", "w_k", "w_v", "w_in", "w_u"].contains(&part.as_str());
-        let ours = if reads { ours - ours.mean_dim([0i64].as_slice(), true, Kind::Double) } else { ours.shallow_clone() };
+        let ours =
+            if reads { ours - ours.mean_dim([0i64].as_slice(), true, Kind::Double) } else { ours.shallow_clone() };
         let ours = match part.as_str() {
             "w_q" | "w_k" | "w_v" => ours.unflatten(1, [heads, -1]).transpose(0, 1),
             "w_o" => ours.unflatten(0, [heads, -1]),
@@ -201,7 +225,7 @@ fn weights_are_those_of_transformer_lens() {
             _ => ours,
         };
         // A folded value bias is 0 in both; TransformerLens keeps what rounding leaves.
-        assert_close_at(name, &ours, expected, scale(expected).max(1.0), LAYER);
+        assert_close_at(name, &ours, expected, scale(expected).max(1.0), Tol::Layer(Kind::Float));
     }
     assert!(golden.len() > 35);
 }

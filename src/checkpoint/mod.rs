@@ -13,6 +13,7 @@ mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod locate;
+mod preview;
 mod save;
 mod source;
 
@@ -21,34 +22,43 @@ use std::path::Path;
 use tch::{Device, Kind};
 
 pub use locate::cache_folder;
+pub use preview::Preview;
 
 pub use crate::text::Tokenizer;
 
 use self::config_json::ConfigJson;
-use self::families::headscope;
+use self::families::{Family, headscope};
 use self::gguf::Gguf;
 use self::source::Source;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::model::{Model, Origin};
+use crate::model::{Model, ModelConfig, Origin};
 use crate::table::Provenance;
+use crate::tensors::check_kind;
 use crate::workers::on_one_thread;
 
 /// Options for loading a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadOptions {
-    /// Type of weights and activations: `Float` or `Double`. Checkpoints in half precision are widened.
+    /// Type of weights and activations: `Float`, `Double`, `Half` or `BFloat16`, whatever the checkpoint's.
+    ///
+    /// In half precision weights take half the memory, and results are good to two or three digits
+    /// ([`rounding`](crate::verify::rounding) has the bound). As in transformers, norms, softmax and rotary tables are computed
+    /// in float32 and rounded; so are logarithms of probabilities and metrics, which stay float32.
     pub kind: Kind,
     /// The device to compute on.
     pub device: Device,
     /// Revision on the hub; by default its main branch.
     pub revision: Option<String>,
+    /// Whether texts begin with the beginning-of-sequence token; by default the tokenizer's own rule. See
+    /// [`Tokenizer::with_prepend_bos`].
+    pub prepend_bos: Option<bool>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { kind: Kind::Float, device: Device::Cpu, revision: None }
+        Self { kind: Kind::Float, device: Device::Cpu, revision: None, prepend_bos: None }
     }
 }
 
@@ -76,8 +86,19 @@ impl Opened {
             Some(own) => Some(Tokenizer::of_json(own.to_string().as_bytes(), &path.display().to_string())?),
             None => beside.exists().then(|| Tokenizer::read(&beside)).transpose()?,
         };
+        let bos = json.ids("bos_token_id")?.first().copied();
+        let tokenizer = tokenizer.map(|read| read.with_bos(bos).with_prepend_bos(options.prepend_bos)).transpose()?;
         let end_tokens = if path.is_dir() { end_tokens(folder, &json)? } else { json.ids("eos_token_id")? };
         Ok(Self { json, source, tokenizer, end_tokens })
+    }
+
+    /// The family, and the architecture according to the headers.
+    fn architecture(&self) -> Result<(&'static Family, ModelConfig)> {
+        let family = families::of(&self.json)?;
+        let config = (family.config)(&self.json, &self.source)?;
+        let path = || self.json.path().to_owned();
+        config.validate().map_err(|reason| Error::Config { path: path(), reason: Box::new(reason) })?;
+        Ok((family, config))
     }
 }
 
@@ -99,20 +120,16 @@ impl Model {
         Self::load_with(name, &LoadOptions::default())
     }
 
-    /// [`Model::load`] with a given type, device or revision.
+    /// [`Model::load`] with a given type, device, revision or beginning of texts.
     ///
     /// # Errors
     /// As [`Model::load`]; also if the device is not available.
     pub fn load_with(name: &str, options: &LoadOptions) -> Result<Self> {
-        if !matches!(options.kind, Kind::Float | Kind::Double) {
-            return Err(Error::argument("kind", "Float or Double", format!("{:?}", options.kind)));
-        }
+        check_kind(options.kind)?;
         device::check(options.device)?;
-        let Opened { json, source, tokenizer, end_tokens } =
-            Opened::at(&locate::find(name, options.revision.as_deref())?, options)?;
-        let family = families::of(&json)?;
-        let mut config = (family.config)(&json, &source)?;
-        config.validate().map_err(|reason| Error::Config { path: json.path().to_owned(), reason: Box::new(reason) })?;
+        let opened = Opened::at(&locate::find(name, options.revision.as_deref())?, options)?;
+        let (family, mut config) = opened.architecture()?;
+        let Opened { json, source, tokenizer, end_tokens } = opened;
         // Weights are read in short blocks, for which several threads do not pay off.
         let weights = on_one_thread(|| (family.weights)(&config, &source))?;
         config.tied_unembed = weights.is_tied();
@@ -159,6 +176,9 @@ impl Model {
             "device": device::name(self.device()),
             "tch": "0.24.0 with libtorch 2.11.0",
         });
+        if let Some(tokenizer) = self.tokenizer() {
+            options["prepend_bos"] = serde_json::json!(tokenizer.prepends_bos());
+        }
         if !self.origin().processing.is_empty() {
             options["processing"] = serde_json::json!(self.origin().processing);
         }

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use headscope::checkpoint::LoadOptions;
+use headscope::checkpoint::{LoadOptions, Preview};
 use headscope::model::{Model, Tokens};
 use tch::Kind;
 
@@ -115,23 +115,38 @@ struct ModelArguments {
     /// Revision on the hub: a branch, a tag or a commit
     #[arg(long)]
     revision: Option<String>,
+    /// Whether texts begin with the beginning-of-sequence token; by default the tokenizer's own rule, which `inspect` shows
+    #[arg(long, value_name = "true|false")]
+    prepend_bos: Option<bool>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
     Float32,
     Float64,
+    Float16,
+    Bfloat16,
 }
 
 impl ModelArguments {
     fn load(&self) -> Result<Model> {
+        Ok(Model::load_with(&self.model, &self.options()?)?)
+    }
+
+    /// What the headers say.
+    fn preview(&self) -> Result<Preview> {
+        Ok(Preview::of(&self.model, &self.options()?)?)
+    }
+
+    fn options(&self) -> Result<LoadOptions> {
         let kind = match self.dtype {
             Dtype::Float32 => Kind::Float,
             Dtype::Float64 => Kind::Double,
+            Dtype::Float16 => Kind::Half,
+            Dtype::Bfloat16 => Kind::BFloat16,
         };
-        let options =
-            LoadOptions { kind, device: headscope::device::parse(&self.device)?, revision: self.revision.clone() };
-        Ok(Model::load_with(&self.model, &options)?)
+        let device = headscope::device::parse(&self.device)?;
+        Ok(LoadOptions { kind, device, revision: self.revision.clone(), prepend_bos: self.prepend_bos })
     }
 }
 

@@ -27,8 +27,8 @@ pub use arch::{
     Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
 };
 pub(crate) use arch::{
-    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, Size, Spread, Transform, Unembedding, Weights,
-    Wire, Wires, Wiring,
+    Attention, Block, BlockWiring, Cut, Linear, Make, Mlp, Norm, NormAt, PassSize, Size, Spread, Transform,
+    Unembedding, Weights, Wire, Wires, Wiring,
 };
 pub use dictionary::Dictionary;
 pub(crate) use exec::{
@@ -41,7 +41,7 @@ pub use processing::Processing;
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
-use crate::tensors::{Identity, Stamp, onednn};
+use crate::tensors::{Identity, Stamp, check_kind, onednn};
 use crate::text::prompts::Recipe;
 use crate::text::{HasTokenizer, Tokenizer};
 pub use crate::text::{Prompts, Tokens};
@@ -99,7 +99,7 @@ impl Model {
         Self::random_as(config, seed, Kind::Float, Device::Cpu)
     }
 
-    /// [`Model::random`] in a given type (`Float` or `Double`) on a given device.
+    /// [`Model::random`] in a given type (`Float`, `Double`, `Half` or `BFloat16`) on a given device.
     ///
     /// # Errors
     /// If the config does not [validate](ModelConfig::validate), or for any other type.
@@ -110,9 +110,7 @@ impl Model {
     fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
         crate::device::check(device)?;
-        if !matches!(kind, Kind::Float | Kind::Double) {
-            return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
-        }
+        check_kind(kind)?;
         let weights = Weights::drawn(config, seed, spread, kind, device)?;
         let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
         Ok(Self::new(config.clone(), weights, origin, None))

@@ -41,7 +41,8 @@ pub enum Processing {
 
 impl Processing {
     /// Every step, in the order in which [`Model::processed`] takes them.
-    pub const ALL: [Self; 4] = [Self::FoldNorms, Self::CenterWritingWeights, Self::CenterUnembed, Self::FoldValueBiases];
+    pub const ALL: [Self; 4] =
+        [Self::FoldNorms, Self::CenterWritingWeights, Self::CenterUnembed, Self::FoldValueBiases];
 
     /// The step's name.
     pub fn name(self) -> &'static str {
@@ -101,16 +102,19 @@ fn refuses_folding(config: &ModelConfig) -> Option<(&'static str, String)> {
     let place = || config.norm_place.name().to_owned();
     match (config.norm, config.norm_place) {
         (NormKind::None, _) => None,
-        (_, NormPlace::Post) => Some(("norms that only matrices read, but norms here are read by the residual stream too", place())),
+        (_, NormPlace::Post) => {
+            Some(("norms that only matrices read, but norms here are read by the residual stream too", place()))
+        }
         (_, NormPlace::Output) => {
             Some(("norms that a matrix reads, but norms here are read by the residual stream alone", place()))
         }
         _ if !config.has_logits() => {
             Some(("an unembedding to fold the last norm into", "a model that ends in that norm".to_owned()))
         }
-        _ if config.experts.is_some() && config.has_norm_bias() => {
-            Some(("norms without a bias before experts, whose router has none to take it", "LayerNorm with a bias".to_owned()))
-        }
+        _ if config.experts.is_some() && config.has_norm_bias() => Some((
+            "norms without a bias before experts, whose router has none to take it",
+            "LayerNorm with a bias".to_owned(),
+        )),
         (_, NormPlace::Pre | NormPlace::Sandwich) => None,
     }
 }
@@ -118,8 +122,12 @@ fn refuses_folding(config: &ModelConfig) -> Option<(&'static str, String)> {
 /// What [`Model::center_writing_weights`] would need, and what the architecture has instead.
 fn refuses_centring(config: &ModelConfig) -> Option<(&'static str, String)> {
     match (config.norm, config.norm_place) {
-        (NormKind::Rms, _) => Some(("LayerNorm, for RMSNorm does not take the mean away", NormKind::Rms.name().to_owned())),
-        (NormKind::None, _) => Some(("LayerNorm, which takes the mean away before anything reads it", "no norms".to_owned())),
+        (NormKind::Rms, _) => {
+            Some(("LayerNorm, for RMSNorm does not take the mean away", NormKind::Rms.name().to_owned()))
+        }
+        (NormKind::None, _) => {
+            Some(("LayerNorm, which takes the mean away before anything reads it", "no norms".to_owned()))
+        }
         (NormKind::Layer, NormPlace::Pre) if config.embed_norm && !projects_sum(config) => {
             let expected = "embeddings that are added to the residual stream as they are";
             Some((expected, "a norm on them, whose weights give them a mean".to_owned()))
@@ -217,24 +225,26 @@ impl Model {
     /// # Errors
     /// If a part of the model is absent.
     pub fn processed(&self) -> Result<Self> {
-        let serve: Vec<_> = Processing::ALL.into_iter().filter(|step| step.check(&self.config).is_ok()).collect();
-        self.rewritten(&serve)
+        let mut done = self.rewritten(&[])?;
+        for step in Processing::ALL {
+            // Of what the steps before have made of it: folded norms give value biases to models that had none.
+            if step.check(&done.config).is_ok() {
+                done = done.rewritten(&[step])?;
+            }
+        }
+        Ok(done)
     }
 
     fn rewritten(&self, steps: &[Processing]) -> Result<Self> {
-        for step in steps {
-            step.check(&self.config)?;
-            self.require(step.name(), &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
-        }
+        self.require("weight processing", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
         let mut config = self.config.clone();
         let mut weights = self.weights.rebuilt(&mut |_, tensor| tensor.detach());
         let mut origin = self.origin.clone();
-        tch::no_grad(|| {
-            for step in steps {
-                step.apply(&mut config, &mut weights);
-                origin.processing.push(*step);
-            }
-        });
+        for step in steps {
+            step.check(&config)?;
+            tch::no_grad(|| step.apply(&mut config, &mut weights));
+            origin.processing.push(*step);
+        }
         Ok(Self::new(config, weights, Origin { files: vec![], ..origin }, self.tokenizer.clone()))
     }
 }
@@ -335,7 +345,8 @@ fn fold_value_biases(config: &mut ModelConfig, weights: &mut Weights) {
     let (heads, kv_heads) = (config.n_heads as i64, config.n_kv_heads as i64);
     for attn in weights.blocks.iter_mut().map(|block| &mut block.attn) {
         let Some(b_v) = &attn.v.b else { return };
-        let of_heads = b_v.to_kind(Kind::Double).view([kv_heads, -1]).repeat_interleave_self_int(heads / kv_heads, 0, None);
+        let of_heads =
+            b_v.to_kind(Kind::Double).view([kv_heads, -1]).repeat_interleave_self_int(heads / kv_heads, 0, None);
         let written = of_heads.view([1, -1]).matmul(&attn.o.w.to_kind(Kind::Double)).squeeze_dim(0);
         let sum = attn.o.b.as_ref().map_or_else(|| written.shallow_clone(), |b| &written + b);
         attn.o.b = Some(sum.to_kind(attn.o.w.kind()));

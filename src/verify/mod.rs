@@ -61,7 +61,13 @@ impl Check {
     }
 
     /// Compares two tensors of one shape. `scale` is the size of what they were computed from, if that is larger than they are.
-    fn of(name: &'static str, site: Option<Site>, [found, expected]: [&Tensor; 2], scale: f64, bound: f64) -> Result<Self> {
+    fn of(
+        name: &'static str,
+        site: Option<Site>,
+        [found, expected]: [&Tensor; 2],
+        scale: f64,
+        bound: f64,
+    ) -> Result<Self> {
         if found.size() != expected.size() {
             let at = site.map_or_else(|| "last hidden state".to_owned(), |site| site.to_string());
             return Err(Error::Shape { at, expected: format!("{:?}", found.size()), found: expected.size() });
@@ -128,11 +134,9 @@ impl Verification {
         let excess = |check: &Check| check.difference / check.bound;
         match failed.clone().max_by(|a, b| excess(a).total_cmp(&excess(b))) {
             None => Ok(()),
-            Some(worst) => Err(Error::NotVerified {
-                failed: failed.count(),
-                checks: self.checks.len(),
-                worst: worst.to_string(),
-            }),
+            Some(worst) => {
+                Err(Error::NotVerified { failed: failed.count(), checks: self.checks.len(), worst: worst.to_string() })
+            }
         }
     }
 

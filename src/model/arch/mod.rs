@@ -4,6 +4,7 @@ mod attend;
 mod config;
 mod init;
 mod sites;
+mod size;
 mod validate;
 mod weights;
 mod wire;
@@ -15,6 +16,7 @@ pub use config::{
     Position, QkNorm, QkvBias, Rotary, RotaryScaling, Unembed,
 };
 pub(crate) use init::Spread;
+pub(crate) use size::PassSize;
 pub(crate) use weights::{Attention, Block, Linear, Make, Mlp, Norm, Transform, Unembedding, Weights};
 pub(crate) use wire::{Wire, Wires};
 pub(crate) use wiring::{BlockWiring, Cut, NormAt, Op, Size, Step, Wiring};

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::Model;
 use crate::model::arch::{ModelConfig, Rotary, RotaryScaling, ScoreBias};
+use crate::tensors::wide;
 
 /// Cosines and sines for positions `past..past + n`, each `[position, 1, width]`, for every kind of rotary positions that the
 /// model's layers have.
@@ -95,8 +96,8 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
     match bias {
         ScoreBias::None => None,
         ScoreBias::Alibi => {
-            let distance = distance(queries).abs().neg().to_kind(model.kind());
-            Some(slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3))
+            let distance = distance(queries).abs().neg().to_kind(wide(model.kind()));
+            Some((slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3)).to_kind(model.kind()))
         }
         ScoreBias::Buckets { n, max_distance } => {
             let buckets = buckets(&distance(queries), n as i64, max_distance as f64, !model.config().causal);
@@ -114,7 +115,7 @@ fn slopes(model: &Model) -> Tensor {
     let series = |n: usize| (1..=n).map(move |i| 2f64.powf(-8.0 * i as f64 / n as f64));
     let power = 1 << heads.ilog2();
     let all: Vec<f64> = series(power).chain(series(2 * power).step_by(2)).take(heads).collect();
-    Tensor::from_slice(&all).to_kind(model.kind()).to_device(model.device())
+    Tensor::from_slice(&all).to_kind(wide(model.kind())).to_device(model.device())
 }
 
 /// The bucket of each relative position (key - query), as in T5: half of the buckets are for exact distances, half are spaced
