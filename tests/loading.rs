@@ -9,7 +9,7 @@ use std::process::Command;
 
 use common::{fixture, peak_memory};
 use headscope::checkpoint::{LoadOptions, Preview};
-use headscope::model::Model;
+use headscope::model::{Model, Plan, Tokens};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -73,32 +73,44 @@ fn loading_takes_little_more_than_the_weights() {
     }
 }
 
-/// What the headers foretell is what loading and a run then take: loading within a fifth, a run at least half of it and at most
-/// a third more (patterns that are fused away, products that take room of their own).
+/// What a process of its own does for [`headers_foretell_the_memory`]: nothing, unless it is asked to.
+#[test]
+fn as_asked() {
+    let Ok(folder) = std::env::var(FOLDER) else { return };
+    let model = Model::load(&folder).unwrap();
+    let Ok(prompts) = std::env::var(PROMPTS) else { return };
+    tch::set_num_threads(1);
+    let row: Vec<i64> = (0..LENGTH as i64).map(|position| position * 7 % VOCAB).collect();
+    let tokens = Tokens::new(&vec![row; prompts.parse().unwrap()]).unwrap();
+    let run = model.run(&tokens, &Plan::new()).unwrap();
+    assert_eq!(run.logits().unwrap().size()[1], LENGTH as i64);
+}
+
+const FOLDER: &str = "HEADSCOPE_TEST_FOLDER";
+const PROMPTS: &str = "HEADSCOPE_TEST_PROMPTS";
+const LENGTH: usize = 1024;
+
+/// What the headers foretell is what loading and a run then take: loading within a fifth, a run within a third.
 #[test]
 fn headers_foretell_the_memory() {
-    const PROMPTS: usize = 2;
-    const LENGTH: usize = 1024;
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), Kind::Half, true);
-    let name = folder.path().to_str().unwrap();
-    let preview = Preview::of(name, &LoadOptions::default()).unwrap();
-    let peak = |arguments: &[&str]| {
-        peak_memory(Command::new(env!("CARGO_BIN_EXE_headscope")).args(arguments).env("OMP_NUM_THREADS", "1"))
+    let preview = Preview::of(folder.path().to_str().unwrap(), &LoadOptions::default()).unwrap();
+    let peak = |given: &[(&str, &str)]| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        peak_memory(command.args(["--exact", "as_asked"]).envs(given.iter().copied()).env("OMP_NUM_THREADS", "1"))
     };
-    let (headers, loaded) = (peak(&["inspect", name, "--headers"]), peak(&["inspect", name]));
-    let ratio = (loaded - headers) / mib(preview.load_bytes());
+    let load = (FOLDER, folder.path().to_str().unwrap());
+    // What the process itself takes that loads hardly anything.
+    let tiny = fixture("tiny-llama");
+    let (without, loaded) = (peak(&[(FOLDER, tiny.to_str().unwrap())]), peak(&[load]));
+    let ratio = (loaded - without) / mib(preview.load_bytes());
     assert!((0.8..=1.2).contains(&ratio), "loading takes {ratio:.2} times what was foretold");
-    let row: Vec<usize> = (0..LENGTH).map(|position| position * 7 % VOCAB as usize).collect();
-    let tokens = folder.path().join("tokens.json");
-    std::fs::write(&tokens, serde_json::to_string(&vec![row; PROMPTS]).unwrap()).unwrap();
-    let tokens = format!("@{}", tokens.display());
-    let out = folder.path().join("out.safetensors");
-    // Behind the last block, so that the logits are computed, and small.
-    let run = ["activations", name, "--tokens", &tokens, "--sites", "ln_final_scale", "--out", out.to_str().unwrap()];
-    let ratio = (peak(&run) - loaded) / mib(preview.run_bytes(PROMPTS, LENGTH));
-    assert!((0.5..=1.33).contains(&ratio), "a run takes {ratio:.2} times what was foretold");
+    for prompts in [1, 3] {
+        let ratio = (peak(&[load, (PROMPTS, &prompts.to_string())]) - loaded) / mib(preview.run_bytes(prompts, LENGTH));
+        assert!((0.67..=1.33).contains(&ratio), "{prompts} prompts take {ratio:.2} times what was foretold");
+    }
 }
 
 /// The sizes that headers give are those of the loaded model, in every layout: folders, shards, half precision, GGUF.

@@ -96,6 +96,9 @@ impl fmt::Display for Check {
         let site = self.site.map_or_else(|| "last hidden state".to_owned(), |site| site.to_string());
         let Self { name, difference, bound, at, found, expected, .. } = self;
         let verdict = if self.passed() { "pass" } else { "FAIL" };
+        if *difference == 0.0 {
+            return write!(f, "{verdict}  {name} at {site}: identical, {bound:.1e} of the scale allowed");
+        }
         write!(
             f,
             "{verdict}  {name} at {site}: off by {difference:.1e} of the scale, {bound:.1e} allowed; largest at {at:?}: \
