@@ -45,7 +45,7 @@ fn serve(mut stream: TcpStream, served: &AtomicUsize) {
             return;
         }
         ["owner", "number-404", "resolve", "main", file] => std::fs::read(fixture("tiny-gpt2").join(file)).ok(),
-        ["owner", name, "resolve", "main", file] => std::fs::read(fixture(name).join(file)).ok(),
+        ["owner", name, "resolve", "main" | "step1000", file] => std::fs::read(fixture(name).join(file)).ok(),
         _ => None,
     };
     let Some(body) = body else {
@@ -85,6 +85,10 @@ fn hub_ids_load_through_the_cache() {
     assert_eq!(model.config().n_layers, 3);
     assert!(model.tokenizer().is_some());
     assert!(Model::load("owner/tiny-gpt2-sharded").unwrap().tokenizer().is_none());
+    let step = Model::load("owner/tiny-gpt2@step1000").unwrap();
+    assert!(step.origin().name.ends_with("@step1000") && step.origin().files != model.origin().files);
+    let absent = Model::load("owner/tiny-gpt2@step7").unwrap_err().to_string();
+    assert!(absent.contains("config.json"), "{absent}");
     let missing = Model::load("owner/no-such-model").unwrap_err().to_string();
     assert!(missing.contains("owner/no-such-model") && missing.contains("config.json"), "{missing}");
 

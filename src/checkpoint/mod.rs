@@ -15,6 +15,7 @@ mod hub;
 mod locate;
 mod preview;
 mod save;
+mod series;
 mod source;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use tch::{Device, Kind};
 
 pub use locate::cache_folder;
 pub use preview::Preview;
+pub use series::Series;
 
 pub use crate::text::Tokenizer;
 
@@ -49,7 +51,8 @@ pub struct LoadOptions {
     pub kind: Kind,
     /// The device to compute on.
     pub device: Device,
-    /// Revision on the hub; by default its main branch.
+    /// Revision on the hub, by default its main branch; of a local folder, the sub-folder of this name. The same as the end of a name
+    /// such as `EleutherAI/pythia-70m@step1000`.
     pub revision: Option<String>,
     /// Whether texts begin with the beginning-of-sequence token; by default the tokenizer's own rule. See
     /// [`Tokenizer::with_prepend_bos`].
@@ -104,7 +107,8 @@ impl Opened {
 
 impl Model {
     /// Loads a model from a folder, a `.gguf` file, a bundled name (`minilm`, `smollm2`), or a hub id such as
-    /// `openai-community/gpt2`.
+    /// `openai-community/gpt2`, also at a revision: `EleutherAI/pythia-70m@step1000`. Of a folder, `@step1000` is the sub-folder of
+    /// that name. [`Series`] loads one revision after another.
     ///
     /// ```
     /// use headscope::model::Model;

@@ -104,7 +104,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 #[derive(Args)]
 struct ModelArguments {
-    /// A folder, a .gguf file, a bundled name, or a hub id
+    /// A folder, a .gguf file, a bundled name, or a hub id; with @REVISION, that revision, or the folder's sub-folder
     model: String,
     /// The type of weights and activations
     #[arg(long, value_enum, default_value_t = Dtype::Float32)]
@@ -112,7 +112,7 @@ struct ModelArguments {
     /// The device to compute on: cpu, cuda, cuda:1
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Revision on the hub: a branch, a tag or a commit
+    /// Revision on the hub: a branch, a tag or a commit; of a folder, the sub-folder
     #[arg(long)]
     revision: Option<String>,
     /// Whether texts begin with the beginning-of-sequence token; by default the tokenizer's own rule, which `inspect` shows

@@ -59,7 +59,7 @@ impl Model {
             };
             let expected = file.get(name, &value.size())?;
             let kind = file.kind(name).filter(|kind| roundoff(*kind) > roundoff(self.kind())).unwrap_or(self.kind());
-            found.checks.push(Check::of("file", site, [&value, &expected], 0.0, rounding(kind, layers, terms))?);
+            found.compare("file", site, [&value, &expected], 0.0, rounding(kind, layers, terms))?;
         }
         let depth = |check: &Check| check.site.map_or((usize::MAX, 1), |site| self.wiring().point(site));
         found.checks.sort_by_key(depth);

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Check, Verification, rounding, scale_of, terms};
+use super::{Verification, rounding, scale_of, terms};
 use crate::error::Result;
 use crate::model::{Action, Edit, Model, NormAt, Plan, Tokens};
 use crate::site::{Axis, Site};
@@ -86,7 +86,7 @@ impl Look<'_> {
         let (whole, changed) = (run(self.tokens)?, run(&Tokens::new(&rows)?)?);
         for &site in &sites {
             let [a, b] = [whole.get(site)?, changed.get(site)?].map(|x| x.narrow(1, 0, from as i64));
-            into.checks.push(Check::of("causality", Some(site), [&b, &a], 0.0, self.bound_at(site))?);
+            into.compare("causality", Some(site), [&b, &a], 0.0, self.bound_at(site))?;
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Look<'_> {
                 let sum = before + &written * config.residual_scale;
                 let scale = scale_of(before).max(scale_of(&written));
                 let pair = [run.get(site)?, &sum].map(|x| self.at_tokens(site, x));
-                into.checks.push(Check::of("additivity", Some(site), [&pair[0], &pair[1]], scale, self.bound(1))?);
+                into.compare("additivity", Some(site), [&pair[0], &pair[1]], scale, self.bound(1))?;
             }
             if heads_add_up {
                 let each = run.get(Site::Result(layer))?;
@@ -122,7 +122,7 @@ impl Look<'_> {
                 let sum = self.model.b_o(layer)?.map_or_else(|| sum.shallow_clone(), |b| &sum + b);
                 let (site, scale) = (Site::AttnOut(layer), scale_of(each));
                 let pair = [attn, &sum].map(|x| self.at_tokens(site, x));
-                into.checks.push(Check::of("additivity", Some(site), [&pair[0], &pair[1]], scale, self.bound(1))?);
+                into.compare("additivity", Some(site), [&pair[0], &pair[1]], scale, self.bound(1))?;
             }
             Ok(())
         })
@@ -138,7 +138,7 @@ impl Look<'_> {
             let site = Site::Pattern(layer);
             let sum = run.get(site)?.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
             let pair = [&sum, &sum.ones_like()].map(|x| self.at_tokens(site, x));
-            into.checks.push(Check::of("patterns", Some(site), [&pair[0], &pair[1]], 1.0, self.bound(1))?);
+            into.compare("patterns", Some(site), [&pair[0], &pair[1]], 1.0, self.bound(1))?;
             Ok(())
         })
     }
@@ -161,7 +161,7 @@ impl Look<'_> {
             let [found, expected] = pair;
             let bound = self.bound_at(output);
             let site = sites.first().copied();
-            into.checks.push(Check::of("patch from self", site, [&found?, &expected?], 0.0, bound)?);
+            into.compare("patch from self", site, [&found?, &expected?], 0.0, bound)?;
         }
         Ok(())
     }
@@ -180,7 +180,7 @@ impl Look<'_> {
             let own = together.get(output)?.narrow(0, prompt as i64, 1).narrow(1, 0, row.len() as i64);
             let alone = run(std::slice::from_ref(row))?;
             let bound = self.bound_at(output);
-            into.checks.push(Check::of("padding", Some(output), [&own, alone.get(output)?], 0.0, bound)?);
+            into.compare("padding", Some(output), [&own, alone.get(output)?], 0.0, bound)?;
         }
         Ok(())
     }
