@@ -58,10 +58,11 @@ fn serve(mut stream: TcpStream, served: &AtomicUsize) {
     let (from, to) = (from.min(total), to.saturating_add(1).min(total));
     let head = format!(
         "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{}/{total}\r\nETag: \"{:x}\"\r\n\
-         x-repo-commit: 0123456789012345678901234567890123456789\r\nConnection: close\r\n\r\n",
+         x-repo-commit: {}\r\nConnection: close\r\n\r\n",
         to - from,
         to.saturating_sub(1),
-        total * 31 + parts.len()
+        total * 31 + parts.len(),
+        if parts.contains(&"main") { "0123456789" } else { "1000000000" }.repeat(4)
     );
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[from..to]));
 }

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 
 const MODEL: Tol = Tol::Model(Kind::Double);
 const LAYER: Tol = Tol::Layer(Kind::Double);
-const CASES: u32 = 300;
+const CASES: u32 = 120;
 
 fn does(step: Processing, model: &Model) -> headscope::Result<Model> {
     match step {
@@ -129,7 +129,7 @@ fn accepted_steps_keep_the_output() {
         assert_eq!(model.sha256().unwrap(), sha256, "the original has changed");
     }
     let full = common::cases(CASES) == CASES;
-    assert!(!full || accepted.values().all(|[yes, no]| *yes > 25 && *no > 25), "{accepted:?}");
+    assert!(!full || accepted.values().all(|[yes, no]| *yes > 10 && *no > 10), "{accepted:?}");
 }
 
 /// A step that would change the output says why, in the architecture's own words.

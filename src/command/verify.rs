@@ -46,11 +46,12 @@ impl Verify {
             None => {
                 let given = self.prompts.0.as_ref().map(|prompts| prompts.tokens(&model)).transpose()?;
                 let tokens = given.map_or_else(|| Tokens::for_verification(&model), Ok)?;
+                let found = model.verify(&tokens)?;
                 match model.verify_script(&tokens, FILE) {
                     Ok(script) => println!("# transformers' numbers, for --against {FILE}\n{script}"),
                     Err(reason) => println!("no lines of Python for transformers: {reason}\n"),
                 }
-                model.verify(&tokens)?
+                found
             }
         };
         show(&found);

@@ -271,8 +271,8 @@ impl Tokens {
         Tensor::from_slice(&flat).view([self.batch() as i64, self.positions as i64]).to_device(device)
     }
 
-    /// True at real tokens and false at padding, `[batch, position]`.
-    pub(crate) fn valid(&self, device: Device) -> Tensor {
+    /// True at real tokens and false at padding, `[batch, position]`: the mask of what a run returns.
+    pub fn valid(&self, device: Device) -> Tensor {
         let lengths: Vec<i64> = self.rows.iter().map(|row| row.len() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1);
         Tensor::arange(self.positions as i64, (Kind::Int64, device)).unsqueeze(0).lt_tensor(&lengths)

@@ -9,7 +9,7 @@ use crate::model::{Model, Tokens};
 
 impl Model {
     /// Ten lines of Python that make the file for [`Model::verify_against`]: what transformers computes from the same checkpoint
-    /// for the same tokens, in float32.
+    /// for the same tokens, in float32. For a GGUF file, transformers needs the Python package `gguf`.
     ///
     /// ```
     /// use headscope::prelude::*;
