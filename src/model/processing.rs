@@ -161,7 +161,7 @@ impl Model {
     /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
     /// let folded = model.fold_norms()?;
     /// let tokens = model.tokens(&["the head"])?;
-    /// let logits = |model: &Model| Ok(model.run(&tokens, &Plan::new())?.logits()?.shallow_clone());
+    /// let logits = |model: &Model| model.run(&tokens, &Plan::new()).and_then(|run| Ok(run.logits()?.shallow_clone()));
     /// let difference = (logits(&model)? - logits(&folded)?).abs().max();
     /// assert!(difference.double_value(&[]) < 1e-4);
     /// # Ok::<(), headscope::Error>(())

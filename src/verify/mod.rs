@@ -235,7 +235,8 @@ impl Tokens {
         let config = model.config();
         let length = LENGTH.min(config.n_positions);
         // A multiplicative sequence (Knuth), spread over the vocabulary.
-        let id = |i: usize| ((i as u64 + 1) * 2_654_435_761 % (1 << 32) * config.vocab as u64 >> 32) as i64;
+        let spread = |i: usize| (i as u64 + 1) * 2_654_435_761 % (1 << 32);
+        let id = |i: usize| ((spread(i) * config.vocab as u64) >> 32) as i64;
         let rows: Vec<Vec<i64>> =
             (0..2).map(|row| (0..length).map(|position| id(row * length + position)).collect()).collect();
         Self::from_ids(model, &rows)
