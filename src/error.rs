@@ -202,6 +202,16 @@ pub enum Error {
         /// How much is available.
         limit: String,
     },
+    /// A model does not compute what it should.
+    #[error("{failed} of {checks} checks failed, by most: {worst}")]
+    NotVerified {
+        /// How many checks failed.
+        failed: usize,
+        /// How many there were.
+        checks: usize,
+        /// The check that exceeded its bound by most.
+        worst: String,
+    },
     /// A long computation was stopped from outside.
     #[error("stopped after {done} of {total} {what}")]
     Stopped {

@@ -23,6 +23,7 @@
 //! |---|---|---|
 //! | 9 | [`lab`] | small transformers trained on languages of known structure; experiments and verdicts |
 //! | 8 | [`view`] | heat maps, line plots and the attention view, from tables and activations |
+//! | 7 | [`verify`] | is a checkpoint computed as its authors meant it? Invariants, and another implementation site by site |
 //! | 7 | [`heads`] | what a head does: its weights, pattern scores, similarity, roles, information |
 //! | 6 | [`intervene`] | causal questions: ablation, patching, paths, attribution, metrics |
 //! | 6 | [`checkpoint`] | a [`Model`](model::Model) and its tokenizer from a folder, a GGUF file, a bundled name or a hub id |
@@ -70,6 +71,7 @@ pub mod table;
 mod take;
 mod tensors;
 pub mod text;
+pub mod verify;
 pub mod view;
 mod workers;
 

@@ -1,6 +1,6 @@
 //! What does a notebook or a program usually need? `use headscope::prelude::*;` imports it.
 
-pub use crate::checkpoint::{LoadOptions, Tokenizer};
+pub use crate::checkpoint::{LoadOptions, Series, Tokenizer};
 pub use crate::circuits::{
     Circuit, Circuits, Composition, Factored, Linkage, Measure, NullOptions, Offset, Ranks, Subspace,
 };

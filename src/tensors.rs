@@ -18,6 +18,24 @@ use crate::error::{Error, Result};
 use crate::file;
 use crate::take;
 
+/// The type in which sums over many numbers of a type, norms and probabilities are computed: float32 for half precision.
+pub(crate) fn wide(kind: Kind) -> Kind {
+    if is_half(kind) { Kind::Float } else { kind }
+}
+
+/// Whether a type is one of half precision: float16 or bfloat16.
+pub(crate) fn is_half(kind: Kind) -> bool {
+    matches!(kind, Kind::Half | Kind::BFloat16)
+}
+
+/// Fails unless models compute in this type.
+pub(crate) fn check_kind(kind: Kind) -> Result<()> {
+    match kind {
+        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),
+        other => Err(Error::argument("kind", "Float, Double, Half or BFloat16", format!("{other:?}"))),
+    }
+}
+
 /// Writes named tensors as safetensors, atomically. Tensors of type float64 stay float64; all others become float32.
 pub(crate) fn write_tensors(path: &Path, tensors: &[(String, &Tensor)], metadata: &[(&str, String)]) -> Result<()> {
     let stored = tensors.iter().map(|(name, tensor)| Ok((name, Stored::of(name, tensor)?)));
@@ -66,12 +84,19 @@ impl Stored {
 pub(crate) struct Tensors {
     path: PathBuf,
     tensors: BTreeMap<String, Tensor>,
+    /// The type that each had in the file.
+    kinds: BTreeMap<String, Kind>,
     metadata: HashMap<String, String>,
 }
 
 impl Tensors {
     /// Reads a file whole. Values become `kind`, on `device`, and must be finite.
     pub(crate) fn read(path: &Path, kind: Kind, device: Device) -> Result<Self> {
+        Self::read_with_ids(path, &[], kind, device)
+    }
+
+    /// [`Tensors::read`], where the tensors called `ids` may be int64 and stay so.
+    pub(crate) fn read_with_ids(path: &Path, ids: &[&str], kind: Kind, device: Device) -> Result<Self> {
         let wrong = |at: &str, expected: &str, found: String| Error::Format {
             path: path.to_owned(),
             at: at.to_owned(),
@@ -89,7 +114,7 @@ impl Tensors {
             |reason: safetensors::SafeTensorError| wrong("the file", "a whole safetensors file", reason.to_string());
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(refused)?;
         let read = SafeTensors::deserialize(&bytes).map_err(refused)?;
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut kinds) = (BTreeMap::new(), BTreeMap::new());
         for (name, view) in read.iter() {
             let at = format!("tensor `{name}`");
             let found = match view.dtype() {
@@ -97,12 +122,14 @@ impl Tensors {
                 Dtype::F32 => Kind::Float,
                 Dtype::F16 => Kind::Half,
                 Dtype::BF16 => Kind::BFloat16,
+                Dtype::I64 if ids.contains(&name) => Kind::Int64,
                 other => return Err(wrong(&at, "dtype F64, F32, F16 or BF16", format!("{other:?}"))),
             };
             let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
             let tensor = Tensor::f_from_data_size(view.data(), &shape, found);
+            let kept = if found == Kind::Int64 { found } else { kind };
             let tensor =
-                tensor.and_then(|tensor| tensor.f_to_kind(kind)).map_err(Error::torch(format!("reading {at}")))?;
+                tensor.and_then(|tensor| tensor.f_to_kind(kept)).map_err(Error::torch(format!("reading {at}")))?;
             let holes = tensor.isfinite().logical_not().flatten(0, -1);
             if holes.numel() > 0 && holes.any().int64_value(&[]) != 0 {
                 let index = holes.to_kind(Kind::Int).argmax(0, false).int64_value(&[]);
@@ -110,13 +137,29 @@ impl Tensors {
                 return Err(Error::NotFinite { at: format!("{}: {at}", path.display()), index: index as usize, found });
             }
             tensors.insert(name.to_owned(), tensor.to_device(device));
+            kinds.insert(name.to_owned(), found);
         }
-        Ok(Self { path: path.to_owned(), tensors, metadata: header.metadata().clone().unwrap_or_default() })
+        Ok(Self { path: path.to_owned(), tensors, kinds, metadata: header.metadata().clone().unwrap_or_default() })
     }
 
     /// An entry of the file's metadata.
     pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
+    }
+
+    /// The names of all tensors, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor `name`, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The type that the tensor `name` had in the file.
+    pub(crate) fn kind(&self, name: &str) -> Option<Kind> {
+        self.kinds.get(name).copied()
     }
 
     /// The tensor `name`, which must have this shape.

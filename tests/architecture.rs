@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 10] = [
     &["circuits", "stats"],
     &["information", "model"],
     &["checkpoint", "neural", "intervene"],
-    &["heads"],
+    &["heads", "verify"],
     &["view"],
     &["lab"],
 ];

@@ -530,7 +530,7 @@ fn bad_command_lines_say_what_was_expected() {
         r#"
         2 | inspect {gpt2} --device xx | cpu, cuda or cuda:N
         2 | inspect {gpt2} --device cuda:99 | one that is there: cpu
-        2 | inspect {gpt2} --dtype float16 | float32
+        2 | inspect {gpt2} --dtype int8 | bfloat16
         2 | inspect | <MODEL>
         2 | frobnicate | subcommand
         1 | inspect /no/such/model | /no/such/model

@@ -45,7 +45,7 @@ fn serve(mut stream: TcpStream, served: &AtomicUsize) {
             return;
         }
         ["owner", "number-404", "resolve", "main", file] => std::fs::read(fixture("tiny-gpt2").join(file)).ok(),
-        ["owner", name, "resolve", "main", file] => std::fs::read(fixture(name).join(file)).ok(),
+        ["owner", name, "resolve", "main" | "step1000", file] => std::fs::read(fixture(name).join(file)).ok(),
         _ => None,
     };
     let Some(body) = body else {
@@ -58,10 +58,11 @@ fn serve(mut stream: TcpStream, served: &AtomicUsize) {
     let (from, to) = (from.min(total), to.saturating_add(1).min(total));
     let head = format!(
         "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {from}-{}/{total}\r\nETag: \"{:x}\"\r\n\
-         x-repo-commit: 0123456789012345678901234567890123456789\r\nConnection: close\r\n\r\n",
+         x-repo-commit: {}\r\nConnection: close\r\n\r\n",
         to - from,
         to.saturating_sub(1),
-        total * 31 + parts.len()
+        total * 31 + parts.len(),
+        if parts.contains(&"main") { "0123456789" } else { "1000000000" }.repeat(4)
     );
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body[from..to]));
 }
@@ -85,6 +86,10 @@ fn hub_ids_load_through_the_cache() {
     assert_eq!(model.config().n_layers, 3);
     assert!(model.tokenizer().is_some());
     assert!(Model::load("owner/tiny-gpt2-sharded").unwrap().tokenizer().is_none());
+    let step = Model::load("owner/tiny-gpt2@step1000").unwrap();
+    assert!(step.origin().name.ends_with("@step1000") && step.origin().files != model.origin().files);
+    let absent = Model::load("owner/tiny-gpt2@step7").unwrap_err().to_string();
+    assert!(absent.contains("config.json"), "{absent}");
     let missing = Model::load("owner/no-such-model").unwrap_err().to_string();
     assert!(missing.contains("owner/no-such-model") && missing.contains("config.json"), "{missing}");
 

@@ -130,6 +130,15 @@ impl ConfigJson {
         serde_json::from_value(value.clone()).map_err(|reason| self.wrong(key, expected, reason.to_string()))
     }
 
+    /// [`ConfigJson::parsed`], or the default if the key is absent.
+    pub(crate) fn parsed_or_default<T: serde::de::DeserializeOwned + Default>(
+        &self,
+        key: &str,
+        expected: &str,
+    ) -> Result<T> {
+        if self.value(key).is_some() { self.parsed(key, expected) } else { Ok(T::default()) }
+    }
+
     /// Returns an error if `key` is present with a value other than `only`, which headscope would silently compute
     /// wrongly.
     pub(crate) fn only(&self, key: &str, only: &Value) -> Result<()> {

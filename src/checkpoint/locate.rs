@@ -39,22 +39,63 @@ pub fn cache_folder() -> PathBuf {
     })
 }
 
-/// The folder, or the GGUF file, of the model called `name`.
+/// The folder, or the GGUF file, of the model called `name`, which may end in `@` and a revision.
 pub(crate) fn find(name: &str, revision: Option<&str>) -> Result<PathBuf> {
     let path = Path::new(name);
-    if path.is_dir() || (path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))) {
-        return Ok(path.to_owned());
+    if let (false, Some((of, own))) = (path.exists(), name.rsplit_once('@')) {
+        return match revision {
+            Some(other) if other != own => Err(Error::argument("revision", format!("`{own}`, as in the name"), other)),
+            _ => find(of, Some(own)),
+        };
+    }
+    if path.is_dir() {
+        return revision.map_or_else(|| Ok(path.to_owned()), |revision| sub_folder(path, revision));
+    }
+    if path.is_file() && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        return without_revision(name, revision).map(|()| path.to_owned());
     }
     if let Some((name, files)) = EMBEDDED.iter().find(|(own, _)| *own == name) {
+        without_revision(name, revision)?;
         return unpack(name, files);
     }
     if INSTALLED.contains(&name) {
+        without_revision(name, revision)?;
         return installed(name);
     }
     if !is_hub_id(name) {
         return Err(not_found(name, "there is no such folder, and it is no hub id".to_owned()));
     }
     fetch(name, revision.unwrap_or("main"))
+}
+
+/// The checkpoint of this name in a folder of several.
+fn sub_folder(folder: &Path, revision: &str) -> Result<PathBuf> {
+    let there = revisions_in(folder)?;
+    if there.iter().any(|known| known == revision) {
+        return Ok(folder.join(revision));
+    }
+    let there = if there.is_empty() { "no folder with a config.json".to_owned() } else { there.join(", ") };
+    Err(not_found(&folder.display().to_string(), format!("of revision `{revision}` there is none; in it is {there}")))
+}
+
+/// The sub-folders that are checkpoints, sorted.
+pub(super) fn revisions_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("read", folder))?;
+    let mut found = vec![];
+    for entry in entries {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        if entry.path().join("config.json").is_file() {
+            found.extend(entry.file_name().into_string());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Fails if there is a revision where there can be none.
+fn without_revision(name: &str, revision: Option<&str>) -> Result<()> {
+    let expected = || format!("none, as `{name}` has a single one");
+    revision.map_or(Ok(()), |revision| Err(Error::argument("revision", expected(), revision)))
 }
 
 /// The folder of a model that `make setup` installs. One that came as a GGUF file is put into Hugging Face layout when it is

@@ -35,12 +35,15 @@ impl Model {
         let tied = |name: &str| name == "w_u" && self.config().tied_unembed;
         let tensors: Vec<_> = self.parameters().into_iter().filter(|(name, _)| !tied(name)).collect();
         write_tensors(&folder.join("model.safetensors"), &tensors, &[])?;
-        let config = json!({
+        let mut config = json!({
             "model_type": headscope::NAME,
             "vocab_size": self.config().vocab,
             "eos_token_id": self.origin().end_tokens,
             headscope::KEY: self.config(),
         });
+        if !self.origin().processing.is_empty() {
+            config[headscope::PROCESSING] = json!(self.origin().processing);
+        }
         let path = folder.join("config.json");
         let text = serde_json::to_vec_pretty(&config).map_err(|reason| Error::io("write", &path)(reason.into()))?;
         file::write_bytes(&path, &text)?;

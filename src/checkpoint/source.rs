@@ -19,7 +19,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::coding::Coding;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::tensors::{Stamp, onednn};
+use crate::tensors::{Stamp, onednn, wide};
 
 /// The tensors of a checkpoint folder, by name.
 pub(crate) struct Source {
@@ -379,7 +379,7 @@ fn in_halves(rows: &Tensor, heads: usize) -> Tensor {
 /// tensor.
 fn finite(rows: &Tensor, first: i64, at: impl Fn() -> String) -> Result<()> {
     // One pass if all is well: a sum over values that are not all finite is not finite.
-    if rows.sum(rows.kind()).double_value(&[]).is_finite() {
+    if rows.sum(wide(rows.kind())).double_value(&[]).is_finite() {
         return Ok(());
     }
     let (flat, before) = (rows.flatten(0, -1), first * rows.size()[1]);

@@ -11,6 +11,8 @@ use super::ModelArguments;
 /// Show a model's architecture, its sites, and the available devices.
 ///
 /// Example: headscope inspect minilm
+///
+/// What loading and a run will take of memory is printed first, from the headers of the files alone; --headers stops there.
 #[derive(Args)]
 pub struct Inspect {
     #[command(flatten)]
@@ -18,10 +20,39 @@ pub struct Inspect {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Show what the headers say, and load nothing
+    #[arg(long)]
+    headers: bool,
+    /// The length of the prompt for which a run's memory is estimated; by default 1024 or the model's context
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    length: Option<u32>,
 }
+
+/// Tokens of the prompt for which a run's memory is estimated.
+const LENGTH: usize = 1024;
 
 impl Inspect {
     pub fn run(&self) -> Result<()> {
+        let preview = self.model.preview()?;
+        let length = self.length.map_or(LENGTH.min(preview.config.n_positions), |length| length as usize);
+        let memory = json!({"load": preview.load_bytes(), "run": preview.run_bytes(1, length), "tokens": length});
+        let line = |name: &str, value: String| println!("{name:<14} {value}");
+        if !self.json {
+            line("model", self.model.model.clone());
+            let [load, run] = [preview.load_bytes(), preview.run_bytes(1, length)].map(mebibytes);
+            line("memory", format!("{load} to load, {run} more for a run over {length} tokens (from the headers)"));
+        }
+        if self.headers {
+            let parameters = preview.parameters;
+            match self.json {
+                true => {
+                    let all = json!({"config": preview.config, "parameters": parameters, "memory": memory});
+                    println!("{}", serde_json::to_string_pretty(&all)?);
+                }
+                false => line("parameters", with_commas(parameters)),
+            }
+            return Ok(());
+        }
         let model = self.model.load()?;
         let config = model.config();
         let sha256 = model.sha256()?;
@@ -33,13 +64,13 @@ impl Inspect {
                 .map(|(name, tensor)| json!({"name": name, "shape": tensor.size()}))
                 .collect();
             let sites: Vec<Site> = Site::all(config);
-            let all = json!({"config": config, "parameters": model.n_parameters(), "sha256": sha256,
+            let bos =
+                bos(&model).map(|(id, token, prepended)| json!({"id": id, "token": token, "prepended": prepended}));
+            let all = json!({"bos": bos, "memory": memory, "config": config, "parameters": model.n_parameters(), "sha256": sha256,
                 "devices": devices, "sites": sites, "tensors": parameters});
             println!("{}", serde_json::to_string_pretty(&all)?);
             return Ok(());
         }
-        let line = |name: &str, value: String| println!("{name:<14} {value}");
-        line("model", self.model.model.clone());
         line("family", config.family.clone());
         line("parameters", with_commas(model.n_parameters()));
         line("layers", config.n_layers.to_string());
@@ -56,11 +87,22 @@ impl Inspect {
         }
         line("output", if config.has_logits() { "logits" } else { "residual stream (an encoder)" }.to_owned());
         line("tokenizer", if model.tokenizer().is_some() { "yes" } else { "none: give token ids" }.to_owned());
+        if let Some((id, token, prepended)) = bos(&model) {
+            let does = if prepended { "before every text" } else { "not put before texts" };
+            line("bos", format!("`{token}` ({id}), {does}; --prepend-bos changes that"));
+        }
         line("sha256", sha256);
         line("devices", devices.join(", "));
         line("sites", sites(&model));
         Ok(())
     }
+}
+
+/// The token that says that a text begins, its text, and whether texts begin with it.
+fn bos(model: &Model) -> Option<(i64, String, bool)> {
+    let tokenizer = model.tokenizer()?;
+    let id = tokenizer.bos()?;
+    Some((id, tokenizer.piece(id), tokenizer.prepends_bos()))
 }
 
 fn heads(model: &Model) -> String {
@@ -81,6 +123,10 @@ fn sites(model: &Model) -> String {
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(name.clone()));
     names.join(" ")
+}
+
+fn mebibytes(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 fn with_commas(n: usize) -> String {

@@ -17,12 +17,13 @@ mod patch;
 mod paths;
 mod roles;
 mod scan;
+mod verify;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use headscope::checkpoint::LoadOptions;
+use headscope::checkpoint::{LoadOptions, Preview};
 use headscope::model::{Model, Tokens};
 use tch::Kind;
 
@@ -43,6 +44,8 @@ enum Command {
     Scan(scan::ScanCommand),
     /// Show a model's architecture, its sites, and the available devices
     Inspect(inspect::Inspect),
+    /// Check a checkpoint: invariants, or another implementation's numbers site by site
+    Verify(verify::Verify),
     /// Run prompts and write activations to a safetensors file
     Activations(activations::Activations),
     /// Ablate every head in turn and tabulate the effect on a metric
@@ -79,6 +82,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Scan(scan) => scan.run(),
         Command::Inspect(inspect) => inspect.run(),
+        Command::Verify(verify) => verify.run(),
         Command::Activations(activations) => activations.run(),
         Command::Ablate(ablate) => ablate.run(),
         Command::Patch(patch) => patch.run(),
@@ -100,7 +104,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
 
 #[derive(Args)]
 struct ModelArguments {
-    /// A folder, a .gguf file, a bundled name, or a hub id
+    /// A folder, a .gguf file, a bundled name, or a hub id; with @REVISION, that revision, or the folder's sub-folder
     model: String,
     /// The type of weights and activations
     #[arg(long, value_enum, default_value_t = Dtype::Float32)]
@@ -108,26 +112,41 @@ struct ModelArguments {
     /// The device to compute on: cpu, cuda, cuda:1
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Revision on the hub: a branch, a tag or a commit
+    /// Revision on the hub: a branch, a tag or a commit; of a folder, the sub-folder
     #[arg(long)]
     revision: Option<String>,
+    /// Whether texts begin with the beginning-of-sequence token; by default the tokenizer's own rule, which `inspect` shows
+    #[arg(long, value_name = "true|false")]
+    prepend_bos: Option<bool>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Dtype {
     Float32,
     Float64,
+    Float16,
+    Bfloat16,
 }
 
 impl ModelArguments {
     fn load(&self) -> Result<Model> {
+        Ok(Model::load_with(&self.model, &self.options()?)?)
+    }
+
+    /// What the headers say.
+    fn preview(&self) -> Result<Preview> {
+        Ok(Preview::of(&self.model, &self.options()?)?)
+    }
+
+    fn options(&self) -> Result<LoadOptions> {
         let kind = match self.dtype {
             Dtype::Float32 => Kind::Float,
             Dtype::Float64 => Kind::Double,
+            Dtype::Float16 => Kind::Half,
+            Dtype::Bfloat16 => Kind::BFloat16,
         };
-        let options =
-            LoadOptions { kind, device: headscope::device::parse(&self.device)?, revision: self.revision.clone() };
-        Ok(Model::load_with(&self.model, &options)?)
+        let device = headscope::device::parse(&self.device)?;
+        Ok(LoadOptions { kind, device, revision: self.revision.clone(), prepend_bos: self.prepend_bos })
     }
 }
 

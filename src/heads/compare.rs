@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
 use crate::table::{Keys, Observation, Table};
+use crate::tensors::wide;
 
 /// A measure of how alike two heads are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +112,8 @@ fn divergences(model: &Model, tokens: &Tokens) -> Result<Array2<f64>> {
         let edges = Tensor::from_slice(&edges.collect::<Vec<i64>>()).to_device(model.device());
         let mut patterns = vec![];
         model.each_layer(&select(tokens, &[number])?, &[Site::Pattern], |layer, run| {
-            patterns.push(run.get(Site::Pattern(layer))?.squeeze_dim(0).flatten(1, 2).index_select(1, &edges));
+            let pattern = run.get(Site::Pattern(layer))?.to_kind(wide(model.kind()));
+            patterns.push(pattern.squeeze_dim(0).flatten(1, 2).index_select(1, &edges));
             Ok(())
         })?;
         let patterns = Tensor::cat(&patterns, 0); // [head, edge]

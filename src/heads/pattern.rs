@@ -122,6 +122,7 @@ impl Targets {
             }
         };
         let torch = || Error::torch("scoring a pattern");
+        let pattern = &pattern.to_kind(self.weights.kind());
         let last = [-1i64].as_slice();
         let value = pattern.flatten(2, 3).f_matmul(&self.weights.transpose(1, 2)).map_err(torch())?;
         // The spread of a query's attention: the sum of squares about the mean of its weights, which sum to 1.

@@ -13,6 +13,7 @@ use crate::model::{Model, Site, Tokens};
 use crate::progress::Progress;
 use crate::stats::Interval;
 use crate::table::{Keys, Observation, Table};
+use crate::tensors::wide;
 
 /// Which scores to compute, and with which intervals.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -129,7 +130,7 @@ impl Profile {
         let mut progress = Progress::new("prompts", batch);
         for numbers in batches(model, tokens) {
             let some: Vec<_> = numbers.iter().map(|&number| all[number].clone()).collect();
-            let targets = Targets::new(&profile.scores, &some, model.kind(), model.device())?;
+            let targets = Targets::new(&profile.scores, &some, wide(model.kind()), model.device())?;
             model.each_layer(&select(tokens, &numbers)?, &[Site::Pattern], |layer, run| {
                 let measured = targets.measure(run.get(Site::Pattern(layer))?)?;
                 profile.keep(layer, &numbers, &measured);

@@ -9,12 +9,14 @@
 //! | [`Tokens`], [`Prompts`] | a batch of prompts; pairs of them with answers and named positions |
 //! | [`Dictionary`] | the features of a site: sparse dictionaries in SAELens' layout |
 //! | [`Model::generate`], [`Generation`] | what the model writes after prompts, also under a plan |
+//! | [`Model::processed`], [`Processing`] | other weights that compute the same: norms folded, matrices centred |
 
 mod arch;
 mod dictionary;
 mod exec;
 mod generate;
 mod hooks;
+mod processing;
 
 use std::path::PathBuf;
 
@@ -25,7 +27,7 @@ pub use arch::{
     Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use arch::{
-    Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, Size, Spread, Weights, Wire, Wires, Wiring,
+    Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, PassSize, Size, Spread, Weights, Wire, Wires, Wiring,
 };
 pub use dictionary::Dictionary;
 pub(crate) use exec::{
@@ -34,10 +36,11 @@ pub(crate) use exec::{
 pub use generate::{Continuation, Ending, Generated, Generation, Piece};
 pub use hooks::{Action, Edit, Function, Plan, Run, Selector, Span, Tap};
 pub(crate) use hooks::{Bank, Growing, Means, Program, Window, in_turn};
+pub use processing::Processing;
 
 use crate::error::{Error, Result};
 pub use crate::site::{Axis, Site, UnknownSite};
-use crate::tensors::{Identity, Stamp, onednn};
+use crate::tensors::{Identity, Stamp, check_kind, onednn};
 use crate::text::prompts::Recipe;
 use crate::text::{HasTokenizer, Tokenizer};
 pub use crate::text::{Prompts, Tokens};
@@ -76,6 +79,8 @@ pub struct Origin {
     pub files: Vec<PathBuf>,
     /// Token ids at which generation ends.
     pub end_tokens: Vec<i64>,
+    /// How the weights were rewritten since, in this order.
+    pub processing: Vec<Processing>,
 }
 
 impl Model {
@@ -93,7 +98,7 @@ impl Model {
         Self::random_as(config, seed, Kind::Float, Device::Cpu)
     }
 
-    /// [`Model::random`] in a given type (`Float` or `Double`) on a given device.
+    /// [`Model::random`] in a given type (`Float`, `Double`, `Half` or `BFloat16`) on a given device.
     ///
     /// # Errors
     /// If the config does not [validate](ModelConfig::validate), or for any other type.
@@ -104,9 +109,7 @@ impl Model {
     fn drawn(config: &ModelConfig, seed: u64, spread: Spread, kind: Kind, device: Device) -> Result<Self> {
         config.validate()?;
         crate::device::check(device)?;
-        if !matches!(kind, Kind::Float | Kind::Double) {
-            return Err(Error::argument("kind", "Float or Double", format!("{kind:?}")));
-        }
+        check_kind(kind)?;
         let weights = Weights::drawn(config, seed, spread, kind, device)?;
         let origin = Origin { name: format!("random {} seed {seed}", config.family), ..Origin::default() };
         Ok(Self::new(config.clone(), weights, origin, None))

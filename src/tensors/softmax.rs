@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use super::wide;
+
 /// Shorter than a vector register: libtorch then takes the numbers one by one, at ten times the cost.
 const FEW: i64 = 16;
 
@@ -10,9 +12,9 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor, TchError> {
     over_last(x, |x, axis| x.f_softmax(axis, None::<Kind>))
 }
 
-/// x - ln(sum(exp(x))) over the last axis.
+/// x - ln(sum(exp(x))) over the last axis; float32 for half precision.
 pub(crate) fn log_softmax(x: &Tensor) -> Result<Tensor, TchError> {
-    over_last(x, |x, axis| x.f_log_softmax(axis, None::<Kind>))
+    over_last(x, |x, axis| x.f_log_softmax(axis, wide(x.kind())))
 }
 
 /// Applies `of` along the last axis; if that is short, to a transposed copy, so that vector registers hold numbers of the other

@@ -16,7 +16,22 @@ use crate::file;
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    bos: Bos,
 }
+
+/// Does a text begin with a token that says so?
+#[derive(Debug, Clone, Copy, Default)]
+struct Bos {
+    /// The token, if one is known.
+    id: Option<i64>,
+    /// Whether the tokenizer itself puts it before a text.
+    own: bool,
+    /// What was asked for instead.
+    asked: Option<bool>,
+}
+
+/// The tokens of a text: the id of each, the byte range that it comes from, and whether it is special.
+type Encoded = Vec<(i64, Range<usize>, bool)>;
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`. Any truncation and padding that it configures are disabled.
@@ -36,7 +51,7 @@ impl Tokenizer {
         let mut inner = read.map_err(|reason| failed(at(), reason))?;
         inner.with_truncation(None).map_err(|reason| failed(at(), reason))?;
         inner.with_padding(None);
-        Ok(Self { inner })
+        Ok(Self::of(inner))
     }
 
     /// A tokenizer that splits texts at whitespace into whole words, whose ids are their indices in `words`. Unknown
@@ -99,7 +114,73 @@ impl Tokenizer {
             "model": model,
         });
         let made = guarded(|| tokenizers::Tokenizer::from_bytes(file.to_string().as_bytes()));
-        Ok(Self { inner: made.map_err(|reason| failed(at.to_owned(), reason))? })
+        Ok(Self::of(made.map_err(|reason| failed(at.to_owned(), reason))?))
+    }
+
+    fn of(inner: tokenizers::Tokenizer) -> Self {
+        let mut made = Self { inner, bos: Bos::default() };
+        // A tokenizer of words does not know the text that this asks about; it has no frame.
+        let (before, _) = made.frame().unwrap_or_default();
+        made.bos = Bos { id: before.first().copied(), own: !before.is_empty(), asked: None };
+        made
+    }
+
+    /// The same tokenizer, whose texts begin with the beginning-of-sequence token or do not; by default (`None`) as its own
+    /// `tokenizer.json` says. A token that is there already is not put there twice.
+    ///
+    /// ```
+    /// use headscope::model::Model;
+    /// let model = Model::load("fixtures/checkpoints/tiny-gpt2")?;
+    /// let tokenizer = model.tokenizer().ok_or("no tokenizer")?.clone();
+    /// let [as_it_is, with] = [None, Some(true)].map(|bos| tokenizer.clone().with_prepend_bos(bos)?.encode(&["the head"]));
+    /// let (as_it_is, with) = (as_it_is?, with?);
+    /// assert_eq!(with.row(0)[1..], *as_it_is.row(0)); // GPT-2's own tokenizer puts nothing there
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If it is asked for and no such token is known.
+    pub fn with_prepend_bos(mut self, asked: Option<bool>) -> Result<Self> {
+        if asked == Some(true) && self.bos.id.is_none() {
+            let expected = "a tokenizer or a config.json that names a beginning-of-sequence token";
+            return Err(Error::argument("prepend_bos", expected, "none"));
+        }
+        self.bos.asked = asked;
+        Ok(self)
+    }
+
+    /// The same tokenizer, with the beginning-of-sequence token of a config, unless it has one of its own.
+    pub(crate) fn with_bos(mut self, id: Option<i64>) -> Self {
+        self.bos.id = self.bos.id.or(id);
+        self
+    }
+
+    /// The token that says that a text begins, if one is known: the first that the tokenizer itself puts there, otherwise
+    /// `bos_token_id` of the checkpoint's config.
+    pub fn bos(&self) -> Option<i64> {
+        self.bos.id
+    }
+
+    /// Whether texts begin with [`Tokenizer::bos`].
+    pub fn prepends_bos(&self) -> bool {
+        self.bos.asked.unwrap_or(self.bos.own)
+    }
+
+    /// The tokens of a text, with or without special ones; `at` names the text in errors.
+    fn encoded(&self, text: &str, special: bool, at: impl FnOnce() -> String) -> Result<Encoded> {
+        let encoded = guarded(|| self.inner.encode(text, special)).map_err(|reason| failed(at(), reason))?;
+        let ids = encoded.get_ids().iter().map(|&id| i64::from(id));
+        let spans = encoded.get_offsets().iter().map(|&(a, b)| a..b);
+        let marks = encoded.get_special_tokens_mask().iter().map(|&mask| mask == 1);
+        let mut all: Encoded = ids.zip(spans).zip(marks).map(|((id, span), mark)| (id, span, mark)).collect();
+        let first = all.first().map(|(id, _, mark)| (*id, *mark));
+        match (special.then_some(self.bos.asked).flatten(), self.bos.id) {
+            (Some(true), Some(bos)) if first.is_none_or(|(id, _)| id != bos) => all.insert(0, (bos, 0..0, true)),
+            // Not one that stands in the text.
+            (Some(false), Some(bos)) if first == Some((bos, true)) => drop(all.remove(0)),
+            _ => {}
+        }
+        Ok(all)
     }
 
     /// Number of tokens.
@@ -114,7 +195,8 @@ impl Tokenizer {
         file::write_bytes(path, text.as_bytes())
     }
 
-    /// Encodes `texts`, including special tokens, padded on the right.
+    /// Encodes `texts`, including special tokens: those that the tokenizer adds, and the beginning-of-sequence token as
+    /// [asked](Tokenizer::with_prepend_bos).
     ///
     /// # Errors
     /// If a text gives no token.
@@ -139,12 +221,10 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails on the text.
     pub fn spans(&self, text: &str) -> Result<Vec<Range<usize>>> {
-        let at = || format!("{text:?}");
-        let encoded = guarded(|| self.inner.encode(text, true)).map_err(|reason| failed(at(), reason))?;
-        let special = encoded.get_special_tokens_mask().iter().map(|&mask| mask == 1);
-        let spans = encoded.get_offsets().iter().zip(encoded.get_ids()).zip(special);
-        let blank = |id: u32| self.piece(i64::from(id)).trim().is_empty();
-        Ok(spans.map(|((&(a, b), &id), special)| if special || blank(id) { a..a } else { a..b }).collect())
+        let encoded = self.encoded(text, true, || format!("{text:?}"))?;
+        let blank = |id: i64| self.piece(id).trim().is_empty();
+        let span = |(id, Range { start, end }, special)| start..if special || blank(id) { start } else { end };
+        Ok(encoded.into_iter().map(span).collect())
     }
 
     /// The tokens of a text without special ones: the id of each, and the byte range that it comes from, with its spaces.
@@ -152,10 +232,8 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails on the text.
     pub(crate) fn pieces(&self, text: &str) -> Result<Vec<(i64, Range<usize>)>> {
-        let encoded =
-            guarded(|| self.inner.encode(text, false)).map_err(|reason| failed("a text".to_owned(), reason))?;
-        let ranges = encoded.get_offsets().iter().map(|&(a, b)| a..b);
-        Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).zip(ranges).collect())
+        let encoded = self.encoded(text, false, || "a text".to_owned())?;
+        Ok(encoded.into_iter().map(|(id, range, _)| (id, range)).collect())
     }
 
     /// Whether a token is special: a start or end token, padding, a mask.
@@ -169,7 +247,7 @@ impl Tokenizer {
         self.inner.token_to_id(text).map(i64::from).filter(|&id| self.is_special(id))
     }
 
-    /// The special tokens that the tokenizer adds before and after a text.
+    /// The special tokens before and after a text.
     ///
     /// # Errors
     /// If the tokenizer fails on a text.
@@ -234,8 +312,8 @@ impl Tokenizer {
 
     /// The ids of a text, with or without special tokens; `at` names the text in errors.
     pub(super) fn ids(&self, text: &str, special: bool, at: &str) -> Result<Vec<i64>> {
-        let encoded = guarded(|| self.inner.encode(text, special)).map_err(|reason| failed(at.to_owned(), reason))?;
-        Ok(encoded.get_ids().iter().map(|&id| i64::from(id)).collect())
+        let encoded = self.encoded(text, special, || at.to_owned())?;
+        Ok(encoded.into_iter().map(|(id, ..)| id).collect())
     }
 }
 

@@ -72,6 +72,45 @@ impl Tokens {
         of.fitted(tokens?)
     }
 
+    /// [`Tokens::from_ids`] of rows that are padded already, on either side or on both, as other libraries' tokenizers return
+    /// them: `mask` is 1 at tokens and 0 at padding (transformers' `attention_mask`).
+    ///
+    /// Padding has no effect: no token attends to it, and position 0 is the first token of each prompt, on whichever side the
+    /// padding was. In what a run returns, prompts begin at position 0 and padding follows them; [`Run::last`] finds their ends.
+    ///
+    /// ```
+    /// use headscope::model::{ModelConfig, Model, Tokens};
+    /// let model = Model::random(&ModelConfig::default(), 0)?;
+    /// let left = Tokens::from_padded(&model, &[vec![5, 6, 7], vec![0, 8, 9]], &[vec![1, 1, 1], vec![0, 1, 1]])?;
+    /// assert_eq!(left, Tokens::from_ids(&model, &[vec![5, 6, 7], vec![8, 9]])?);
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// [`Run::last`]: crate::model::Run::last
+    ///
+    /// # Errors
+    /// As [`Tokens::from_ids`]; also if mask and rows differ in shape, or a prompt's tokens do not stand together.
+    pub fn from_padded(of: &impl HasTokenizer, rows: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<Self> {
+        let lengths = |rows: &[Vec<i64>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
+        if lengths(rows) != lengths(mask) {
+            let (expected, found) = (format!("rows of lengths {:?}", lengths(rows)), format!("{:?}", lengths(mask)));
+            return Err(Error::argument("mask", expected, found));
+        }
+        let inside = |(prompt, (row, mask)): (usize, (&Vec<i64>, &Vec<i64>))| {
+            let first = mask.iter().position(|&real| real != 0).unwrap_or(0);
+            let end = mask.iter().rposition(|&real| real != 0).map_or(0, |last| last + 1);
+            match mask[first.min(end)..end].iter().all(|&real| real == 1) {
+                true => Ok(row[first.min(end)..end].to_vec()),
+                false => {
+                    let found = format!("{mask:?} for prompt {prompt}");
+                    Err(Error::argument("mask", "ones at tokens that stand together, zeros around them", found))
+                }
+            }
+        };
+        let rows = rows.iter().zip(mask).enumerate().map(inside).collect::<Result<Vec<_>>>()?;
+        Self::from_ids(of, &rows)
+    }
+
     /// Sets the text of each token, for figures and tables.
     ///
     /// # Errors
@@ -232,8 +271,8 @@ impl Tokens {
         Tensor::from_slice(&flat).view([self.batch() as i64, self.positions as i64]).to_device(device)
     }
 
-    /// True at real tokens and false at padding, `[batch, position]`.
-    pub(crate) fn valid(&self, device: Device) -> Tensor {
+    /// True at real tokens and false at padding, `[batch, position]`: the mask of what a run returns.
+    pub fn valid(&self, device: Device) -> Tensor {
         let lengths: Vec<i64> = self.rows.iter().map(|row| row.len() as i64).collect();
         let lengths = Tensor::from_slice(&lengths).to_device(device).unsqueeze(1);
         Tensor::arange(self.positions as i64, (Kind::Int64, device)).unsqueeze(0).lt_tensor(&lengths)

@@ -1,6 +1,7 @@
 //! The one table of tolerances, with the derivation of every bound, and the comparisons that use it.
 
 use headscope::model::ModelConfig;
+use headscope::verify::{rounding, roundoff};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -9,23 +10,8 @@ use tch::{Kind, Tensor};
 ///
 /// # float32
 ///
-/// Let `u` = 2^-24 be the unit roundoff. One operation errs by at most `u` times the size of its result, with either sign
-/// and, in practice, independently of all others (Higham and Mary, "A new approach to probabilistic rounding error
-/// analysis", SIAM J. Sci. Comput. 41, 2019).
-///
-/// - A **sum** of `n` terms rounds `n` partial sums. Where terms have either sign, these are no larger than the scale of the
-///   results, so the standard deviation of the error is at most `u sqrt(n)` of that scale.
-/// - A **layer** chains nine sums: its two norms, the projection to queries, keys and values, the scores, the softmax, z, the
-///   output projection, and the two projections of the MLP. Independent errors add in squares: `u sqrt(9 n)`, with the
-///   longest sum for `n`.
-/// - The **depth** counts linearly. The independent errors of `L` layers would add to only `sqrt(L)` times that of one, but
-///   the residual stream hands the errors of early layers to all later ones, which may enlarge them: attention does where
-///   scores are large. The factor `sqrt(L)` between the two is the allowance for that. The final norm and the unembedding
-///   count as one more layer.
-/// - Of a tensor's many elements the worst is judged: **six** standard deviations leave one in 10^9 outside.
-///
-/// Together `6 (L + 1) u sqrt(9 n)` of a tensor's scale, 4.9e-5 for the GPT-2 fixture (`L` = 3, `n` = 128). Nothing in it
-/// depends on the processor, on the order of summation, or on whether attention is fused.
+/// [`rounding`] derives the bound `6 (L + 1) u sqrt(9 n)` of a tensor's scale, with the unit roundoff `u` = 2^-24, the layers `L`
+/// and the longest sum `n`: 4.9e-5 for the GPT-2 fixture (`L` = 3, `n` = 128).
 ///
 /// A bound that every correct implementation keeps says little about one that is slightly wrong. Golden tests therefore
 /// also hold our error to a multiple of that of another implementation: [`assert_as_accurate`].
@@ -34,6 +20,12 @@ use tch::{Kind, Tensor};
 ///
 /// The same formula with `u` = 2^-53 gives 9e-14. The bounds leave three digits above that for tables in which results of
 /// different sizes meet (effects beside losses), and stay four digits below anything that passed through float32.
+///
+/// # float16 and bfloat16
+///
+/// The same formula with `u` = 2^-11 and 2^-8, where products sum in float32 and round once ([`rounding`]): 0.05 and 0.4 of the
+/// scale for the worst element at `L` = 3, six standard deviations of 0.8 % and 6.6 %. Of such bounds the sharper is the other
+/// one: no farther from the float64 truth than transformers in the same type ([`assert_as_accurate`]).
 #[derive(Debug, Clone, Copy)]
 pub enum Tol {
     /// The same formula in another order of summation, through a whole model no larger than those of the tests.
@@ -61,18 +53,9 @@ pub enum Tol {
 
 /// Layers, and terms of the longest sum, of the largest model that the tests draw or keep as a fixture (`tiny-gpt2`).
 const SMALL: (usize, usize) = (3, 128);
-/// Sums that follow one another in a layer.
-const CHAINED: f64 = 9.0;
-/// Standard deviations.
-const SURE: f64 = 6.0;
 
 /// [`Tol::Samples`] as a number.
 pub const ROUNDING: f64 = 1e-9;
-
-/// Half the distance from 1 to the next number: the largest relative error of one rounding.
-fn roundoff(kind: Kind) -> f64 {
-    if kind == Kind::Double { f64::EPSILON / 2.0 } else { f64::from(f32::EPSILON) / 2.0 }
-}
 
 /// Terms of the longest sum of a forward pass. Sums over keys are shorter in all tests.
 fn terms(config: &ModelConfig) -> usize {
@@ -87,15 +70,13 @@ impl Tol {
 
     /// The largest error that is allowed, in units of the scale.
     pub fn bound(self) -> f64 {
-        let derived =
-            |kind, layers: usize, terms: usize| SURE * layers as f64 * roundoff(kind) * (CHAINED * terms as f64).sqrt();
         match self {
             Self::Model(Kind::Double) | Self::Deep { kind: Kind::Double, .. } => 1e-10,
             Self::Layer(Kind::Double) => 1e-11,
-            Self::Model(kind) => derived(kind, SMALL.0 + 1, SMALL.1),
-            Self::Deep { kind, layers, terms } => derived(kind, layers + 1, terms),
-            Self::Layer(kind) => derived(kind, 1, SMALL.1),
-            Self::Tables { layers, positions } => derived(Kind::Float, layers + 1, positions * positions),
+            Self::Model(kind) => rounding(kind, SMALL.0 + 1, SMALL.1),
+            Self::Deep { kind, layers, terms } => rounding(kind, layers + 1, terms),
+            Self::Layer(kind) => rounding(kind, 1, SMALL.1),
+            Self::Tables { layers, positions } => rounding(Kind::Float, layers + 1, positions * positions),
             Self::Number => 1e-12,
             Self::Samples => ROUNDING,
             Self::Conditioned(number) => Self::Layer(Kind::Double).bound() * number,
@@ -172,8 +153,8 @@ pub fn assert_same(what: &str, found: &Value, expected: &Value, tol: Tol) {
     }
 }
 
-/// Fails where our float32 result is farther from the float64 truth than a small multiple of another implementation's
-/// float32 result, both as root mean squares over the tensor, of which single elements say little.
+/// Fails where our result is farther from the float64 truth than a small multiple of another implementation's result of the
+/// same type, both as root mean squares over the tensor, of which single elements say little.
 ///
 /// The multiple is what the order of summation can make: the error of `n` terms summed one after another grows as
 /// `sqrt(n)`, of pairs of pairs as `sqrt(log2 n)`, so one implementation may be `sqrt(n / log2 n)` times as far off as
@@ -185,7 +166,8 @@ pub fn assert_as_accurate(what: &str, ours: &Tensor, other: &Tensor, truth: &Ten
     let error = |found: &Tensor| scale(&(flat64(found) - &truth));
     let terms = terms(config) as f64;
     let multiple = (terms / terms.log2()).sqrt();
-    let (ours, other, floor) = (error(ours), error(other), 2.0 * f64::from(f32::EPSILON) * scale(&truth));
+    let floor = 4.0 * roundoff(ours.kind()) * scale(&truth);
+    let (ours, other) = (error(ours), error(other));
     assert!(
         ours <= multiple * other + floor,
         "{what}: {ours:e} from the truth, where the other implementation is {other:e}; {multiple:.1} times that and \

@@ -18,6 +18,8 @@ pub(super) const FAMILY: Family =
 pub(crate) const NAME: &str = "headscope";
 /// The key of `config.json` that holds the [`ModelConfig`].
 pub(crate) const KEY: &str = "model";
+/// The key of `config.json` that says how the weights were rewritten before they were saved.
+pub(crate) const PROCESSING: &str = "processing";
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     json.parsed(KEY, "a model's architecture")

@@ -9,7 +9,7 @@ use super::{Engine, Setup, Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::model::{
-    Action, Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, Site, Size, Wire, last_query_pays,
+    Action, Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, PassSize, Site, Size, Wire, last_query_pays,
 };
 
 /// What variants must share to go through the layers together. Groups are computed in this order.
@@ -184,17 +184,11 @@ impl Setup<'_> {
         self.bytes_of(width + values.into_iter().map(|(_, wire)| wire.width(config)).sum::<usize>())
     }
 
-    /// Estimated peak bytes of one variant of a group, as if a block held all of its values until its end, the widest
-    /// one twice, and three patterns.
+    /// Estimated peak bytes of one variant of a group, with patterns.
     pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
-        let (config, tokens) = (self.model.config(), self.computed(group));
-        let widths = |layer| self.model.wiring().block(layer).steps().iter().map(|step| step.wire.width(config));
-        let of_block = |layer| widths(layer).sum::<usize>() + widths(layer).max().unwrap_or(0);
-        let width = (0..config.n_layers).map(of_block).max().unwrap_or(0);
-        let experts = config.experts.map_or(0, |experts| 3 * experts.top_k * config.d_mlp);
-        let pattern = 3 * tokens * self.tokens.positions() * config.n_heads;
-        let logits = if group.whole { tokens * config.vocab } else { 0 };
-        (tokens * (width + experts) + pattern + logits) * self.model.kind().elt_size_in_bytes()
+        let (tokens, keys) = (self.computed(group), self.tokens.positions());
+        let size = PassSize { tokens, keys, logits: group.whole, patterns: true };
+        self.model.config().pass_bytes(self.model.wiring(), self.model.kind(), size)
     }
 
     /// Fails if memory does not hold all `steps` of integrated gradients, which go through all layers, and back,

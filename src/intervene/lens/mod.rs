@@ -132,7 +132,7 @@ impl<'a> Lens<'a> {
             let read = |site: &Site| self.translated(*site, &rows_at(run.get(*site)?, &places));
             let streams = depths.iter().map(read).collect::<Result<Vec<_>>>()?;
             // All depths together: the unembedding, the largest matrix of a small model, is read once.
-            let read = |x: &Tensor| Ok(self.model.unembed(x)?.log_softmax(-1, None::<Kind>));
+            let read = |x: &Tensor| Ok(self.model.unembed(x)?.log_softmax(-1, None::<Kind>)); // float32 in half precision
             let found = self.ranked(&Tensor::cat(&streams, 0), k, read)?;
             for (site, found) in depths.iter().zip(found.chunks((places.len() * k).max(1))) {
                 let keys = Keys { site: Some(site.kind().into()), layer: number(site.layer()), ..Keys::default() };

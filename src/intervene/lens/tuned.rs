@@ -16,7 +16,7 @@ use crate::model::{Model, Plan, Site, Tokens};
 use crate::progress::Progress;
 use crate::stats::stream;
 use crate::table::{Keys, Observation, Table};
-use crate::tensors::{Tensors, write_tensors};
+use crate::tensors::{Tensors, is_half, write_tensors};
 
 /// Options of [`Lens::tuned`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -110,10 +110,14 @@ impl<'a> Lens<'a> {
     /// ```
     ///
     /// # Errors
-    /// If the options are invalid, the tokens do not fit the model or give fewer than two positions, or the model has no
+    /// If the options are invalid, the model is in half precision, the tokens do not fit it or give fewer than two positions, or it has no
     /// logits.
     pub fn tuned(model: &'a Model, tokens: &Tokens, options: &TunedOptions) -> Result<Self> {
         options.validate()?;
+        if is_half(model.kind()) {
+            let expected = "one in float32 or float64 to train a lens on; a trained lens serves half precision too";
+            return Err(Error::argument("model", expected, format!("{:?}", model.kind())));
+        }
         let mut lens = Self::logit(model);
         lens.need_logits()?;
         let (training, held_out) = split(tokens, options)?;

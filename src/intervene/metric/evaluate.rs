@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::Metric;
 use crate::error::{Error, Result};
 use crate::model::{Model, Tokens};
+use crate::tensors::wide;
 use crate::workers::readable;
 
 /// The end of a pass over `n` stacked copies of the batch.
@@ -338,7 +339,7 @@ impl<'a> Readout<'a> {
     /// ln p at the metric's places, `[place, vocab]`, computed block by block so that all logits and all logarithms are
     /// never held at once.
     fn log_p(&self, output: &Output) -> Result<Tensor> {
-        let kind = (self.model.kind(), self.model.device());
+        let kind = (wide(self.model.kind()), self.model.device());
         let all = Tensor::empty([self.places.size()[0], self.model.config().vocab as i64], kind);
         let (places, parts) = (self.places.split(self.at_once, 0), all.split(self.at_once, 0));
         for (places, mut part) in places.into_iter().zip(parts) {
@@ -381,7 +382,7 @@ impl<'a> Readout<'a> {
     /// The logits at flat places, `[place, vocab]`.
     fn logits_at(&self, output: &Output, places: &Tensor) -> Result<Tensor> {
         match &output.logits {
-            Some(logits) => Ok(logits.flatten(0, 1).index_select(0, places)),
+            Some(logits) => Ok(widened(&logits.flatten(0, 1).index_select(0, places))),
             None => self.model.unembed(&output.resid.flatten(0, 1).index_select(0, places)),
         }
     }
@@ -391,7 +392,7 @@ impl<'a> Readout<'a> {
         match &output.logits {
             Some(logits) => {
                 let rows = logits.flatten(0, 1).index_select(0, places);
-                Ok(rows.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1))
+                Ok(widened(&rows.gather(1, &ids.unsqueeze(1), false).squeeze_dim(1)))
             }
             None => self.model.unembed_one(&output.resid.flatten(0, 1).index_select(0, places), ids),
         }
@@ -399,16 +400,22 @@ impl<'a> Readout<'a> {
 
     /// The logits at all computed positions.
     fn all_logits(&self, output: &Output) -> Result<Tensor> {
-        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), |logits| Ok(logits.shallow_clone()))
+        output.logits.as_ref().map_or_else(|| self.model.unembed(&output.resid), |logits| Ok(widened(logits)))
     }
 
     /// The mean of the residual stream over tokens, padding excluded, `[n * batch, d_model]`.
     fn pooled(&self, resid: &Tensor) -> Tensor {
         let n = resid.size()[0] / self.batch;
         let valid = self.valid.repeat([n, 1]).unsqueeze(-1);
-        let sum = resid.where_self(&valid, &resid.zeros_like()).sum_dim_intlist([1i64].as_slice(), false, None);
+        let real = resid.where_self(&valid, &resid.zeros_like());
+        let sum = real.sum_dim_intlist([1i64].as_slice(), false, wide(resid.kind()));
         sum / self.lengths.repeat([n]).unsqueeze(1)
     }
+}
+
+/// Logits as metrics read them: float32 in half precision.
+fn widened(logits: &Tensor) -> Tensor {
+    logits.to_kind(wide(logits.kind()))
 }
 
 /// ln p of each row of logits.

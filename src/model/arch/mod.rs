@@ -4,6 +4,7 @@ mod attend;
 mod config;
 mod init;
 mod sites;
+mod size;
 mod validate;
 mod weights;
 mod wire;
@@ -15,6 +16,7 @@ pub use config::{
     Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use init::Spread;
-pub(crate) use weights::{Block, Linear, Make, Mlp, Norm, Shared, Weights};
+pub(crate) use size::PassSize;
+pub(crate) use weights::{Attention, Block, Linear, Make, Mlp, Norm, Shared, Transform, Unembedding, Weights};
 pub(crate) use wire::{Wire, Wires};
 pub(crate) use wiring::{BlockWiring, Cut, NormAt, Op, Size, Step, Wiring};

@@ -175,14 +175,15 @@ impl Linear {
         product.f_view(shape.as_slice())
     }
 
-    /// This projection with the weights of the norm before it folded in; all have a `run` axis.
+    /// This projection with the weights of the norm before it folded in: `diag(w) W` with the bias `b_norm W + b`. All may have
+    /// a leading `run` axis.
     pub(crate) fn after_norm(&self, norm: &Norm) -> Self {
-        let moved = norm.b.as_ref().map(|b| b.unsqueeze(1).bmm(&self.w).squeeze_dim(1));
+        let moved = norm.b.as_ref().map(|b| b.unsqueeze(-2).matmul(&self.w).squeeze_dim(-2));
         let b = match (moved, &self.b) {
             (Some(moved), Some(b)) => Some(moved + b),
             (moved, b) => moved.or_else(|| b.as_ref().map(Tensor::shallow_clone)),
         };
-        Self { w: &self.w * norm.w.unsqueeze(2), b }
+        Self { w: &self.w * norm.w.unsqueeze(-1), b }
     }
 
     /// Some of its columns, given by the first and their number.

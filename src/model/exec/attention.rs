@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::arch::{Attend, Block, Norm, QkNorm, ScoreBias};
 use crate::model::{Model, sent};
 use crate::site::Site;
+use crate::tensors::is_half;
 use crate::workers::readable;
 
 /// Keys and values per layer, `[batch, kv_head, position, d_head]`, keys rotated.
@@ -312,7 +313,9 @@ fn gather(
         Some(hidden) => scores.f_masked_fill_tensor(hidden, &number(f64::NEG_INFINITY)).map_err(failed(q, k)),
         None => Ok(scores),
     };
-    let mut scores = seen.scores(q).and_then(|scores| scores.f_mul(&number(extra.scale))).map_err(failed(q, k))?;
+    // A number of no axes on the CPU is not rounded to half precision before it multiplies.
+    let scale = if is_half(q.kind()) { Tensor::from(extra.scale) } else { number(extra.scale) };
+    let mut scores = seen.scores(q).and_then(|scores| scores.f_mul(&scale)).map_err(failed(q, k))?;
     if let Some(bias) = &extra.bias {
         scores = scores.f_add(bias).map_err(failed(q, k))?;
     }

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::arch::NormKind;
 use crate::site::Site;
+use crate::tensors::wide;
 
 impl Pass<'_> {
     /// The logits, from the residual stream after the last block; that stream, normalised, in a model without logits.
@@ -39,26 +40,28 @@ impl Pass<'_> {
 }
 
 impl Model {
-    /// The logits of rows of the last residual stream, `[.., d_model]` to `[.., vocab]`.
+    /// The logits of rows of the last residual stream, `[.., d_model]` to `[.., vocab]`; float32 in half precision.
     pub(crate) fn unembed(&self, x: &Tensor) -> Result<Tensor> {
         match &self.weights().unembedding {
             Some(unembedding) => {
-                Ok(self.finished(unembedding.linear.fast(&self.before_unembed(&self.final_norm(x))?)?))
+                let logits = unembedding.linear.fast(&self.before_unembed(&self.final_norm(x))?)?;
+                Ok(self.finished(logits.to_kind(wide(x.kind()))))
             }
-            None => Ok(x.shallow_clone()),
+            None => Ok(x.to_kind(wide(x.kind()))),
         }
     }
 
     /// The logits of some tokens: `[.., d_model]` and ids `[n]` to `[.., n]`.
     pub(crate) fn unembed_some(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (columns, b) = self.columns(ids);
-        Ok(self.finished(self.before_unembed(&self.final_norm(x))?.matmul(&columns.tr()) + b))
+        let logits = self.before_unembed(&self.final_norm(x))?.matmul(&columns.tr()) + b;
+        Ok(self.finished(logits.to_kind(wide(x.kind()))))
     }
 
     /// One logit of each row: `[n, d_model]` and ids `[n]` to `[n]`.
     pub(crate) fn unembed_one(&self, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let (columns, b) = self.columns(ids);
-        let read = self.before_unembed(&self.final_norm(x))?;
+        let read = self.before_unembed(&self.final_norm(x))?.to_kind(wide(x.kind()));
         Ok(self.finished((read * columns).sum_dim_intlist([-1i64].as_slice(), false, None) + b))
     }
 
@@ -109,7 +112,7 @@ impl Model {
     }
 
     /// `x` through the norm after the last block, if there is one.
-    fn final_norm(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn final_norm(&self, x: &Tensor) -> Tensor {
         match &self.weights().ln_final {
             Some(ln) => norm::fused(self.config().norm, ln, x, self.config().norm_eps),
             None => x.shallow_clone(),

@@ -7,6 +7,7 @@ use super::norm;
 use super::pass::Pass;
 use crate::error::{Error, Result};
 use crate::model::arch::{Activation, Block, Mlp, NormKind, Op, Shared, Step};
+use crate::tensors::wide;
 
 /// One step of a block's MLP.
 pub(super) fn compute(pass: &Pass<'_>, block: &Block, step: &Step, state: &State) -> Result<Tensor> {
@@ -29,10 +30,10 @@ pub(super) fn route(pass: &Pass<'_>, block: &Block, x: &Tensor) -> Result<Tensor
     let (Some(experts), Some(config)) = (&block.experts, pass.model.config().experts) else {
         return Err(Error::argument("block", "experts", "none"));
     };
-    let all = experts.router.forward(x)?.softmax(-1, None::<Kind>);
+    let all = experts.router.forward(x)?.softmax(-1, wide(x.kind()));
     let (top, chosen) = all.topk(config.top_k as i64, -1, true, true);
     let top = if config.normalised { &top / top.sum_dim_intlist([-1i64].as_slice(), true, None::<Kind>) } else { top };
-    Ok(all.zeros_like().scatter(-1, &chosen, &top))
+    Ok(all.zeros_like().scatter(-1, &chosen, &top).to_kind(x.kind()))
 }
 
 /// The weighted sum of the experts' outputs; `x` and `weights` are `[row, position, ..]`. An expert is computed only at the

@@ -1,8 +1,10 @@
-//! How are activations normalised? By LayerNorm or RMSNorm, in one call or in parts.
+//! How are activations normalised? By LayerNorm or RMSNorm, in one call or in parts; in half precision by way of float32, as in
+//! transformers (and inside libtorch's LayerNorm).
 
 use tch::{Kind, Tensor};
 
 use crate::model::arch::{Norm, NormKind};
+use crate::tensors::wide;
 
 /// The normalised `x`, in one libtorch call if there is one.
 pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Tensor {
@@ -15,7 +17,10 @@ pub(super) fn fused(kind: NormKind, weights: &Norm, x: &Tensor, eps: f64) -> Ten
             x.layer_norm(width.as_slice(), Some(&weights.w), weights.b.as_ref(), eps, false)
         }
         // The order of operations of transformers, so that float32 agrees to the last bits.
-        NormKind::Rms => &weights.w * (x * (mean(&x.square()) + eps).rsqrt()),
+        NormKind::Rms => {
+            let own = x.to_kind(wide(x.kind()));
+            &weights.w * (&own * (mean(&own.square()) + eps).rsqrt()).to_kind(x.kind())
+        }
         NormKind::None => x.shallow_clone(),
     }
 }
@@ -37,8 +42,9 @@ pub(super) fn bare(kind: NormKind, x: &Tensor, eps: f64) -> Tensor {
         NormKind::Layer => x.layer_norm([width].as_slice(), None::<&Tensor>, None::<&Tensor>, eps, false),
         NormKind::Rms => {
             // By the vector's length: of the squares themselves, the gradient would take two more passes over `x`.
-            let length = x.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
-            x * (length.square() / width as f64 + eps).rsqrt()
+            let own = x.to_kind(wide(x.kind()));
+            let length = own.norm_scalaropt_dim(2.0, [-1i64].as_slice(), true);
+            (&own * (length.square() / width as f64 + eps).rsqrt()).to_kind(x.kind())
         }
         NormKind::None => x.shallow_clone(),
     }
@@ -49,16 +55,18 @@ fn mean(x: &Tensor) -> Tensor {
     x.mean_dim([-1i64].as_slice(), true, None::<Kind>)
 }
 
-/// Dividend `[.., d]` and divisor `[.., 1]` of the norm: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps).
+/// Dividend `[.., d]` and divisor `[.., 1]` of the norm: x - mean and sqrt(var + eps), or x and sqrt(mean(x^2) + eps); float32 in
+/// half precision.
 pub(crate) fn parts(kind: NormKind, x: &Tensor, eps: f64) -> (Tensor, Tensor) {
-    let centred = if kind == NormKind::Layer { x - mean(x) } else { x.shallow_clone() };
+    let x = x.to_kind(wide(x.kind()));
+    let centred = if kind == NormKind::Layer { &x - mean(&x) } else { x };
     let scale = (mean(&centred.square()) + eps).sqrt();
     (centred, scale)
 }
 
 /// The norm from its parts: centred / scale * w + b.
 pub(super) fn joined(weights: &Norm, centred: &Tensor, scale: &Tensor) -> Tensor {
-    weighted(weights, &(centred / scale))
+    weighted(weights, &(centred / scale)).to_kind(weights.w.kind())
 }
 
 /// `x * w + b`.

@@ -384,7 +384,7 @@ impl<'a> Pass<'a> {
             return Ok(norm::fused(config.norm, weights, x, config.norm_eps));
         }
         let (centred, scale) = norm::parts(config.norm, x, config.norm_eps);
-        let scale = self.at(site, scale)?;
+        let scale = self.at(site, scale.to_kind(x.kind()))?;
         Ok(norm::joined(weights, &centred, &scale))
     }
 

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::model::Model;
 use crate::model::arch::{ModelConfig, Rotary, RotaryScaling, ScoreBias};
+use crate::tensors::wide;
 
 /// Cosines and sines for positions `past..past + n`, each `[position, 1, width]`, for every kind of rotary positions that the
 /// model's layers have.
@@ -129,8 +130,8 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
             Some(rounded.to_kind(model.kind()) * scale)
         }
         ScoreBias::Alibi => {
-            let distance = distance(queries).abs().neg().to_kind(model.kind());
-            Some(slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3))
+            let distance = distance(queries).abs().neg().to_kind(wide(model.kind()));
+            Some((slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3)).to_kind(model.kind()))
         }
         ScoreBias::Buckets { n, max_distance } => {
             let buckets = buckets(&distance(queries), n as i64, max_distance as f64, !model.config().causal);
@@ -151,7 +152,7 @@ fn slopes(model: &Model) -> Tensor {
         Tensor::from(2f64.powf(-8.0 / n as f64) as f32).pow(&powers)
     };
     let all = Tensor::cat(&[series(power, 1, power), series(2 * power, 2, heads - power)], 0);
-    all.to_kind(model.kind()).to_device(model.device())
+    all.to_kind(wide(model.kind())).to_device(model.device())
 }
 
 /// The bucket of each relative position (key - query), as in T5: half of the buckets are for exact distances, half are spaced

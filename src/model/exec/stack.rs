@@ -64,7 +64,8 @@ impl Model {
 
     /// The same model with every parameter replaced by `each(parameter)`, in the order of [`Model::parameters`].
     pub(crate) fn with_parameters(&self, mut each: impl FnMut(&Tensor) -> Tensor) -> Self {
-        let origin = Origin { name: self.origin.name.clone(), ..Origin::default() };
+        let (name, processing) = (self.origin.name.clone(), self.origin.processing.clone());
+        let origin = Origin { name, processing, ..Origin::default() };
         Self::new(self.config.clone(), self.weights.rebuilt(&mut |_, old| each(old)), origin, self.tokenizer.clone())
     }
 }

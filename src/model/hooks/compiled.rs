@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::arch::{BlockWiring, ModelConfig, Wire};
 use crate::model::{Model, sent};
 use crate::site::{Axis, Site};
+use crate::tensors::wide;
 use crate::text::Tokens;
 
 /// A checked plan: what to record and what to change at each site.
@@ -390,8 +391,9 @@ impl Op {
             Action::Zero => x.zeros_like(),
             Action::Scale { factor } => x * *factor,
             Action::Normalise => {
-                let square = x.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
-                x / (square + SMALL).sqrt()
+                let own = x.to_kind(wide(x.kind()));
+                let square = own.square().mean_dim([-1i64].as_slice(), true, None::<Kind>);
+                (own / (square + SMALL).sqrt()).to_kind(x.kind())
             }
             Action::Mean { .. } | Action::Replace { .. } => value().f_expand_as(x)?,
             Action::Add { alpha, .. } => x + value() * *alpha,

@@ -6,6 +6,7 @@ use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
+use crate::tensors::wide;
 
 /// The mean over prompts, `[1, ..]`, without padding; a position that no prompt reaches is an error.
 pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
@@ -24,7 +25,8 @@ pub(crate) struct Means {
 impl Means {
     /// Adds prompts: what `site` holds, and which positions are real tokens if some are padded.
     pub(crate) fn add(&mut self, site: Site, x: &Tensor, valid: Option<&Tensor>) {
-        let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, None);
+        let kind = wide(x.kind());
+        let sum = |x: &Tensor| x.sum_dim_intlist([0i64].as_slice(), true, kind);
         let mut shape = vec![1i64; x.dim()];
         shape[0] = x.size()[0];
         let axis = site.axes().iter().position(|axis| axis.is_of_positions()).unwrap_or(1);
@@ -32,9 +34,9 @@ impl Means {
         let (total, count) = match valid {
             Some(valid) => {
                 let real = valid.view(shape.as_slice());
-                (sum(&x.where_self(&real, &x.zeros_like())), sum(&real.to_kind(x.kind())))
+                (sum(&x.where_self(&real, &x.zeros_like())), sum(&real.to_kind(kind)))
             }
-            None => (sum(x), sum(&Tensor::ones(shape, (x.kind(), x.device())))),
+            None => (sum(x), sum(&Tensor::ones(shape, (kind, x.device())))),
         };
         let so_far = match self.sums.remove(&site) {
             Some((t, c)) => (t + total, c + count),
