@@ -26,7 +26,10 @@ pub(crate) enum ScoreBias {
     Alibi,
     /// By the key's position, rounded to bfloat16.
     RoundedAlibi,
-    Buckets { n: usize, max_distance: usize },
+    Buckets {
+        n: usize,
+        max_distance: usize,
+    },
 }
 
 impl Attend {
@@ -50,7 +53,8 @@ impl Attend {
     /// where a norm spans all heads, or has weights for each.
     pub(crate) fn has_heads_apart(&self) -> bool {
         // No `..`: a new field must be put on one side or the other.
-        let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, clip: _, group: _ } = self;
+        let Self { causal: _, scale: _, norm, rotary: _, bias: _, cap: _, window: _, sinks: _, clip: _, group: _ } =
+            self;
         matches!(norm, QkNorm::None | QkNorm::Head)
     }
 

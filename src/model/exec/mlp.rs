@@ -71,9 +71,7 @@ fn gated(config: &ModelConfig, pre: &Tensor, up: Option<Tensor>) -> Tensor {
     match (up, config.gate_limit) {
         (None, _) => activate(pre, config.activation),
         (Some(up), None) => activate(pre, config.activation) * up,
-        (Some(up), Some(limit)) => {
-            activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0)
-        }
+        (Some(up), Some(limit)) => activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0),
     }
 }
 
