@@ -231,7 +231,18 @@ fn a_cell_says_which_text_it_read() {
     let train = TrainOptions { steps: 2, batch: 2, ..TrainOptions::default() };
     let (model, start) = (tiny(&language), Start::Fresh);
     let (measures, spacing) = (vec![], Spacing::Even);
-    let training = Training { model, language, train, start, measures, records: 2, spacing, held_out: 4, layer: None, after: None };
+    let training = Training {
+        model,
+        language,
+        train,
+        start,
+        measures,
+        records: 2,
+        spacing,
+        held_out: 4,
+        layer: None,
+        after: None,
+    };
     let cell = Cell { name: "own".to_owned(), work: Work::Training(Box::new(training)) };
     let table = cell.compute(900_000, 2).unwrap();
     let read = &table.provenance().options["origin"]["read"][0];

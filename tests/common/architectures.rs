@@ -1,8 +1,8 @@
 //! Random architectures, from all that a configuration can say.
 
 use headscope::model::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
-    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;

@@ -98,8 +98,11 @@ impl Reference<'_> {
         let after = config.norm_place == NormPlace::Post;
         self.keep(Site::ResidPre(layer), &x);
         let through_norm = before && !config.layer(layer).no_attn_norm;
-        let read =
-            if through_norm { self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x) } else { x.shallow_clone() };
+        let read = if through_norm {
+            self.norm(&format!("{at}ln1"), Some(Site::Ln1Scale(layer)), &x)
+        } else {
+            x.shallow_clone()
+        };
         let mut attn = self.attention(layer, &at, &read);
         if on_output {
             attn = self.norm(&format!("{at}ln1_post"), Some(Site::Ln1PostScale(layer)), &attn);

@@ -186,10 +186,8 @@ pub(super) fn windows(
     if sliding.iter().any(|slides| *slides) && window.is_none() {
         return Err(json.wrong("sliding_window", "a width, since some layers slide", "nothing".to_owned()));
     }
-    let layers = sliding.into_iter().map(|slides| LayerConfig {
-        window: window.filter(|_| slides),
-        ..LayerConfig::default()
-    });
+    let layers =
+        sliding.into_iter().map(|slides| LayerConfig { window: window.filter(|_| slides), ..LayerConfig::default() });
     let layers: Vec<LayerConfig> = layers.collect();
     Ok(if layers.iter().all(|layer| *layer == LayerConfig::default()) { vec![] } else { layers })
 }

@@ -88,7 +88,8 @@ impl Names {
 
     /// Leaves out the head that `source` does not have: it was saved from a model that ends in the residual stream.
     pub(super) fn settle(&self, config: &mut ModelConfig, source: &Source) {
-        let named = |own: &str| self.head.iter().any(|(name, stem)| *name == own && source.has(&format!("{stem}.weight")));
+        let named =
+            |own: &str| self.head.iter().any(|(name, stem)| *name == own && source.has(&format!("{stem}.weight")));
         let absent = match config.unembed {
             Unembed::None => true,
             Unembed::Linear { .. } => !config.tied_unembed && !named("u") && !source.has_prefix(self.prefix),
@@ -108,8 +109,7 @@ impl Names {
             of_mlp && source.has_part(&format!(".{}", stem.split("{}").next().unwrap_or(stem)))
         };
         let stripped = !self.inside.iter().any(is_there);
-        let mut reader =
-            Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
+        let mut reader = Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
         Weights::made(config, &mut reader)
     }
 }

@@ -79,10 +79,7 @@ fn mixture(json: &ConfigJson, shared: Option<SharedExpert>, dense: ModelConfig) 
     let step = json.opt_usize("decoder_sparse_step")?.unwrap_or(1);
     let only: Vec<usize> = json.opt_parsed("mlp_only_layers", "a list of layers")?.unwrap_or_default();
     let is_dense = |layer: usize| only.contains(&layer) || step == 0 || !(layer + 1).is_multiple_of(step);
-    let layer = |layer: usize| LayerConfig {
-        d_mlp: is_dense(layer).then_some(dense.d_mlp),
-        ..dense.layer(layer)
-    };
+    let layer = |layer: usize| LayerConfig { d_mlp: is_dense(layer).then_some(dense.d_mlp), ..dense.layer(layer) };
     let layers: Vec<LayerConfig> = (0..dense.n_layers).map(layer).collect();
     let plain = layers.iter().all(|layer| *layer == LayerConfig::default());
     Ok(ModelConfig {

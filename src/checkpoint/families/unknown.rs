@@ -1,5 +1,6 @@
 //! What can be said of a family that is not known? Which known one is nearest, and what it makes of the config.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use super::super::config_json::ConfigJson;
@@ -30,6 +31,8 @@ struct Reading {
     read: usize,
     /// The keys of the config that it does not read.
     left: Vec<String>,
+    /// The number of keys that it looks for in vain.
+    absent: usize,
     /// Why it refuses the config, if it does.
     refused: Option<Error>,
     /// How many letters its name shares with that of the unknown family, from the first on.
@@ -41,17 +44,20 @@ impl Reading {
         config.keys();
         let refused = (family.config)(config).and_then(|config| config.validate()).err();
         let (present, asked) = config.keys();
-        let (read, left): (BTreeSet<String>, BTreeSet<String>) = present.into_iter().partition(|key| asked.contains(key));
+        let absent = asked.difference(&present).count();
+        let (read, left): (BTreeSet<String>, BTreeSet<String>) =
+            present.into_iter().partition(|key| asked.contains(key));
         let idle = |key: &String| IDLE.contains(&key.as_str()) || IDLE_PARTS.iter().any(|part| key.contains(part));
         let alike = family.name.chars().zip(found.chars()).take_while(|(a, b)| a == b).count();
-        Self { family, read: read.len(), left: left.into_iter().filter(|key| !idle(key)).collect(), refused, alike }
+        let left = left.into_iter().filter(|key| !idle(key)).collect();
+        Self { family, read: read.len(), left, absent, refused, alike }
     }
 }
 
 /// The error about a config whose `model_type` is `found`.
 pub(super) fn error(config: &ConfigJson, found: &str) -> Error {
     let readings = FAMILIES.iter().map(|family| Reading::new(family, config, found));
-    let nearest = readings.max_by_key(|own| (own.refused.is_none(), own.read + own.alike, usize::MAX - own.left.len()));
+    let nearest = readings.max_by_key(|own| (own.read + own.alike, own.refused.is_none(), Reverse(own.absent)));
     let (nearest, differs) = match nearest {
         Some(nearest) if nearest.read > 0 => {
             let refused = nearest.refused.map(|reason| format!("it says: {reason}"));

@@ -28,7 +28,10 @@ pub(crate) enum ScoreBias {
     Alibi,
     /// By the key's position, rounded to bfloat16.
     RoundedAlibi,
-    Buckets { n: usize, max_distance: usize },
+    Buckets {
+        n: usize,
+        max_distance: usize,
+    },
 }
 
 impl Attend {

@@ -1,7 +1,8 @@
 //! Do the numbers of a configuration fit together?
 
 use super::config::{
-    EmbedProjection, Experts, LayerRotary, ModelConfig, NormPlace, Parallel, Position, Rotary, RotaryScaling, SharedExpert,
+    EmbedProjection, Experts, LayerRotary, ModelConfig, NormPlace, Parallel, Position, Rotary, RotaryScaling,
+    SharedExpert,
 };
 use crate::error::{Error, Result};
 

@@ -226,7 +226,9 @@ impl Weights {
         let learned = config.has_position_vectors() && make.keeps("", "w_pos");
         let w_pos = learned.then(|| make.table("", "w_pos", &config.position_table(), 0.5)).transpose()?;
         let types = config.n_token_types;
-        let w_type = (types > 0 && make.keeps("", "w_type")).then(|| make.table("", "w_type", &[types, sum], 0.5)).transpose()?;
+        let w_type = (types > 0 && make.keeps("", "w_type"))
+            .then(|| make.table("", "w_type", &[types, sum], 0.5))
+            .transpose()?;
         let embed_norm = config.embed_norm && make.keeps("", "ln_embed");
         let ln_embed = embed_norm.then(|| norm_of(config, make, "", "ln_embed", sum)).transpose()?.flatten();
         let projection = match config.embed_projection {
@@ -359,10 +361,11 @@ impl Block {
         let dense = config.has_mlp() && experts.is_none() && make.keeps(&at, input);
         let mlp = dense.then(|| Mlp::made(config, &at, config.d_mlp_of(layer), make)).transpose()?;
         let wiring = BlockWiring::new(config, layer);
-        let norm = |place: NormAt, name: &str, make: &mut dyn Make| match wiring.has_norm(place) && make.keeps(&at, name) {
-            true => norm_of(config, make, &at, name, d),
-            false => Ok(None),
-        };
+        let norm =
+            |place: NormAt, name: &str, make: &mut dyn Make| match wiring.has_norm(place) && make.keeps(&at, name) {
+                true => norm_of(config, make, &at, name, d),
+                false => Ok(None),
+            };
         let ln2 = norm(NormAt::Mlp, "ln2", make)?;
         let ln1 = norm(NormAt::Attn, "ln1", make)?;
         let ln1_post = norm(NormAt::AttnOut, "ln1_post", make)?;
@@ -418,8 +421,7 @@ impl ExpertWeights {
 
     fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
         let router = self.router.rebuilt(at, "router", each);
-        let experts =
-            (0..).zip(&self.each).map(|(n, mlp)| mlp.rebuilt(&format!("{at}experts.{n}."), each)).collect();
+        let experts = (0..).zip(&self.each).map(|(n, mlp)| mlp.rebuilt(&format!("{at}experts.{n}."), each)).collect();
         let shared = self.shared.as_ref().map(|shared| Shared {
             mlp: shared.mlp.rebuilt(&format!("{at}shared."), each),
             gate: shared.gate.as_ref().map(|gate| gate.rebuilt(at, "shared_gate", each)),

@@ -83,10 +83,17 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
+<<<<<<< HEAD
         (LayerRotary::None, Position::Shortformer | Position::Alibi | Position::RoundedAlibi) => false,
         (LayerRotary::None, position) => !matches!(position, Position::Buckets { .. }),
+=======
+        (LayerRotary::None, position) => {
+            !matches!(position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. })
+        }
+>>>>>>> families
     };
-    let plain = still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();
+    let plain =
+        still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();
     let simple = config.causal && config.qk_norm == QkNorm::None && config.n_heads == config.n_kv_heads;
     // Where one norm serves both sub-layers, the MLP still reads it after the heads.
     let norm_before = config.norm != NormKind::None && config.norm_place != NormPlace::Output && !own.no_attn_norm;

@@ -52,7 +52,9 @@ fn changes_reach_what_is_computed_from_them() {
     assert!(!serial.reached(AttnOut).has(Wire::Result) && serial.reached(AttnOut).has(MlpPre));
     let parallel = block(|config| config.parallel = Parallel::OneNorm);
     assert!(!parallel.reached(Z).has(MlpOut) && parallel.reached(Z).has(ResidPost));
-    let experts = block(|config| config.experts = Some(Experts { n: 4, top_k: 2, normalised: true, router_bias: false, shared: None }));
+    let experts = block(|config| {
+        config.experts = Some(Experts { n: 4, top_k: 2, normalised: true, router_bias: false, shared: None })
+    });
     assert!(experts.reached(Wire::Router).has(MlpOut) && experts.step(MlpPre).is_none());
 }
 
