@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 pub use arch::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
-    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use arch::{
     Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, PassSize, Size, Spread, Weights, Wire, Wires, Wiring,

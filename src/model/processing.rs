@@ -311,7 +311,10 @@ fn fold_last(norm: &mut Norm, unembedding: &mut Unembedding) {
             let had_bias = transform.dense.b.is_some();
             let mut dense = transform.dense.behind(norm);
             // BERT's head is no projection: what follows its dense layer is not linear.
-            if !had_bias && transform.norm.is_none() && let Some(handed) = dense.b.take() {
+            if !had_bias
+                && transform.norm.is_none()
+                && let Some(handed) = dense.b.take()
+            {
                 let moved = Norm { w: handed.ones_like(), b: Some(handed) };
                 unembedding.linear = unembedding.linear.behind(&moved);
             }
@@ -393,9 +396,10 @@ impl Linear {
 impl Block {
     /// Its MLP, or those of its experts and the one beside them.
     fn mlps(&mut self) -> impl Iterator<Item = &mut Mlp> {
-        let of_experts = self.experts.iter_mut().flat_map(|experts| {
-            experts.each.iter_mut().chain(experts.shared.as_mut().map(|shared| &mut shared.mlp))
-        });
+        let of_experts = self
+            .experts
+            .iter_mut()
+            .flat_map(|experts| experts.each.iter_mut().chain(experts.shared.as_mut().map(|shared| &mut shared.mlp)));
         self.mlp.iter_mut().chain(of_experts)
     }
 }

@@ -12,8 +12,8 @@ mod wiring;
 
 pub(crate) use attend::{Attend, ScoreBias};
 pub use config::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
-    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use init::Spread;
 pub(crate) use size::PassSize;

@@ -75,9 +75,7 @@ fn hidden(pass: &Pass<'_>, mlp: &Mlp, pre: &Tensor, up: Option<Tensor>) -> Tenso
     let hidden = match (up, config.gate_limit) {
         (None, _) => activate(pre, config.activation),
         (Some(up), None) => activate(pre, config.activation) * up,
-        (Some(up), Some(limit)) => {
-            activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0)
-        }
+        (Some(up), Some(limit)) => activate(&pre.clamp_max(limit), config.activation) * (up.clamp(-limit, limit) + 1.0),
     };
     match &mlp.norm {
         Some(weights) => norm::fused(NormKind::Layer, weights, &hidden, config.norm_eps),

@@ -83,14 +83,8 @@ fn last_query_is_listed(config: &ModelConfig, positions: usize) -> bool {
     let still = match (&own.rotary, &config.position) {
         (LayerRotary::Own(_), _) => false,
         (LayerRotary::Model, position) => matches!(position, Position::None | Position::Learned),
-<<<<<<< HEAD
         (LayerRotary::None, Position::Shortformer | Position::Alibi | Position::RoundedAlibi) => false,
         (LayerRotary::None, position) => !matches!(position, Position::Buckets { .. }),
-=======
-        (LayerRotary::None, position) => {
-            !matches!(position, Position::Alibi | Position::RoundedAlibi | Position::Buckets { .. })
-        }
->>>>>>> families
     };
     let plain =
         still && own.window.is_none() && config.score_cap.is_none() && !config.sinks && config.clip_qkv.is_none();

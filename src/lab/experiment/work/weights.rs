@@ -88,7 +88,8 @@ impl WeightsOf {
 /// A layer of a model's shape, with weights as at the start of training.
 fn one_layer_as(config: &ModelConfig, seed: u64) -> Result<Model> {
     // Neither embeddings nor MLPs are asked about.
-    let small = ModelConfig { n_layers: 1, n_blocks: 0, block_cycle: 1, vocab: 1, n_positions: 1, d_mlp: 0, ..config.clone() };
+    let small =
+        ModelConfig { n_layers: 1, n_blocks: 0, block_cycle: 1, vocab: 1, n_positions: 1, d_mlp: 0, ..config.clone() };
     let config = ModelConfig { layers: config.layers.iter().take(1).cloned().collect(), experts: None, ..small };
     Model::initial(&config, Purpose::Weights.seed(seed), 1.0, tch::Kind::Double, tch::Device::Cpu)
 }
