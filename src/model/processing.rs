@@ -286,7 +286,7 @@ fn fold_block(block: &mut Block, one_norm: bool) {
         }
     }
     let read = if one_norm { &block.ln1 } else { &block.ln2 };
-    if let Some(norm) = read {
+    if let Some(norm) = &read.as_ref().map(Norm::shared) {
         for mlp in block.mlps() {
             mlp.fold(norm);
         }
@@ -417,6 +417,11 @@ impl Mlp {
 }
 
 impl Norm {
+    /// The same tensors.
+    fn shared(&self) -> Self {
+        Self { w: self.w.shallow_clone(), b: self.b.as_ref().map(Tensor::shallow_clone) }
+    }
+
     /// The norm with weights of 1 and biases of 0.
     fn plain(&self) -> Self {
         Self { w: self.w.ones_like(), b: self.b.as_ref().map(Tensor::zeros_like) }

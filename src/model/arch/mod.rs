@@ -17,6 +17,6 @@ pub use config::{
 };
 pub(crate) use init::Spread;
 pub(crate) use size::PassSize;
-pub(crate) use weights::{Attention, Block, Linear, Make, Mlp, Norm, Shared, Transform, Unembedding, Weights};
+pub(crate) use weights::{Block, Linear, Make, Mlp, Norm, Shared, Unembedding, Weights};
 pub(crate) use wire::{Wire, Wires};
 pub(crate) use wiring::{BlockWiring, Cut, NormAt, Op, Size, Step, Wiring};
