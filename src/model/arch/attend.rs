@@ -1,6 +1,7 @@
 //! What does the attention of a layer do to queries, keys and scores, apart from the products?
 
-use super::config::{ModelConfig, Position, QkNorm, Rotary};
+use super::config::{ModelConfig, Position, QkNorm};
+use super::rotary::Rotary;
 
 /// What the attention of a layer does to queries, keys and scores.
 #[derive(Debug, Clone, PartialEq)]

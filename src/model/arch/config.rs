@@ -2,6 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bias::QkvBias;
+use super::experts::Experts;
+use super::rotary::{Rotary, RotaryScaling};
+
 /// Everything the forward pass needs to know about an architecture.
 ///
 /// Families differ only in the values of these fields; what the values mean for a block stands once, in its wiring.
@@ -22,6 +26,7 @@ pub struct ModelConfig {
     /// Number of blocks with weights of their own, each shared by equally many consecutive layers (ALBERT); 0 means `n_layers`.
     pub n_blocks: usize,
     /// How many blocks follow one another before they repeat (ALBERT's `inner_group_num`).
+    #[serde(skip_serializing_if = "is_one")]
     pub block_cycle: usize,
     /// Width of the residual stream.
     pub d_model: usize,
@@ -66,6 +71,7 @@ pub struct ModelConfig {
     /// How positions enter.
     pub position: Position,
     /// A token that does not count (RoBERTa's padding): learned positions number the others from 1, and this one has position 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uncounted: Option<i64>,
     /// Factor of the attention scores; `d_head^-1/2` by default.
     pub attention_scale: Option<f64>,
@@ -74,6 +80,7 @@ pub struct ModelConfig {
     /// Scores become `cap * tanh(scores / cap)` (Gemma 2).
     pub score_cap: Option<f64>,
     /// Queries, keys and values are cut off at plus and minus this (OLMo).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_qkv: Option<f64>,
     /// Whether each head has an attention sink: a learned score of no key, which takes its share of the softmax (gpt-oss).
     pub sinks: bool,
@@ -86,9 +93,11 @@ pub struct ModelConfig {
     /// Whether the MLP multiplies the activation by a second projection (Llama).
     pub gated_mlp: bool,
     /// Whether the output projection of the MLP reads through a LayerNorm (TransformerLens' `solu_ln`).
+    #[serde(skip_serializing_if = "is_default")]
     pub mlp_norm: bool,
     /// The activation's argument is cut off above this, the second projection at plus and minus this, and 1 is added to the
     /// latter (gpt-oss).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub gate_limit: Option<f64>,
     /// Experts instead of a single MLP, if any (Mixtral).
     pub experts: Option<Experts>,
@@ -101,9 +110,20 @@ pub struct ModelConfig {
     /// How the residual stream becomes logits.
     pub unembed: Unembed,
     /// What differs between masked-language-model heads.
+    #[serde(skip_serializing_if = "is_default")]
     pub lm_head: LmHead,
     /// Whether the unembedding is the token embedding transposed.
     pub tied_unembed: bool,
+}
+
+/// Fields that came later are left out where they say nothing, so that an architecture keeps its JSON and its hash.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 impl Default for ModelConfig {
@@ -169,8 +189,10 @@ pub struct LayerConfig {
     pub rotary: LayerRotary,
     /// Whether attention reads the residual stream as it is where other layers read it through a norm (ModernBERT's first
     /// layer, whose stream is the normalised embeddings).
+    #[serde(skip_serializing_if = "is_default")]
     pub no_attn_norm: bool,
     /// The layer has a single MLP of this width, whatever the others have (`mlp_only_layers` of Qwen's mixtures of experts).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub d_mlp: Option<usize>,
 }
 
@@ -229,81 +251,6 @@ pub enum EmbedProjection {
     Sum(usize),
 }
 
-/// Experts: MLPs, a few of which a router chooses at each position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Experts {
-    /// How many there are.
-    pub n: usize,
-    /// How many are chosen.
-    pub top_k: usize,
-    /// Whether the weights of the chosen ones are divided by their sum.
-    pub normalised: bool,
-    /// Whether the router's scores have a bias (gpt-oss).
-    #[serde(default)]
-    pub router_bias: bool,
-    /// An MLP beside them that serves every position (Qwen 2 MoE).
-    #[serde(default)]
-    pub shared: Option<SharedExpert>,
-}
-
-/// An MLP beside the experts that serves every position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SharedExpert {
-    /// Width of its hidden layer.
-    pub d_mlp: usize,
-    /// Whether its output is multiplied by the sigmoid of a learned score of the position.
-    pub gated: bool,
-}
-
-/// Which of the query, key and value projections have a bias; `true` or `false` in a file means all or none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "OneOrEach", into = "OneOrEach")]
-pub struct QkvBias {
-    /// The queries.
-    pub q: bool,
-    /// The keys.
-    pub k: bool,
-    /// The values.
-    pub v: bool,
-}
-
-impl QkvBias {
-    /// All of them.
-    pub const ALL: Self = Self { q: true, k: true, v: true };
-    /// None of them.
-    pub const NONE: Self = Self { q: false, k: false, v: false };
-}
-
-impl From<bool> for QkvBias {
-    fn from(all: bool) -> Self {
-        if all { Self::ALL } else { Self::NONE }
-    }
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(untagged)]
-enum OneOrEach {
-    One(bool),
-    Each { q: bool, k: bool, v: bool },
-}
-
-impl From<OneOrEach> for QkvBias {
-    fn from(given: OneOrEach) -> Self {
-        match given {
-            OneOrEach::One(all) => all.into(),
-            OneOrEach::Each { q, k, v } => Self { q, k, v },
-        }
-    }
-}
-
-impl From<QkvBias> for OneOrEach {
-    fn from(QkvBias { q, k, v }: QkvBias) -> Self {
-        if q == k && k == v { Self::One(q) } else { Self::Each { q, k, v } }
-    }
-}
-
 /// Kind of normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -353,85 +300,6 @@ pub enum Position {
         n: usize,
         /// Distances from here on share the last bucket.
         max_distance: usize,
-    },
-}
-
-/// Rotary positions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Rotary {
-    /// Base of the geometric series of wavelengths.
-    pub base: f64,
-    /// How the frequencies are stretched for long contexts.
-    pub scaling: RotaryScaling,
-    /// How many coordinates of a head are rotated, counted from the first; all by default.
-    pub width: Option<usize>,
-    /// Whether coordinate 2i is rotated with 2i + 1 (GPT-J) rather than i with i + width / 2.
-    pub interleaved: bool,
-}
-
-impl Default for Rotary {
-    fn default() -> Self {
-        Self { base: 10_000.0, scaling: RotaryScaling::None, width: None, interleaved: false }
-    }
-}
-
-/// How rotary frequencies are stretched.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RotaryScaling {
-    /// Not at all.
-    None,
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies are divided by `factor`, high ones kept, with a smooth transition between them.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Frequencies with wavelengths above `original_positions / low` are divided.
-        low: f64,
-        /// Frequencies with wavelengths below `original_positions / high` are kept.
-        high: f64,
-        /// The context length of the model's original training.
-        original_positions: f64,
-    },
-    /// YaRN (Peng et al. 2023): frequencies that make fewer than `slow` turns in the original context are divided by `factor`,
-    /// those that make more than `fast` are kept, with a linear transition between them.
-    Yarn {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Turns from which frequencies are kept.
-        fast: f64,
-        /// Turns up to which frequencies are divided.
-        slow: f64,
-        /// The context length of the model's original training.
-        original_positions: f64,
-        /// Factor of queries and keys.
-        attention: f64,
-        /// Whether the transition begins and ends at whole frequencies.
-        truncate: bool,
-    },
-    /// LongRoPE (Ding et al. 2024): each frequency is divided by a number of its own, which depends on whether the text (in a
-    /// batch the longest one) is longer than the original context.
-    Long {
-        /// The divisors in texts up to the original context.
-        short: Vec<f64>,
-        /// The divisors in longer texts.
-        long: Vec<f64>,
-        /// The context length of the model's original training.
-        original_positions: usize,
-        /// Factor of queries and keys.
-        attention: f64,
-    },
-    /// The base grows with the length of texts (in a batch the longest one) beyond the original context: "dynamic NTK".
-    Dynamic {
-        /// How fast it grows.
-        factor: f64,
-        /// The context length of the model's original training.
-        original_positions: usize,
     },
 }
 

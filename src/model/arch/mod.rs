@@ -1,8 +1,11 @@
 //! What is a model made of? Its configuration, the wiring of its blocks, its weights.
 
 mod attend;
+mod bias;
 mod config;
+mod experts;
 mod init;
+mod rotary;
 mod sites;
 mod size;
 mod validate;
@@ -11,11 +14,14 @@ mod wire;
 mod wiring;
 
 pub(crate) use attend::{Attend, ScoreBias};
+pub use bias::QkvBias;
 pub use config::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
-    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
+    Position, QkNorm, Unembed,
 };
+pub use experts::{Experts, SharedExpert};
 pub(crate) use init::Spread;
+pub use rotary::{Rotary, RotaryScaling};
 pub(crate) use size::PassSize;
 pub(crate) use weights::{Block, Linear, Make, Mlp, Norm, Shared, Unembedding, Weights};
 pub(crate) use wire::{Wire, Wires};

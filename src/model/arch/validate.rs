@@ -1,9 +1,8 @@
 //! Do the numbers of a configuration fit together?
 
-use super::config::{
-    EmbedProjection, Experts, LayerRotary, ModelConfig, NormPlace, Parallel, Position, Rotary, RotaryScaling,
-    SharedExpert,
-};
+use super::config::{EmbedProjection, LayerRotary, ModelConfig, NormPlace, Parallel, Position};
+use super::experts::{Experts, SharedExpert};
+use super::rotary::{Rotary, RotaryScaling};
 use crate::error::{Error, Result};
 
 fn check(name: &'static str, holds: bool, expected: impl Into<String>, found: impl ToString) -> Result<()> {

@@ -3,7 +3,8 @@
 
 use tch::Tensor;
 
-use super::config::{EmbedProjection, Experts, ModelConfig, Position, QkNorm, SharedExpert, Unembed};
+use super::config::{EmbedProjection, ModelConfig, Position, QkNorm, Unembed};
+use super::experts::{Experts, SharedExpert};
 use super::wiring::{BlockWiring, NormAt};
 use crate::error::{Error, Result};
 use crate::tensors::onednn;

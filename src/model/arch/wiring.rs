@@ -6,7 +6,8 @@
 //! of, and what a step costs. Architectures differ in their graphs, never in code.
 
 use super::attend::Attend;
-use super::config::{Experts, ModelConfig, NormKind, NormPlace, Parallel};
+use super::config::{ModelConfig, NormKind, NormPlace, Parallel};
+use super::experts::Experts;
 use super::wire::{Wire, Wires};
 use crate::site::Site;
 
