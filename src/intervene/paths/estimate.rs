@@ -196,10 +196,11 @@ impl<'a> Edges<'a> {
                 _ => {
                     let resid = value(Site::ResidPre(layer))?.unsqueeze(2);
                     let x = leaf(&resid.expand([-1, -1, inputs.len() as i64, -1], false));
-                    let w = match inputs[0] {
-                        Input::Query { .. } => model.w_q(layer)?,
-                        Input::Key { .. } => model.w_k(layer)?,
-                        _ => model.w_v(layer)?,
+                    let attn = &model.block(layer)?.attn;
+                    let (w, b) = match inputs[0] {
+                        Input::Query { .. } => (model.w_q(layer)?, &attn.q.b),
+                        Input::Key { .. } => (model.w_k(layer)?, &attn.k.b),
+                        _ => (model.w_v(layer)?, &attn.v.b),
                     };
                     let read = model.wiring().block(layer).step(Wire::Q).and_then(|step| step.reads.first().copied());
                     let normed = match read {
@@ -207,6 +208,14 @@ impl<'a> Edges<'a> {
                         _ => x.shallow_clone(),
                     };
                     let out = normed.unsqueeze(-2).matmul(&w.index_select(0, &heads)).squeeze_dim(-2);
+                    // A bias matters to the gradient only where the sum is cut off.
+                    let out = match (model.config().clip_qkv, b) {
+                        (Some(most), Some(b)) => {
+                            (out + b.view([w.size()[0], -1]).index_select(0, &heads)).clamp(-most, most)
+                        }
+                        (Some(most), None) => out.clamp(-most, most),
+                        (None, _) => out,
+                    };
                     let total = behind.map(|gradient| (out * gradient.index_select(2, &heads)).sum(Kind::Double));
                     (x, total)
                 }
