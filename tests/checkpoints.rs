@@ -137,7 +137,7 @@ fn configs_that_do_not_fit() {
     says(change("tiny-llama", "head_dim", json!(7)).path(), &["d_head", "even"]);
     says(change("tiny-llama", "rope_parameters", json!({"rope_type": "linear"})).path(), &["factor", "nothing"]);
     says(change("tiny-llama", "rope_parameters", json!({"rope_type": "spiral"})).path(), &["rope_type", "spiral"]);
-    says(change("tiny-bert", "is_decoder", json!(true)).path(), &["is_decoder"]);
+    says(change("tiny-bert", "add_cross_attention", json!(true)).path(), &["add_cross_attention"]);
     let folder = copy("tiny-bert");
     fs::write(folder.path().join("config.json"), "{").unwrap();
     says(folder.path(), &["config.json", "JSON"]);

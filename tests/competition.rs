@@ -12,7 +12,7 @@ use headscope::lab::language::{Regime, Task, Tasks};
 use headscope::lab::trace::held_out;
 use headscope::lab::train::{Decay, HeadOptions, Optimiser};
 use headscope::lab::{Language, TrainOptions, Trainer};
-use headscope::model::{Model, ModelConfig, NormKind, NormPlace, Parallel, Position, QkNorm};
+use headscope::model::{LayerConfig, Model, ModelConfig, NormKind, NormPlace, Parallel, Position, QkNorm};
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
@@ -32,7 +32,11 @@ fn any_layer(rng: &mut ChaCha8Rng, language: &Language) -> ModelConfig {
         qk_norm: if drawn.qk_norm == QkNorm::All { QkNorm::Head } else { drawn.qk_norm },
         n_layers: 1,
         n_blocks: 0,
+        block_cycle: 1,
         d_mlp: 0,
+        mlp_norm: false,
+        uncounted: None,
+        layers: drawn.layers.iter().map(|layer| LayerConfig { d_mlp: None, ..layer.clone() }).collect(),
         experts: None,
         parallel: Parallel::No,
         norm_place: NormPlace::Pre,
@@ -46,7 +50,7 @@ fn any_layer(rng: &mut ChaCha8Rng, language: &Language) -> ModelConfig {
 
 /// Seeds of as many models as can train at once.
 fn any_seeds(rng: &mut ChaCha8Rng, config: &ModelConfig) -> Vec<u64> {
-    let single = config.sinks || matches!(config.position, Position::Buckets { .. });
+    let single = config.sinks || matches!(config.position, Position::Buckets { .. } | Position::Shortformer);
     (0..if single { 1 } else { rng.random_range(1..4) }).map(|_| rng.random()).collect()
 }
 

@@ -150,11 +150,15 @@ fn spoilt_checkpoints_are_refused() {
         let whole = || tensors.iter().map(|(name, x)| (name.clone(), x.shallow_clone())).collect::<Vec<_>>();
         for (i, (name, _)) in tensors.iter().enumerate().step_by(3) {
             let mut fewer = whole();
-            fewer.remove(i);
+            drop(fewer.remove(i));
             match write(&config, &fewer) {
                 // Saved without a head, or by heads that are tied: nothing says that it was there.
                 Ok(_) => assert!(!name.contains("layers.") && !name.contains("h."), "{name} is not needed"),
-                Err(error) => assert!(error.to_string().contains("missing"), "{name}: {error}"),
+                // Or without the tensor by which a head is known: what remains of it has no place.
+                Err(error) => {
+                    let said = error.to_string();
+                    assert!(said.contains("missing") || said.contains("no place for"), "{name}: {said}");
+                }
             }
         }
         let spoil = |change: &dyn Fn(&Tensor) -> Tensor, part: &str| {

@@ -154,7 +154,10 @@ fn refusals_say_why() {
         ),
         (
             Processing::FoldNorms,
-            ModelConfig { experts: Some(Experts { n: 2, top_k: 1, normalised: true }), ..base() },
+            ModelConfig {
+                experts: Some(Experts { n: 2, top_k: 1, normalised: true, router_bias: false, shared: None }),
+                ..base()
+            },
             "router has none",
         ),
         (

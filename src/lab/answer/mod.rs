@@ -174,7 +174,10 @@ impl Row {
     fn deciding(&self) -> Option<&Finding> {
         let (claim, decided) = (&self.judged.sub_claim, self.judged.decided());
         let sign = if claim.endpoint.expect == Side::Above { 1.0 } else { -1.0 };
-        let known = decided.findings.iter().filter(|finding| finding.interval.is_some());
+        // What is undecided does not decide, however far out it lies.
+        let decisive = decided.findings.iter().any(|finding| finding.verdict == decided.verdict);
+        let decides = |finding: &&Finding| !decisive || finding.verdict == decided.verdict;
+        let known = decided.findings.iter().filter(|finding| finding.interval.is_some()).filter(decides);
         let support = |finding: &&Finding| sign * finding.interval.map_or(0.0, |interval| interval.estimate);
         let strongest = claim.form == Form::Existential && decided.verdict == Verdict::Holds;
         let order = |a: &&Finding, b: &&Finding| support(a).total_cmp(&support(b));

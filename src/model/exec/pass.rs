@@ -347,7 +347,8 @@ impl<'a> Pass<'a> {
         let Some(w_pos) = &self.model.weights().w_pos else { return x.shallow_clone() };
         let asked = wire == Wire::Q && self.asks_where_wanted(layer);
         match self.wanted_of(x.size()[0]).filter(|_| asked) {
-            Some(wanted) => x + w_pos.index_select(0, &(wanted + self.before)).unsqueeze(1),
+            // Models with such positions are not stacked: there is one run, with an axis or without.
+            Some(wanted) => x + w_pos.flatten(0, -2).index_select(0, &(wanted + self.before)).unsqueeze(1),
             None => stack::add_to_each_row(x, &w_pos.narrow(-2, self.before, x.size()[1])),
         }
     }

@@ -259,6 +259,7 @@ mod tests {
             seeds: &SEEDS,
             step: 0,
             layers: 1,
+            layer: 0,
             heads: HEADS,
             width: 12,
         };
