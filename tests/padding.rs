@@ -7,6 +7,7 @@ use std::process::Command;
 
 use common::architectures::any_config;
 use common::{Tol, assert_close, fixture, load, random, some_tokens};
+use headscope::model::{Rotary, RotaryScaling};
 use headscope::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -33,12 +34,22 @@ fn padded(rows: &[Vec<i64>], length: usize, before: usize) -> (Vec<Vec<i64>>, Ve
     (rows.iter().map(|row| pad(row, &|id| id)).collect(), rows.iter().map(|row| pad(row, &|_| 1)).collect())
 }
 
+/// Whether rotary positions depend on the longest text of a batch, as they do in transformers.
+fn goes_by_length(config: &ModelConfig) -> bool {
+    let by_length =
+        |rotary: Rotary| matches!(rotary.scaling, RotaryScaling::Dynamic { .. } | RotaryScaling::Long { .. });
+    (0..config.n_layers).filter_map(|layer| config.rotary(layer)).any(by_length)
+}
+
 /// Prompts of unequal lengths give what each gives alone, whether they are padded on the left, on the right or on both sides,
 /// in every architecture.
 #[test]
 fn padding_on_either_side_changes_nothing() {
     for seed in 0..u64::from(common::cases(80)) {
         let config = any_config(&mut ChaCha8Rng::seed_from_u64(seed));
+        if goes_by_length(&config) {
+            continue;
+        }
         let model = random(&config, seed);
         let rows: Vec<Vec<i64>> = [7, 3, 5]
             .iter()

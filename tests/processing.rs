@@ -129,7 +129,7 @@ fn accepted_steps_keep_the_output() {
         assert_eq!(model.sha256().unwrap(), sha256, "the original has changed");
     }
     let full = common::cases(CASES) == CASES;
-    assert!(!full || accepted.values().all(|[yes, no]| *yes > 10 && *no > 10), "{accepted:?}");
+    assert!(!full || accepted.values().all(|[yes, no]| *yes >= 5 && *no >= 5), "{accepted:?}");
 }
 
 /// A step that would change the output says why, in the architecture's own words.

@@ -138,6 +138,10 @@ fn refuses_centring(config: &ModelConfig) -> Option<(&'static str, String)> {
             let expected = "embeddings that are added to the residual stream as they are";
             Some((expected, "a norm on them, whose weights give them a mean".to_owned()))
         }
+        (NormKind::Layer, NormPlace::Pre) if config.layers.iter().any(|layer| layer.no_attn_norm) => {
+            let expected = "norms before each sub-layer, so that all that is read is free of its mean";
+            Some((expected, "a layer whose attention reads the residual stream as it is".to_owned()))
+        }
         (NormKind::Layer, NormPlace::Pre) => None,
         (NormKind::Layer, place) => {
             let expected = "norms before each sub-layer and nowhere else, so that all that is read is free of its mean, and \
@@ -263,6 +267,9 @@ fn fold_norms(config: &mut ModelConfig, weights: &mut Weights) {
     let one_norm = config.parallel == Parallel::OneNorm;
     for block in &mut weights.blocks {
         fold_block(block, one_norm);
+        if biased {
+            give_biases(block);
+        }
     }
     if let (Some(norm), Some(unembedding)) = (&mut weights.ln_final, &mut weights.unembedding) {
         fold_last(norm, unembedding);
@@ -299,6 +306,17 @@ fn fold_block(block: &mut Block, one_norm: bool) {
     }
     for norm in [&mut block.ln1, &mut block.ln2].into_iter().flatten() {
         *norm = norm.plain();
+    }
+}
+
+/// A bias of 0 for every projection that has none, since a block without a norm to fold takes none from it.
+fn give_biases(block: &mut Block) {
+    let attn = &mut block.attn;
+    for linear in [&mut attn.q, &mut attn.k, &mut attn.v] {
+        linear.give_bias();
+    }
+    for mlp in block.mlps() {
+        [Some(&mut mlp.gate), mlp.up.as_mut(), Some(&mut mlp.out)].into_iter().flatten().for_each(Linear::give_bias);
     }
 }
 
@@ -387,6 +405,13 @@ impl Linear {
         Self { w: to(&folded.w, self.w.kind()), b: folded.b.map(|b| to(&b, self.w.kind())) }
     }
 
+    /// Adds a bias of 0 if there is none.
+    fn give_bias(&mut self) {
+        if self.b.is_none() {
+            self.b = Some(Tensor::zeros([self.w.size()[self.w.dim() - 1]], (self.w.kind(), self.w.device())));
+        }
+    }
+
     /// This projection, such that the sum of what it gives is 0.
     fn centred(&self) -> Self {
         Self { w: centred(&self.w), b: self.b.as_ref().map(centred) }
@@ -405,13 +430,10 @@ impl Block {
 }
 
 impl Mlp {
-    /// Folds the norm before it in. If the norm has a bias, all of the MLP's projections have one from then on.
+    /// Folds the norm before it in.
     fn fold(&mut self, norm: &Norm) {
         for linear in [Some(&mut self.gate), self.up.as_mut()].into_iter().flatten() {
             *linear = linear.behind(norm);
-        }
-        if let (Some(b), None) = (&norm.b, &self.out.b) {
-            self.out.b = Some(b.zeros_like());
         }
     }
 }

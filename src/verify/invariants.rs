@@ -174,6 +174,11 @@ impl Look<'_> {
         let half = first[..first.len().div_ceil(2)].to_vec();
         let mut rows = vec![first.to_vec(), half];
         rows.extend(self.tokens.rows().iter().skip(1).cloned());
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+        if self.model.config().depends_on_length(longest) {
+            into.left_out.push("padding: rotary positions go by the longest prompt of a batch".to_owned());
+            return Ok(());
+        }
         let run = |rows: &[Vec<i64>]| self.model.run(&Tokens::new(rows)?, &Plan::new().tap(output));
         let together = run(&rows)?;
         for (prompt, row) in rows.iter().enumerate() {
