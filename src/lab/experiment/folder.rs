@@ -93,6 +93,14 @@ pub(super) fn begin(experiment: &Experiment, folder: &Path) -> Result<()> {
     }
 }
 
+/// The hashes of the experiment's declaration: of its JSON, and of the file in its folder, which may be older and write out
+/// defaults, or leave out later fields.
+pub(super) fn declarations(experiment: &Experiment, folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join(DECLARATION);
+    let own = experiment.sha256()?;
+    Ok(if path.exists() { vec![own, file::sha256(&file::read(&path)?)] } else { vec![own] })
+}
+
 /// The union, if the folder has no cells beside it.
 pub(super) fn only_union(folder: &Path) -> Option<PathBuf> {
     Some(folder.join(UNION)).filter(|union| union.exists() && tables(folder).is_empty())
@@ -124,13 +132,14 @@ pub(super) fn unpack(experiment: &Experiment, folder: &Path, note: fn(&str)) -> 
         }
         Err(other) => return Err(other),
     };
-    let declaration = Some(experiment.sha256()?);
+    let declared = declarations(experiment, folder)?;
+    let is_own = |origin: &&Origin| origin.declaration.as_ref().is_some_and(|own| declared.contains(own));
     let (origins, rows) = (origins(&table), table.rows()?);
     // Without sub-claims nothing is ever left open.
     let looks = if experiment.sub_claims.is_empty() { 1 } else { experiment.rule.looks.len() };
     for look in 1..=looks {
         for part in experiment.parts(look, experiment.cells.iter()).into_iter().filter(absent) {
-            let origin = origins.get(&part.name()).filter(|origin| checked && origin.declaration == declaration);
+            let origin = origins.get(&part.name()).filter(|origin| checked && is_own(origin));
             let Some(origin) = origin else { continue };
             let seeds = part.seed..=part.seed + (part.runs as u64 - 1);
             let own = |row: &&Observation| {
@@ -175,7 +184,7 @@ impl Results {
         let folder = folder.as_ref();
         let mut paths = tables(folder);
         paths.extend(only_union(folder));
-        Self::of(Experiment::read(folder.join(DECLARATION))?, &paths)
+        Self::of(Experiment::read(folder.join(DECLARATION))?, folder, &paths)
     }
 
     /// The results of the first looks only, as far as they are there.
@@ -183,10 +192,10 @@ impl Results {
         let parts = (1..=looks).flat_map(|look| experiment.parts(look, experiment.cells.iter()));
         let paths: Vec<PathBuf> =
             parts.map(|part| cell_path(folder, &part.name())).filter(|path| path.exists()).collect();
-        Self::of(experiment.clone(), &paths)
+        Self::of(experiment.clone(), folder, &paths)
     }
 
-    fn of(experiment: Experiment, paths: &[PathBuf]) -> Result<Self> {
+    fn of(experiment: Experiment, folder: &Path, paths: &[PathBuf]) -> Result<Self> {
         let read = paths.iter().map(|path| Table::read_checked(path)).collect::<Result<Vec<_>>>()?;
         let unchecked: Vec<&PathBuf> =
             paths.iter().zip(&read).filter(|(_, read)| !read.1).map(|(path, _)| path).collect();
@@ -206,7 +215,7 @@ impl Results {
         }
         let names = experiment.cells.iter().map(|cell| cell.name.clone());
         let missing = names.filter(|name| !there.contains(name.as_str())).collect();
-        let notes = notes(&experiment, &unchecked, &origins)?;
+        let notes = notes(&declarations(&experiment, folder)?, &unchecked, &origins);
         Ok(Self { experiment, table, missing, notes, evidence })
     }
 
@@ -349,7 +358,7 @@ fn union_options(experiment: &Experiment, origins: &BTreeMap<String, Origin>) ->
 }
 
 /// Collects the caveats about an experiment's tables.
-fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<String, Origin>) -> Result<Vec<String>> {
+fn notes(declared: &[String], unchecked: &[&PathBuf], origins: &BTreeMap<String, Origin>) -> Vec<String> {
     let mut notes = vec![];
     if let Some(first) = unchecked.first() {
         let name = first.file_name().unwrap_or_default().to_string_lossy();
@@ -358,8 +367,8 @@ fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<Str
             n => format!("no checksum: {n} tables, including {name}, were accepted without verification"),
         });
     }
-    let declaration = experiment.sha256()?;
-    let other = |(_, origin): &(&String, &Origin)| origin.declaration.as_ref().is_some_and(|own| *own != declaration);
+    let other =
+        |(_, origin): &(&String, &Origin)| origin.declaration.as_ref().is_some_and(|own| !declared.contains(own));
     if let Some((cell, _)) = origins.iter().find(other) {
         let n = origins.iter().filter(other).count();
         notes.push(format!("{n} cells were computed for another {DECLARATION} than this one ({cell})"));
@@ -369,7 +378,7 @@ fn notes(experiment: &Experiment, unchecked: &[&PathBuf], origins: &BTreeMap<Str
         let commits: Vec<&str> = commits.into_iter().collect();
         notes.push(format!("cells were computed by {} different commits: {}", commits.len(), commits.join(", ")));
     }
-    Ok(notes)
+    notes
 }
 
 #[cfg(test)]

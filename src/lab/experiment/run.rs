@@ -159,8 +159,9 @@ impl Experiment {
                 None => open.push(part),
             }
         }
-        let declaration = self.sha256()?;
-        if let Some((part, _)) = kept.iter().find(|(_, kept)| kept.declaration.as_ref() != Some(&declaration)) {
+        let declared = folder::declarations(self, folder)?;
+        let is_other = |kept: &Origin| kept.declaration.as_ref().is_none_or(|own| !declared.contains(own));
+        if let Some((part, _)) = kept.iter().find(|(_, kept)| is_other(kept)) {
             let found =
                 format!("cell {} of a declaration with other sub-claims, another rule or other cells", part.cell.name);
             return Err(Error::argument("folder", "finished cells of this experiment's declaration", found));
