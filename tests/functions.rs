@@ -162,7 +162,7 @@ fn functions_that_do_not_fit_are_errors() {
 fn gradients_change_where_they_flow() {
     let rng = &mut ChaCha8Rng::seed_from_u64(21);
     for number in 0..40 {
-        let config = ModelConfig { n_layers: 3, ..any_config(rng) };
+        let config = ModelConfig { n_layers: 3, block_cycle: 1, ..any_config(rng) };
         let model = random(&config, number);
         let tokens = some_tokens(2, 5, config.vocab, number as usize);
         let metric = Metric::logit_difference(3, 5);

@@ -291,7 +291,7 @@ fn paths_at_positions_and_through_heads_are_plans() {
     let rng = &mut ChaCha8Rng::seed_from_u64(6);
     let mut through = 0;
     for number in 0..60 {
-        let config = ModelConfig { n_layers: 3, ..any_config(rng) };
+        let config = ModelConfig { n_layers: 3, block_cycle: 1, ..any_config(rng) };
         let model = random(&config, number as u64);
         let (clean, mut corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
         if number % 3 > 0 {
@@ -429,7 +429,7 @@ fn edges_at_positions_add_up() {
 #[test]
 fn paths_are_plans_in_every_architecture() {
     let rng = &mut ChaCha8Rng::seed_from_u64(4);
-    let drawn = (0..60).map(|_| ModelConfig { n_layers: 3, ..any_config(rng) }).collect::<Vec<_>>();
+    let drawn = (0..60).map(|_| ModelConfig { n_layers: 3, block_cycle: 1, ..any_config(rng) }).collect::<Vec<_>>();
     for (number, config) in configs().into_iter().chain(drawn).enumerate() {
         let model = random(&config, number as u64);
         let (clean, mut corrupt) = (some_tokens(2, 5, config.vocab, 1), some_tokens(2, 5, config.vocab, 2));
