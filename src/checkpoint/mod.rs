@@ -137,7 +137,7 @@ impl Model {
         // Weights are read in short blocks, for which several threads do not pay off.
         let weights = on_one_thread(|| family.weights(&config, &source))?;
         config.tied_unembed = weights.is_tied();
-        source.finish(family.name, family.superfluous())?;
+        source.finish(family.name, |name| family.ignores(name))?;
         let files = source.stamps().iter().map(|stamp| stamp.path().to_owned()).collect();
         let processing = json.parsed_or_default(headscope::PROCESSING, "a list of processing steps")?;
         let origin = Origin { name: name.to_owned(), files, end_tokens, processing };

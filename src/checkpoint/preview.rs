@@ -35,8 +35,7 @@ impl Preview {
         let opened = Opened::at(&locate::find(name, options.revision.as_deref())?, options)?;
         let (family, config) = opened.architecture()?;
         let numbers = |shape: &[usize]| shape.iter().fold(1usize, |n, &length| n.saturating_mul(length));
-        let superfluous = family.superfluous();
-        let kept = opened.source.shapes().filter(|(name, _)| !superfluous.iter().any(|part| name.contains(part)));
+        let kept = opened.source.shapes().filter(|(name, _)| !family.ignores(name));
         let stored = kept.fold(0usize, |sum, (_, shape)| sum.saturating_add(numbers(shape)));
         // A checkpoint stripped to its attention weights has fewer parameters than its architecture; one that repeats a tied
         // embedding stores more.

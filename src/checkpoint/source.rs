@@ -299,12 +299,9 @@ impl Source {
     }
 
     /// Returns an error if there are tensors that the family neither used nor may ignore.
-    pub(crate) fn finish(&self, family: &'static str, superfluous: &[&str]) -> Result<()> {
+    pub(crate) fn finish(&self, family: &'static str, ignores: impl Fn(&str) -> bool) -> Result<()> {
         let used = self.used.borrow();
-        let left = self
-            .tensors
-            .keys()
-            .filter(|name| !used.contains(*name) && !superfluous.iter().any(|part| name.contains(part)));
+        let left = self.tensors.keys().filter(|name| !used.contains(*name) && !ignores(name));
         let tensors: Vec<String> = left.cloned().collect();
         if tensors.is_empty() {
             return Ok(());

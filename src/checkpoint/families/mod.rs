@@ -142,11 +142,12 @@ impl Family {
         }
     }
 
-    /// Parts of the names of tensors that may be left over: mask buffers, poolers.
-    pub(crate) fn superfluous(&self) -> &'static [&'static str] {
-        match &self.tensors {
+    /// Whether a tensor of this name may be left over: mask buffers, poolers.
+    pub(crate) fn ignores(&self, name: &str) -> bool {
+        let superfluous = match &self.tensors {
             Tensors::Named(names) => names.superfluous,
             Tensors::Read { superfluous, .. } => superfluous,
-        }
+        };
+        superfluous.iter().any(|part| name.contains(part))
     }
 }

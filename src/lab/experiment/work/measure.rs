@@ -3,7 +3,7 @@
 use super::row;
 use super::training::Measurement;
 use crate::circuits::Measure as Weights;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::intervene::Ablation;
 use crate::lab::language::{Batch, Language, TaskInfo};
 use crate::lab::trace::{Division, Losses, Probe, division, participation};
@@ -125,12 +125,17 @@ impl Asked<'_> {
     }
 
     fn patterns(&self) -> Result<Vec<Observation>> {
-        let apart = |layer| Ok::<_, Error>(over_pairs(&self.probe.pattern_distance(layer)?));
-        let mut rows = self.of_runs("pattern_divergence", &apart(self.layer)?);
-        for layer in (0..self.layers).filter(|_| self.layers > 1) {
-            let mut own = self.of_runs("pattern_divergence_by_layer", &apart(layer)?);
-            own.iter_mut().for_each(|row| row.keys.task = Some(format!("layer {layer}")));
-            rows.extend(own);
+        let mut rows = vec![];
+        for layer in 0..self.layers {
+            let apart = over_pairs(&self.probe.pattern_distance(layer)?);
+            if layer == self.layer {
+                rows.extend(self.of_runs("pattern_divergence", &apart));
+            }
+            if self.layers > 1 {
+                let mut own = self.of_runs("pattern_divergence_by_layer", &apart);
+                own.iter_mut().for_each(|row| row.keys.task = Some(format!("layer {layer}")));
+                rows.extend(own);
+            }
         }
         Ok(rows)
     }
