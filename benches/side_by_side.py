@@ -37,7 +37,6 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -45,8 +44,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-CORES = len(os.sched_getaffinity(0))
+from machine import CORES, ROOT, cache_folder, commit, processor
+
 sys.path.insert(0, str(ROOT / "fixtures"))
 
 import make_patching  # before transformer_lens: no progress bars, no hub
@@ -267,17 +266,6 @@ def compare(theirs, ours):
     return len(ours), apart, max(ours.values()) - min(ours.values())
 
 
-def processor():
-    """The processor's name; where a virtual machine hides the model, its family, model and stepping, too."""
-    lines = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    about = {}
-    for key, value in lines:
-        about.setdefault(key.strip(), value.strip())
-    if "model name" not in about:
-        return platform.processor()
-    return "{model name} (family {cpu family}, model {model}, stepping {stepping})".format_map(about)
-
-
 class Machine:
     """What else the timings depend on, looked at between them."""
 
@@ -332,12 +320,6 @@ def measure(case, folder, program, machine, arguments):
 
 # ------------------------------------------------------------------------------------------------------------- main
 
-def cache_folder():
-    """As headscope finds it."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("HEADSCOPE_CACHE") or Path(user) / "headscope")
-
-
 def parse():
     parser = argparse.ArgumentParser(description="Times TransformerLens and headscope side by side.")
     parser.add_argument("--rounds", type=int, default=3, help="how often each tool does each sweep [default: 3]")
@@ -356,14 +338,6 @@ def parse():
     if arguments.quick:
         arguments.rounds, arguments.cells = 1, arguments.cells or 6
     return arguments
-
-
-def commit():
-    """The last one of the sources that the command is built from."""
-    def git(*words):
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-    changed = ", with changes" if git("status", "--porcelain", "src") else ""
-    return git("log", "-1", "--format=%h", "--", "src") + changed
 
 
 def main():

@@ -14,16 +14,17 @@ const CELL: &str = "repeats";
 /// E9: how complex do heads become, and when?
 pub(super) fn complexity(grid: Grid) -> Experiment {
     let repeats = Repeats { symbols: 24, length: 28, period: (4, 10), offset: (0, 5) };
-    let train = TrainOptions { steps: grid.pick(1000, 1000), batch: 32, ..TrainOptions::default() };
+    let train = TrainOptions { steps: 1000, batch: 32, ..TrainOptions::default() };
     let declaration = Declaration::attention_only(Language::Repeats(repeats), train);
-    let sampler = LlcOptions::default();
+    let usual = LlcOptions::default();
+    let sampler = grid.pick(LlcOptions { burn_in: 20, draws: 40, ..usual }, usual);
     let training = Training {
         model: declaration.model,
         language: declaration.language,
         train: declaration.train,
         start: Start::Fresh,
         measures: vec![Measurement::Complexity(Complexity { sampler, batches: 4, rows: 16 })],
-        records: 9,
+        records: grid.pick(3, 9),
         held_out: 64,
         spacing: Spacing::Even,
         layer: None,

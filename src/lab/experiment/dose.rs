@@ -43,8 +43,9 @@ pub(super) fn dose(grid: Grid) -> Experiment {
             }
         }
     }
+    let widths_of_copies = grid.pick(&WIDTHS[..1], &WIDTHS[..]);
     for (regime, of) in COPIED {
-        for width in WIDTHS {
+        for &width in widths_of_copies {
             for (name, dose) in [("0", 0.0), ("1", 1.0)] {
                 let heads = HeadOptions {
                     competition: Some(dose),
@@ -57,7 +58,7 @@ pub(super) fn dose(grid: Grid) -> Experiment {
         }
     }
     Experiment {
-        sub_claims: vec![interaction(), needed(), keeps_apart(), alike_alone(), breaks_symmetry()],
+        sub_claims: vec![interaction(), needed(), keeps_apart(), alike_alone(), breaks_symmetry(widths_of_copies)],
         cells,
         ..numbered(
             10,
@@ -119,15 +120,16 @@ fn alike_alone() -> SubClaim {
     sub_claim("C6c", text, endpoint, REGIMES.into_iter().map(case).collect())
 }
 
-fn breaks_symmetry() -> SubClaim {
+fn breaks_symmetry(widths: &[usize]) -> SubClaim {
     let case = |(regime, _)| {
-        WIDTHS.map(|width| {
+        let each = |&width: &usize| {
             Contrast::between(
                 format!("{regime}, width {width}"),
                 copied(regime, width, "1"),
                 copied(regime, width, "0"),
             )
-        })
+        };
+        widths.iter().map(each).collect::<Vec<_>>()
     };
     let text = "Competition breaks the symmetry of heads that start as copies, but for one part in ten thousand";
     let cases = COPIED.into_iter().flat_map(case).collect();

@@ -25,6 +25,7 @@ mod rank;
 mod real;
 mod roles;
 mod run;
+mod short;
 mod symmetry;
 mod taken;
 mod work;
@@ -143,6 +144,7 @@ impl Experiment {
                 return Err(Error::argument("experiment", format!("{}, or a JSON file", Self::NAMES.join(", ")), id));
             }
         };
+        let declared = if grid == Grid::Small { short::shortened(declared) } else { declared };
         // What the sub-claims need comes first, so that a run that is stopped early has decided most.
         let needed: BTreeSet<&str> = declared.sub_claims.iter().flat_map(SubClaim::cells).collect();
         let (first, rest): (Vec<Cell>, Vec<Cell>) =

@@ -44,7 +44,9 @@ pub(super) fn taken(grid: Grid) -> Experiment {
             };
             let doses = DOSES.iter().filter(|(what, _)| grid == Grid::Full || ["0", "1"].contains(what));
             cells.extend(doses.map(|(what, dose)| cell(&format!("dose{what}"), Occupant::Solved, *dose)));
-            cells.push(cell("random", Occupant::Random, 1.0));
+            if grid == Grid::Full {
+                cells.push(cell("random", Occupant::Random, 1.0));
+            }
             cells.push(cell("shuffled", Occupant::Shuffled, 1.0));
             let later = LATER.iter().filter(|_| grid == Grid::Full);
             cells.extend(later.map(|&(what, frozen, dose)| {
