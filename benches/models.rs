@@ -5,10 +5,13 @@
 //! without a folder does nothing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
+use common::processor_seconds;
 use headscope::model::{Model, Plan, Site, Tokens};
 use serde_json::{Value, json};
 
@@ -20,9 +23,9 @@ fn prompts(model: &Model, batch: i64, positions: i64) -> Tokens {
 }
 
 fn seconds(work: impl FnOnce() -> Value) -> Value {
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), processor_seconds());
     let found = work();
-    json!({"seconds": start.elapsed().as_secs_f64(), "found": found})
+    json!({"seconds": start.elapsed().as_secs_f64(), "processor": processor_seconds() - before, "found": found})
 }
 
 /// The most memory that this process has held, in bytes, as Linux counts it.

@@ -5,9 +5,12 @@
 //! `benches/results/train.md`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod common;
+
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use common::processor_seconds;
 use criterion::{BatchSize, Criterion, criterion_group};
 use headscope::lab::experiment::Training;
 use headscope::lab::train::TraceOptions;
@@ -31,17 +34,11 @@ fn steps(trainer: &mut Trainer, n: usize) {
     trainer.train_to(trainer.step() + n).unwrap();
 }
 
-/// Seconds of the clock, and seconds that the threads of this process have computed, as Linux counts them.
+/// Seconds of the clock, and seconds that the threads of this process have computed.
 #[derive(Clone, Copy)]
 struct Spent {
     clock: f64,
     processor: f64,
-}
-
-fn processor_seconds() -> f64 {
-    let of = |folder: std::fs::DirEntry| std::fs::read_to_string(folder.path().join("schedstat")).unwrap_or_default();
-    let all = std::fs::read_dir("/proc/self/task").unwrap().map(|folder| of(folder.unwrap()));
-    all.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e9
 }
 
 fn timed(work: impl FnOnce()) -> Spent {

@@ -1,4 +1,4 @@
-//! GPT-2 small's shape, and prompts for it.
+//! GPT-2 small's shape, prompts for it, and what a process has computed.
 #![allow(dead_code)] // each benchmark compiles this file and uses what it needs
 
 use headscope::model::{ModelConfig, Tokens};
@@ -24,4 +24,11 @@ pub fn gpt2_small(n_layers: usize) -> ModelConfig {
 pub fn prompts(batch: i64, positions: i64, seed: i64) -> Tokens {
     let row = |b: i64| (0..positions).map(|p| (b * 6007 + p * 911 + seed * 7919) % 50_257).collect();
     Tokens::new(&(0..batch).map(row).collect::<Vec<Vec<i64>>>()).unwrap()
+}
+
+/// Seconds that the threads of this process have computed, as Linux counts them.
+pub fn processor_seconds() -> f64 {
+    let of = |folder: std::fs::DirEntry| std::fs::read_to_string(folder.path().join("schedstat")).unwrap_or_default();
+    let all = std::fs::read_dir("/proc/self/task").unwrap().map(|folder| of(folder.unwrap()));
+    all.filter_map(|text| text.split_whitespace().next()?.parse::<f64>().ok()).sum::<f64>() / 1e9
 }

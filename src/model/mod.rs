@@ -31,7 +31,7 @@ pub(crate) use arch::{
 };
 pub use dictionary::Dictionary;
 pub(crate) use exec::{
-    Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, last_query_pays, norm_parts, rotary_pairs,
+    Entry, Freeze, How, Joins, KvCache, Pass, Past, Unchanged, each_head, last_query_pays, norm_parts, rotary_pairs,
 };
 pub use generate::{Continuation, Ending, Generated, Generation, Piece};
 pub use hooks::{Action, Edit, Function, Plan, Run, Selector, Span, Tap};

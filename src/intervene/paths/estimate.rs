@@ -10,7 +10,9 @@ use super::{Chain, Input, Node, Paths, Receiver, Sender};
 use crate::error::{Error, Result};
 use crate::intervene::engine::{At, Engine, Estimate, Gradients, REFERENCE, back, backward, to_array};
 use crate::intervene::metric::Output;
-use crate::model::{Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire};
+use crate::model::{
+    Action, Bank, Edit, Entry, Joins, Model, Pass, Past, Plan, Program, Site, Tokens, Window, Wire, each_head,
+};
 
 impl Share<'_> {
     /// Edge attribution of all pairs, `[pair, batch]`: `(sender's output' - sender's output) . dm/d(receiver's input)`.
@@ -207,7 +209,7 @@ impl<'a> Edges<'a> {
                         Some(read) if read != Wire::ResidPre => through(layer, Wire::ResidPre, &x, read)?,
                         _ => x.shallow_clone(),
                     };
-                    let out = normed.unsqueeze(-2).matmul(&w.index_select(0, &heads)).squeeze_dim(-2);
+                    let out = each_head(&normed, &w.index_select(0, &heads));
                     // A bias matters to the gradient only where the sum is cut off.
                     let out = match (model.config().clip_qkv, b) {
                         (Some(most), Some(b)) => {
@@ -243,7 +245,7 @@ impl<'a> Edges<'a> {
             let change = &self.changes[&together[0].node.site()];
             let written = match together[0].node {
                 Node::Head { layer, .. } => {
-                    let written = change.unsqueeze(-2).matmul(&model.w_o(layer)?).squeeze_dim(-2);
+                    let written = each_head(change, &model.w_o(layer)?);
                     written * model.config().residual_scale
                 }
                 Node::Mlp { .. } => (change * model.config().residual_scale).unsqueeze(2),

@@ -6,7 +6,7 @@ use std::fmt;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Run, Site};
+use crate::model::{EmbedProjection, Model, ModelConfig, NormKind, Run, Site, each_head};
 use crate::table::Keys;
 
 /// A term of the residual stream.
@@ -96,7 +96,7 @@ impl Written {
         let mut x = match &self.part {
             Part::Whole(x) => x.shallow_clone(),
             Part::Constant(b) => b.expand_as(like),
-            Part::Heads(z, w_o) => z.unsqueeze(-2).matmul(w_o).squeeze_dim(-2),
+            Part::Heads(z, w_o) => each_head(z, w_o),
         };
         if let Some((weight, scale)) = &self.norm {
             let scale = if by_head { scale.unsqueeze(-2) } else { scale.shallow_clone() };

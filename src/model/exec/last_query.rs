@@ -10,6 +10,7 @@ use super::attention::{Past, across};
 use super::join::Joins;
 use super::norm;
 use super::pass::Pass;
+use super::stack::{by_run, each_head};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::arch::{Attend, Linear, NormAt, Wire, Wires};
@@ -125,12 +126,6 @@ fn by_head(linear: &Linear, heads: usize) -> Tensor {
     own.reshape([runs(linear) * heads as i64, d_model, -1])
 }
 
-/// Each head's part of `x`, `[row, head, a]`, times its own matrix of `w`, `[run * head, a, b]`: `[row, head, b]`.
-fn each_head(x: &Tensor, w: &Tensor) -> Tensor {
-    let (heads, runs) = (x.size()[1], w.size()[0] / x.size()[1]);
-    by_run(x, runs).bmm(w).unflatten(0, [runs, heads]).transpose(1, 2).flatten(0, 1)
-}
-
 /// [`each_head`] for what heads gather, to `d_head`. For stacked models the rows become the long axis of the products and of
 /// their gradients, since narrow products cost as much as wide ones.
 fn values(x: &Tensor, w: &Tensor) -> Tensor {
@@ -140,10 +135,4 @@ fn values(x: &Tensor, w: &Tensor) -> Tensor {
     }
     let z = w.transpose(1, 2).bmm(&by_run(x, runs).transpose(1, 2)); // [run * head, d_head, row]
     z.unflatten(0, [runs, heads]).permute([0, 3, 1, 2]).flatten(0, 1)
-}
-
-/// `[row, head, a]` as `[run * head, row, a]`.
-fn by_run(x: &Tensor, runs: i64) -> Tensor {
-    let (heads, a) = (x.size()[1], x.size()[2]);
-    x.reshape([runs, -1, heads, a]).transpose(1, 2).reshape([runs * heads, -1, a])
 }

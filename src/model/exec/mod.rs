@@ -21,3 +21,4 @@ pub(crate) use last_query::pays as last_query_pays;
 pub(crate) use norm::parts as norm_parts;
 pub(crate) use pass::{Freeze, Pass};
 pub(crate) use position::rotary_pairs;
+pub(crate) use stack::each_head;

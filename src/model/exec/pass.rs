@@ -364,7 +364,7 @@ impl<'a> Pass<'a> {
         let (mut sum, config) = (None, self.model.config());
         if self.program.touches(site) {
             let w_o = o.w.unflatten(-2, [config.n_heads as i64, config.d_head as i64]);
-            let result = stack::write(z, &w_o);
+            let result = stack::each_head(z, &w_o);
             let result = self.at(site, result)?;
             // Only an edit may change what follows; a tap leaves the dense product as it is, unless gradients are to flow
             // back to it.

@@ -108,13 +108,19 @@ pub(super) fn add_to_each_row(x: &Tensor, own: &Tensor) -> Tensor {
     }
 }
 
-/// The head outputs, `[row, position, head, d_head]` to `[row, position, head, d_model]`, by `w_o`, `[head, d_head, d_model]` or
-/// with a leading `run` axis.
-pub(super) fn write(z: &Tensor, w_o: &Tensor) -> Tensor {
-    if w_o.dim() == 3 {
-        return z.unsqueeze(-2).matmul(w_o).squeeze_dim(-2);
-    }
-    let runs = w_o.size()[0];
-    let z = z.unflatten(0, [runs, -1]).unsqueeze(-2);
-    z.matmul(&w_o.unsqueeze(1).unsqueeze(1)).squeeze_dim(-2).flatten(0, 1)
+/// The part of each head in `x`, `[.., head, a]`, times its own matrix of `w`, `[head, a, b]`: `[.., head, b]`. If `w` has a
+/// `run` axis, before that of heads or merged with it, the first axis of `x` is ordered by run. There is one product per head,
+/// over all rows.
+pub(crate) fn each_head(x: &Tensor, w: &Tensor) -> Tensor {
+    let (size, w) = (x.size(), w.flatten(0, -3));
+    let [leading @ .., heads, a] = size.as_slice() else { return x.shallow_clone() };
+    let runs = w.size()[0] / heads;
+    let products = by_run(&x.reshape([-1, *heads, *a]), runs).bmm(&w);
+    products.unflatten(0, [runs, *heads]).transpose(1, 2).flatten(0, 1).unflatten(0, leading)
+}
+
+/// `[row, head, a]` as `[run * head, row, a]`.
+pub(super) fn by_run(x: &Tensor, runs: i64) -> Tensor {
+    let (heads, a) = (x.size()[1], x.size()[2]);
+    x.reshape([runs, -1, heads, a]).transpose(1, 2).reshape([runs * heads, -1, a])
 }
