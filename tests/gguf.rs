@@ -7,7 +7,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Tol, assert_close};
+use common::{Tol, assert_close, read_tensors, tokens_of};
 use headscope::checkpoint::{LoadOptions, Tokenizer};
 use headscope::model::{Model, Plan, Site};
 use headscope::text::prompts;
@@ -41,6 +41,52 @@ fn logits() {
         let last = run.get(Site::Logits).unwrap().get(0).get(tokens.positions() as i64 - 1);
         assert_close("logits", &last, &Tensor::from_slice(&expected), Tol::of(model.config(), Kind::Float));
     }
+}
+
+/// A file of every architecture that is read, laid out as llama.cpp lays it out, computes what transformers computes in float64
+/// from the weights that went in (fixtures/make_gguf_families.py); so does the folder that it is converted to.
+#[test]
+fn architectures() {
+    let files = std::fs::read_dir(file("families")).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|ending| ending == "gguf")).collect();
+    assert!(files.len() > 20, "{files:?}");
+    for path in files {
+        let golden = read_tensors(&path.with_extension("safetensors"));
+        let options = LoadOptions { kind: Kind::Double, ..LoadOptions::default() };
+        let model = Model::load_with(path.to_str().unwrap(), &options).unwrap();
+        let tokens = tokens_of(&golden["tokens"]);
+        let run = model.run(&tokens, &Plan::new()).unwrap();
+        // llama.cpp's divisors of Llama 3's frequencies are float32, and so are the quotients.
+        let divided = path.ends_with("llama3.gguf");
+        let (layers, positions) = (model.config().n_layers, tokens.positions());
+        let tol = if divided { Tol::Tables { layers, positions } } else { Tol::Model(Kind::Double) };
+        assert_close(&path.display().to_string(), run.logits().unwrap(), &golden["logits"], tol);
+    }
+}
+
+/// An architecture that is not read says which are, and a key that would change what is computed is not passed over.
+#[test]
+fn others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let says = |like: &str, text: &str, with: &str, parts: &[&str]| {
+        assert_eq!(text.len(), with.len());
+        let mut bytes = std::fs::read(file("families").join(like)).unwrap();
+        let places: Vec<usize> = (0..bytes.len()).filter(|&at| bytes[at..].starts_with(text.as_bytes())).collect();
+        assert!(!places.is_empty(), "{text}");
+        places.iter().for_each(|&at| bytes[at..at + text.len()].copy_from_slice(with.as_bytes()));
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+        parts.iter().for_each(|part| assert!(error.contains(part), "`{error}` does not say `{part}`"));
+    };
+    says("gemma3.gguf", "gemma3", "gemma9", &["general.architecture", "gemma9", "bloom", "command-r", "starcoder2"]);
+    says("gemma2.gguf", "final_logit_softcapping", "final_logit_softcoating", &["known here"]);
+    says("qwen2.gguf", "yarn", "spun", &["rope.scaling.type", "none, linear or yarn", "spun"]);
+    says("gpt2.gguf", "attention.head_count", "attention.dead_count", &["attention.head_count", "nothing"]);
+    says("gptneox.gguf", "rope.dimension_count", "rope.dimension_kount", &["rope.dimension_kount", "known here"]);
+    says("falcon.gguf", "jploski", "unknown", &["tensor_data_layout", "unknown"]);
+    says("llama3.gguf", "rope_freqs", "rope_treqs", &["rope_treqs.weight"]);
+    says("qwen3moe.gguf", "ffn_gate_exps", "ffn_gate_expo", &["mlp.experts.0.gate_proj.weight", "missing"]);
 }
 
 #[test]

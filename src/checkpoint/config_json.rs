@@ -41,6 +41,15 @@ impl ConfigJson {
         Self { path: path.to_owned(), values, asked: Rc::default() }
     }
 
+    /// The same with what the family assumes of keys that are left out, of which `null` may mean something else.
+    pub(crate) fn assuming<const N: usize>(&self, defaults: [(&str, Value); N]) -> Self {
+        let mut values = self.values.clone();
+        for (key, value) in defaults {
+            values.entry(key).or_insert(value);
+        }
+        Self { path: self.path.clone(), values, asked: Rc::clone(&self.asked) }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -13,6 +13,7 @@ mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod locate;
+mod order;
 mod preview;
 mod save;
 mod series;

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, TchError, Tensor};
 
 use super::coding::Coding;
+use super::order::Order;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::tensors::{Stamp, onednn, wide};
@@ -41,9 +42,8 @@ pub(super) struct Place {
     pub coding: Result<Coding, String>,
     pub shape: Vec<usize>,
     pub bytes: Range<u64>,
-    /// The number of heads if each head's rows are in the order of interleaved rotary pairs: 0, d/2, 1, d/2 + 1, ...
-    /// They are put back into halves.
-    pub interleaved: Option<usize>,
+    /// What the file did to the tensor, which is undone.
+    pub order: Order,
 }
 
 /// A tensor in its file, checked but not yet read.
@@ -253,15 +253,24 @@ impl Source {
     /// Reads the tensor `name` into `room`, which is allocated only after the shape is checked.
     fn read(&self, name: &str, shape: &[usize], room: impl FnOnce() -> Result<Tensor, TchError>) -> Result<Tensor> {
         let stored = self.stored(name, shape)?;
-        let tensor = room().map_err(Error::torch(format!("making room for tensor `{name}`")))?;
-        let rows = if shape.len() == 2 { tensor.shallow_clone() } else { tensor.view([-1, stored.width]) };
+        let no_room = || Error::torch(format!("making room for tensor `{name}`"));
+        let tensor = room().map_err(no_room())?;
+        let order = self.tensors.get(name).map(|place| place.order).unwrap_or_default();
+        let rows = match shape {
+            [rows, columns] if order == Order::Turned => {
+                Tensor::f_empty([*columns as i64, *rows as i64], (self.kind, self.device)).map_err(no_room())?
+            }
+            [_, _] => tensor.shallow_clone(),
+            _ => tensor.view([-1, stored.width]),
+        };
         stored.blocks(self.kind, |first, block| {
             finite(block, first, || format!("{}: tensor `{name}`", stored.path.display()))?;
             rows.narrow(0, first, block.size()[0]).copy_(block);
             Ok(true)
         })?;
-        if let Some(heads) = self.tensors.get(name).and_then(|place| place.interleaved) {
-            tensor.shallow_clone().copy_(&in_halves(&tensor, heads));
+        if order != Order::Same {
+            let own = if order == Order::Turned { &rows } else { &tensor };
+            tensor.shallow_clone().copy_(&order.undone(own));
         }
         self.used.borrow_mut().insert(name.to_owned());
         Ok(tensor)
@@ -294,7 +303,11 @@ impl Source {
             Ok(coding) => *coding,
             Err(other) => return wrong("dtype F64, F32, F16 or BF16".to_owned(), other.clone()),
         };
-        let width = if shape.len() == 2 { shape[1] } else { coding.numbers() };
+        let width = match shape {
+            [rows, _] if place.order == Order::Turned => *rows,
+            [_, columns] => *columns,
+            _ => coding.numbers(),
+        };
         Ok(Stored { name, path, file, coding, width: width as i64, bytes: place.bytes.clone() })
     }
 
@@ -364,15 +377,9 @@ fn places(path: &Path, file: &File, length: u64, number: usize) -> Result<Vec<(S
             Dtype::BF16 => Ok(Coding::Floats(Kind::BFloat16)),
             other => Err(format!("{other:?}")),
         };
-        (name, Place { file: number, coding, shape: info.shape.clone(), bytes, interleaved: None })
+        (name, Place { file: number, coding, shape: info.shape.clone(), bytes, order: Order::Same })
     };
     Ok(metadata.tensors().into_iter().map(|(name, info)| place(name, info)).collect())
-}
-
-/// A matrix or bias whose rows are in the order of interleaved rotary pairs, with each head's rows in halves.
-fn in_halves(rows: &Tensor, heads: usize) -> Tensor {
-    let pairs = rows.size()[0] / (2 * heads as i64);
-    rows.reshape([heads as i64, pairs, 2, -1]).transpose(1, 2).reshape(rows.size())
 }
 
 /// Returns an error at the first value that is not finite. `first` is the index of the first of these rows in the

@@ -35,7 +35,7 @@ const NAMES: Names = Names {
         ("transform", "predictions.dense"),
         ("ln_transform", "predictions.LayerNorm"),
     ],
-    superfluous: &["pooler.", "classifier.", "qa_outputs.", "embeddings.position_ids"],
+    superfluous: &["pooler.", "embeddings.position_ids"],
     ..Names::NONE
 };
 

@@ -38,7 +38,7 @@ pub(super) const NAMES: Names = Names {
         ("ln_transform", "cls.predictions.transform.LayerNorm"),
     ],
     // The pooler and heads for other tasks read the residual stream but do not contribute to it.
-    superfluous: &["pooler.", "cls.seq_relationship.", "classifier.", "qa_outputs.", "embeddings.position_ids"],
+    superfluous: &["pooler.", "cls.seq_relationship.", "embeddings.position_ids"],
     ..Names::NONE
 };
 

@@ -31,6 +31,8 @@ const NAMES: Names = Names {
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     json.only("apply_residual_connection_post_layernorm", &json!(false))?;
+    // It would leave out the bias of what attention writes.
+    json.only("slow_but_exact", &json!(false))?;
     let [width, heads] = [json.first(&["hidden_size", "n_embed"]), json.first(&["n_head", "num_attention_heads"])];
     let (d_model, n_heads, d_head) = widths(json, width, heads)?;
     Ok(ModelConfig {

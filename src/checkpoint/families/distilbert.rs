@@ -28,7 +28,7 @@ const NAMES: Names = Names {
         ("ln2", "output_layer_norm"),
     ],
     head: &[("u", "vocab_projector"), ("transform", "vocab_transform"), ("ln_transform", "vocab_layer_norm")],
-    superfluous: &["classifier.", "qa_outputs.", "embeddings.position_ids"],
+    superfluous: &["embeddings.position_ids"],
     ..Names::NONE
 };
 

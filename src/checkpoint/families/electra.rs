@@ -23,13 +23,7 @@ const NAMES: Names = Names {
         ("transform", "generator_predictions.dense"),
         ("ln_transform", "generator_predictions.LayerNorm"),
     ],
-    superfluous: &[
-        "discriminator_predictions.",
-        "sequence_summary.",
-        "classifier.",
-        "qa_outputs.",
-        "embeddings.position_ids",
-    ],
+    superfluous: &["discriminator_predictions.", "sequence_summary.", "embeddings.position_ids"],
     ..bert::NAMES
 };
 

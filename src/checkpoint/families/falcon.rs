@@ -3,7 +3,7 @@
 
 use super::keys::{Rope, activation, rotary, widths};
 use super::names::{Names, Qkv};
-use super::{Family, Tensors};
+use super::{Family, Tensors, keys};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
 use crate::model::{ModelConfig, Parallel, Position};
@@ -43,6 +43,7 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         (true, ..) | (false, _, true) => Parallel::OneNorm,
         (false, _, false) => Parallel::No,
     };
+    let rotary = rotary(json, d_head, Rope::default())?;
     Ok(ModelConfig {
         family: "falcon".to_owned(),
         n_layers: json.usize("num_hidden_layers")?,
@@ -52,12 +53,12 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         d_head,
         d_mlp: json.opt_usize("ffn_hidden_size")?.unwrap_or(d_model.saturating_mul(4)),
         vocab: json.usize("vocab_size")?,
-        n_positions: json.opt_usize("max_position_embeddings")?.unwrap_or(2048),
+        n_positions: keys::positions(json, &rotary)?,
         norm_eps: json.opt_f64("layer_norm_epsilon")?.unwrap_or(1e-5),
         parallel,
         position: match json.bool_or("alibi", false)? {
             true => Position::RoundedAlibi,
-            false => Position::Rotary(rotary(json, d_head, Rope::default())?),
+            false => Position::Rotary(rotary),
         },
         activation: activation(json, "activation", "gelu")?,
         qkv_bias: bias.into(),

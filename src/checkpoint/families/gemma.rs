@@ -2,14 +2,14 @@
 //! 1; from Gemma 2 on with norms on the outputs of sub-layers and windows in most layers, in Gemma 2 with caps, and in
 //! Gemma 3 with norms of queries and keys and with rotary positions of their own in layers with a window.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::keys::{Rope, activation, rotary};
 use super::names::Names;
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
-use crate::model::{Activation, LayerConfig, LayerRotary, ModelConfig, NormPlace, Position, QkNorm, Rotary};
+use crate::model::{Activation, LayerRotary, ModelConfig, NormPlace, Position, QkNorm};
 
 pub(super) const GEMMA: Family = Family { name: "gemma", config: gemma, tensors: Tensors::Named(NAMES) };
 pub(super) const GEMMA2: Family = Family { name: "gemma2", config: gemma2, tensors: Tensors::Named(SANDWICH) };
@@ -19,18 +19,8 @@ const NAMES: Names = Names { norm_offset: 1.0, ..llama::NAMES };
 
 const SANDWICH: Names = Names {
     inside: &[
-        ("ln1", "input_layernorm"),
-        ("q", "self_attn.q_proj"),
-        ("k", "self_attn.k_proj"),
-        ("v", "self_attn.v_proj"),
-        ("o", "self_attn.o_proj"),
-        ("q_norm", "self_attn.q_norm"),
-        ("k_norm", "self_attn.k_norm"),
         ("ln1_post", "post_attention_layernorm"),
         ("ln2", "pre_feedforward_layernorm"),
-        ("gate", "mlp.gate_proj"),
-        ("in", "mlp.up_proj"),
-        ("out", "mlp.down_proj"),
         ("ln2_post", "post_feedforward_layernorm"),
     ],
     ..NAMES
@@ -39,30 +29,34 @@ const SANDWICH: Names = Names {
 /// What all three have in common.
 fn common(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
     json.only("use_bidirectional_attention", &json!(false))?;
-    let like = keys::llama(json, family)?;
-    let bias = json.bool_or("attention_bias", false)?;
-    let key = json.first(&["hidden_activation", "hidden_act"]);
+    let json = &json.assuming([("head_dim", json!(256))]);
+    let like = keys::attention_bias(json, false, keys::llama(json, family)?)?;
     Ok(ModelConfig {
         // The factor is rounded to float32 in every implementation.
         embed_scale: f64::from((like.d_model as f64).sqrt() as f32),
-        // The first checkpoints say `gelu` and mean its tanh approximation.
-        activation: match (json.has("hidden_activation"), json.opt_str(key)?) {
-            (false, Some("gelu") | None) => Activation::GeluTanh,
-            _ => activation(json, key, "gelu_pytorch_tanh")?,
-        },
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
+        activation: activation(json, "hidden_activation", "gelu_pytorch_tanh")?,
         tied_unembed: json.bool_or("tie_word_embeddings", true)?,
         ..like
     })
 }
 
 fn gemma(json: &ConfigJson) -> Result<ModelConfig> {
-    common(json, "gemma")
+    let like = common(json, "gemma")?;
+    // The first checkpoints say `gelu` and mean its tanh approximation.
+    let activation = match json.opt_str("hidden_act")? {
+        Some("gelu") | None => Activation::GeluTanh,
+        _ => activation(json, "hidden_act", "gelu_pytorch_tanh")?,
+    };
+    if json.has("hidden_activation") && like.activation != activation {
+        let found = format!("{:?}", like.activation);
+        return Err(json.wrong("hidden_activation", &format!("{activation:?}, which is hidden_act"), found));
+    }
+    Ok(ModelConfig { activation, ..like })
 }
 
 /// What Gemma 2 and 3 have in common; every layer but each `full`th has a window.
 fn sandwich(json: &ConfigJson, family: &str, full: usize) -> Result<ModelConfig> {
+    let json = &json.assuming([("sliding_window", json!(4096))]);
     let like = common(json, family)?;
     let window = json.opt_usize("sliding_window")?;
     let slides = |layer: usize| window.is_some() && !(layer + 1).is_multiple_of(full);
@@ -77,29 +71,17 @@ fn sandwich(json: &ConfigJson, family: &str, full: usize) -> Result<ModelConfig>
 }
 
 fn gemma2(json: &ConfigJson) -> Result<ModelConfig> {
-    sandwich(json, "gemma2", 2)
+    let caps = [("final_logit_softcapping", json!(30.0)), ("attn_logit_softcapping", json!(50.0))];
+    sandwich(&json.assuming(caps), "gemma2", 2)
 }
 
 fn gemma3(json: &ConfigJson) -> Result<ModelConfig> {
-    let pattern = json.opt_usize(json.first(&["_sliding_window_pattern", "sliding_window_pattern"]))?.unwrap_or(6);
+    json.only("attn_logit_softcapping", &Value::Null)?;
+    let pattern = json.opt_usize(json.first(&["sliding_window_pattern", "_sliding_window_pattern"]))?.unwrap_or(6);
     let like = sandwich(json, "gemma3_text", pattern)?;
     let global = Rope { base: 1_000_000.0, layers: Some("full_attention"), ..Rope::default() };
     let position = Position::Rotary(rotary(json, like.d_head, global)?);
-    let local = LayerRotary::Own(local(json, like.d_head)?);
-    let own = |layer: LayerConfig| match layer.window {
-        Some(_) => LayerConfig { rotary: local.clone(), ..layer },
-        None => layer,
-    };
-    let layers = like.layers.iter().cloned().map(own).collect();
+    let local = LayerRotary::Own(keys::local(json, like.d_head, "rope_local_base_freq", 10_000.0)?);
+    let layers = keys::turning(&like.layers, like.n_layers, true, &local);
     Ok(ModelConfig { qk_norm: QkNorm::Head, position, layers, ..like })
-}
-
-/// The rotary positions of layers with a window: without scaling, and in older files with a base under a key of its own.
-fn local(json: &ConfigJson, d_head: usize) -> Result<Rotary> {
-    let nested = json.opt_object("rope_parameters")?.is_some_and(|all| all.has("sliding_attention"));
-    if nested {
-        return rotary(json, d_head, Rope { layers: Some("sliding_attention"), ..Rope::default() });
-    }
-    let base = json.opt_f64("rope_local_base_freq")?.unwrap_or(10_000.0);
-    Ok(Rotary { base, ..Rotary::default() })
 }

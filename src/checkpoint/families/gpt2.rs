@@ -29,7 +29,7 @@ pub(super) const LINEAR: Names = Names {
     ],
     head: &[("u", "lm_head")],
     // Old checkpoints store the causal mask as a buffer.
-    superfluous: &[".attn.bias", ".attn.masked_bias"],
+    superfluous: &[".attn.bias", ".attn.masked_bias", "multiple_choice_head."],
     ..Names::NONE
 };
 

@@ -3,7 +3,7 @@
 
 use super::keys::{Rope, activation, rotary, widths};
 use super::names::{Names, Qkv};
-use super::{Family, Tensors};
+use super::{Family, Tensors, keys};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
 use crate::model::{ModelConfig, Parallel, Position};
@@ -30,7 +30,8 @@ const NAMES: Names = Names {
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
-    let bias = json.bool_or("attention_bias", true)?;
+    let rotary = rotary(json, d_head, Rope { share: Some(0.25), ..Rope::default() })?;
+    let like = keys::attention_bias(json, true, ModelConfig::default())?;
     Ok(ModelConfig {
         family: "gpt_neox".to_owned(),
         n_layers: json.usize("num_hidden_layers")?,
@@ -40,14 +41,12 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         d_head,
         d_mlp: json.usize("intermediate_size")?,
         vocab: json.usize("vocab_size")?,
-        n_positions: json.usize("max_position_embeddings")?,
+        n_positions: keys::positions(json, &rotary)?,
         norm_eps: json.opt_f64("layer_norm_eps")?.unwrap_or(1e-5),
         parallel: if json.bool_or("use_parallel_residual", true)? { Parallel::TwoNorms } else { Parallel::No },
-        position: Position::Rotary(rotary(json, d_head, Rope { share: 0.25, ..Rope::default() })?),
+        position: Position::Rotary(rotary),
         activation: activation(json, "hidden_act", "gelu")?,
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
         tied_unembed: json.bool_or("tie_word_embeddings", false)?,
-        ..ModelConfig::default()
+        ..like
     })
 }

@@ -3,24 +3,18 @@
 
 use serde_json::json;
 
-use super::keys::{Rope, rotary};
+use super::keys::Rope;
 use super::names::{GateIn, Names};
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
 use crate::error::Result;
-use crate::model::{Activation, Experts, ModelConfig, Position};
+use crate::model::{Activation, Experts, ModelConfig};
 
 pub(super) const FAMILY: Family = Family { name: "gpt_oss", config, tensors: Tensors::Named(NAMES) };
 
 const NAMES: Names = Names {
     inside: &[
-        ("ln1", "input_layernorm"),
-        ("q", "self_attn.q_proj"),
-        ("k", "self_attn.k_proj"),
-        ("v", "self_attn.v_proj"),
-        ("o", "self_attn.o_proj"),
         ("sinks", "self_attn.sinks"),
-        ("ln2", "post_attention_layernorm"),
         ("router", "mlp.router"),
         ("experts.gate_in", "mlp.experts.gate_up_proj"),
         ("experts.out", "mlp.experts.down_proj"),
@@ -31,9 +25,13 @@ const NAMES: Names = Names {
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     json.only("swiglu_alpha", &json!(1.702))?;
-    let like = keys::llama(json, "gpt_oss")?;
-    let (bias, window) = (json.bool_or("attention_bias", true)?, json.opt_usize("sliding_window")?);
-    let rope = Rope { base: 150_000.0, ..Rope::default() };
+    let json = &json.assuming([("head_dim", json!(64)), ("rms_norm_eps", json!(1e-5)), ("sliding_window", json!(128))]);
+    let yarn = json!({"rope_type": "yarn", "factor": 32, "truncate": false, "original_max_position_embeddings": 4096});
+    let said = json.has("rope_parameters") || json.has("rope_scaling");
+    let json = if said { json } else { &json.assuming([("rope_parameters", yarn)]) };
+    let like = keys::llama_with(json, "gpt_oss", Rope { base: 150_000.0, ..Rope::default() })?;
+    let like = keys::attention_bias(json, true, like)?;
+    let window = json.opt_usize("sliding_window")?;
     let experts = Experts {
         n: json.usize(json.first(&["num_local_experts", "num_experts"]))?,
         top_k: json.usize(json.first(&["num_experts_per_tok", "experts_per_token"]))?,
@@ -42,15 +40,12 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         shared: None,
     };
     Ok(ModelConfig {
-        position: Position::Rotary(rotary(json, like.d_head, rope)?),
         sinks: true,
         layers: keys::windows(json, like.n_layers, window, |layer| window.is_some() && layer.is_multiple_of(2))?,
         // Whatever `hidden_act` says.
         activation: Activation::GeluQuick,
         gate_limit: Some(json.opt_f64("swiglu_limit")?.unwrap_or(7.0)),
         experts: Some(experts),
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
         mlp_bias: true,
         ..like
     })

@@ -1,6 +1,8 @@
 //! How does a GPT-J checkpoint map to a model? One LayerNorm for attention and MLP side by side, and rotary positions of
 //! neighbouring coordinates.
 
+use serde_json::json;
+
 use super::keys::activation;
 use super::names::Names;
 use super::{Family, Tensors, gpt2};
@@ -30,7 +32,7 @@ const NAMES: Names = Names {
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     let like = gpt2::config(json, "gptj")?;
-    let width = json.usize("rotary_dim")?;
+    let width = json.assuming([("rotary_dim", json!(64))]).usize("rotary_dim")?;
     Ok(ModelConfig {
         parallel: Parallel::OneNorm,
         position: Position::Rotary(Rotary { width: Some(width), interleaved: true, ..Rotary::default() }),

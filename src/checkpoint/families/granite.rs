@@ -8,16 +8,13 @@ use crate::model::ModelConfig;
 pub(super) const FAMILY: Family = Family { name: "granite", config, tensors: Tensors::Named(llama::NAMES) };
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
-    let bias = json.bool_or("attention_bias", false)?;
     let factor = |key: &str| -> Result<f64> { Ok(json.opt_f64(key)?.unwrap_or(1.0)) };
     Ok(ModelConfig {
         embed_scale: factor("embedding_multiplier")?,
         attention_scale: Some(factor("attention_multiplier")?),
         residual_scale: factor("residual_multiplier")?,
         logit_scale: 1.0 / factor("logits_scaling")?,
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
         mlp_bias: json.bool_or("mlp_bias", false)?,
-        ..keys::llama(json, "granite")?
+        ..keys::attention_bias(json, false, keys::llama(json, "granite")?)?
     })
 }

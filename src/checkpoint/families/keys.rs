@@ -3,7 +3,9 @@
 
 use super::super::config_json::ConfigJson;
 use crate::error::Result;
-use crate::model::{Activation, LayerConfig, ModelConfig, NormKind, Position, QkvBias, Rotary, RotaryScaling};
+use crate::model::{
+    Activation, LayerConfig, LayerRotary, ModelConfig, NormKind, Position, QkvBias, Rotary, RotaryScaling,
+};
 
 /// Widths: of the residual stream, the number of heads, and of a head, which is `head_dim` if the config has it.
 pub(super) fn widths(json: &ConfigJson, d_model: &str, n_heads: &str) -> Result<(usize, usize, usize)> {
@@ -18,10 +20,14 @@ pub(super) fn widths(json: &ConfigJson, d_model: &str, n_heads: &str) -> Result<
 /// A decoder with the sizes that a config in the words of Llama gives, and with Llama's architecture: RMSNorm before each
 /// sub-layer, rotary positions, grouped key/value heads, a gated MLP, no biases.
 pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
+    llama_with(json, family, Rope::default())
+}
+
+/// [`llama`] with other rotary positions.
+pub(super) fn llama_with(json: &ConfigJson, family: &str, rope: Rope<'_>) -> Result<ModelConfig> {
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
-    let rotary = rotary(json, d_head, Rope::default())?;
+    let rotary = rotary(json, d_head, rope)?;
     let n_layers = depth(json, "num_hidden_layers")?;
-    let positions = json.opt_usize("max_position_embeddings")?.unwrap_or(2048);
     Ok(ModelConfig {
         family: family.to_owned(),
         n_layers,
@@ -31,11 +37,7 @@ pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
         d_head,
         d_mlp: json.usize("intermediate_size")?,
         vocab: json.usize("vocab_size")?,
-        // A dynamic base is there to go beyond the context that the config names.
-        n_positions: match rotary.scaling {
-            RotaryScaling::Dynamic { factor, .. } => (positions as f64 * factor) as usize,
-            _ => positions,
-        },
+        n_positions: positions(json, &rotary)?,
         norm: NormKind::Rms,
         norm_eps: json.opt_f64("rms_norm_eps")?.unwrap_or(1e-6),
         position: Position::Rotary(rotary),
@@ -47,6 +49,21 @@ pub(super) fn llama(json: &ConfigJson, family: &str) -> Result<ModelConfig> {
         tied_unembed: json.bool_or("tie_word_embeddings", false)?,
         ..ModelConfig::default()
     })
+}
+
+/// The longest text: a dynamic base is there to go beyond the context that the config names.
+pub(super) fn positions(json: &ConfigJson, rotary: &Rotary) -> Result<usize> {
+    let named = json.opt_usize("max_position_embeddings")?.unwrap_or(2048);
+    Ok(match rotary.scaling {
+        RotaryScaling::Dynamic { factor, .. } => (named as f64 * factor) as usize,
+        _ => named,
+    })
+}
+
+/// `like`, with biases of queries, keys, values and of what attention writes, if `attention_bias` says so.
+pub(super) fn attention_bias(json: &ConfigJson, default: bool, like: ModelConfig) -> Result<ModelConfig> {
+    let bias = json.bool_or("attention_bias", default)?;
+    Ok(ModelConfig { qkv_bias: bias.into(), attn_out_bias: bias, ..like })
 }
 
 /// The number of layers, small enough to make a list of them.
@@ -61,15 +78,18 @@ pub(super) fn depth(json: &ConfigJson, key: &str) -> Result<usize> {
 pub(super) struct Rope<'a> {
     /// The base of the wavelengths.
     pub base: f64,
-    /// The share of a head's coordinates that are rotated.
-    pub share: f64,
+    /// The share of a head's coordinates that are rotated, in families whose configs may say another; the others rotate all of
+    /// them.
+    pub share: Option<f64>,
     /// The kind of layer, where each kind has rotary positions of its own.
     pub layers: Option<&'a str>,
+    /// Whether neighbouring coordinates are rotated together.
+    pub interleaved: bool,
 }
 
 impl Default for Rope<'_> {
     fn default() -> Self {
-        Self { base: 10_000.0, share: 1.0, layers: None }
+        Self { base: 10_000.0, share: None, layers: None, interleaved: false }
     }
 }
 
@@ -87,10 +107,39 @@ pub(super) fn rotary(json: &ConfigJson, d_head: usize, default: Rope<'_>) -> Res
         Ok(inner.or(json.opt_f64(json.first(&names))?).unwrap_or(default))
     };
     let base = number(["rope_theta", "rotary_emb_base"], default.base)?;
-    let share = number(["partial_rotary_factor", "rotary_pct"], default.share)?;
+    let share = number(["partial_rotary_factor", "rotary_pct"], default.share.unwrap_or(1.0))?;
+    if default.share.is_none() && share != 1.0 {
+        return Err(json.wrong("partial_rotary_factor", "1, since this family rotates whole heads", share.to_string()));
+    }
     let width = (d_head as f64 * share) as usize;
     let scaling = nested.map(|nested| scaling(json, nested)).transpose()?.unwrap_or(RotaryScaling::None);
-    Ok(Rotary { base, scaling, width: Some(width).filter(|width| *width != d_head), interleaved: false })
+    Ok(Rotary { base, scaling, width: Some(width).filter(|width| *width != d_head), interleaved: default.interleaved })
+}
+
+/// The rotary positions of layers with a window, where they have their own: without scaling, and in older files with a base
+/// under `key`.
+pub(super) fn local(json: &ConfigJson, d_head: usize, key: &str, base: f64) -> Result<Rotary> {
+    let base = json.opt_f64(key)?.unwrap_or(base);
+    let nested = json.opt_object("rope_parameters")?.is_some_and(|all| all.has("sliding_attention"));
+    match nested {
+        true => rotary(json, d_head, Rope { base, layers: Some("sliding_attention"), ..Rope::default() }),
+        false => Ok(Rotary { base, ..Rotary::default() }),
+    }
+}
+
+/// `n_layers` layers like these, of which those with a window, or those without, have these rotary positions.
+pub(super) fn turning(
+    layers: &[LayerConfig],
+    n_layers: usize,
+    windowed: bool,
+    rotary: &LayerRotary,
+) -> Vec<LayerConfig> {
+    let layer = |number: usize| layers.get(number).cloned().unwrap_or_default();
+    let own = |layer: LayerConfig| match layer.window.is_some() == windowed {
+        true => LayerConfig { rotary: rotary.clone(), ..layer },
+        false => layer,
+    };
+    (0..n_layers).map(layer).map(own).collect()
 }
 
 /// How frequencies are stretched, from the object `rope` that says so.
@@ -192,12 +241,21 @@ pub(super) fn windows(
     Ok(if layers.iter().all(|layer| *layer == LayerConfig::default()) { vec![] } else { layers })
 }
 
-/// [`windows`] in the words of Qwen: from layer `max_window_layers` on, if `use_sliding_window` says so.
+/// [`windows`] in all layers, of the width `sliding_window`, if there is one.
+pub(super) fn same_windows(json: &ConfigJson, n_layers: usize) -> Result<Vec<LayerConfig>> {
+    let window = json.opt_usize("sliding_window")?;
+    windows(json, n_layers, window, |_| window.is_some())
+}
+
+/// The width of windows in the words of Qwen: `sliding_window`, if `use_sliding_window` says so.
+pub(super) fn used_window(json: &ConfigJson) -> Result<Option<usize>> {
+    let used = json.bool_or("use_sliding_window", false)?;
+    Ok(if used { json.opt_usize("sliding_window")? } else { None })
+}
+
+/// [`windows`] in the words of Qwen: from layer `max_window_layers` on.
 pub(super) fn late_windows(json: &ConfigJson, n_layers: usize) -> Result<Vec<LayerConfig>> {
-    let window = match json.bool_or("use_sliding_window", false)? {
-        true => json.opt_usize("sliding_window")?,
-        false => None,
-    };
+    let window = used_window(json)?;
     let first = json.opt_usize("max_window_layers")?.unwrap_or(28);
     windows(json, n_layers, window, |layer| window.is_some() && layer >= first)
 }

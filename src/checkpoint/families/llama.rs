@@ -16,7 +16,7 @@ pub(super) const NAMES: Names = Names {
     prefix: "model.",
     outside: &[("w_e", "embed_tokens"), ("ln_final", "norm")],
     block: "layers.{}.",
-    inside: &[
+    otherwise: &[
         ("ln1", "input_layernorm"),
         ("q", "self_attn.q_proj"),
         ("k", "self_attn.k_proj"),
@@ -37,11 +37,8 @@ pub(super) const NAMES: Names = Names {
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     json.only("pretraining_tp", &json!(1))?;
-    let bias = json.bool_or("attention_bias", false)?;
     Ok(ModelConfig {
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
         mlp_bias: json.bool_or("mlp_bias", false)?,
-        ..keys::llama(json, "llama")?
+        ..keys::attention_bias(json, false, keys::llama(json, "llama")?)?
     })
 }

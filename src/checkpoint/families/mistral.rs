@@ -1,4 +1,7 @@
-//! How does a Mistral checkpoint map to a model? Llama, with a window in every layer of the first models.
+//! How does a Mistral or Ministral checkpoint map to a model? Llama, with a window in every layer of Mistral's first models, and
+//! in the layers that Ministral's config names.
+
+use serde_json::json;
 
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
@@ -6,9 +9,10 @@ use crate::error::Result;
 use crate::model::ModelConfig;
 
 pub(super) const FAMILY: Family = Family { name: "mistral", config, tensors: Tensors::Named(llama::NAMES) };
+pub(super) const MINISTRAL: Family = Family { name: "ministral", ..FAMILY };
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
-    let like = keys::llama(json, "mistral")?;
-    let window = json.opt_usize("sliding_window")?;
-    Ok(ModelConfig { layers: keys::windows(json, like.n_layers, window, |_| window.is_some())?, ..like })
+    let json = &json.assuming([("sliding_window", json!(4096))]);
+    let like = keys::llama(json, json.opt_str("model_type")?.unwrap_or("mistral"))?;
+    Ok(ModelConfig { layers: keys::same_windows(json, like.n_layers)?, ..like })
 }

@@ -2,13 +2,17 @@
 //! lists what its tensors are called. Nothing here computes.
 
 mod albert;
+mod arcee;
 mod bert;
 mod bloom;
 mod cohere;
 mod distilbert;
 mod electra;
+mod ernie4_5;
+mod exaone4;
 mod falcon;
 mod gemma;
+mod glm;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
@@ -17,12 +21,14 @@ mod gpt_oss;
 mod gptj;
 mod granite;
 pub(crate) mod headscope;
+mod helium;
 mod keys;
 mod llama;
 mod mistral;
 mod mixtral;
 mod modernbert;
 mod names;
+mod nemotron;
 mod olmo;
 mod opt;
 mod phi;
@@ -30,6 +36,7 @@ mod phi3;
 mod qwen;
 mod qwen_moe;
 mod roberta;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -38,7 +45,7 @@ mod unknown;
 
 use serde_json::Value;
 
-use self::names::Names;
+use self::names::{Names, OTHER_HEADS};
 use super::config_json::ConfigJson;
 use super::source::Source;
 use crate::error::Result;
@@ -69,15 +76,21 @@ enum Tensors {
 
 static FAMILIES: &[Family] = &[
     albert::FAMILY,
+    arcee::FAMILY,
     bert::FAMILY,
     bloom::FAMILY,
-    cohere::FAMILY,
+    cohere::COHERE,
+    cohere::COHERE2,
     distilbert::FAMILY,
     electra::FAMILY,
+    ernie4_5::FAMILY,
+    exaone4::FAMILY,
     falcon::FAMILY,
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    glm::GLM,
+    glm::GLM4,
     gpt2::FAMILY,
     gpt_bigcode::FAMILY,
     gpt_neo::FAMILY,
@@ -86,12 +99,16 @@ static FAMILIES: &[Family] = &[
     gptj::FAMILY,
     granite::FAMILY,
     headscope::FAMILY,
+    helium::FAMILY,
     llama::FAMILY,
+    mistral::MINISTRAL,
     mistral::FAMILY,
     mixtral::FAMILY,
     modernbert::FAMILY,
+    nemotron::FAMILY,
     olmo::OLMO,
     olmo::OLMO2,
+    olmo::OLMO3,
     opt::FAMILY,
     phi::FAMILY,
     phi3::FAMILY,
@@ -102,6 +119,7 @@ static FAMILIES: &[Family] = &[
     roberta::CAMEMBERT,
     roberta::FAMILY,
     roberta::XLM,
+    seed_oss::FAMILY,
     smollm3::FAMILY,
     stablelm::FAMILY,
     starcoder2::FAMILY,
@@ -142,12 +160,12 @@ impl Family {
         }
     }
 
-    /// Whether a tensor of this name may be left over: mask buffers, poolers.
+    /// Whether a tensor of this name may be left over: mask buffers, poolers, heads for other tasks.
     pub(crate) fn ignores(&self, name: &str) -> bool {
         let superfluous = match &self.tensors {
             Tensors::Named(names) => names.superfluous,
             Tensors::Read { superfluous, .. } => superfluous,
         };
-        superfluous.iter().any(|part| name.contains(part))
+        superfluous.iter().any(|part| name.contains(part)) || OTHER_HEADS.iter().any(|head| name.starts_with(head))
     }
 }

@@ -1,7 +1,7 @@
 //! How does a ModernBERT checkpoint map to a model? Pre-norm but for the first attention, rotary positions with one base for
 //! global and one for local layers, fused q, k and v, a gated MLP with both inputs in one matrix.
 
-use super::keys::{Rope, activation, rotary, widths, windows};
+use super::keys::{Rope, activation, attention_bias, rotary, widths, windows};
 use super::names::Names;
 use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
@@ -24,14 +24,14 @@ const NAMES: Names = Names {
     ],
     head: &[("u", "decoder"), ("transform", "head.dense"), ("ln_transform", "head.norm")],
     // Heads for other tasks have a transform of the same name.
-    superfluous: &["head.", "classifier."],
+    superfluous: &["head."],
     ..Names::NONE
 };
 
 fn config(json: &ConfigJson) -> Result<ModelConfig> {
     let (d_model, n_heads, d_head) = widths(json, "hidden_size", "num_attention_heads")?;
     let n_layers = json.usize("num_hidden_layers")?;
-    let (bias, norm_bias) = (json.bool_or("attention_bias", false)?, json.bool_or("norm_bias", false)?);
+    let norm_bias = json.bool_or("norm_bias", false)?;
     Ok(ModelConfig {
         family: "modernbert".to_owned(),
         n_layers,
@@ -50,8 +50,6 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
         layers: layers(json, n_layers, d_head)?,
         activation: activation(json, "hidden_activation", "gelu")?,
         gated_mlp: true,
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
         mlp_bias: json.bool_or("mlp_bias", false)?,
         unembed: Unembed::MaskedLm,
         lm_head: LmHead {
@@ -61,7 +59,7 @@ fn config(json: &ConfigJson) -> Result<ModelConfig> {
             bias: json.bool_or("decoder_bias", true)?,
         },
         tied_unembed: json.bool_or("tie_word_embeddings", true)?,
-        ..ModelConfig::default()
+        ..attention_bias(json, false, ModelConfig::default())?
     })
 }
 

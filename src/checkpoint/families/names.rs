@@ -27,6 +27,8 @@ pub(crate) struct Names {
     /// after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert; `shared_gate`. A norm
     /// without weights has an empty name.
     pub inside: &'static [(&'static str, &'static str)],
+    /// In a block, names of the family that this one resembles: of all parameters that `inside` does not list.
+    pub otherwise: &'static [(&'static str, &'static str)],
     /// In the head: `u`; `b_u`, if the bias of the logits is not `u`'s; `transform` and `ln_transform`.
     pub head: &'static [(&'static str, &'static str)],
     /// How matrices of blocks lie in their tensors; all others are `[out, in]`.
@@ -42,6 +44,9 @@ pub(crate) struct Names {
     /// Tensors whose names contain one of these may be left over.
     pub superfluous: &'static [&'static str],
 }
+
+/// What begins the names of heads for other tasks, which read the residual stream and do not contribute to it.
+pub(super) const OTHER_HEADS: [&str; 3] = ["score.", "classifier.", "qa_outputs."];
 
 /// How matrices lie in their tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,7 @@ impl Names {
         outside: &[],
         block: "",
         inside: &[],
+        otherwise: &[],
         head: &[],
         matrices: Matrices::OutIn,
         qkv: Qkv::Parts,
@@ -86,13 +92,23 @@ impl Names {
         superfluous: &[],
     };
 
+    /// What the parameters of a block are called, with those of the family's own table first.
+    fn in_block(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let is_own = |name: &str| self.inside.iter().any(|(own, _)| *own == name);
+        self.inside.iter().chain(self.otherwise.iter().filter(move |(name, _)| !is_own(name))).copied()
+    }
+
     /// Leaves out the head that `source` does not have: it was saved from a model that ends in the residual stream.
     pub(super) fn settle(&self, config: &mut ModelConfig, source: &Source) {
         let named =
             |own: &str| self.head.iter().any(|(name, stem)| *name == own && source.has(&format!("{stem}.weight")));
         let absent = match config.unembed {
             Unembed::None => true,
-            Unembed::Linear { .. } => !config.tied_unembed && !named("u") && !source.has_prefix(self.prefix),
+            Unembed::Linear { .. } if named("u") => false,
+            Unembed::Linear { .. } => {
+                let other = OTHER_HEADS.iter().any(|head| source.has_prefix(head));
+                other || !config.tied_unembed && !source.has_prefix(self.prefix)
+            }
             // A head for another task may have a transform, too.
             Unembed::MaskedLm => !named("transform") || source.has("classifier.weight"),
         };
@@ -104,11 +120,11 @@ impl Names {
     /// Reads the weights that `config` asks for, and checks every tensor against it.
     pub(super) fn weights(&self, config: &ModelConfig, source: &Source) -> Result<Weights> {
         let prefix = if source.has_prefix(self.prefix) { self.prefix } else { "" };
-        let is_there = |(name, stem): &(&str, &str)| {
+        let is_there = |(name, stem): (&str, &str)| {
             let of_mlp = ["gate", "in", "gate_in"].contains(&name.rsplit('.').next().unwrap_or(name));
             of_mlp && source.has_part(&format!(".{}", stem.split("{}").next().unwrap_or(stem)))
         };
-        let stripped = !self.inside.iter().any(is_there);
+        let stripped = !self.in_block().any(is_there);
         let mut reader = Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
         Weights::made(config, &mut reader)
     }
@@ -172,21 +188,14 @@ impl Reader<'_> {
         let qkv = index(&["q", "k", "v"]).map(|i| (key("qkv"), Part::Qkv(i)));
         let gate_in = index(&["gate", "in"]).map(|i| (key("gate_in"), Part::GateIn(i)));
         let own = [Some((key(name), Part::Whole)), qkv, gate_in];
-        let (tables, matrices) = match block {
-            Some(_) => (vec![(self.names.inside, true)], self.names.matrices),
-            None => (vec![(self.names.outside, true), (self.names.head, false)], Matrices::OutIn),
-        };
+        let matrices = if block.is_some() { self.names.matrices } else { Matrices::OutIn };
         let mut found = vec![];
-        for (table, prefixed) in tables {
-            for (key, part) in own.iter().flatten() {
-                for (_, stem) in table.iter().filter(|(name, _)| name == key) {
-                    let before = block.map(|block| self.block(block));
-                    let before = format!("{}{}", if prefixed { self.prefix } else { "" }, before.unwrap_or_default());
-                    let each = expert.filter(|_| stem.contains("{}"));
-                    let whole = each.map_or_else(|| (*stem).to_owned(), |each| stem.replace("{}", &each.to_string()));
-                    let stem = if stem.is_empty() { String::new() } else { before + &whole };
-                    found.push(Place { stem, part: *part, expert: expert.filter(|_| each.is_none()), matrices });
-                }
+        for (name, before, stem) in self.listed(block) {
+            for (_, part) in own.iter().flatten().filter(|(key, _)| key == name) {
+                let each = expert.filter(|_| stem.contains("{}"));
+                let whole = each.map_or_else(|| stem.to_owned(), |each| stem.replace("{}", &each.to_string()));
+                let stem = if stem.is_empty() { String::new() } else { format!("{before}{whole}") };
+                found.push(Place { stem, part: *part, expert: expert.filter(|_| each.is_none()), matrices });
             }
         }
         let there = found.iter().position(|place| self.has(place)).unwrap_or(0);
@@ -195,6 +204,20 @@ impl Reader<'_> {
             return Err(Error::argument("names", expected, "none"));
         }
         Ok(found.swap_remove(there))
+    }
+
+    /// The names that may hold for a parameter in this block, or outside blocks: headscope's, what comes before the family's,
+    /// and the family's.
+    fn listed(&self, block: Option<usize>) -> Vec<(&'static str, String, &'static str)> {
+        let after = |before: String| move |(name, stem): (_, _)| (name, before.clone(), stem);
+        let prefixed = after(self.prefix.to_owned() + &block.map(|block| self.block(block)).unwrap_or_default());
+        match block {
+            Some(_) => self.names.in_block().map(prefixed).collect(),
+            None => {
+                let head = self.names.head.iter().copied().map(after(String::new()));
+                self.names.outside.iter().copied().map(prefixed).chain(head).collect()
+            }
+        }
     }
 
     /// What begins the names of a block.

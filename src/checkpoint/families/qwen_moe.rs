@@ -1,6 +1,8 @@
 //! How does a checkpoint of Qwen's mixtures of experts map to a model? Qwen 2 or 3, with experts in some or all layers,
 //! beside which Qwen 2 has an MLP that serves every position.
 
+use serde_json::json;
+
 use super::names::Names;
 use super::{Family, Tensors, keys, llama};
 use crate::checkpoint::config_json::ConfigJson;
@@ -12,17 +14,6 @@ pub(super) const QWEN3: Family = Family { name: "qwen3_moe", config: qwen3, tens
 
 const NAMES: Names = Names {
     inside: &[
-        ("ln1", "input_layernorm"),
-        ("q", "self_attn.q_proj"),
-        ("k", "self_attn.k_proj"),
-        ("v", "self_attn.v_proj"),
-        ("o", "self_attn.o_proj"),
-        ("q_norm", "self_attn.q_norm"),
-        ("k_norm", "self_attn.k_norm"),
-        ("ln2", "post_attention_layernorm"),
-        ("gate", "mlp.gate_proj"),
-        ("in", "mlp.up_proj"),
-        ("out", "mlp.down_proj"),
         ("router", "mlp.gate"),
         ("experts.gate", "mlp.experts.{}.gate_proj"),
         ("experts.in", "mlp.experts.{}.up_proj"),
@@ -36,11 +27,9 @@ const NAMES: Names = Names {
 };
 
 fn qwen2(json: &ConfigJson) -> Result<ModelConfig> {
+    let json = &json.assuming([("sliding_window", json!(4096))]);
     let like = keys::llama(json, "qwen2_moe")?;
-    let window = match json.bool_or("use_sliding_window", false)? {
-        true => json.opt_usize("sliding_window")?,
-        false => None,
-    };
+    let window = keys::used_window(json)?;
     let last = json.opt_usize("max_window_layers")?.unwrap_or(28);
     let slides = |layer: usize| window.is_some() && layer.is_multiple_of(2) && layer < last;
     let shared = SharedExpert { d_mlp: json.usize("shared_expert_intermediate_size")?, gated: true };
@@ -52,19 +41,11 @@ fn qwen2(json: &ConfigJson) -> Result<ModelConfig> {
 }
 
 fn qwen3(json: &ConfigJson) -> Result<ModelConfig> {
-    let like = keys::llama(json, "qwen3_moe")?;
-    let bias = json.bool_or("attention_bias", false)?;
-    let window = match json.bool_or("use_sliding_window", false)? {
-        true => json.opt_usize("sliding_window")?,
-        false => None,
-    };
+    let json = &json.assuming([("sliding_window", json!(4096))]);
+    let like = keys::attention_bias(json, false, keys::llama(json, "qwen3_moe")?)?;
+    let window = keys::used_window(json)?;
     let layers = keys::windows(json, like.n_layers, window, |_| window.is_some())?;
-    Ok(ModelConfig {
-        qk_norm: QkNorm::Head,
-        qkv_bias: bias.into(),
-        attn_out_bias: bias,
-        ..mixture(json, None, ModelConfig { layers, ..like })?
-    })
+    mixture(json, None, ModelConfig { qk_norm: QkNorm::Head, layers, ..like })
 }
 
 /// The model with experts in every `decoder_sparse_step`th layer, except those that `mlp_only_layers` lists.

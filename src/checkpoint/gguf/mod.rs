@@ -2,9 +2,10 @@
 //!
 //! Its keys become a `config.json`, its tensors take Hugging Face's names and row order, its vocabulary becomes a
 //! `tokenizer.json`: from there on, the family of that name does the rest. Weights that were rounded to few bits come back
-//! as the float32 numbers that they stand for. What is read: the architectures in `names.rs`, the codings in `coding.rs`, and
+//! as the float32 numbers that they stand for. What is read: the architectures in `architectures.rs`, the codings in `coding.rs`, and
 //! byte-pair vocabularies; everything else is refused with the reason.
 
+mod architectures;
 mod convert;
 mod header;
 mod names;
@@ -12,6 +13,7 @@ mod names;
 mod tests;
 mod vocabulary;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
@@ -19,9 +21,8 @@ use serde_json::{Map, Value as Json};
 use tch::{Device, Kind};
 
 pub(super) use self::convert::{converted, is_converted};
-use self::header::{Header, Value};
-use self::names::{ARCHITECTURES, Architecture};
-use super::source::Source;
+use self::header::Header;
+use super::source::{Place, Source};
 use crate::error::{Error, Result};
 
 /// A GGUF file as a checkpoint in Hugging Face layout.
@@ -45,21 +46,35 @@ impl Gguf {
             expected: expected.to_owned(),
             found,
         };
-        let architecture = architecture(values.get("general.architecture")).ok_or_else(|| {
-            let known: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
-            let found = values.get("general.architecture").map_or("nothing".to_owned(), |value| format!("{value:?}"));
-            wrong("key `general.architecture`", &format!("one of {}", known.join(", ")), found)
-        })?;
-        let config = architecture.config(&values, &tensors, &wrong)?;
+        let architecture = names::architecture(&values, &tensors, &wrong)?;
+        let mut config = architecture.config(&values, &tensors, &wrong)?;
         // A tokenizer.json beside the file is used in any case.
         let beside = path.with_file_name("tokenizer.json").exists();
         let tokenizer = if beside { None } else { vocabulary::tokenizer_json(&values, &wrong)? };
-        let places = architecture.places(&values, tensors, &wrong)?;
+        let mut places = architecture.places(&values, tensors, &wrong)?;
+        let factors = factors(path, &file, &mut places)?;
+        if let Some(stretched) = architecture.stretched(&values, &config, factors, &wrong)? {
+            config.insert("rope_scaling".to_owned(), stretched);
+        }
         Ok(Self { config, source: Source::of_file(path, file, places, kind, device)?, tokenizer })
     }
 }
 
-fn architecture(name: Option<&Value>) -> Option<&'static Architecture> {
-    let Some(Value::Text(name)) = name else { return None };
-    ARCHITECTURES.iter().find(|known| known.name == name)
+/// What divides each rotary frequency in short and in long texts, if tensors of the file say so. They are none of the model's.
+fn factors(path: &Path, file: &File, places: &mut BTreeMap<String, Place>) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
+    let names = ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
+    let found: BTreeMap<String, Place> = names.iter().filter_map(|name| places.remove_entry(*name)).collect();
+    let shapes: BTreeMap<String, Vec<usize>> =
+        found.iter().map(|(name, place)| (name.clone(), place.shape.clone())).collect();
+    let file = file.try_clone().map_err(Error::io("read", path))?;
+    let source = Source::of_file(path, file, found, Kind::Double, Device::Cpu)?;
+    let [both, short, long] = names.map(|name| {
+        let read = |shape: &Vec<usize>| {
+            let numbers = source.take(name, shape)?.flatten(0, -1);
+            Vec::<f64>::try_from(numbers).map_err(Error::torch("reading rotary factors"))
+        };
+        shapes.get(name).map(read).transpose()
+    });
+    let (both, short, long) = (both?, short?, long?);
+    Ok(both.map(|both| (both.clone(), both)).or(short.zip(long)))
 }

@@ -1,83 +1,39 @@
-//! What does an architecture of GGUF files call things, and what does Hugging Face? One table each.
+//! What does a GGUF file say in Hugging Face's words? Its keys as a `config.json`, its tensors under other names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value as Json, json};
 
+use super::architectures::{ARCHITECTURES, Architecture, KEYS, LLAMA_BLOCK, Layout, SIGNS};
 use super::header::{TensorInfo, Value};
+use crate::checkpoint::order::Order;
 use crate::checkpoint::source::Place;
 use crate::error::Result;
 
-/// How the files of an architecture are read.
-pub(super) struct Architecture {
-    /// `general.architecture`, which also begins the names of its keys.
-    pub name: &'static str,
-    /// `model_type` in `config.json`.
-    pub model_type: &'static str,
-    /// The class in transformers that runs it.
-    class: &'static str,
-    /// Keys after the architecture's name, and in `config.json`.
-    keys: &'static [(&'static str, &'static str)],
-    /// Values of `config.json` that the files leave to the name of the architecture.
-    fixed: &'static [(&'static str, &'static str)],
-    /// Tensors outside blocks, without `.weight` and `.bias`.
-    outside: &'static [(&'static str, &'static str)],
-    /// Where Hugging Face's names of blocks begin: `model.layers.` before the number.
-    block: &'static str,
-    /// Tensors of a block, without `.weight` and `.bias`.
-    inside: &'static [(&'static str, &'static str)],
-    /// Tensors whose rows llama.cpp keeps in the order of interleaved rotary pairs, and the key for their number of heads.
-    interleaved: &'static [(&'static str, &'static str)],
-}
-
-const LLAMA: Architecture = Architecture {
-    name: "llama",
-    model_type: "llama",
-    class: "LlamaForCausalLM",
-    keys: &[
-        ("block_count", "num_hidden_layers"),
-        ("context_length", "max_position_embeddings"),
-        ("embedding_length", "hidden_size"),
-        ("feed_forward_length", "intermediate_size"),
-        ("attention.head_count", "num_attention_heads"),
-        ("attention.head_count_kv", "num_key_value_heads"),
-        ("attention.key_length", "head_dim"),
-        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-        ("rope.freq_base", "rope_theta"),
-        ("vocab_size", "vocab_size"),
-    ],
-    fixed: &[("hidden_act", "silu")],
-    outside: &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")],
-    block: "model.layers.",
-    inside: &[
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("ffn_norm", "post_attention_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
-    ],
-    interleaved: &[("attn_q", "attention.head_count"), ("attn_k", "attention.head_count_kv")],
-};
-
-/// The architectures that are read.
-pub(super) const ARCHITECTURES: [Architecture; 1] = [LLAMA];
-
 /// Keys without which a file is not complete, after the architecture's name.
-const NEEDED: [&str; 6] = [
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.layer_norm_rms_epsilon",
-];
+const NEEDED: [&str; 5] =
+    ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"];
 
 /// What is wrong with a file, and where: an error without the file's path.
 pub(super) type Wrong<'a> = &'a dyn Fn(&str, &str, String) -> crate::error::Error;
+
+/// The architecture that a file says it has.
+pub(super) fn architecture(
+    values: &BTreeMap<String, Value>,
+    tensors: &BTreeMap<String, TensorInfo>,
+    wrong: Wrong<'_>,
+) -> Result<&'static Architecture> {
+    const KEY: &str = "general.architecture";
+    let found = values.get(KEY);
+    let is_it = |known: &&Architecture| {
+        let only_with = known.only_with.is_none_or(|name| tensors.contains_key(name));
+        matches!(found, Some(Value::Text(name)) if name == known.name) && only_with
+    };
+    let known: BTreeSet<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
+    let expected = format!("one of {}", known.into_iter().collect::<Vec<_>>().join(", "));
+    let found = || found.map_or("nothing".to_owned(), |value| format!("{value:?}"));
+    ARCHITECTURES.iter().find(is_it).ok_or_else(|| wrong(&format!("key `{KEY}`"), &expected, found()))
+}
 
 impl Architecture {
     /// `config.json` as it would stand beside the same weights in Hugging Face layout. A key that would change what is
@@ -92,74 +48,146 @@ impl Architecture {
             .iter()
             .filter_map(|(key, value)| Some((key.strip_prefix(self.name)?.strip_prefix('.')?, value)))
             .collect();
-        let at = |key: &str| format!("key `{}.{key}`", self.name);
+        let wrong =
+            |key: &str, expected: &str, found: String| wrong(&format!("key `{}.{key}`", self.name), expected, found);
         let mut config = Map::new();
         config.insert("model_type".to_owned(), json!(self.model_type));
         config.insert("architectures".to_owned(), json!([self.class]));
-        config.extend(self.fixed.iter().map(|(key, value)| ((*key).to_owned(), json!(value))));
+        if let Json::Object(fixed) = (self.fixed)() {
+            config.extend(fixed);
+        }
         for (key, value) in &own {
-            if let Some((_, name)) = self.keys.iter().find(|(own, _)| own == key) {
-                config.insert(
-                    (*name).to_owned(),
-                    number(value).ok_or_else(|| wrong(&at(key), "a number", format!("{value:?}")))?,
-                );
+            if let Some(name) = self.key(key) {
+                let value =
+                    plain(value).ok_or_else(|| wrong(key, "a number or a truth value", format!("{value:?}")))?;
+                config.insert(name.to_owned(), value);
             }
         }
         if let Some(missing) = NEEDED.into_iter().find(|key| !own.contains_key(key)) {
-            return Err(wrong(&at(missing), "a number", "nothing".to_owned()));
+            return Err(wrong(missing, "a number", "nothing".to_owned()));
+        }
+        if !own.keys().any(|key| key.starts_with("attention.layer_norm_")) {
+            return Err(wrong("attention.layer_norm_rms_epsilon", "a number", "nothing".to_owned()));
         }
         if let Some(embedding) = tensors.get("token_embd.weight") {
             config.entry("vocab_size").or_insert(json!(embedding.shape.first()));
         }
         config.insert("tie_word_embeddings".to_owned(), json!(!tensors.contains_key("output.weight")));
-        config.insert("attention_bias".to_owned(), json!(tensors.contains_key("blk.0.attn_output.bias")));
-        config.insert("mlp_bias".to_owned(), json!(tensors.contains_key("blk.0.ffn_down.bias")));
+        for (name, sign) in SIGNS {
+            config.insert((*name).to_owned(), json!(tensors.contains_key(&format!("blk.0.{sign}"))));
+        }
         for (key, name) in [("eos", "eos_token_id"), ("bos", "bos_token_id")] {
-            if let Some(id) = values.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(number) {
+            if let Some(id) = values.get(&format!("tokenizer.ggml.{key}_token_id")).and_then(plain) {
                 config.insert(name.to_owned(), id);
             }
         }
-        self.check_others(&own, &mut config, &|key, expected, found| wrong(&at(key), expected, found))?;
+        let integer = |key: &str| own.get(key).and_then(|value| plain(value)).and_then(|value| value.as_u64());
+        let (width, heads) = (integer("embedding_length").unwrap_or(0), integer("attention.head_count").unwrap_or(1));
+        let d_head = integer("attention.key_length").or(width.checked_div(heads)).unwrap_or(0);
+        if let Some(depth) = self.query_scale {
+            let wide = integer("block_count") == Some(depth);
+            let scalar = if wide { width as f64 / heads.max(1) as f64 } else { d_head as f64 };
+            config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
+        }
+        // A window of no width is none.
+        if config.get("sliding_window") == Some(&json!(0)) {
+            config.insert("sliding_window".to_owned(), Json::Null);
+        }
+        self.rotary(&own, d_head, &mut config, &wrong)?;
+        self.check_others(&own, d_head, &wrong)?;
         Ok(config)
     }
 
-    /// Keys that are no numbers of `config.json`'s: what they say is either the usual, or known, or an error.
-    fn check_others(
+    /// The name in `config.json` of a key after the architecture's name.
+    fn key(&self, key: &str) -> Option<&'static str> {
+        self.keys.iter().chain(KEYS).find(|(own, _)| *own == key).map(|(_, name)| *name)
+    }
+
+    /// Which part of a head turns, and how frequencies are stretched.
+    fn rotary(
         &self,
         own: &BTreeMap<&str, &Value>,
+        d_head: u64,
         config: &mut Map<String, Json>,
         wrong: Wrong<'_>,
     ) -> Result<()> {
-        let integer = |key: &str| config.get(key).and_then(Json::as_u64);
-        let (width, heads) = (integer("hidden_size").unwrap_or(0), integer("num_attention_heads").unwrap_or(1));
-        let d_head = integer("head_dim").or(width.checked_div(heads)).unwrap_or(0);
+        let get = |key: &str| own.get(key).and_then(|value| plain(value));
+        if let Some(width) = get("rope.dimension_count") {
+            let width = width.as_u64().filter(|width| *width <= d_head && (self.rotates_parts || *width == d_head));
+            let Some(width) = width else {
+                let found = format!("{:?}", own.get("rope.dimension_count"));
+                return Err(wrong("rope.dimension_count", &format!("{d_head}, the width of a head"), found));
+            };
+            if self.rotates_parts {
+                let share = width as f64 / d_head as f64;
+                // Hugging Face multiplies and cuts off.
+                let share = if (share * d_head as f64) as u64 == width { share } else { share.next_up() };
+                config.insert("partial_rotary_factor".to_owned(), json!(share));
+            }
+        }
         let scaling = match own.get("rope.scaling.type") {
             Some(Value::Text(name)) => name.as_str(),
             None => "none",
             Some(other) => return Err(wrong("rope.scaling.type", "a text", format!("{other:?}"))),
         };
-        let factor = own.get("rope.scaling.factor").and_then(|value| number(value));
-        match (scaling, factor) {
-            ("none", _) => {}
-            ("linear", Some(factor)) => {
-                config.insert("rope_scaling".to_owned(), json!({"rope_type": "linear", "factor": factor}));
+        let original = get("rope.scaling.original_context_length");
+        let scaling = match (scaling, get("rope.scaling.factor")) {
+            ("none", _) => return Ok(()),
+            ("linear", Some(factor)) => json!({"rope_type": "linear", "factor": factor}),
+            ("yarn", Some(factor)) => {
+                json!({"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original})
             }
-            ("linear", None) => return Err(wrong("rope.scaling.factor", "a number", "nothing".to_owned())),
-            (other, _) => return Err(wrong("rope.scaling.type", "none or linear", other.to_owned())),
+            ("linear" | "yarn", None) => return Err(wrong("rope.scaling.factor", "a number", "nothing".to_owned())),
+            (other, _) => return Err(wrong("rope.scaling.type", "none, linear or yarn", other.to_owned())),
+        };
+        config.insert("rope_scaling".to_owned(), scaling);
+        Ok(())
+    }
+
+    /// What `rope_scaling` says of divisors of the frequencies in short and in long texts, which are tensors in the file.
+    pub(super) fn stretched(
+        &self,
+        values: &BTreeMap<String, Value>,
+        config: &Map<String, Json>,
+        factors: Option<(Vec<f64>, Vec<f64>)>,
+        wrong: Wrong<'_>,
+    ) -> Result<Option<Json>> {
+        let get = |key: &str| values.get(&format!("{}.{key}", self.name)).and_then(plain);
+        let attention = get("rope.scaling.attn_factor");
+        let Some((short, long)) = factors else {
+            let expected = "only keys whose meaning is known here, without tensors of rotary factors";
+            let refused = |found: Json| Err(wrong("key `rope.scaling.attn_factor`", expected, found.to_string()));
+            return attention.map_or(Ok(None), refused);
+        };
+        if let Some(other) = config.get("rope_scaling") {
+            return Err(wrong("key `rope.scaling.type`", "none beside tensors of rotary factors", other.to_string()));
         }
+        Ok(Some(json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": attention.unwrap_or(json!(1.0)),
+            "original_max_position_embeddings":
+                get("rope.scaling.original_context_length").or(get("context_length")),
+        })))
+    }
+
+    /// Keys that have no name in `config.json`: what they say is the usual, or an error.
+    fn check_others(&self, own: &BTreeMap<&str, &Value>, d_head: u64, wrong: Wrong<'_>) -> Result<()> {
         for (key, value) in own {
-            match *key {
-                "rope.dimension_count" | "attention.value_length" if **value != Value::Integer(d_head.into()) => {
-                    return Err(wrong(key, &format!("{d_head}, the width of a head"), format!("{value:?}")));
-                }
-                "expert_count" | "expert_used_count" if **value != Value::Integer(0) => {
-                    return Err(wrong(key, "0: experts are not read from GGUF files", format!("{value:?}")));
-                }
-                "rope.dimension_count" | "attention.value_length" | "expert_count" | "expert_used_count" => {}
-                key if key.starts_with("rope.scaling.") => {}
-                key if self.keys.iter().any(|(own, _)| *own == key) => {}
-                key => return Err(wrong(key, "only keys whose meaning is known here", format!("{value:?}"))),
-            }
+            let expected = match *key {
+                key if self.key(key).is_some() => continue,
+                "rope.dimension_count" | "rope.scaling.type" | "rope.scaling.factor" => continue,
+                "rope.scaling.original_context_length" | "rope.scaling.finetuned" => continue,
+                "rope.scaling.attn_factor" => continue, // `stretched` reads it
+                "attention.value_length" if **value == Value::Integer(d_head.into()) => continue,
+                "attention.value_length" => format!("{d_head}, the width of a head"),
+                "expert_count" | "expert_used_count" if **value == Value::Integer(0) => continue,
+                "expert_count" | "expert_used_count" => "0: this architecture has no experts here".to_owned(),
+                "tensor_data_layout" if **value == Value::Text("jploski".to_owned()) => continue,
+                _ => "only keys whose meaning is known here".to_owned(),
+            };
+            return Err(wrong(key, &expected, format!("{value:?}")));
         }
         Ok(())
     }
@@ -171,33 +199,45 @@ impl Architecture {
         tensors: BTreeMap<String, TensorInfo>,
         wrong: Wrong<'_>,
     ) -> Result<BTreeMap<String, Place>> {
-        let heads = |key: &str| match values.get(&format!("{}.{key}", self.name)) {
+        let number = |key: &str| match values.get(&format!("{}.{key}", self.name)) {
             Some(Value::Integer(heads)) => usize::try_from(*heads).ok(),
             _ => None,
         };
-        let all = heads("attention.head_count").unwrap_or(0);
+        let heads = number("attention.head_count").unwrap_or(0);
+        let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
         let mut places = BTreeMap::new();
-        for (name, info) in tensors {
+        for (name, mut info) in tensors {
             let part = name.split('.').nth(2).filter(|_| name.starts_with("blk."));
-            let key = self.interleaved.iter().find(|(own, _)| Some(*own) == part).map(|(_, key)| *key);
-            let interleaved = key.map(|key| heads(key).unwrap_or(all));
+            let layout = self.layouts.iter().find(|(own, _)| Some(*own) == part).map(|(_, layout)| *layout);
+            let order = match layout {
+                Some(Layout::Queries) => Order::Interleaved { heads },
+                Some(Layout::Keys) => Order::Interleaved { heads: kv_heads },
+                Some(Layout::Parts) => Order::Parts { heads, kv_heads },
+                Some(Layout::Turned) if info.shape.len() == 2 => Order::Turned,
+                _ if self.norm_offset != 0.0 && name.ends_with("norm.weight") => Order::Plus(self.norm_offset),
+                _ => Order::Same,
+            };
             let rows = info.shape.first().copied().unwrap_or(0);
-            if let Some(heads) = interleaved
-                && (heads == 0 || !rows.is_multiple_of(heads.saturating_mul(2)))
-            {
-                let expected = format!("an even number of rows for each of {heads} heads");
-                return Err(wrong(&format!("tensor `{name}`"), &expected, format!("{rows} rows")));
+            order
+                .check(rows)
+                .map_err(|expected| wrong(&format!("tensor `{name}`"), &expected, format!("{rows} rows")))?;
+            match layout {
+                Some(Layout::Turned) => info.shape.reverse(),
+                Some(Layout::Row) if info.shape.len() == 1 => info.shape.insert(0, 1),
+                _ => {}
             }
             let own = self.translated(&name).unwrap_or_else(|| name.clone());
-            places.insert(
-                own,
-                Place { file: 0, coding: Ok(info.coding), shape: info.shape, bytes: info.bytes, interleaved },
-            );
+            let place = Place { file: 0, coding: Ok(info.coding), shape: info.shape, bytes: info.bytes, order };
+            match (own.contains("{}"), place.shape.len()) {
+                (false, _) => drop(places.insert(own, place)),
+                (true, 2..) => places.extend(each(&own, place)),
+                (true, axes) => return Err(wrong(&format!("tensor `{name}`"), "2 axes or more", axes.to_string())),
+            }
         }
         Ok(places)
     }
 
-    /// Hugging Face's name of a tensor.
+    /// Hugging Face's name of a tensor, with `{}` for the number of one of those that share it.
     fn translated(&self, name: &str) -> Option<String> {
         let (stem, ending) = name.rsplit_once('.').filter(|(_, ending)| ["weight", "bias"].contains(ending))?;
         let find = |table: &'static [(&str, &str)], stem: &str| {
@@ -208,17 +248,33 @@ impl Architecture {
             Some(rest) => {
                 let (layer, part) = rest.split_once('.')?;
                 let layer: usize = layer.parse().ok()?;
-                Some(format!("{}{layer}.{}.{ending}", self.block, find(self.inside, part)?))
+                let usual = || find(LLAMA_BLOCK, part).filter(|_| self.like_llama);
+                Some(format!("{}{layer}.{}.{ending}", self.block, find(self.inside, part).or_else(usual)?))
             }
         }
     }
 }
 
-/// A finite number, in JSON.
-fn number(value: &Value) -> Option<Json> {
+/// The tensors that lie one after the other in `place`, under names with their numbers.
+fn each(name: &str, place: Place) -> impl Iterator<Item = (String, Place)> {
+    let Place { file, coding, shape, bytes, order } = place;
+    let n = shape.first().copied().unwrap_or(0);
+    // The axes are at least 1 long, and rows are whole blocks of the coding.
+    let size = (bytes.end - bytes.start) / (n as u64).max(1);
+    let name = name.to_owned();
+    (0..n).map(move |i| {
+        let start = bytes.start + i as u64 * size;
+        let own = Place { file, coding: coding.clone(), shape: shape[1..].to_vec(), bytes: start..start + size, order };
+        (name.replace("{}", &i.to_string()), own)
+    })
+}
+
+/// A finite number or a truth value, in JSON.
+fn plain(value: &Value) -> Option<Json> {
     match value {
         Value::Integer(number) => i64::try_from(*number).ok().map(Json::from),
         Value::Float(number) if number.is_finite() => Some(json!(number)),
+        Value::Bool(truth) => Some(json!(truth)),
         _ => None,
     }
 }

@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use super::*;
 use crate::checkpoint::coding::GGML;
+use crate::checkpoint::order::Order;
 use crate::checkpoint::source::Place;
 use crate::model::{Model, Plan, Site};
 
@@ -28,7 +29,7 @@ fn codings() {
         assert_eq!((header.tensors.len(), golden.len()), (GGML.len(), GGML.len()));
         let place = |(name, info): (String, header::TensorInfo)| {
             let shape = if flat { vec![info.shape.iter().product()] } else { info.shape };
-            (name, Place { file: 0, coding: Ok(info.coding), shape, bytes: info.bytes, interleaved: None })
+            (name, Place { file: 0, coding: Ok(info.coding), shape, bytes: info.bytes, order: Order::Same })
         };
         let places = header.tensors.into_iter().map(place).collect();
         let source = Source::of_file(&path, file, places, Kind::Double, Device::Cpu).unwrap();
@@ -143,7 +144,7 @@ fn lies() {
     let architecture = find("general.architecture") + "general.architecture".len();
     says(architecture, &99_u32.to_le_bytes(), &["general.architecture", "type of value", "99"]);
     says(architecture + 4, &most, &["general.architecture", "bytes of text"]);
-    says(architecture + 12, b"mamba", &["general.architecture", "one of llama", "mamba"]);
+    says(architecture + 12, b"mamba", &["general.architecture", "one of bloom", "llama", "mamba"]);
     let tokens = find("tokenizer.ggml.tokens") + "tokenizer.ggml.tokens".len();
     says(tokens + 4, &9_u32.to_le_bytes(), &["tokenizer.ggml.tokens", "array of arrays"]);
     says(tokens + 8, &most, &["tokenizer.ggml.tokens", "at most"]);
