@@ -2,6 +2,7 @@
 //! lists what its tensors are called. Nothing here computes.
 
 mod albert;
+mod bart;
 mod bert;
 mod bloom;
 mod cohere;
@@ -19,6 +20,7 @@ mod granite;
 pub(crate) mod headscope;
 mod keys;
 mod llama;
+mod marian;
 mod mistral;
 mod mixtral;
 mod modernbert;
@@ -33,6 +35,7 @@ mod roberta;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
 mod transformer_lens;
 mod unknown;
 
@@ -69,6 +72,8 @@ enum Tensors {
 
 static FAMILIES: &[Family] = &[
     albert::FAMILY,
+    bart::BART,
+    bart::MBART,
     bert::FAMILY,
     bloom::FAMILY,
     cohere::FAMILY,
@@ -87,6 +92,8 @@ static FAMILIES: &[Family] = &[
     granite::FAMILY,
     headscope::FAMILY,
     llama::FAMILY,
+    marian::MARIAN,
+    marian::PEGASUS,
     mistral::FAMILY,
     mixtral::FAMILY,
     modernbert::FAMILY,
@@ -105,6 +112,8 @@ static FAMILIES: &[Family] = &[
     smollm3::FAMILY,
     stablelm::FAMILY,
     starcoder2::FAMILY,
+    t5::MT5,
+    t5::T5,
     transformer_lens::FAMILY,
 ];
 

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
-use crate::model::{Linear, Make, ModelConfig, Norm, QkNorm, Unembed, Weights};
+use crate::model::{Linear, Make, ModelConfig, Norm, QkNorm, Unembed, Weights, sinusoids};
 
 /// What a family's checkpoints call the parameters of a model, and how they store them.
 ///
@@ -18,14 +18,21 @@ pub(crate) struct Names {
     /// Outside blocks: `w_e`, `w_pos`, `w_type` and `w_rel` (tables), `ln_embed` and `ln_final` (norms), and `embed`, the
     /// projection of embeddings that are narrower than the residual stream.
     pub outside: &'static [(&'static str, &'static str)],
+    /// In an encoder-decoder, `outside` has `source.w_e`, `source.w_pos`, `source.w_rel`, `source.ln_embed` and
+    /// `source.ln_final` of the encoder, too; what begins the names of the decoder's blocks, which are counted from 0 again.
+    pub decoder: &'static str,
+    /// What is in the decoder's blocks, if names there differ from those in the encoder's.
+    pub inside_decoder: &'static [(&'static str, &'static str)],
+    /// Tensors that may repeat the token embeddings of a model that has only one table of them.
+    pub repeats: &'static [&'static str],
     /// What begins the names of a block, with `{}` for its number; a second `{}` is for its number in the group of blocks that
     /// repeat together, and the first then for that of the group.
     pub block: &'static str,
     /// In a block: `q`, `k` and `v`, or `qkv` for one tensor that has all of them; `o`; the norms `ln1`, `ln1_post`, `ln2`,
-    /// `ln2_post`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and `out`, in a
+    /// `ln2_post`, `ln_cross`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and `out`, in a
     /// gated MLP `gate` (which goes through the activation), `in` and `out`, or `gate_in` for one tensor of both; `router`, and
     /// after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert; `shared_gate`. A norm
-    /// without weights has an empty name.
+    /// without weights has an empty name. Cross-attention has `cross.q`, `cross.k`, `cross.v` and `cross.o`.
     pub inside: &'static [(&'static str, &'static str)],
     /// In the head: `u`; `b_u`, if the bias of the logits is not `u`'s; `transform` and `ln_transform`.
     pub head: &'static [(&'static str, &'static str)],
@@ -75,6 +82,9 @@ impl Names {
     pub(crate) const NONE: Self = Self {
         prefix: "",
         outside: &[],
+        decoder: "",
+        inside_decoder: &[],
+        repeats: &[],
         block: "",
         inside: &[],
         head: &[],
@@ -96,6 +106,13 @@ impl Names {
             // A head for another task may have a transform, too.
             Unembed::MaskedLm => !named("transform") || source.has("classifier.weight"),
         };
+        // Where the bias of the logits has a name of its own, it may be left out (BART).
+        if let (Unembed::Linear { bias: true }, Some((_, own))) =
+            (config.unembed, self.head.iter().find(|(n, _)| *n == "b_u"))
+            && config.encoder.is_some()
+        {
+            config.unembed = Unembed::Linear { bias: source.has(own) };
+        }
         if absent {
             (config.unembed, config.tied_unembed) = (Unembed::None, false);
         }
@@ -110,7 +127,26 @@ impl Names {
         };
         let stripped = !self.inside.iter().any(is_there);
         let mut reader = Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
-        Weights::made(config, &mut reader)
+        let weights = Weights::made(config, &mut reader)?;
+        self.check_repeats(config, prefix, &weights, source)?;
+        Ok(weights)
+    }
+
+    /// Fails if a second table of token embeddings holds others.
+    fn check_repeats(&self, config: &ModelConfig, prefix: &str, weights: &Weights, source: &Source) -> Result<()> {
+        let shared = config.encoder.is_none_or(|encoder| encoder.vocab.is_none());
+        let names = self.repeats.iter().map(|name| format!("{prefix}{name}.weight"));
+        for name in names.filter(|name| shared && source.has(name)) {
+            if !source.repeats(&name, &weights.w_e)? {
+                return Err(Error::Format {
+                    path: source.folder().to_owned(),
+                    at: format!("tensor `{name}`"),
+                    expected: "the token embeddings, which encoder and decoder share".to_owned(),
+                    found: "others".to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -156,6 +192,9 @@ struct At<'a> {
 
 impl<'a> At<'a> {
     fn new(at: &'a str) -> Self {
+        if !at.starts_with("blocks.") {
+            return Self { block: None, group: at.trim_end_matches('.'), expert: None };
+        }
         let mut parts = at.split_terminator('.').skip(1);
         let block = parts.next().and_then(|number| number.parse().ok());
         let group = parts.next().unwrap_or_default();
@@ -173,7 +212,7 @@ impl Reader<'_> {
         let gate_in = index(&["gate", "in"]).map(|i| (key("gate_in"), Part::GateIn(i)));
         let own = [Some((key(name), Part::Whole)), qkv, gate_in];
         let (tables, matrices) = match block {
-            Some(_) => (vec![(self.names.inside, true)], self.names.matrices),
+            Some(block) => (vec![(self.inside(block), true)], self.names.matrices),
             None => (vec![(self.names.outside, true), (self.names.head, false)], Matrices::OutIn),
         };
         let mut found = vec![];
@@ -197,8 +236,22 @@ impl Reader<'_> {
         Ok(found.swap_remove(there))
     }
 
+    /// The number of a decoder's block that follows those of an encoder.
+    fn in_decoder(&self, block: usize) -> Option<usize> {
+        self.config.encoder.and_then(|encoder| block.checked_sub(encoder.n_layers))
+    }
+
+    /// What is in a block.
+    fn inside(&self, block: usize) -> &'static [(&'static str, &'static str)] {
+        let own = self.names.inside_decoder;
+        if self.in_decoder(block).is_some() && !own.is_empty() { own } else { self.names.inside }
+    }
+
     /// What begins the names of a block.
     fn block(&self, number: usize) -> String {
+        if let Some(number) = self.in_decoder(number) {
+            return self.names.decoder.replacen("{}", &number.to_string(), 1);
+        }
         let cycle = self.config.block_cycle;
         let (group, inner) = ((number / cycle).to_string(), (number % cycle).to_string());
         self.names.block.replacen("{}", &group, 1).replacen("{}", &inner, 1)
@@ -292,6 +345,10 @@ impl Reader<'_> {
         let Some((_, own)) = names.head.iter().find(|(name, _)| *name == "b_u") else {
             return self.bias(place, columns);
         };
+        // BART's has an axis of prompts, too.
+        if self.source.shape(own) == Some(&[1, columns]) {
+            return Ok(self.source.take(own, &[1, columns])?.get(0));
+        }
         match (self.source.has(own), self.source.has(&decoder)) {
             (false, true) => return self.bias(place, columns),
             (_, false) => return self.source.take(own, &[columns]),
@@ -380,6 +437,15 @@ impl Make for Reader<'_> {
         let mut stored = shape.to_vec();
         stored[0] += offset;
         Ok(self.source.take(&full, &stored)?.narrow(0, offset as i64, shape[0] as i64))
+    }
+
+    fn sinusoids(&mut self, at: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = self.find(at, name)?;
+        if self.has(&place) {
+            return self.table(at, name, shape, 1.0);
+        }
+        let like = self.source.empty(1);
+        Ok(sinusoids(shape, like.kind(), like.device()))
     }
 
     fn keeps(&self, at: &str, name: &str) -> bool {

@@ -164,7 +164,7 @@ impl<'a> Estimator<'a> {
         let wiring = model.wiring().block(layer);
         let joins = self.joins(Entry::after(layer, wiring.attend_step() - 1), 1);
         let pass = Pass::over(model, &program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-        let mut pass = pass.with_types(tokens.types(model.device()));
+        let mut pass = pass.with_types(tokens.types(model.device())).with_source(tokens);
         let _ = pass.residual(&joins, layer + 1)?; // for the pattern
         let (taps, _) = pass.into_records();
         let pattern = taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] })?;
