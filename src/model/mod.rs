@@ -213,8 +213,12 @@ impl Model {
             true => String::new(),
             false => format!(" ({} key/value heads)", config.n_kv_heads),
         };
+        let encoder = match config.encoder_layers() {
+            0 => String::new(),
+            n => format!(" ({n} of the encoder)"),
+        };
         format!(
-            "{}: {}, {} layers of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
+            "{}: {}, {} layers{encoder} of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
             self.origin().name,
             config.family,
             config.n_layers,
@@ -315,17 +319,12 @@ impl Model {
         self.need_tokenizer()?.single(text)
     }
 
-    /// Fails if the tokens do not fit the model, or an encoder-decoder has no source for them.
+    /// Fails if the tokens do not fit the model, or an encoder-decoder has no source for them, or another model one.
     pub(crate) fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
         if self.config.encoder.is_some() && tokens.source().is_none() {
             let expected = "tokens with a source (Tokens::with_source), which the model's encoder reads";
             return Err(Error::argument("tokens", expected, "tokens alone"));
         }
-        self.check_sides(tokens)
-    }
-
-    /// Fails if the tokens, or the source that they may have, do not fit the model.
-    fn check_sides(&self, tokens: &Tokens) -> Result<()> {
         let config = &self.config;
         if let Some(source) = tokens.source() {
             if config.encoder.is_none() {
@@ -436,10 +435,12 @@ impl HasTokenizer for Model {
     }
 
     fn fitted(&self, mut tokens: Tokens) -> Result<Tokens> {
-        if tokens.pad() >= self.config.vocab as i64 {
+        let (own, source) = (self.config.vocab, self.config.source_vocab());
+        if tokens.pad() >= own.min(source) as i64 {
             tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
         }
-        self.check_sides(&tokens)?;
+        // They may become a source or get one, which a run checks.
+        tokens.check(own.max(source), self.config.n_token_types, self.config.n_positions)?;
         Ok(tokens)
     }
 }

@@ -23,6 +23,19 @@ use crate::error::{Error, Result};
 /// assert_eq!(run.get(Site::CrossPattern(2))?.size(), [1, 4, 2, 3]); // [batch, head, query, source]
 /// # Ok::<(), headscope::Error>(())
 /// ```
+///
+/// Which heads carry what the source says? A sweep over the cross-attention of the decoder, another over both stacks:
+///
+/// ```
+/// use headscope::prelude::*;
+/// let model = Model::load("fixtures/checkpoints/families/marian")?; // 3 layers of an encoder, 2 of a decoder, 4 heads each
+/// let sources = Tokens::new(&[vec![5, 6, 7, 8], vec![9, 10]])?;
+/// let tokens = Tokens::new(&[vec![2, 11, 12], vec![2, 13]])?.with_source(sources)?;
+/// let across = Sweep::ablate(&model, &tokens, Ablation::Zero).each(Site::CrossZ, Every::Head).run()?;
+/// assert_eq!((across.len(), across.f64("layer")?[0]), (2 * 4, 3.0));
+/// assert_eq!(Sweep::ablate(&model, &tokens, Ablation::Zero).run()?.len(), 5 * 4);
+/// # Ok::<(), headscope::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {

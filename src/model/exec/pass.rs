@@ -426,7 +426,7 @@ impl<'a> Pass<'a> {
         if self.keep.contains(&(layer, wire)) {
             self.kept.insert((layer, wire), x.detach());
         }
-        let written = matches!(wire, Wire::AttnOut | Wire::MlpOut);
+        let written = matches!(wire, Wire::AttnOut | Wire::CrossOut | Wire::MlpOut);
         if written && self.program.blocked == Some(layer) { x.detach() } else { x }
     }
 
