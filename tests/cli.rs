@@ -309,10 +309,10 @@ fn encoder_decoders_read_a_source() {
     assert_eq!(Table::read(&table).unwrap().len(), 2);
     assert!(done(&["inspect", &model]).contains("2 of the encoder, then 3 of the decoder"));
     let sites = ["--sites", "logits", "--out", out.to_str().unwrap()];
-    assert!(fails(&[&["activations", &model, "--tokens", "[[0]]"][..], &sites].concat(), 1).contains("source"));
-    let other =
-        [&["activations", &path("tiny-gpt2"), "--tokens", "[[0]]", "--source-tokens", "[[1]]"][..], &sites].concat();
-    assert!(fails(&other, 1).contains("no encoder"));
+    assert!(fails(&[&["activations", &model, "--tokens", "[[0]]"][..], &sites].concat(), 2).contains("source"));
+    let plain = path("tiny-gpt2");
+    let other = [&["activations", &plain, "--tokens", "[[0]]", "--source-tokens", "[[1]]"][..], &sites].concat();
+    assert!(fails(&other, 2).contains("no encoder"));
 }
 
 #[test]

@@ -73,7 +73,8 @@ impl EachArguments {
         }
         let site = self.site()?.unwrap_or(if cuts { Site::Scores(0) } else { Site::Z(0) });
         if cuts && !matches!(site, Site::Scores(_) | Site::CrossScores(_)) {
-            bail!("--kind knock-out: expected --site scores or cross_scores with it, found {}", site.kind());
+            let across = if config.encoder.is_some() { " or cross_scores" } else { "" };
+            bail!("--kind knock-out: expected --site scores{across} with it, found {}", site.kind());
         }
         let every = self.every(site, cuts);
         let mut sweep = sweep.each(|layer| site.at_layer(layer), &every);

@@ -227,7 +227,8 @@ impl Tokens {
     }
 
     /// For each prompt the first position at which it differs from the corresponding prompt of `other`; the length of
-    /// the batch if it does not. In a causal model, everything before it is the same in both runs.
+    /// the batch if it does not. In a causal model, everything before it is the same in both runs; where sources differ, nothing
+    /// is, and the position is 0.
     ///
     /// ```
     /// use headscope::model::Tokens;
@@ -252,7 +253,9 @@ impl Tokens {
                 ours.get(*position) == others.get(*position)
                     && kind(self, prompt, *position) == kind(other, prompt, *position)
             };
-            (0..self.positions).find(|position| !same(position)).unwrap_or(self.positions)
+            let row = |tokens: &Self| tokens.source().map(|source| source.row(prompt).to_vec());
+            let one_source = row(self) == row(other);
+            (0..self.positions).find(|position| !one_source || !same(position)).unwrap_or(self.positions)
         };
         Ok((0..self.batch()).map(first).collect())
     }

@@ -26,9 +26,7 @@ pub(super) const NAMES: Names = Names {
         ("ln_final", "decoder.layer_norm"),
         ("source.ln_final", "encoder.layer_norm"),
     ],
-    repeats: &["shared", "encoder.embed_tokens"],
     block: "encoder.layers.{}.",
-    decoder: "decoder.layers.{}.",
     inside: &[
         ("ln1", "self_attn_layer_norm"),
         ("q", "self_attn.q_proj"),
@@ -44,8 +42,10 @@ pub(super) const NAMES: Names = Names {
         ("in", "fc1"),
         ("out", "fc2"),
     ],
+    decoder: "decoder.layers.{}.",
     head: &[("u", "lm_head"), ("b_u", "final_logits_bias")],
     position_offset: 2,
+    repeats: &["shared", "encoder.embed_tokens"],
     // Written by fairseq; and a table that is not used where each side has its own.
     superfluous: &["encoder.version", "decoder.version", "model.shared.weight"],
     ..Names::NONE

@@ -16,15 +16,9 @@ pub(crate) struct Names {
     /// What begins all names but those of the head, in files saved from a model with a head.
     pub prefix: &'static str,
     /// Outside blocks: `w_e`, `w_pos`, `w_type` and `w_rel` (tables), `ln_embed` and `ln_final` (norms), and `embed`, the
-    /// projection of embeddings that are narrower than the residual stream.
+    /// projection of embeddings that are narrower than the residual stream. Of the encoder in front of a decoder `source.w_e`,
+    /// `source.w_pos`, `source.w_rel`, `source.ln_embed` and `source.ln_final`.
     pub outside: &'static [(&'static str, &'static str)],
-    /// In an encoder-decoder, `outside` has `source.w_e`, `source.w_pos`, `source.w_rel`, `source.ln_embed` and
-    /// `source.ln_final` of the encoder, too; what begins the names of the decoder's blocks, which are counted from 0 again.
-    pub decoder: &'static str,
-    /// What is in the decoder's blocks, if names there differ from those in the encoder's.
-    pub inside_decoder: &'static [(&'static str, &'static str)],
-    /// Tensors that may repeat the token embeddings of a model that has only one table of them.
-    pub repeats: &'static [&'static str],
     /// What begins the names of a block, with `{}` for its number; a second `{}` is for its number in the group of blocks that
     /// repeat together, and the first then for that of the group.
     pub block: &'static str,
@@ -34,6 +28,10 @@ pub(crate) struct Names {
     /// after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert; `shared_gate`. A norm
     /// without weights has an empty name. Cross-attention has `cross.q`, `cross.k`, `cross.v` and `cross.o`.
     pub inside: &'static [(&'static str, &'static str)],
+    /// What begins the names of a block of an encoder-decoder's decoder, whose blocks are counted from 0 again.
+    pub decoder: &'static str,
+    /// What is in the decoder's blocks, if names there differ from those in the encoder's.
+    pub inside_decoder: &'static [(&'static str, &'static str)],
     /// In the head: `u`; `b_u`, if the bias of the logits is not `u`'s; `transform` and `ln_transform`.
     pub head: &'static [(&'static str, &'static str)],
     /// How matrices of blocks lie in their tensors; all others are `[out, in]`.
@@ -46,6 +44,8 @@ pub(crate) struct Names {
     pub norm_offset: f64,
     /// How many rows of `w_pos` come before that of the first position; where a token does not count, as many as its id.
     pub position_offset: usize,
+    /// Tensors that may repeat the token embeddings, where encoder and decoder share them.
+    pub repeats: &'static [&'static str],
     /// Tensors whose names contain one of these may be left over.
     pub superfluous: &'static [&'static str],
 }
@@ -82,17 +82,17 @@ impl Names {
     pub(crate) const NONE: Self = Self {
         prefix: "",
         outside: &[],
-        decoder: "",
-        inside_decoder: &[],
-        repeats: &[],
         block: "",
         inside: &[],
+        decoder: "",
+        inside_decoder: &[],
         head: &[],
         matrices: Matrices::OutIn,
         qkv: Qkv::Parts,
         gate_in: GateIn::Halves,
         norm_offset: 0.0,
         position_offset: 0,
+        repeats: &[],
         superfluous: &[],
     };
 

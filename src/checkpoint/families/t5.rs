@@ -20,7 +20,6 @@ const NAMES: Names = Names {
         ("ln_final", "decoder.final_layer_norm"),
         ("source.ln_final", "encoder.final_layer_norm"),
     ],
-    repeats: &["encoder.embed_tokens", "decoder.embed_tokens"],
     block: "encoder.block.{}.",
     inside: &[
         ("ln1", "layer.0.layer_norm"),
@@ -53,6 +52,7 @@ const NAMES: Names = Names {
         ("out", "layer.2.DenseReluDense.wo"),
     ],
     head: &[("u", "lm_head")],
+    repeats: &["encoder.embed_tokens", "decoder.embed_tokens"],
     // Old files hold relative positions of cross-attention, which nothing reads.
     superfluous: &["EncDecAttention.relative_attention_bias"],
     ..Names::NONE

@@ -86,7 +86,8 @@ impl Wiring {
             // Embeddings of tokens, positions and types do not depend on each other.
             _ if from.0 == to.0 && embeddings.contains(&from.0) => from == to || to.1 == 3,
             _ if from.0 == to.0 => from.1 <= to.1,
-            _ => from.0 < to.0,
+            // Keys and values of cross-attention are made of the memory alone.
+            _ => from.0 < to.0 && !Wire::of(tap).is_some_and(Wire::is_of_source),
         }
     }
 
