@@ -1,7 +1,7 @@
 //! How does a BART checkpoint map to a model? An encoder and a decoder, learned positions after two unused ones, normalised
 //! embeddings, and norms after each sum; in mBART before each sub-layer.
 
-use super::keys::activation;
+use super::keys::{activation, depth};
 use super::names::Names;
 use super::{Family, Tensors};
 use crate::checkpoint::config_json::ConfigJson;
@@ -61,16 +61,13 @@ fn mbart(json: &ConfigJson) -> Result<ModelConfig> {
 
 /// What a config in the words of BART says: norms after each sum, none on the embeddings, learned positions.
 pub(super) fn config(json: &ConfigJson, family: &str, usual: &str) -> Result<ModelConfig> {
-    let [n_encoder, n_decoder] = ["encoder_layers", "decoder_layers"].map(|key| super::keys::depth(json, key));
+    let [n_encoder, n_decoder] = ["encoder_layers", "decoder_layers"].map(|key| depth(json, key));
     let (n_encoder, n_decoder) = (n_encoder?, n_decoder?);
     let (d_model, n_heads) = (json.usize("d_model")?, json.usize("encoder_attention_heads")?);
     let others = json.usize("decoder_attention_heads")?;
     if n_heads != others {
-        return Err(json.wrong(
-            "decoder_attention_heads",
-            &format!("{n_heads}, as in the encoder"),
-            others.to_string(),
-        ));
+        let expected = format!("{n_heads}, as in the encoder");
+        return Err(json.wrong("decoder_attention_heads", &expected, others.to_string()));
     }
     if n_heads == 0 || !d_model.is_multiple_of(n_heads) {
         let expected = format!("a divisor of d_model = {d_model}");

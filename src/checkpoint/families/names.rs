@@ -23,10 +23,11 @@ pub(crate) struct Names {
     /// repeat together, and the first then for that of the group.
     pub block: &'static str,
     /// In a block: `q`, `k` and `v`, or `qkv` for one tensor that has all of them; `o`; the norms `ln1`, `ln1_post`, `ln2`,
-    /// `ln2_post`, `ln_cross`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and `out`, in a
-    /// gated MLP `gate` (which goes through the activation), `in` and `out`, or `gate_in` for one tensor of both; `router`, and
-    /// after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert; `shared_gate`. A norm
-    /// without weights has an empty name. Cross-attention has `cross.q`, `cross.k`, `cross.v` and `cross.o`.
+    /// `ln2_post`, `ln_cross`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and
+    /// `out`, in a gated MLP `gate` (which goes through the activation), `in` and `out`, or `gate_in` for one tensor of both;
+    /// `router`, and after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert;
+    /// `shared_gate`; for cross-attention `cross.q`, `cross.k`, `cross.v` and `cross.o`. A norm without weights has an empty
+    /// name.
     pub inside: &'static [(&'static str, &'static str)],
     /// What begins the names of a block of an encoder-decoder's decoder, whose blocks are counted from 0 again.
     pub decoder: &'static str,

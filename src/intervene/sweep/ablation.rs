@@ -47,8 +47,8 @@ impl Ablation {
     }
 }
 
-/// Draws for each prompt a prompt of `reference` that is at least as long, and so is its source, and never the prompt itself if the two
-/// batches are the same.
+/// Draws for each prompt a prompt of `reference` that is at least as long, as its source is if it has one, and never the prompt
+/// itself if the two batches are the same.
 pub(super) fn draw(tokens: &Tokens, reference: &Tokens, seed: u64) -> Result<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (lengths, others) = (tokens.lengths(), reference.lengths());
