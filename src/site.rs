@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 /// - `result` is what each head writes, before the bias of the output projection and before any norm after it.
 /// - `attn_out` and `mlp_out` are what a sub-layer adds to the residual stream, after its own norm where it has one.
 /// - `mlp_pre` is the argument of the activation, `mlp_post` what the output projection reads.
+/// - The layers of an encoder-decoder are the encoder's, then the decoder's. At the sites of the encoder's layers, positions are
+///   those of the source; so they are at `memory`, `cross_k.l` and `cross_v.l`, and as keys of `cross_scores.l` and
+///   `cross_pattern.l`. The decoder's layers have cross-attention between `resid_mid` and `resid_cross`.
 ///
 /// Each site holds what TransformerLens (3.9, without processing) has at one of its hooks, here in block `l`:
 ///
@@ -39,6 +42,8 @@ use serde::{Deserialize, Serialize};
 /// | `resid_post.l` | `blocks.l.hook_resid_post` | of a `HookedEncoder` `hook_normalized_resid_post` |
 /// | `ln_final_scale`, `logits` | `ln_final.hook_scale`, the output | |
 ///
+/// The sites of cross-attention and of the source have no table: they are compared with transformers itself.
+///
 /// ```
 /// use headscope::model::Site;
 /// let site: Site = "pattern.3".parse()?;
@@ -49,6 +54,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Site {
+    /// Token embeddings of an encoder-decoder's source, `[batch, source, d_model]`.
+    SourceEmbed,
+    /// Position embeddings of the source, `[batch, source, d_model]`.
+    SourcePosEmbed,
+    /// Divisor of the norm after the source's embeddings, `[batch, source, 1]`.
+    LnSourceEmbedScale,
+    /// Divisor of the encoder's last norm, `[batch, source, 1]`.
+    LnMemoryScale,
+    /// What every block of the decoder reads of the source: the encoder's last residual stream, normalised, `[batch, source,
+    /// d_model]`.
+    Memory,
     /// Token embeddings, `[batch, position, d_embed]`.
     Embed,
     /// Position embeddings, `[batch, position, d_embed]`.
@@ -81,6 +97,26 @@ pub enum Site {
     AttnOut(usize),
     /// Residual stream between attention and MLP, `[batch, position, d_model]`.
     ResidMid(usize),
+    /// Divisor of the norm that belongs to cross-attention, `[batch, position, 1]`.
+    LnCrossScale(usize),
+    /// Keys of cross-attention, `[batch, source, kv_head, d_head]`.
+    CrossK(usize),
+    /// Values of cross-attention, `[batch, source, kv_head, d_head]`.
+    CrossV(usize),
+    /// Queries of cross-attention, `[batch, position, head, d_head]`.
+    CrossQ(usize),
+    /// Scaled, masked logits of cross-attention, `[batch, head, query, source]`.
+    CrossScores(usize),
+    /// Weights of cross-attention, `[batch, head, query, source]`.
+    CrossPattern(usize),
+    /// What each head has gathered from the source, `[batch, position, head, d_head]`.
+    CrossZ(usize),
+    /// What each head of cross-attention writes, `[batch, position, head, d_model]`.
+    CrossResult(usize),
+    /// What cross-attention adds to the residual stream, `[batch, position, d_model]`.
+    CrossOut(usize),
+    /// Residual stream between cross-attention and MLP, `[batch, position, d_model]`.
+    ResidCross(usize),
     /// Divisor of the norm that belongs to the MLP, `[batch, position, 1]`.
     Ln2Scale(usize),
     /// Weight of each expert, 0 where it is not chosen, `[batch, position, expert]`.
@@ -112,6 +148,10 @@ pub enum Axis {
     Query,
     /// Positions attended to.
     Key,
+    /// Positions of an encoder-decoder's source.
+    Source,
+    /// Positions of the source that are attended to across.
+    SourceKey,
     /// Query heads.
     Head,
     /// Key/value heads.
@@ -140,6 +180,7 @@ impl Axis {
             Self::Position => "position",
             Self::Query => "query",
             Self::Key => "key",
+            Self::Source | Self::SourceKey => "source",
             Self::Head => "head",
             Self::KvHead => "kv_head",
             Self::DModel => "d_model",
@@ -154,12 +195,17 @@ impl Axis {
 
     /// Whether the axis counts positions that are computed; a key may be an earlier, cached one.
     pub(crate) fn is_of_positions(self) -> bool {
-        matches!(self, Self::Position | Self::Query)
+        matches!(self, Self::Position | Self::Query | Self::Source)
+    }
+
+    /// Whether the axis counts positions that are attended to.
+    pub(crate) fn is_of_keys(self) -> bool {
+        matches!(self, Self::Key | Self::SourceKey)
     }
 }
 
 type PerLayer = (&'static str, fn(usize) -> Site);
-const PER_LAYER: [PerLayer; 19] = [
+const PER_LAYER: [PerLayer; 29] = [
     ("resid_pre", Site::ResidPre),
     ("ln1_scale", Site::Ln1Scale),
     ("q", Site::Q),
@@ -172,6 +218,16 @@ const PER_LAYER: [PerLayer; 19] = [
     ("ln1_post_scale", Site::Ln1PostScale),
     ("attn_out", Site::AttnOut),
     ("resid_mid", Site::ResidMid),
+    ("ln_cross_scale", Site::LnCrossScale),
+    ("cross_k", Site::CrossK),
+    ("cross_v", Site::CrossV),
+    ("cross_q", Site::CrossQ),
+    ("cross_scores", Site::CrossScores),
+    ("cross_pattern", Site::CrossPattern),
+    ("cross_z", Site::CrossZ),
+    ("cross_result", Site::CrossResult),
+    ("cross_out", Site::CrossOut),
+    ("resid_cross", Site::ResidCross),
     ("ln2_scale", Site::Ln2Scale),
     ("router", Site::Router),
     ("mlp_pre", Site::MlpPre),
@@ -180,7 +236,12 @@ const PER_LAYER: [PerLayer; 19] = [
     ("mlp_out", Site::MlpOut),
     ("resid_post", Site::ResidPost),
 ];
-const GLOBAL: [(&str, Site); 6] = [
+const GLOBAL: [(&str, Site); 11] = [
+    ("source_embed", Site::SourceEmbed),
+    ("source_pos_embed", Site::SourcePosEmbed),
+    ("ln_source_embed_scale", Site::LnSourceEmbedScale),
+    ("ln_memory_scale", Site::LnMemoryScale),
+    ("memory", Site::Memory),
     ("embed", Site::Embed),
     ("pos_embed", Site::PosEmbed),
     ("type_embed", Site::TypeEmbed),
@@ -210,9 +271,16 @@ impl Site {
             Self::Pattern(l) | Self::Z(l) | Self::Result(l) | Self::AttnOut(l) | Self::ResidMid(l) => Some(l),
             Self::Ln2Scale(l) | Self::MlpPre(l) | Self::MlpPost(l) | Self::MlpOut(l) | Self::ResidPost(l) => Some(l),
             Self::Ln1PostScale(l) | Self::Ln2PostScale(l) | Self::Router(l) => Some(l),
+            Self::LnCrossScale(l) | Self::CrossK(l) | Self::CrossV(l) | Self::CrossQ(l) | Self::CrossScores(l) => {
+                Some(l)
+            }
+            Self::CrossPattern(l) | Self::CrossZ(l) | Self::CrossResult(l) => Some(l),
+            Self::CrossOut(l) | Self::ResidCross(l) => Some(l),
             Self::Embed | Self::PosEmbed | Self::TypeEmbed | Self::LnEmbedScale | Self::LnFinalScale | Self::Logits => {
                 None
             }
+            Self::SourceEmbed | Self::SourcePosEmbed | Self::LnSourceEmbedScale => None,
+            Self::LnMemoryScale | Self::Memory => None,
         }
     }
 
@@ -257,17 +325,25 @@ impl Site {
 
     /// The axes of the site's tensor.
     pub fn axes(self) -> Vec<Axis> {
-        use Axis::{Batch, DEmbed, DHead, DMlp, DModel, Expert, Head, Key, KvHead, One, Position, Query, Vocab};
+        use Axis::{
+            Batch, DEmbed, DHead, DMlp, DModel, Expert, Head, Key, KvHead, One, Position, Query, Source, SourceKey,
+            Vocab,
+        };
         match self {
-            Self::Q(_) | Self::Z(_) => vec![Batch, Position, Head, DHead],
+            Self::Q(_) | Self::Z(_) | Self::CrossQ(_) | Self::CrossZ(_) => vec![Batch, Position, Head, DHead],
             Self::K(_) | Self::V(_) => vec![Batch, Position, KvHead, DHead],
             Self::Scores(_) | Self::Pattern(_) => vec![Batch, Head, Query, Key],
-            Self::Result(_) => vec![Batch, Position, Head, DModel],
+            Self::Result(_) | Self::CrossResult(_) => vec![Batch, Position, Head, DModel],
+            Self::CrossK(_) | Self::CrossV(_) => vec![Batch, Source, KvHead, DHead],
+            Self::CrossScores(_) | Self::CrossPattern(_) => vec![Batch, Head, Query, SourceKey],
+            Self::SourceEmbed | Self::SourcePosEmbed | Self::Memory => vec![Batch, Source, DModel],
+            Self::LnSourceEmbedScale | Self::LnMemoryScale => vec![Batch, Source, One],
+            Self::CrossOut(_) | Self::ResidCross(_) => vec![Batch, Position, DModel],
             Self::MlpPre(_) | Self::MlpPost(_) => vec![Batch, Position, DMlp],
             Self::LnEmbedScale | Self::Ln1Scale(_) | Self::Ln2Scale(_) | Self::LnFinalScale => {
                 vec![Batch, Position, One]
             }
-            Self::Ln1PostScale(_) | Self::Ln2PostScale(_) => vec![Batch, Position, One],
+            Self::Ln1PostScale(_) | Self::Ln2PostScale(_) | Self::LnCrossScale(_) => vec![Batch, Position, One],
             Self::Router(_) => vec![Batch, Position, Expert],
             Self::Logits => vec![Batch, Position, Vocab],
             Self::Embed | Self::PosEmbed | Self::TypeEmbed => vec![Batch, Position, DEmbed],

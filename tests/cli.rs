@@ -284,6 +284,38 @@ fn inspect_and_generate() {
 
 /// Prompts are written as by the library: each in turn as text, or as JSON; with edits of every form.
 #[test]
+fn encoder_decoders_read_a_source() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), path("families/t5"));
+    let out = folder.path().join("a.safetensors");
+    let given = ["--source-tokens", "[[5,6,7],[8,9]]", "--tokens", "[[0,11],[0,12]]"];
+    let with = |words: &[&str]| [&words[..2], &given, &words[2..]].concat().join(" ");
+    let run = |words: &[&str]| done(&with(words).split(' ').collect::<Vec<_>>());
+    let file = out.to_str().unwrap();
+    assert!(
+        run(&["activations", &model, "--sites", "cross_pattern.*,pattern.0", "--out", file])
+            .contains("cross_pattern.2")
+    );
+    assert_eq!(read_tensors(&out)["cross_pattern.4"].size(), [2, 4, 2, 3]);
+    let table = folder.path().join("t.parquet");
+    let file = table.to_str().unwrap();
+    run(&["ablate", &model, "--site", "cross_z", "--metric", "loss", "--out", file]);
+    assert_eq!(Table::read(&table).unwrap().len(), 3 * 4);
+    let line = run(&["generate", &model, "--max-new", "2", "--json"]);
+    assert_eq!(line.lines().count(), 2);
+    let words = ["patch", &model, "--clean", "[[0,11]]", "--corrupt", "[[0,11]]", "--clean-source", "[[5,6]]"];
+    let words = [&words[..], &["--corrupt-source", "[[5,7]]", "--site", "memory", "--each", "position", "--out", file]]
+        .concat();
+    done(&words);
+    assert_eq!(Table::read(&table).unwrap().len(), 2);
+    assert!(done(&["inspect", &model]).contains("2 of the encoder, then 3 of the decoder"));
+    let sites = ["--sites", "logits", "--out", out.to_str().unwrap()];
+    assert!(fails(&[&["activations", &model, "--tokens", "[[0]]"][..], &sites].concat(), 2).contains("source"));
+    let plain = path("tiny-gpt2");
+    let other = [&["activations", &plain, "--tokens", "[[0]]", "--source-tokens", "[[1]]"][..], &sites].concat();
+    assert!(fails(&other, 2).contains("no encoder"));
+}
+
+#[test]
 fn generation_streams_stops_and_steers() {
     use headscope::prelude::*;
     let (gpt2, folder) = (path("tiny-gpt2"), tempfile::tempdir().unwrap());

@@ -7,7 +7,7 @@ use headscope::intervene::{Ablation, Sweep};
 use super::each::EachArguments;
 use super::metric::MetricArguments;
 use super::output::OutputArguments;
-use super::{ModelArguments, PromptArguments};
+use super::{ModelArguments, PromptArguments, SourceArguments};
 
 /// Ablate every head in turn (or other parts: --site, --each) and tabulate the effect on a metric.
 ///
@@ -22,6 +22,8 @@ pub struct Ablate {
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
+    #[command(flatten)]
+    source: SourceArguments,
     /// What replaces the activation: zero, its mean over the prompts, or its value on another prompt; or knock-out,
     /// which cuts attention edges
     #[arg(long, value_enum, default_value_t = Kind::Zero)]
@@ -53,7 +55,7 @@ impl Ablate {
         self.check()?;
         let _reserved = self.output.begin()?;
         let model = self.model.load()?;
-        let tokens = self.prompts.tokens(&model)?;
+        let tokens = self.source.read_before(self.prompts.tokens(&model)?, &model)?;
         let reference = (!self.reference.is_empty()).then(|| model.tokens(&self.reference)).transpose()?;
         let sweep = match self.ablation() {
             Some(ablation) => Sweep::ablate(&model, &tokens, ablation),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use headscope::model::Plan;
 
-use super::{ModelArguments, PromptArguments};
+use super::{ModelArguments, PromptArguments, SourceArguments};
 
 /// Run prompts and write activations to a safetensors file, each tensor named after its site.
 ///
@@ -14,12 +14,16 @@ use super::{ModelArguments, PromptArguments};
 ///
 /// `headscope inspect MODEL` lists the sites. Shapes: pattern.L [batch, head, query, key]; z.L, q.L [batch, position,
 /// head, d_head]; resid_pre.L [batch, position, d_model]; logits [batch, position, vocab].
+///
+/// Encoder-decoder: headscope activations MODEL --source "Das ist gut." --tokens '[[0]]' --sites 'cross_pattern.*' --out a.safetensors
 #[derive(Args)]
 pub struct Activations {
     #[command(flatten)]
     model: ModelArguments,
     #[command(flatten)]
     prompts: PromptArguments,
+    #[command(flatten)]
+    source: SourceArguments,
     /// Sites to record, separated by commas; patterns such as 'z.*' or 'resid_*.5' record all that match
     #[arg(long, value_delimiter = ',', required = true)]
     sites: Vec<String>,
@@ -31,7 +35,7 @@ pub struct Activations {
 impl Activations {
     pub fn run(&self) -> Result<()> {
         let model = self.model.load()?;
-        let tokens = self.prompts.tokens(&model)?;
+        let tokens = self.source.read_before(self.prompts.tokens(&model)?, &model)?;
         let run = model.run(&tokens, &Plan::new().taps(self.sites.iter().map(|name| name.trim())).explicit())?;
         run.save(&self.out)?;
         for (site, tensor) in run.taps() {

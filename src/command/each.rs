@@ -72,17 +72,19 @@ impl EachArguments {
             return Ok(sweep.sets(subsets(&parts, self.drawn.map_or(Subsets::All, drawn))?));
         }
         let site = self.site()?.unwrap_or(if cuts { Site::Scores(0) } else { Site::Z(0) });
-        if cuts && !matches!(site, Site::Scores(_)) {
-            bail!("--kind knock-out: expected --site scores with it, found {}", site.kind());
+        if cuts && !matches!(site, Site::Scores(_) | Site::CrossScores(_)) {
+            let across = if config.encoder.is_some() { " or cross_scores" } else { "" };
+            bail!("--kind knock-out: expected --site scores{across} with it, found {}", site.kind());
         }
         let every = self.every(site, cuts);
         let mut sweep = sweep.each(|layer| site.at_layer(layer), &every);
         let heads = if site.axes().contains(&Axis::KvHead) { config.n_kv_heads } else { config.n_heads };
+        let positions = tokens.source().map_or(0, Tokens::positions).max(tokens.positions());
         type Column = fn(&Keys) -> Option<u32>;
         let narrowed: [(&str, &[u32], usize, Column); 3] = [
             ("--layers", &self.layers, config.n_layers, |keys| keys.layer),
             ("--heads", &self.heads, heads, |keys| keys.head.or(keys.kv_head)),
-            ("--positions", &self.positions, tokens.positions(), |keys| keys.position.or(keys.query)),
+            ("--positions", &self.positions, positions, |keys| keys.position.or(keys.query)),
         ];
         for (name, asked, limit, column) in narrowed {
             if let Some(found) = asked.iter().find(|&&number| number as usize >= limit) {

@@ -9,7 +9,7 @@ use headscope::model::{Action, Edit, Model, Plan, Site, Span};
 use tch::Tensor;
 
 use super::each::layer_head;
-use super::{ModelArguments, NamedPrompts, json};
+use super::{ModelArguments, NamedPrompts, SourceArguments, json};
 
 /// Continue prompts.
 ///
@@ -28,6 +28,8 @@ pub struct Generate {
     model: ModelArguments,
     #[command(flatten)]
     prompts: NamedPrompts,
+    #[command(flatten)]
+    source: SourceArguments,
     /// The most new tokens for each prompt; an end token, a stop text or the end of the context stops earlier
     #[arg(long, default_value_t = 100)]
     max_new: usize,
@@ -99,7 +101,7 @@ impl Generate {
     pub fn run(&self) -> Result<()> {
         self.edits.check()?;
         let model = self.model.load()?;
-        let tokens = self.prompts.tokens(&model)?;
+        let tokens = self.source.read_before(self.prompts.tokens(&model)?, &model)?;
         let plan = self.edits.plan(&model)?;
         let mut generation = model.generate(&tokens).max_new(self.max_new).temperature(self.temperature);
         generation = generation.seed(self.seed).stop(&self.stop).plan(&plan).span(self.edits.span());

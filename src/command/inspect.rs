@@ -73,13 +73,18 @@ impl Inspect {
         }
         line("family", config.family.clone());
         line("parameters", with_commas(model.n_parameters()));
-        line("layers", config.n_layers.to_string());
+        line("layers", layers(&model));
         line("heads", heads(&model));
         line("d_model", config.d_model.to_string());
         line("d_mlp", config.d_mlp.to_string());
         line("vocabulary", config.vocab.to_string());
         line("context", format!("{} tokens", config.n_positions));
-        line("attention", if config.causal { "causal" } else { "bidirectional" }.to_owned());
+        let attention = match (config.encoder, config.causal) {
+            (Some(_), _) => "bidirectional in the encoder, causal and to the source in the decoder",
+            (None, true) => "causal",
+            (None, false) => "bidirectional",
+        };
+        line("attention", attention.to_owned());
         line("norms", format!("{}, {}", config.norm.name(), config.norm_place.name()));
         line("positions", config.position.name().to_owned());
         if !model.absent().is_empty() {
@@ -103,6 +108,15 @@ fn bos(model: &Model) -> Option<(i64, String, bool)> {
     let tokenizer = model.tokenizer()?;
     let id = tokenizer.bos()?;
     Some((id, tokenizer.piece(id), tokenizer.prepends_bos()))
+}
+
+fn layers(model: &Model) -> String {
+    let (all, encoder) = (model.config().n_layers, model.config().encoder_layers());
+    if encoder == 0 {
+        all.to_string()
+    } else {
+        format!("{all}: {encoder} of the encoder, then {} of the decoder", all - encoder)
+    }
 }
 
 fn heads(model: &Model) -> String {

@@ -207,6 +207,30 @@ impl PromptArguments {
     }
 }
 
+/// What the encoder of an encoder-decoder reads; the prompts are then its decoder's.
+#[derive(Args)]
+#[group(id = "SourceArguments", multiple = false)]
+struct SourceArguments {
+    /// For an encoder-decoder: what its encoder reads for each prompt, which is then the decoder's
+    #[arg(long, num_args = 1.., value_name = "TEXT")]
+    source: Vec<String>,
+    /// The same as token ids: a JSON list of lists, or @FILE with such a list
+    #[arg(long, value_name = "JSON|@FILE")]
+    source_tokens: Option<String>,
+}
+
+impl SourceArguments {
+    /// The prompts with their sources, if some are given.
+    fn read_before(&self, tokens: Tokens, model: &Model) -> Result<Tokens> {
+        let source = match &self.source_tokens {
+            Some(ids) => Tokens::new(&json::<Vec<Vec<i64>>>(ids, "--source-tokens", "a list of lists of token ids")?)?,
+            None if self.source.is_empty() => return Ok(tokens),
+            None => model.tokens(&self.source)?,
+        };
+        Ok(tokens.with_source(source)?)
+    }
+}
+
 /// [`PromptArguments`] whose texts are called `--prompt`.
 #[derive(Args)]
 #[group(id = "NamedPrompts", required = true, multiple = false)]

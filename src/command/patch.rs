@@ -25,6 +25,12 @@ pub struct Patch {
     /// Corrupted prompts, equal in number and length
     #[arg(long, value_name = "JSON|@FILE")]
     corrupt: String,
+    /// For an encoder-decoder: what its encoder reads for each clean prompt
+    #[arg(long, value_name = "JSON|@FILE", requires = "corrupt_source")]
+    clean_source: Option<String>,
+    /// For an encoder-decoder: what its encoder reads for each corrupted prompt
+    #[arg(long, value_name = "JSON|@FILE", requires = "clean_source")]
+    corrupt_source: Option<String>,
     #[command(flatten)]
     each: EachArguments,
     /// Patch clean activations into the corrupted run (denoise), or the other way round (noise)
@@ -55,7 +61,13 @@ impl Patch {
         self.each.site()?;
         let _reserved = self.output.begin()?;
         let model = self.model.load()?;
-        let (clean, corrupt) = (prompts(&model, &self.clean, "--clean")?, prompts(&model, &self.corrupt, "--corrupt")?);
+        let read = |given: &str, name: &str, source: &Option<String>, source_name: &str| {
+            let tokens = prompts(&model, given, name)?;
+            let Some(source) = source else { return Ok(tokens) };
+            Ok::<_, anyhow::Error>(tokens.with_source(prompts(&model, source, source_name)?)?)
+        };
+        let clean = read(&self.clean, "--clean", &self.clean_source, "--clean-source")?;
+        let corrupt = read(&self.corrupt, "--corrupt", &self.corrupt_source, "--corrupt-source")?;
         let sweep = match self.direction {
             Direction::Denoise => Sweep::patch(&model, &clean, &corrupt),
             Direction::Noise => Sweep::noise(&model, &clean, &corrupt),

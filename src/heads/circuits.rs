@@ -62,8 +62,9 @@ impl Model {
     /// (the norm of each block has weights), and composition leaves it out.
     ///
     /// # Errors
-    /// If LAPACK or libtorch fail.
+    /// If LAPACK or libtorch fail; for an encoder-decoder.
     pub fn circuits(&self, options: &CircuitOptions) -> Result<Circuits> {
+        self.one_sequence("circuits")?;
         let mut heads = vec![];
         for layer in 0..self.config().n_layers {
             let (block, wiring) = (self.block(layer)?, self.wiring().block(layer));

@@ -99,6 +99,7 @@ impl TruncationOptions {
 /// # Errors
 /// If a rank is not between 1 and `d_head` - 1, a token or the metric does not fit the model, or LAPACK fails.
 pub fn truncation_costs(model: &Model, tokens: &Tokens, options: &TruncationOptions) -> Result<Table> {
+    model.one_sequence("truncated heads")?;
     let ranks = options.ranks(model.config().d_head)?;
     let cuts = cuts(model, tokens, options, &ranks)?;
     let logits = model.config().has_logits();

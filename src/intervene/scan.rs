@@ -100,6 +100,7 @@ impl Scan {
                 return Err(Error::argument(name, "at least 1", asked));
             }
         }
+        model.one_sequence("a scan")?;
         let mut left_out = vec![];
         let predicts = model.config().causal && model.config().has_logits();
         let metric = metric(model, tokens, options, predicts)?;

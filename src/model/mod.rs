@@ -22,9 +22,10 @@ use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 
+pub(crate) use arch::sinusoids;
 pub use arch::{
-    Activation, EmbedProjection, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace, Parallel,
-    Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
+    Activation, EmbedProjection, Encoder, Experts, LayerConfig, LayerRotary, LmHead, ModelConfig, NormKind, NormPlace,
+    Parallel, Position, QkNorm, QkvBias, Rotary, RotaryScaling, SharedExpert, Unembed,
 };
 pub(crate) use arch::{
     Block, BlockWiring, Cut, Linear, Make, Norm, NormAt, PassSize, Size, Spread, Weights, Wire, Wires, Wiring,
@@ -212,8 +213,12 @@ impl Model {
             true => String::new(),
             false => format!(" ({} key/value heads)", config.n_kv_heads),
         };
+        let encoder = match config.encoder_layers() {
+            0 => String::new(),
+            n => format!(" ({n} of the encoder)"),
+        };
         format!(
-            "{}: {}, {} layers of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
+            "{}: {}, {} layers{encoder} of {} heads{shared} with {} dimensions each, d_model {}, {:.1} million parameters",
             self.origin().name,
             config.family,
             config.n_layers,
@@ -314,12 +319,41 @@ impl Model {
         self.need_tokenizer()?.single(text)
     }
 
-    /// Fails if the tokens do not fit the model.
+    /// Fails if the tokens do not fit the model, or an encoder-decoder has no source for them, or another model one.
     pub(crate) fn check_tokens(&self, tokens: &Tokens) -> Result<()> {
-        tokens.check(self.config.vocab, self.config.n_token_types, self.config.n_positions)
+        if self.config.encoder.is_some() && tokens.source().is_none() {
+            let expected = "tokens with a source (Tokens::with_source), which the model's encoder reads";
+            return Err(Error::argument("tokens", expected, "tokens alone"));
+        }
+        let config = &self.config;
+        if let Some(source) = tokens.source() {
+            if config.encoder.is_none() {
+                let expected = "tokens without a source: the model has no encoder to read one";
+                return Err(Error::argument("tokens", expected, "a source"));
+            }
+            source.check(config.source_vocab(), 0, config.n_positions)?;
+        }
+        tokens.check(config.vocab, config.n_token_types, config.n_positions)
+    }
+
+    /// Whether the model is an encoder-decoder.
+    pub(crate) fn attends_across(&self) -> bool {
+        self.config.encoder.is_some()
+    }
+
+    /// Fails for an encoder-decoder, whose layers do not all read one sequence of positions: `needs` says for what.
+    pub(crate) fn one_sequence(&self, needs: &str) -> Result<()> {
+        match self.config.encoder {
+            None => Ok(()),
+            Some(_) => {
+                let expected = format!("for {needs}, one that is not an encoder-decoder");
+                Err(Error::argument("model", expected, &self.config.family))
+            }
+        }
     }
 
     /// Runs `tokens` through the model and returns what `plan` taps. The autograd graph is kept only if the plan asks for it.
+    /// An encoder-decoder reads the tokens' [source](Tokens::with_source), too.
     ///
     /// ```
     /// use headscope::model::{Action, Edit, Model, ModelConfig, Plan, Site, Tokens};
@@ -345,7 +379,8 @@ impl Model {
                 (joint, functions)
             })
             .collect();
-        Ok(Run::new(tokens.clone(), pass.into_records().0).with_joints(joints))
+        let run = Run::new(tokens.clone(), pass.into_records().0).with_joints(joints);
+        Ok(run.behind(self.config.encoder_layers()))
     }
 
     /// Runs `tokens` once and calls `read` with the activations at `sites`, layer by layer. The activations of a layer are dropped
@@ -371,6 +406,7 @@ impl Model {
         sites: &[fn(usize) -> Site],
         mut read: impl FnMut(usize, &Run) -> Result<()>,
     ) -> Result<()> {
+        self.one_sequence("a pass that is read layer by layer")?;
         self.check_tokens(tokens)?;
         let all = (0..self.config.n_layers).flat_map(|layer| sites.iter().map(move |site| site(layer)));
         let program = Program::taps(all);
@@ -399,10 +435,12 @@ impl HasTokenizer for Model {
     }
 
     fn fitted(&self, mut tokens: Tokens) -> Result<Tokens> {
-        if tokens.pad() >= self.config.vocab as i64 {
+        let (own, source) = (self.config.vocab, self.config.source_vocab());
+        if tokens.pad() >= own.min(source) as i64 {
             tokens = tokens.with_pad(0); // a padding token that was added to the tokenizer only; it is hidden anyway
         }
-        self.check_tokens(&tokens)?;
+        // They may become a source or get one, which a run checks.
+        tokens.check(own.max(source), self.config.n_token_types, self.config.n_positions)?;
         Ok(tokens)
     }
 }

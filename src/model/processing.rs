@@ -246,6 +246,7 @@ impl Model {
     }
 
     fn rewritten(&self, steps: &[Processing]) -> Result<Self> {
+        self.one_sequence("weight processing")?;
         self.require("weight processing", &["w_e", "w_pos", "mlp", "ln_final", "w_u"])?;
         let mut config = self.config.clone();
         let mut weights = self.weights.rebuilt(&mut |_, tensor| tensor.detach());

@@ -27,6 +27,8 @@ pub struct Tokens {
     pieces: Option<Vec<Vec<String>>>,
     /// The type of each token; 0 if absent.
     types: Option<Vec<Vec<i64>>>,
+    /// What an encoder-decoder reads before these tokens, prompt by prompt.
+    source: Option<Box<Self>>,
 }
 
 impl Tokens {
@@ -47,7 +49,7 @@ impl Tokens {
         if positions == 0 {
             return Err(Error::argument("tokens", "at least one prompt", "none"));
         }
-        Ok(Self { rows, positions, pad: 0, pieces: None, types: None })
+        Ok(Self { rows, positions, pad: 0, pieces: None, types: None, source: None })
     }
 
     /// [`Tokens::new`] with the text of each token, by the tokenizer of a model (or a [`Tokenizer`](super::Tokenizer)).
@@ -131,6 +133,35 @@ impl Tokens {
         Ok(self)
     }
 
+    /// Sets what the encoder of an encoder-decoder reads for each prompt; these tokens are then the decoder's. Sources may differ
+    /// in length from each other and from the decoder's tokens.
+    ///
+    /// ```
+    /// use headscope::model::Tokens;
+    /// let sources = Tokens::new(&[vec![5, 6, 7], vec![8, 9]])?;
+    /// let tokens = Tokens::new(&[vec![0], vec![0]])?.with_source(sources)?;
+    /// assert_eq!(tokens.source().map(Tokens::lengths), Some(vec![3, 2]));
+    /// # Ok::<(), headscope::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the sources are not as many as the prompts, or have sources themselves ([`Error::Argument`]).
+    pub fn with_source(mut self, source: Self) -> Result<Self> {
+        if source.batch() != self.batch() {
+            return Err(Error::argument("source", format!("{} of them, as of prompts", self.batch()), source.batch()));
+        }
+        if source.source.is_some() {
+            return Err(Error::argument("source", "tokens without a source", "some with one"));
+        }
+        self.source = Some(Box::new(source));
+        Ok(self)
+    }
+
+    /// What an encoder-decoder reads before these tokens.
+    pub fn source(&self) -> Option<&Self> {
+        self.source.as_deref()
+    }
+
     /// Sets the id used for padding.
     pub fn with_pad(mut self, pad: i64) -> Self {
         self.pad = pad;
@@ -196,7 +227,8 @@ impl Tokens {
     }
 
     /// For each prompt the first position at which it differs from the corresponding prompt of `other`; the length of
-    /// the batch if it does not. In a causal model, everything before it is the same in both runs.
+    /// the batch if it does not. In a causal model, everything before it is the same in both runs; where sources differ, nothing
+    /// is, and the position is 0.
     ///
     /// ```
     /// use headscope::model::Tokens;
@@ -221,7 +253,9 @@ impl Tokens {
                 ours.get(*position) == others.get(*position)
                     && kind(self, prompt, *position) == kind(other, prompt, *position)
             };
-            (0..self.positions).find(|position| !same(position)).unwrap_or(self.positions)
+            let row = |tokens: &Self| tokens.source().map(|source| source.row(prompt).to_vec());
+            let one_source = row(self) == row(other);
+            (0..self.positions).find(|position| !one_source || !same(position)).unwrap_or(self.positions)
         };
         Ok((0..self.batch()).map(first).collect())
     }
@@ -238,7 +272,8 @@ impl Tokens {
         let pieces = self.pieces.as_ref().map(|all| prompts.iter().map(|&p| all[p].clone()).collect());
         let types = self.types.as_ref().map(|all| prompts.iter().map(|&p| all[p].clone()).collect());
         let rows = prompts.iter().map(|&p| self.rows[p].clone()).collect();
-        Ok(Self { rows, positions: self.positions, pad: self.pad, pieces, types })
+        let source = self.source().map(|source| source.select(prompts).map(Box::new)).transpose()?;
+        Ok(Self { rows, positions: self.positions, pad: self.pad, pieces, types, source })
     }
 
     /// Whether the text of each token is known.
@@ -290,6 +325,9 @@ impl Tokens {
             "ids": ids,
             "longest": self.positions,
         });
+        if let Some(source) = &self.source {
+            all["source"] = source.provenance();
+        }
         if ids <= FEW {
             all["rows"] = serde_json::json!(self.rows);
             if let Some(pieces) = &self.pieces {

@@ -22,6 +22,7 @@ impl Model {
     /// If the prompts do not fit the model, or a part of it is absent. A check that fails is no error here:
     /// [`Verification::require`] makes it one.
     pub fn verify(&self, tokens: &Tokens) -> Result<Verification> {
+        self.one_sequence("invariants")?;
         let mut found = Verification::new(self, tokens, "invariants")?;
         let look = Look { model: self, tokens, terms: terms(self.config(), tokens.positions()) };
         look.causality(&mut found)?;

@@ -46,8 +46,8 @@ pub fn attention(run: &Run, layer: usize) -> Result<Html> {
 /// # Ok::<(), headscope::Error>(())
 /// ```
 pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention> {
-    let pattern = run.get(Site::Pattern(layer))?;
-    let limit = run.tokens().batch();
+    let (pattern, tokens) = (run.get(Site::Pattern(layer))?, run.side(Site::Pattern(layer)));
+    let limit = tokens.batch();
     if prompt >= limit {
         return Err(Error::OutOfRange {
             at: "attention view".into(),
@@ -57,11 +57,9 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
         });
     }
     // Padding is not part of the prompt.
-    let length = run.tokens().row(prompt).len() as i64;
+    let length = tokens.row(prompt).len() as i64;
     let shown = pattern.get(prompt as i64).narrow(1, 0, length).narrow(2, 0, length);
-    Ok(Attention::new(run.tokens().pieces(prompt), array3(&shown)?)
-        .layer(layer)
-        .title(format!("Attention in layer {layer}")))
+    Ok(Attention::new(tokens.pieces(prompt), array3(&shown)?).layer(layer).title(format!("Attention in layer {layer}")))
 }
 
 /// What do some heads attend to, each a (layer, head) of any layer, on one prompt of the batch? Several of these, of any
@@ -82,8 +80,13 @@ pub fn attention_of(run: &Run, layer: usize, prompt: usize) -> Result<Attention>
 /// [`Error::NotTapped`] if the run has no `pattern` of a layer, [`Error::OutOfRange`] if it has no such prompt or head,
 /// [`Error::Argument`] if there are no heads.
 pub fn attention_heads(run: &Run, heads: &[(usize, usize)], prompt: usize) -> Result<Attention> {
-    if heads.is_empty() {
+    let Some(&(first, _)) = heads.first() else {
         return Err(Error::argument("heads", "at least one (layer, head)", "none"));
+    };
+    let tokens = run.side(Site::Pattern(first));
+    if let Some((layer, _)) = heads.iter().find(|(layer, _)| !std::ptr::eq(run.side(Site::Pattern(*layer)), tokens)) {
+        let expected = format!("heads that attend within one sequence, as those of layer {first}");
+        return Err(Error::argument("heads", expected, format!("one of layer {layer}")));
     }
     let one = |&(layer, head): &(usize, usize)| {
         let pattern = run.get(Site::Pattern(layer))?;
@@ -94,16 +97,13 @@ pub fn attention_heads(run: &Run, heads: &[(usize, usize)], prompt: usize) -> Re
             }
         }
         // Padding is not part of the prompt.
-        let length = run.tokens().row(prompt).len() as i64;
+        let length = tokens.row(prompt).len() as i64;
         Ok(pattern.get(prompt as i64).get(head as i64).narrow(0, 0, length).narrow(1, 0, length))
     };
     let patterns = heads.iter().map(one).collect::<Result<Vec<_>>>()?;
     let names = heads.iter().map(|(layer, head)| format!("head {layer}.{head}")).collect();
-    let title =
-        if run.tokens().batch() == 1 { "Attention".to_owned() } else { format!("Attention on prompt {prompt}") };
-    Ok(Attention::new(run.tokens().pieces(prompt), array3(&Tensor::stack(&patterns, 0))?)
-        .head_names(names)
-        .title(title))
+    let title = if tokens.batch() == 1 { "Attention".to_owned() } else { format!("Attention on prompt {prompt}") };
+    Ok(Attention::new(tokens.pieces(prompt), array3(&Tensor::stack(&patterns, 0))?).head_names(names).title(title))
 }
 
 /// What does one head attend to, on the first prompt of several runs, for instance at several steps of training? Each run has a
@@ -123,7 +123,8 @@ pub fn attention_heads(run: &Run, heads: &[(usize, usize)], prompt: usize) -> Re
 /// the first prompts differ in length, [`Error::Argument`] if there is no run.
 pub fn film(frames: &[(String, Run)], layer: usize, head: usize) -> Result<Attention> {
     let none = || Error::argument("frames", "at least one run", 0);
-    let tokens = frames.first().map(|(_, run)| run.tokens().clone()).ok_or_else(none)?;
+    let side = |run: &Run| run.side(Site::Pattern(layer)).clone();
+    let tokens = frames.first().map(|(_, run)| side(run)).ok_or_else(none)?;
     let length = tokens.row(0).len() as i64;
     let mut patterns = vec![];
     for (name, run) in frames {
@@ -132,9 +133,10 @@ pub fn film(frames: &[(String, Run)], layer: usize, head: usize) -> Result<Atten
         if head as i64 >= limit {
             return Err(Error::OutOfRange { at, axis: "head", found: head as i64, limit });
         }
-        if run.tokens().row(0).len() as i64 != length {
+        let own = side(run).row(0).len() as i64;
+        if own != length {
             let (at, expected) = (format!("the first prompt of `{name}`"), format!("{length} tokens"));
-            return Err(Error::Shape { at, expected, found: vec![run.tokens().row(0).len() as i64] });
+            return Err(Error::Shape { at, expected, found: vec![own] });
         }
         patterns.push(pattern.get(head as i64).narrow(0, 0, length).narrow(1, 0, length));
     }

@@ -54,6 +54,15 @@ pub fn tokens_of(ids: &Tensor) -> Tokens {
     Tokens::new(&rows).unwrap()
 }
 
+/// The tokens of a golden file: `tokens`, with `source_tokens` in an encoder-decoder's.
+pub fn golden_tokens(golden: &HashMap<String, Tensor>) -> Tokens {
+    let tokens = tokens_of(&golden["tokens"]);
+    match golden.get("source_tokens") {
+        Some(source) => tokens.with_source(tokens_of(source)).unwrap(),
+        None => tokens,
+    }
+}
+
 /// Deterministic token ids below `vocab`.
 pub fn some_tokens(batch: usize, positions: usize, vocab: usize, seed: usize) -> Tokens {
     let id = |i: usize| ((i * 7919 + seed * 104_729 + i * i * 31) % vocab) as i64;

@@ -28,6 +28,7 @@ struct Reference<'a> {
 impl Reference<'_> {
     fn run(&mut self, tokens: &Tokens) {
         let config = self.config;
+        let memory = tokens.source().map(|source| self.encoded(source));
         let rows: Vec<i64> = tokens.rows().concat();
         let (batch, positions) = (tokens.batch() as i64, tokens.positions() as i64);
         let ids = Tensor::from_slice(&rows).view([batch, positions]);
@@ -41,7 +42,7 @@ impl Reference<'_> {
             self.keep(Site::TypeEmbed, &types);
             x = &x + types;
         }
-        if config.position == Position::Learned {
+        if matches!(config.position, Position::Learned | Position::Sinusoidal) {
             let own = match config.uncounted {
                 None => self.w["w_pos"].narrow(0, 0, positions).unsqueeze(0).expand_as(&x),
                 Some(token) => self.counted(tokens, token).view_as(&x),
@@ -55,13 +56,79 @@ impl Reference<'_> {
         if matches!(config.embed_projection, EmbedProjection::Sum(_)) {
             x = self.linear("", "embed", &x);
         }
-        for layer in 0..config.n_layers {
-            x = self.block(layer, x);
+        for layer in config.encoder_layers()..config.n_layers {
+            x = self.block(layer, x, memory.as_ref());
         }
         if config.norm_place != NormPlace::Post {
             x = self.norm("ln_final", Some(Site::LnFinalScale), &x);
         }
         self.logits(x);
+    }
+
+    /// What an encoder makes of the source.
+    fn encoded(&mut self, source: &Tokens) -> Tensor {
+        let config = self.config;
+        let (batch, positions) = (source.batch() as i64, source.positions() as i64);
+        let ids = Tensor::from_slice(&source.rows().concat());
+        let w_e = self.w.get("source.w_e").unwrap_or(&self.w["w_e"]);
+        let mut x = w_e.index_select(0, &ids).view([batch, positions, -1]) * config.embed_scale;
+        self.keep(Site::SourceEmbed, &x);
+        if let Some(w_pos) = self.w.get("source.w_pos") {
+            let own = w_pos.narrow(0, 0, positions).unsqueeze(0).expand_as(&x);
+            self.keep(Site::SourcePosEmbed, &own);
+            x = x + own;
+        }
+        if config.embed_norm {
+            x = self.norm("source.ln_embed", Some(Site::LnSourceEmbedScale), &x);
+        }
+        for layer in 0..config.encoder_layers() {
+            x = self.block(layer, x, None);
+        }
+        if config.norm_place != NormPlace::Post {
+            x = self.norm("source.ln_final", Some(Site::LnMemoryScale), &x);
+        }
+        self.keep(Site::Memory, &x);
+        x
+    }
+
+    /// Cross-attention, and the residual stream after it.
+    fn across(&mut self, layer: usize, at: &str, x: Tensor, memory: &Tensor) -> Tensor {
+        let config = self.config;
+        let (heads, kv_heads) = (config.n_heads as i64, config.n_kv_heads as i64);
+        let (norm, scale, own) = (format!("{at}ln_cross"), Some(Site::LnCrossScale(layer)), format!("{at}cross."));
+        let pre = config.norm_place == NormPlace::Pre;
+        let read = if pre { self.norm(&norm, scale, &x) } else { x.shallow_clone() };
+        let q = self.linear(&own, "q", &read).unflatten(-1, [heads, -1]);
+        let [k, v] = ["k", "v"].map(|name| self.linear(&own, name, memory).unflatten(-1, [kv_heads, -1]));
+        self.keep(Site::CrossQ(layer), &q);
+        self.keep(Site::CrossK(layer), &k);
+        self.keep(Site::CrossV(layer), &v);
+        let factor = config.attention_scale.unwrap_or((config.d_head as f64).powf(-0.5));
+        let w_o = self.w[&format!("{own}w_o")].unflatten(0, [heads, -1]);
+        let (mut scores_of, mut patterns, mut zs, mut results) = (vec![], vec![], vec![], vec![]);
+        for head in 0..heads {
+            let kv = head / (heads / kv_heads);
+            let scores = q.select(2, head).matmul(&k.select(2, kv).transpose(1, 2)) * factor;
+            let pattern = scores.softmax(-1, Kind::Double);
+            let z = pattern.matmul(&v.select(2, kv));
+            results.push(z.matmul(&w_o.get(head)));
+            scores_of.push(scores);
+            patterns.push(pattern);
+            zs.push(z);
+        }
+        self.keep(Site::CrossScores(layer), &Tensor::stack(&scores_of, 1));
+        self.keep(Site::CrossPattern(layer), &Tensor::stack(&patterns, 1));
+        self.keep(Site::CrossZ(layer), &Tensor::stack(&zs, 2));
+        self.keep(Site::CrossResult(layer), &Tensor::stack(&results, 2));
+        let sum = results.into_iter().reduce(|a, b| a + b).unwrap();
+        let out = self.w.get(&format!("{own}b_o")).map_or_else(|| sum.shallow_clone(), |b| &sum + b);
+        self.keep(Site::CrossOut(layer), &out);
+        let mut after = x + out * config.residual_scale;
+        if config.norm_place == NormPlace::Post {
+            after = self.norm(&norm, scale, &after);
+        }
+        self.keep(Site::ResidCross(layer), &after);
+        after
     }
 
     fn logits(&mut self, mut x: Tensor) {
@@ -83,7 +150,7 @@ impl Reference<'_> {
         self.keep(Site::Logits, &logits);
     }
 
-    fn block(&mut self, layer: usize, x: Tensor) -> Tensor {
+    fn block(&mut self, layer: usize, x: Tensor, memory: Option<&Tensor>) -> Tensor {
         let config = self.config;
         let (cycle, own) = (config.block_cycle, config.blocks());
         let turn = layer / cycle * (own / cycle) / (config.n_layers / cycle);
@@ -115,6 +182,9 @@ impl Reference<'_> {
         let serial = config.parallel == Parallel::No;
         if serial {
             self.keep(Site::ResidMid(layer), &mid);
+        }
+        if let Some(memory) = memory {
+            mid = self.across(layer, &at, mid, memory);
         }
         if config.d_mlp == 0 {
             self.keep(Site::ResidPost(layer), &mid);
@@ -173,7 +243,7 @@ impl Reference<'_> {
             let kv = (head / (heads / kv_heads)) as i64;
             let (q, k, v) = (q.select(2, head as i64), k.select(2, kv), v.select(2, kv)); // [batch, position, d_head]
             let mut scores = q.matmul(&k.transpose(1, 2)) * factor;
-            scores = scores + self.bias(head, positions);
+            scores = scores + self.bias(layer, head, positions);
             if let Some(cap) = config.score_cap {
                 scores = (scores / cap).tanh() * cap;
             }
@@ -314,7 +384,7 @@ impl Reference<'_> {
     }
 
     /// What relative positions add to the scores of a head, `[query, key]`.
-    fn bias(&self, head: usize, positions: i64) -> Tensor {
+    fn bias(&self, layer: usize, head: usize, positions: i64) -> Tensor {
         let config = self.config;
         let number = |query: i64, key: i64| match config.position {
             Position::Alibi => -slope(head, config.n_heads) * (query - key).abs() as f64,
@@ -323,8 +393,9 @@ impl Reference<'_> {
                 short(short(slope(head, config.n_heads)) * key as f64) / (config.d_head as f64).sqrt()
             }
             Position::Buckets { n, max_distance } => {
-                let bucket = bucket(key - query, n as i64, max_distance as f64, !config.causal);
-                self.w["w_rel"].double_value(&[bucket, head as i64])
+                let bucket = bucket(key - query, n as i64, max_distance as f64, !config.is_causal(layer));
+                let name = if layer < config.encoder_layers() { "source.w_rel" } else { "w_rel" };
+                self.w[name].double_value(&[bucket, head as i64])
             }
             _ => 0.0,
         };
@@ -338,7 +409,7 @@ impl Reference<'_> {
         let window = self.config.layer(layer).window.map(|window| window as i64);
         let hides = |query: i64, key: i64| {
             let far = |most: i64| (query - key).abs() > most;
-            match self.config.causal {
+            match self.config.is_causal(layer) {
                 true => key > query || window.is_some_and(|window| query - key >= window),
                 false => window.is_some_and(|window| far(window / 2)),
             }

@@ -3,6 +3,7 @@
 
 mod albert;
 mod arcee;
+mod bart;
 mod bert;
 mod bloom;
 mod cohere;
@@ -24,6 +25,7 @@ pub(crate) mod headscope;
 mod helium;
 mod keys;
 mod llama;
+mod marian;
 mod mistral;
 mod mixtral;
 mod modernbert;
@@ -40,6 +42,7 @@ mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
 mod transformer_lens;
 mod unknown;
 
@@ -77,6 +80,8 @@ enum Tensors {
 static FAMILIES: &[Family] = &[
     albert::FAMILY,
     arcee::FAMILY,
+    bart::BART,
+    bart::MBART,
     bert::FAMILY,
     bloom::FAMILY,
     cohere::COHERE,
@@ -101,6 +106,8 @@ static FAMILIES: &[Family] = &[
     headscope::FAMILY,
     helium::FAMILY,
     llama::FAMILY,
+    marian::MARIAN,
+    marian::PEGASUS,
     mistral::MINISTRAL,
     mistral::FAMILY,
     mixtral::FAMILY,
@@ -123,6 +130,8 @@ static FAMILIES: &[Family] = &[
     smollm3::FAMILY,
     stablelm::FAMILY,
     starcoder2::FAMILY,
+    t5::MT5,
+    t5::T5,
     transformer_lens::FAMILY,
 ];
 

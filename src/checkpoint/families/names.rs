@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::checkpoint::source::Source;
 use crate::error::{Error, Result};
-use crate::model::{Linear, Make, ModelConfig, Norm, QkNorm, Unembed, Weights};
+use crate::model::{Linear, Make, ModelConfig, Norm, QkNorm, Unembed, Weights, sinusoids};
 
 /// What a family's checkpoints call the parameters of a model, and how they store them.
 ///
@@ -16,19 +16,25 @@ pub(crate) struct Names {
     /// What begins all names but those of the head, in files saved from a model with a head.
     pub prefix: &'static str,
     /// Outside blocks: `w_e`, `w_pos`, `w_type` and `w_rel` (tables), `ln_embed` and `ln_final` (norms), and `embed`, the
-    /// projection of embeddings that are narrower than the residual stream.
+    /// projection of embeddings that are narrower than the residual stream. Of the encoder in front of a decoder `source.w_e`,
+    /// `source.w_pos`, `source.w_rel`, `source.ln_embed` and `source.ln_final`.
     pub outside: &'static [(&'static str, &'static str)],
     /// What begins the names of a block, with `{}` for its number; a second `{}` is for its number in the group of blocks that
     /// repeat together, and the first then for that of the group.
     pub block: &'static str,
     /// In a block: `q`, `k` and `v`, or `qkv` for one tensor that has all of them; `o`; the norms `ln1`, `ln1_post`, `ln2`,
-    /// `ln2_post`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and `out`, in a
-    /// gated MLP `gate` (which goes through the activation), `in` and `out`, or `gate_in` for one tensor of both; `router`, and
-    /// after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert; `shared_gate`. A norm
-    /// without weights has an empty name.
+    /// `ln2_post`, `ln_cross`, `q_norm` and `k_norm` (`{}` for the number of a head, if each has its own); `sinks`; `in` and
+    /// `out`, in a gated MLP `gate` (which goes through the activation), `in` and `out`, or `gate_in` for one tensor of both;
+    /// `router`, and after `experts.` and `shared.` the names of their MLPs, with `{}` for the number of an expert;
+    /// `shared_gate`; for cross-attention `cross.q`, `cross.k`, `cross.v` and `cross.o`. A norm without weights has an empty
+    /// name.
     pub inside: &'static [(&'static str, &'static str)],
     /// In a block, names of the family that this one resembles: of all parameters that `inside` does not list.
     pub otherwise: &'static [(&'static str, &'static str)],
+    /// What begins the names of a block of an encoder-decoder's decoder, whose blocks are counted from 0 again.
+    pub decoder: &'static str,
+    /// What is in the decoder's blocks, if names there differ from those in the encoder's.
+    pub inside_decoder: &'static [(&'static str, &'static str)],
     /// In the head: `u`; `b_u`, if the bias of the logits is not `u`'s; `transform` and `ln_transform`.
     pub head: &'static [(&'static str, &'static str)],
     /// How matrices of blocks lie in their tensors; all others are `[out, in]`.
@@ -41,6 +47,8 @@ pub(crate) struct Names {
     pub norm_offset: f64,
     /// How many rows of `w_pos` come before that of the first position; where a token does not count, as many as its id.
     pub position_offset: usize,
+    /// Tensors that may repeat the token embeddings, where encoder and decoder share them.
+    pub repeats: &'static [&'static str],
     /// Tensors whose names contain one of these may be left over.
     pub superfluous: &'static [&'static str],
 }
@@ -83,19 +91,23 @@ impl Names {
         block: "",
         inside: &[],
         otherwise: &[],
+        decoder: "",
+        inside_decoder: &[],
         head: &[],
         matrices: Matrices::OutIn,
         qkv: Qkv::Parts,
         gate_in: GateIn::Halves,
         norm_offset: 0.0,
         position_offset: 0,
+        repeats: &[],
         superfluous: &[],
     };
 
     /// What the parameters of a block are called, with those of the family's own table first.
-    fn in_block(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let is_own = |name: &str| self.inside.iter().any(|(own, _)| *own == name);
-        self.inside.iter().chain(self.otherwise.iter().filter(move |(name, _)| !is_own(name))).copied()
+    fn in_block(&self, decoder: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let inside = if decoder && !self.inside_decoder.is_empty() { self.inside_decoder } else { self.inside };
+        let is_own = |name: &str| inside.iter().any(|(own, _)| *own == name);
+        inside.iter().chain(self.otherwise.iter().filter(move |(name, _)| !is_own(name))).copied()
     }
 
     /// Leaves out the head that `source` does not have: it was saved from a model that ends in the residual stream.
@@ -112,6 +124,13 @@ impl Names {
             // A head for another task may have a transform, too.
             Unembed::MaskedLm => !named("transform") || source.has("classifier.weight"),
         };
+        // Where the bias of the logits has a name of its own, it may be left out (BART).
+        if let (Unembed::Linear { bias: true }, Some((_, own))) =
+            (config.unembed, self.head.iter().find(|(n, _)| *n == "b_u"))
+            && config.encoder.is_some()
+        {
+            config.unembed = Unembed::Linear { bias: source.has(own) };
+        }
         if absent {
             (config.unembed, config.tied_unembed) = (Unembed::None, false);
         }
@@ -124,9 +143,28 @@ impl Names {
             let of_mlp = ["gate", "in", "gate_in"].contains(&name.rsplit('.').next().unwrap_or(name));
             of_mlp && source.has_part(&format!(".{}", stem.split("{}").next().unwrap_or(stem)))
         };
-        let stripped = !self.in_block().any(is_there);
+        let stripped = !self.in_block(false).any(is_there);
         let mut reader = Reader { names: self, config, source, prefix, stripped, shared: BTreeMap::new(), block: None };
-        Weights::made(config, &mut reader)
+        let weights = Weights::made(config, &mut reader)?;
+        self.check_repeats(config, prefix, &weights, source)?;
+        Ok(weights)
+    }
+
+    /// Fails if a second table of token embeddings holds others.
+    fn check_repeats(&self, config: &ModelConfig, prefix: &str, weights: &Weights, source: &Source) -> Result<()> {
+        let shared = config.encoder.is_none_or(|encoder| encoder.vocab.is_none());
+        let names = self.repeats.iter().map(|name| format!("{prefix}{name}.weight"));
+        for name in names.filter(|name| shared && source.has(name)) {
+            if !source.repeats(&name, &weights.w_e)? {
+                return Err(Error::Format {
+                    path: source.folder().to_owned(),
+                    at: format!("tensor `{name}`"),
+                    expected: "the token embeddings, which encoder and decoder share".to_owned(),
+                    found: "others".to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -172,6 +210,9 @@ struct At<'a> {
 
 impl<'a> At<'a> {
     fn new(at: &'a str) -> Self {
+        if !at.starts_with("blocks.") {
+            return Self { block: None, group: at.trim_end_matches('.'), expert: None };
+        }
         let mut parts = at.split_terminator('.').skip(1);
         let block = parts.next().and_then(|number| number.parse().ok());
         let group = parts.next().unwrap_or_default();
@@ -212,7 +253,7 @@ impl Reader<'_> {
         let after = |before: String| move |(name, stem): (_, _)| (name, before.clone(), stem);
         let prefixed = after(self.prefix.to_owned() + &block.map(|block| self.block(block)).unwrap_or_default());
         match block {
-            Some(_) => self.names.in_block().map(prefixed).collect(),
+            Some(block) => self.names.in_block(self.in_decoder(block).is_some()).map(prefixed).collect(),
             None => {
                 let head = self.names.head.iter().copied().map(after(String::new()));
                 self.names.outside.iter().copied().map(prefixed).chain(head).collect()
@@ -220,8 +261,16 @@ impl Reader<'_> {
         }
     }
 
+    /// The number of a decoder's block that follows those of an encoder.
+    fn in_decoder(&self, block: usize) -> Option<usize> {
+        self.config.encoder.and_then(|encoder| block.checked_sub(encoder.n_layers))
+    }
+
     /// What begins the names of a block.
     fn block(&self, number: usize) -> String {
+        if let Some(number) = self.in_decoder(number) {
+            return self.names.decoder.replacen("{}", &number.to_string(), 1);
+        }
         let cycle = self.config.block_cycle;
         let (group, inner) = ((number / cycle).to_string(), (number % cycle).to_string());
         self.names.block.replacen("{}", &group, 1).replacen("{}", &inner, 1)
@@ -315,6 +364,10 @@ impl Reader<'_> {
         let Some((_, own)) = names.head.iter().find(|(name, _)| *name == "b_u") else {
             return self.bias(place, columns);
         };
+        // BART's has an axis of prompts, too.
+        if self.source.shape(own) == Some(&[1, columns]) {
+            return Ok(self.source.take(own, &[1, columns])?.get(0));
+        }
         match (self.source.has(own), self.source.has(&decoder)) {
             (false, true) => return self.bias(place, columns),
             (_, false) => return self.source.take(own, &[columns]),
@@ -403,6 +456,15 @@ impl Make for Reader<'_> {
         let mut stored = shape.to_vec();
         stored[0] += offset;
         Ok(self.source.take(&full, &stored)?.narrow(0, offset as i64, shape[0] as i64))
+    }
+
+    fn sinusoids(&mut self, at: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let place = self.find(at, name)?;
+        if self.has(&place) {
+            return self.table(at, name, shape, 1.0);
+        }
+        let like = self.source.empty(1);
+        Ok(sinusoids(shape, like.kind(), like.device()))
     }
 
     fn keeps(&self, at: &str, name: &str) -> bool {

@@ -74,7 +74,7 @@ impl Part {
 pub(in crate::intervene) fn check_prompts(variants: &[Variant], config: &ModelConfig, tokens: &Tokens) -> Result<()> {
     for edit in variants.iter().flat_map(|variant| &variant.edits).filter(|edit| edit.at.prompts.is_some()) {
         edit.site.check(config)?;
-        edit.at.check(edit.site, &edit.site.shape(config, tokens.batch(), tokens.positions()))?;
+        edit.at.check(edit.site, &edit.site.shape_for(config, tokens))?;
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ pub(in crate::intervene) fn back(
     let config = model.config();
     tch::with_grad(|| {
         let pass = Pass::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-        let mut pass = pass.with_types(tokens.types(model.device()));
+        let mut pass = pass.with_types(tokens.types(model.device())).with_source(tokens);
         let resid = pass.residual(joins, config.n_layers)?;
         let logits = program.goes_past(config.n_layers - 1, model);
         let logits = logits.then(|| pass.logits(&resid)).transpose()?;

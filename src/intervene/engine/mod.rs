@@ -8,6 +8,7 @@
 //! logits that are read.
 
 mod batch_split;
+mod explanation;
 mod gradient;
 mod journal;
 mod machine;
@@ -24,6 +25,7 @@ use ndarray::{Array2, ArrayView1, Axis as NdAxis};
 use tch::Tensor;
 
 pub(super) use batch_split::{Part, check_prompts, side_by_side};
+pub use explanation::{Explanation, PlannedGroup};
 pub use gradient::Estimate;
 pub(super) use gradient::{Gradients, back, backward};
 pub(super) use journal::Journal;
@@ -34,7 +36,6 @@ pub use places::At;
 pub(super) use places::{Alignment, Pairs, aligned};
 use planner::Group;
 pub(super) use planner::Place;
-pub use planner::{Explanation, PlannedGroup};
 pub use variant::{Strategy, Variant};
 
 use super::metric::{Metric, Output, Readouts};
@@ -124,7 +125,7 @@ impl<'a> Engine<'a> {
     /// Computes the unchanged run, and keeps the values that `variants` need and those of `more`.
     pub(super) fn new(setup: Setup<'a>, variants: &[Variant], more: &[(usize, Wire)]) -> Result<Self> {
         setup.model.check_tokens(setup.tokens)?;
-        let shape = |site: Site| site.shape(setup.model.config(), setup.tokens.batch(), setup.tokens.positions());
+        let shape = |site: Site| site.shape_for(setup.model.config(), setup.tokens);
         for edit in variants.iter().flat_map(|variant| &variant.edits) {
             edit.site.check(setup.model.config())?;
             edit.at.check(edit.site, &shape(edit.site))?;
@@ -234,10 +235,12 @@ impl<'a> Engine<'a> {
         let joins = self.joins(chunk, first);
         let past = if first > 0 { Past::Fixed(&self.base.past, first) } else { Past::None };
         let wanted = if group.whole { None } else { self.reader.wanted(first) };
+        let wanted = wanted.filter(|_| !model.attends_across());
         let positions = tokens.positions() - group.first;
         let hidden = model.hidden_padding(tokens);
         let types = tokens.types(model.device());
-        let mut pass = Pass::over(model, &program, positions, hidden, past).with_types(types).only(wanted);
+        let pass = Pass::over(model, &program, positions, hidden, past).with_types(types).with_source(tokens);
+        let mut pass = pass.only(wanted);
         let resid = pass.residual(&joins, model.config().n_layers)?;
         let picked = resid.size()[1] != positions as i64;
         let whole = group.whole && model.config().has_logits();
@@ -285,10 +288,7 @@ impl<'a> Engine<'a> {
     /// How many senders go through the layers together if their values at `taps` are kept.
     pub(super) fn senders_at_once(&self, taps: &[Site]) -> usize {
         let Setup { model, tokens, .. } = self.setup;
-        let kept: i64 = taps
-            .iter()
-            .map(|s| s.shape(model.config(), tokens.batch(), tokens.positions()).iter().product::<i64>())
-            .sum();
+        let kept: i64 = taps.iter().map(|s| s.shape_for(model.config(), tokens).iter().product::<i64>()).sum();
         let group = Group { whole: false, first: 0, late: false };
         let bytes = self.setup.bytes(group) + kept as usize * model.kind().elt_size_in_bytes();
         (self.setup.budget() / 2 / bytes.max(1)).clamp(1, self.setup.most_at_once(group))
@@ -349,6 +349,7 @@ impl Setup<'_> {
         let hidden = self.model.hidden_padding(self.tokens);
         let types = self.tokens.types(self.model.device());
         let pass = Pass::over(self.model, &program, self.tokens.positions(), hidden, before).with_types(types);
+        let pass = pass.with_source(self.tokens);
         let (taps, values) = pass.keeping(values).records(self.tokens.ids(self.model.device()))?;
         let end = Output::whole(taps.get(&last).ok_or_else(|| Error::NotTapped { site: last, tapped: vec![] })?);
         Ok((Base { values, past }, end))

@@ -148,6 +148,13 @@ impl<'a> Pairs<'a> {
     /// If prompts differ in length and nothing says which tokens stand for each other.
     pub(in crate::intervene) fn alignment(&self) -> Result<Option<Alignment>> {
         let Some(other) = self.other else { return Ok(None) };
+        let sources = [self.tokens, other].map(|tokens| tokens.source().map(Tokens::lengths));
+        if let [Some(own), Some(others)] = &sources
+            && own != others
+        {
+            let expected = format!("sources of the same lengths, {own:?}");
+            return Err(Error::argument("clean, corrupt", expected, format!("{others:?}")));
+        }
         let (lengths, others) = (self.tokens.lengths(), other.lengths());
         if lengths == others {
             return Ok(None);
@@ -200,7 +207,7 @@ pub(in crate::intervene) fn aligned(
     }
     let mut all = vec![];
     for (site, x) in other.taps() {
-        if site.axes().contains(&Axis::Key) {
+        if site.axes().into_iter().any(Axis::is_of_keys) {
             let expected = "a site without key positions: the prompts differ in length".to_owned();
             return Err(Error::Edit { site, expected, found: site.to_string() });
         }

@@ -1,15 +1,14 @@
 //! Which variants go through the layers together, from where, how many at once, and at what cost?
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use serde::Serialize;
-
+use super::explanation::{Explanation, PlannedGroup};
 use super::{Engine, Setup, Strategy, Variant};
 use crate::error::{Error, Result};
 use crate::intervene::metric::Metric;
 use crate::model::{
-    Action, Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, PassSize, Site, Size, Wire, last_query_pays,
+    Action, Axis, BlockWiring, Cut, Edit, Entry, How, Model, ModelConfig, PassSize, Site, Size, Tokens, Wire,
+    last_query_pays,
 };
 
 /// What variants must share to go through the layers together. Groups are computed in this order.
@@ -56,7 +55,7 @@ impl Setup<'_> {
             return Err(Error::argument("variant", "at least one edit", "none"));
         }
         edits.iter().try_for_each(|edit| edit.site.check(config))?;
-        let unseen = edits.iter().find(|edit| wiring.point(edit.site).0 > wiring.n_layers());
+        let unseen = edits.iter().find(|edit| wiring.is_after_blocks(edit.site));
         let of_stream = self.metrics.iter().find(|metric| matches!(metric, Metric::EmbeddingDistance));
         if let (Some(edit), Some(metric)) = (unseen, of_stream) {
             let (expected, found) = ("a metric that reads the logits".to_owned(), metric.name().to_owned());
@@ -65,6 +64,11 @@ impl Setup<'_> {
         if unseen.is_some() || self.strategy == Strategy::Naive {
             let group = Group { whole: true, first: 0, late: true };
             return Ok(Place { group, entry: Entry::START, heads: None, ends_with_heads: false });
+        }
+        if self.model.attends_across() {
+            // Two sequences of positions: nothing is left out but the steps before the first that changes.
+            let group = Group { whole: false, first: 0, late: true };
+            return Ok(Place { group, entry: departs(edits, self.model), heads: None, ends_with_heads: false });
         }
         let last = wiring.n_layers() - 1;
         let block = wiring.block(last);
@@ -103,7 +107,7 @@ impl Setup<'_> {
     /// the same ones.
     fn first_position(&self, edit: &Edit) -> Option<usize> {
         let config = self.model.config();
-        if self.strategy == Strategy::Naive || !config.causal {
+        if self.strategy == Strategy::Naive || !config.causal || config.encoder.is_some() {
             return Some(edit.at.positions.iter().flatten().min().copied().unwrap_or(0));
         }
         let query = usize::from(!config.sinks && matches!(edit.site, Site::Q(_)));
@@ -149,7 +153,12 @@ impl Setup<'_> {
 
     /// The number of tokens computed per variant.
     fn computed(&self, group: Group) -> usize {
-        self.tokens.batch() * (self.tokens.positions() - group.first)
+        self.tokens.batch() * (self.longest() - group.first)
+    }
+
+    /// The most positions of a block: those of the source, where there is one that is longer.
+    fn longest(&self) -> usize {
+        self.tokens.source().map_or(0, Tokens::positions).max(self.tokens.positions())
     }
 
     /// Bytes available to stacked activations.
@@ -159,14 +168,13 @@ impl Setup<'_> {
 
     /// Bytes of the batch's values at some sites.
     pub(in crate::intervene) fn bytes_at(&self, sites: &[Site]) -> usize {
-        let (batch, positions) = (self.tokens.batch(), self.tokens.positions());
-        let size = |site: &Site| site.shape(self.model.config(), batch, positions).iter().product::<i64>() as usize;
+        let size = |site: &Site| site.shape_for(self.model.config(), self.tokens).iter().product::<i64>() as usize;
         sites.iter().map(size).sum::<usize>() * self.model.kind().elt_size_in_bytes()
     }
 
     /// Bytes of `width` numbers at each position of the batch.
     pub(in crate::intervene) fn bytes_of(&self, width: usize) -> usize {
-        self.tokens.batch() * self.tokens.positions() * width * self.model.kind().elt_size_in_bytes()
+        self.tokens.batch() * self.longest() * width * self.model.kind().elt_size_in_bytes()
     }
 
     /// Bytes kept of the unchanged run for variants that join at `places`, and for `more`.
@@ -186,7 +194,7 @@ impl Setup<'_> {
 
     /// Estimated peak bytes of one variant of a group, with patterns.
     pub(in crate::intervene) fn bytes(&self, group: Group) -> usize {
-        let (tokens, keys) = (self.computed(group), self.tokens.positions());
+        let (tokens, keys) = (self.computed(group), self.longest());
         let size = PassSize { tokens, keys, logits: group.whole, patterns: true };
         self.model.config().pass_bytes(self.model.wiring(), self.model.kind(), size)
     }
@@ -200,15 +208,20 @@ impl Setup<'_> {
     }
 }
 
+/// Where a run with these edits departs from the unchanged one.
+fn departs(edits: &[Edit], model: &Model) -> Entry {
+    let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
+    let Some(layer) = layers.and_then(|layers| layers.into_iter().min()) else { return Entry::START };
+    let here = edits.iter().filter(|edit| edit.site.layer() == Some(layer));
+    Entry::of_edited(&here.map(|edit| edit.site).collect::<Vec<_>>(), model.wiring())
+}
+
 /// Where a run with these edits departs from the unchanged one, and the heads in which it does, if nothing else changes
 /// there.
 fn joins(edits: &[Edit], model: &Model, first: usize) -> (Entry, Option<Vec<usize>>) {
-    let layers: Option<Vec<usize>> = edits.iter().map(|edit| edit.site.layer()).collect();
-    let Some(layer) = layers.and_then(|layers| layers.into_iter().min()) else { return (Entry::START, None) };
+    let whole = departs(edits, model);
+    let Cut::After { layer, step } = whole.cut else { return (whole, None) };
     let here: Vec<&Edit> = edits.iter().filter(|edit| edit.site.layer() == Some(layer)).collect();
-    let sites: Vec<Site> = here.iter().map(|edit| edit.site).collect();
-    let whole = Entry::of_edited(&sites, model.wiring());
-    let Cut::After { step, .. } = whole.cut else { return (whole, None) };
     if edits.iter().any(|edit| edit.action.sees_all()) {
         return (whole, None);
     }
@@ -256,132 +269,6 @@ fn one_position(here: &[&Edit], wiring: &BlockWiring, from: usize, first: usize)
         }
         _ => true,
     })
-}
-
-/// How a sweep would be computed, and at what cost compared with one whole pass per variant.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Explanation {
-    /// The groups of variants that go through the layers together.
-    pub groups: Vec<PlannedGroup>,
-    /// Multiplications needed, including those of the unchanged run.
-    pub needed: f64,
-    /// Multiplications of one whole pass per variant and one for the unchanged run.
-    pub naive: f64,
-    /// How many stacks may be computed at once, each on its own threads.
-    pub stacks: usize,
-    /// Bytes available to stacked activations.
-    pub budget: usize,
-    /// Bytes of the unchanged run and of the activations that edits read.
-    pub kept: usize,
-    /// Variants with a function that sees all positions and heads of its site, so that nothing is left out there.
-    pub computed_whole: usize,
-    /// Variants that are not computed, because they cannot change anything: they patch what is the same in both runs.
-    pub no_ops: usize,
-    /// The number of parts that the batch is split into because memory does not hold all prompts at once.
-    pub parts: usize,
-}
-
-impl Explanation {
-    /// The explanation of a batch, from those of its parts.
-    pub(in crate::intervene) fn of_parts(parts: impl Iterator<Item = Result<Self>>) -> Result<Self> {
-        let mut whole: Option<Self> = None;
-        for part in parts {
-            let part = part?;
-            whole = Some(match whole {
-                Some(whole) => whole.and(&part),
-                None => part,
-            });
-        }
-        whole.ok_or_else(|| Error::argument("tokens", "at least one prompt", "none"))
-    }
-
-    /// Adds the explanation of another part of the batch.
-    fn and(mut self, part: &Self) -> Self {
-        for group in &part.groups {
-            let alike =
-                |known: &&mut PlannedGroup| known.first_position == group.first_position && known.joins == group.joins;
-            match self.groups.iter_mut().find(alike) {
-                Some(known) => known.needed += group.needed,
-                None => self.groups.push(group.clone()),
-            }
-        }
-        self.needed += part.needed;
-        self.naive += part.naive;
-        self.parts += part.parts;
-        self.no_ops = self.no_ops.min(part.no_ops);
-        self
-    }
-}
-
-/// A group of variants that go through the layers together.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PlannedGroup {
-    /// The number of variants.
-    pub variants: usize,
-    /// The first position computed.
-    pub first_position: usize,
-    /// How many variants join at each layer.
-    pub joins: BTreeMap<usize, usize>,
-    /// How many variants go in a stack.
-    pub at_once: usize,
-    /// Estimated bytes of a stack.
-    pub bytes: usize,
-    /// Multiplications needed.
-    pub needed: f64,
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for group in &self.groups {
-            let (from, to) = (group.joins.keys().next(), group.joins.keys().next_back());
-            writeln!(
-                f,
-                "{} variants join at layers {} to {}, positions from {} on: {} at once, {}, {} multiplications",
-                group.variants,
-                from.copied().unwrap_or(0),
-                to.copied().unwrap_or(0),
-                group.first_position,
-                group.at_once,
-                mebibytes(group.bytes),
-                large(group.needed),
-            )?;
-        }
-        writeln!(
-            f,
-            "in all {} multiplications; one whole pass per variant takes {}, {:.1} times as many",
-            large(self.needed),
-            large(self.naive),
-            self.naive / self.needed.max(1.0)
-        )?;
-        if self.computed_whole > 0 {
-            writeln!(
-                f,
-                "{} variants apply a function to whole sites: all positions are computed",
-                self.computed_whole
-            )?;
-        }
-        if self.no_ops > 0 {
-            writeln!(f, "{} variants cannot change anything and are not computed", self.no_ops)?;
-        }
-        if self.parts > 1 {
-            writeln!(f, "the prompts are computed in {} parts, one after another; each as above", self.parts)?;
-        }
-        if self.stacks > 1 {
-            writeln!(f, "up to {} stacks are computed side by side", self.stacks)?;
-        }
-        let (kept, budget) = (mebibytes(self.kept), mebibytes(self.budget));
-        write!(f, "unchanged activations take {kept}, stacked ones at most {budget} more")
-    }
-}
-
-/// Formats a large number: `12.30 G`.
-fn large(n: f64) -> String {
-    let scale = [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter().find(|(unit, _)| n >= *unit);
-    scale.map_or_else(|| format!("{n:.0}"), |(unit, name)| format!("{:.2} {name}", n / unit))
-}
-
-fn mebibytes(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 impl Engine<'_> {
@@ -435,14 +322,16 @@ impl Engine<'_> {
         let Setup { model, tokens, .. } = self.setup;
         let (config, wiring) = (model.config(), model.wiring());
         let (batch, keys) = (tokens.batch(), tokens.positions());
+        let source = tokens.source().map_or(0, Tokens::positions);
         let Some(place) = place.filter(|place| !place.group.whole) else {
-            let work = Work { model, batch, positions: keys, keys, trim: None, last_query: false };
+            let work = Work { model, batch, positions: keys, keys, source, trim: None, last_query: false };
             let blocks: f64 = (0..wiring.n_layers()).map(|layer| work.after(layer, None)).sum();
             return blocks + (batch * keys * config.d_model * config.vocab) as f64;
         };
         let first = place.group.first;
         let last = wiring.n_layers() - 1;
-        let trim = match (self.reader.wanted(first as i64).is_some(), place.group.late) {
+        let wanted = self.reader.wanted(first as i64).is_some() && !model.attends_across();
+        let trim = match (wanted, place.group.late) {
             (true, false) => Some(wiring.block(last).keys_done()),
             (true, true) if place.ends_with_heads => Some(wiring.block(last).attend_step()),
             _ => None,
@@ -450,7 +339,8 @@ impl Engine<'_> {
         let last_query = trim.is_some() && !place.group.late && last_query_pays(model, keys - first);
         let work = |layer: usize| {
             let trim = trim.filter(|_| layer == last);
-            Work { model, batch, positions: keys - first, keys, trim, last_query: last_query && layer == last }
+            let last_query = last_query && layer == last;
+            Work { model, batch, positions: keys - first, keys, source, trim, last_query }
         };
         let layer = place.entry.layer();
         let later: f64 = (layer + 1..wiring.n_layers()).map(|at| work(at).after(at, None)).sum();
@@ -466,6 +356,8 @@ struct Work<'a> {
     /// The number of positions computed, and the number attended to.
     positions: usize,
     keys: usize,
+    /// The number of positions of an encoder-decoder's source.
+    source: usize,
     /// The step after which only one position of each prompt is computed.
     trim: Option<usize>,
     /// Whether that position attends directly to the residual stream (the `last_query` fast path).
@@ -475,9 +367,15 @@ struct Work<'a> {
 impl Work<'_> {
     fn step(&self, layer: usize, number: usize, positions: usize, heads: Option<usize>) -> f64 {
         let wiring = self.model.wiring().block(layer);
-        let positions = if self.trim.is_some_and(|trim| number > trim) { 1 } else { positions };
-        let size = Size { rows: self.batch * positions, keys: self.keys, heads };
-        wiring.products(&wiring.steps()[number], self.model.config(), &size)
+        let step = &wiring.steps()[number];
+        let of_source = layer < self.model.config().encoder_layers();
+        let positions = match self.trim {
+            _ if of_source || step.wire.is_of_source() => self.source,
+            Some(trim) if number > trim => 1,
+            _ => positions,
+        };
+        let keys = if of_source || step.wire == Wire::CrossZ { self.source } else { self.keys };
+        wiring.products(step, self.model.config(), &Size { rows: self.batch * positions, keys, heads })
     }
 
     /// The work of the steps after `step`, or of all steps.

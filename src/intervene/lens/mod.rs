@@ -234,6 +234,7 @@ impl<'a> Lens<'a> {
 
     /// [`Lens::metric`] at these depths.
     pub(in crate::intervene) fn metric_at(&self, depths: &[Site], tokens: &Tokens, metric: &Metric) -> Result<Table> {
+        self.model.one_sequence("a lens")?;
         let last = Site::ResidPost(self.model.config().n_layers - 1);
         let run = self.model.run(tokens, &Plan::new().taps(depths).tap(last))?;
         let rows = tch::no_grad(|| {
@@ -350,6 +351,7 @@ impl<'a> Lens<'a> {
     }
 
     fn check_k(&self, k: usize) -> Result<()> {
+        self.model.one_sequence("a lens")?;
         self.need_logits()?;
         let vocab = self.model.config().vocab;
         if k == 0 || k > vocab {

@@ -226,6 +226,7 @@ const AT_ONCE: usize = 16;
 /// The streams at each of some sets of places, read a few prompts at a time.
 fn gather(model: &Model, tokens: &Tokens, depths: &[Site], sets: &[Vec<Place>]) -> Result<Vec<Text>> {
     let mut parts: Vec<BTreeMap<Site, Vec<Tensor>>> = sets.iter().map(|_| BTreeMap::new()).collect();
+    model.one_sequence("a lens")?;
     let prompts: Vec<usize> = (0..tokens.batch()).collect();
     for some in prompts.chunks(AT_ONCE) {
         let here: Vec<Vec<Place>> = sets.iter().map(|places| within(places, some)).collect();

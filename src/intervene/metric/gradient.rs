@@ -134,13 +134,14 @@ fn gradients(run: &Run, model: &Model, metric: &Metric, sites: &[Site], keep: bo
     let of = |((site, value), found): ((&Site, &&Tensor), Tensor)| {
         (*site, if found.defined() { found } else { value.zeros_like() })
     };
-    Ok(Run::new(tokens.clone(), sites.iter().zip(&inputs).zip(found).map(of).collect()))
+    let gradients = Run::new(tokens.clone(), sites.iter().zip(&inputs).zip(found).map(of).collect());
+    Ok(gradients.behind(run.encoder_layers()))
 }
 
 /// A metric bound to the prompts of a run.
 fn bound<'a>(metric: &'a Metric, model: &'a Model, run: &Run) -> Result<Readout<'a>> {
     let (tokens, end) = (run.tokens(), end(model, metric));
-    let (found, shape) = (run.get(end)?.size(), end.shape(model.config(), tokens.batch(), tokens.positions()));
+    let (found, shape) = (run.get(end)?.size(), end.shape_for(model.config(), tokens));
     if found != shape {
         let expected = format!("the one of the run, whose `{end}` is {found:?}");
         return Err(Error::argument("model", expected, format!("{shape:?}")));

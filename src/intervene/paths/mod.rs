@@ -295,6 +295,7 @@ impl<'a> Paths<'a> {
     }
 
     fn check(&self) -> Result<()> {
+        self.model.one_sequence("paths")?;
         let config = self.model.config();
         let limits = |at: &str, axis, found: usize, limit: usize| match found < limit {
             true => Ok(()),

@@ -89,6 +89,7 @@ pub fn accumulated_residual<'a>(model: &'a Model, tokens: &Tokens) -> Result<Res
 /// # Errors
 /// If the tokens do not fit the model, or it has no such layer.
 pub fn head_results(model: &Model, tokens: &Tokens, layer: usize) -> Result<Tensor> {
+    model.one_sequence("`head_results` (a plan can tap `result` of any)")?;
     let mut sites = vec![Site::Z(layer), Site::AttnOut(layer), Site::Ln1PostScale(layer)];
     sites[0].check(model.config())?;
     sites.retain(|site| site.check(model.config()).is_ok());
@@ -108,6 +109,7 @@ pub fn head_results(model: &Model, tokens: &Tokens, layer: usize) -> Result<Tens
 
 /// A run that records `sites` and the divisor of the final norm.
 fn run(model: &Model, tokens: &Tokens, sites: &[Site]) -> Result<Run> {
+    model.one_sequence("the terms of a residual stream")?;
     let last = [Site::LnFinalScale].into_iter().filter(|site| site.check(model.config()).is_ok());
     model.run(tokens, &Plan::new().taps(sites.iter().copied().chain(last)))
 }

@@ -142,6 +142,7 @@ fn before(site: Site) -> Result<(usize, bool)> {
 
 /// Fails if the streams of a model are no sums of what its components write.
 pub(in crate::intervene) fn check(model: &Model) -> Result<()> {
+    model.one_sequence("the terms of a residual stream")?;
     if model.wiring().adds_up() {
         return Ok(());
     }

@@ -47,15 +47,19 @@ impl Ablation {
     }
 }
 
-/// Draws for each prompt a prompt of `reference` that is at least as long, and never the prompt itself if the two
-/// batches are the same.
+/// Draws for each prompt a prompt of `reference` that is at least as long, as its source is if it has one, and never the prompt
+/// itself if the two batches are the same.
 pub(super) fn draw(tokens: &Tokens, reference: &Tokens, seed: u64) -> Result<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let (lengths, others) = (tokens.lengths(), reference.lengths());
     let same = tokens == reference;
+    let sources = tokens.source().zip(reference.source()).map(|(own, other)| (own.lengths(), other.lengths()));
+    let covers = |prompt: usize, other: usize| {
+        sources.as_ref().is_none_or(|(own, others)| others[other] >= own[prompt]) && others[other] >= lengths[prompt]
+    };
     let pick = |(prompt, &length): (usize, &usize)| {
         let fits: Vec<usize> =
-            (0..others.len()).filter(|&other| others[other] >= length && !(same && other == prompt)).collect();
+            (0..others.len()).filter(|&other| covers(prompt, other) && !(same && other == prompt)).collect();
         fits.choose(&mut rng).copied().ok_or_else(|| {
             let expected = format!("another reference prompt of at least {length} tokens for prompt {prompt}");
             Error::argument("reference", expected, format!("{} tokens at most", others.iter().max().unwrap_or(&0)))

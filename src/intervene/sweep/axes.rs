@@ -1,7 +1,7 @@
 //! Which variants does a sweep along some axes of a site consist of?
 
 use crate::intervene::engine::Variant;
-use crate::model::{Action, Axis, Edit, ModelConfig, Site};
+use crate::model::{Action, Axis, Edit, ModelConfig, Site, Tokens};
 use crate::table::Keys;
 
 /// An axis along which [`Sweep::each`](super::Sweep::each) makes one variant per index, in every layer. Several axes
@@ -37,7 +37,7 @@ pub(super) fn variants(
     every: &[Every],
     action: &Action,
     config: &ModelConfig,
-    positions: usize,
+    tokens: &Tokens,
 ) -> Vec<Variant> {
     let mut every = every.to_vec();
     every.sort_unstable();
@@ -51,14 +51,16 @@ pub(super) fn variants(
             Along::Head | Along::KvHead if has(site, Axis::KvHead) => config.n_kv_heads,
             Along::Head => config.n_heads,
             Along::KvHead => config.n_kv_heads,
-            Along::Position | Along::Key => positions,
-            Along::Neuron => site.shape(config, 1, positions).last().map_or(0, |&n| n as usize),
+            Along::Key if has(site, Axis::SourceKey) => tokens.source().map_or(0, Tokens::positions),
+            Along::Position | Along::Key => site.side(config.encoder_layers(), tokens).positions(),
+            Along::Neuron => site.shape_for(config, tokens).last().map_or(0, |&n| n as usize),
         };
         let with = |variant: &Variant| (0..length).map(|i| at(variant, axis, i, config)).collect::<Vec<_>>();
         variants = variants.iter().flat_map(with).collect();
     }
     let future = |keys: &Keys| keys.query.zip(keys.key).is_some_and(|(query, key)| key > query);
-    variants.retain(|variant| !(config.causal && future(&variant.keys)));
+    let causal = site.layer().is_some_and(|layer| config.is_causal(layer)) && !has(site, Axis::SourceKey);
+    variants.retain(|variant| !(causal && future(&variant.keys)));
     variants
 }
 

@@ -79,7 +79,7 @@ impl<'a> Estimator<'a> {
         let mut effects = Array2::zeros((variants.len(), self.setup.tokens.batch()));
         for (variant, mut row) in variants.iter().zip(effects.outer_iter_mut()) {
             for edit in &variant.edits {
-                if through_softmax && matches!(edit.site, Site::Q(_) | Site::K(_)) {
+                if through_softmax && pattern_of(edit.site).is_some() {
                     row += &self.through_softmax(edit, gradients)?;
                     continue;
                 }
@@ -161,10 +161,9 @@ impl<'a> Estimator<'a> {
         };
         let mut program = Program::taps([site]);
         self.push(&mut program, edit, &Window { rows: Some((0, tokens.batch())), ..Window::default() })?;
-        let wiring = model.wiring().block(layer);
-        let joins = self.joins(Entry::after(layer, wiring.attend_step() - 1), 1);
+        let joins = self.joins(before_pattern(layer, site, model.wiring()), 1);
         let pass = Pass::over(model, &program, tokens.positions(), model.hidden_padding(tokens), Past::None);
-        let mut pass = pass.with_types(tokens.types(model.device()));
+        let mut pass = pass.with_types(tokens.types(model.device())).with_source(tokens);
         let _ = pass.residual(&joins, layer + 1)?; // for the pattern
         let (taps, _) = pass.into_records();
         let pattern = taps.get(&site).ok_or(Error::NotTapped { site, tapped: vec![] })?;
@@ -231,16 +230,22 @@ impl<'a> Estimator<'a> {
 fn pattern_of(site: Site) -> Option<Site> {
     match site {
         Site::Q(layer) | Site::K(layer) => Some(Site::Pattern(layer)),
+        Site::CrossQ(layer) | Site::CrossK(layer) => Some(Site::CrossPattern(layer)),
         _ => None,
     }
+}
+
+/// Just before the step in which a layer's pattern is computed.
+fn before_pattern(layer: usize, pattern: Site, wiring: &Wiring) -> Entry {
+    Entry::after(layer, wiring.block(layer).fires_in(pattern).unwrap_or(1) - 1)
 }
 
 /// The values of the unchanged run that the passes of an estimate start from.
 pub(super) fn needs(variants: &[Variant], wiring: &Wiring) -> Vec<(usize, Wire)> {
     let sites: BTreeSet<Site> = variants.iter().flat_map(|variant| &variant.edits).map(|edit| edit.site).collect();
     let entries = sites.into_iter().flat_map(|site| {
-        let attends = pattern_of(site).and(site.layer());
-        let attends = attends.map(|layer| Entry::after(layer, wiring.block(layer).attend_step() - 1));
+        let attends = pattern_of(site).zip(site.layer());
+        let attends = attends.map(|(pattern, layer)| before_pattern(layer, pattern, wiring));
         [Some(Entry::of_edited(&[site], wiring)), attends]
     });
     entries.flatten().flat_map(|entry| entry.needs(wiring)).collect()

@@ -219,9 +219,12 @@ impl<'a> Sweep<'a> {
     pub fn each_with(mut self, site: impl Fn(usize) -> Site, every: impl AsRef<[Every]>, action: Action) -> Self {
         let config = self.model.config();
         let mut sites: Vec<Site> = (0..config.n_layers).map(site).collect();
+        // Only some layers of an encoder-decoder have cross-attention; where none has the site, the run says so.
+        if config.encoder.is_some() && sites.iter().any(|site| site.check(config).is_ok()) {
+            sites.retain(|site| site.check(config).is_ok());
+        }
         sites.dedup(); // a site outside the layers, such as `embed`, appears once
-        let positions = self.tokens.positions();
-        let of = |site| axes::variants(site, every.as_ref(), &action, config, positions);
+        let of = |site| axes::variants(site, every.as_ref(), &action, config, self.tokens);
         self.variants = sites.into_iter().flat_map(of).collect();
         self
     }

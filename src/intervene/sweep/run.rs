@@ -253,17 +253,23 @@ impl Sweep<'_> {
         for part in Part::at_most(at_once, reference.batch()) {
             let run =
                 self.model.run(&part.tokens(reference)?, &Plan::new().taps(sites.iter().copied()).plain(plain))?;
-            let valid = reference.is_padded().then(|| run.tokens().valid(self.model.device()));
-            run.taps().for_each(|(site, tensor)| means.add(site, tensor, valid.as_ref()));
+            for (site, tensor) in run.taps() {
+                let side = run.side(site);
+                let valid = side.is_padded().then(|| side.valid(self.model.device()));
+                means.add(site, tensor, valid.as_ref());
+            }
         }
-        means.finish(self.tokens.positions())
+        means.finish(Some(self.tokens), self.model.config().encoder_layers())
     }
 
     /// Fails if the reference is shorter than the batch.
     fn check_reference(&self, reference: &Tokens) -> Result<()> {
-        if self.prompts.is_none() && reference.positions() < self.tokens.positions() {
-            let expected = format!("prompts of at least {} tokens, as the batch has", self.tokens.positions());
-            return Err(Error::argument("reference", expected, reference.positions()));
+        let sides = [Some((reference, self.tokens)), reference.source().zip(self.tokens.source())];
+        for (reference, tokens) in sides.into_iter().flatten().filter(|_| self.prompts.is_none()) {
+            if reference.positions() < tokens.positions() {
+                let expected = format!("prompts of at least {} tokens, as the batch has", tokens.positions());
+                return Err(Error::argument("reference", expected, reference.positions()));
+            }
         }
         Ok(())
     }
@@ -304,7 +310,7 @@ impl Sweep<'_> {
                 }
                 None => {
                     own.insert_run(REFERENCE, &run);
-                    own.cut(self.tokens.positions());
+                    own.cut(self.tokens, self.model.config().encoder_layers());
                 }
             }
             bank.extend(own);
@@ -325,6 +331,7 @@ impl Sweep<'_> {
     fn checked(&self) -> Result<Vec<Variant>> {
         self.check()?;
         let Some(at) = &self.at else { return Ok(self.variants.clone()) };
+        self.model.one_sequence("`Sweep::at`")?;
         let pairs = self.pairs();
         let narrowed = |variant: &Variant| {
             let edits = variant.edits.iter().map(|edit| match &edit.at.positions {

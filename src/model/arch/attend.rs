@@ -7,6 +7,8 @@ use super::rotary::Rotary;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Attend {
     pub causal: bool,
+    /// Whether keys are positions of an encoder-decoder's source.
+    pub source: bool,
     pub scale: f64,
     pub norm: QkNorm,
     pub rotary: Option<Rotary>,
@@ -40,6 +42,7 @@ impl Attend {
     pub(crate) fn plain(causal: bool, scale: f64) -> Self {
         Self {
             causal,
+            source: false,
             scale,
             norm: QkNorm::None,
             rotary: None,
@@ -59,6 +62,7 @@ impl Attend {
         // No `..`: a new field must be put on one side or the other.
         let Self {
             causal: _,
+            source: _,
             scale: _,
             norm,
             rotary: _,
@@ -78,6 +82,7 @@ impl Attend {
     pub(crate) fn is_fusable(&self) -> bool {
         let Self {
             causal: _,
+            source: _,
             scale: _,
             norm: _,
             rotary: _,
@@ -92,10 +97,17 @@ impl Attend {
         (*bias, *cap, *sinks) == (ScoreBias::None, None, false)
     }
 
+    /// Cross-attention in an encoder-decoder: scores are scaled as elsewhere, and no positions enter.
+    pub(super) fn across(config: &ModelConfig, layer: usize) -> Self {
+        let Self { scale, group, .. } = Self::new(config, layer);
+        Self { source: true, group, ..Self::plain(false, scale) }
+    }
+
     pub(super) fn new(config: &ModelConfig, layer: usize) -> Self {
         let scale = config.attention_scale.unwrap_or_else(|| (config.d_head as f64).powf(-0.5));
         Self {
-            causal: config.causal,
+            causal: config.is_causal(layer),
+            source: layer < config.encoder_layers(),
             scale: if config.scale_by_layer { scale / (layer + 1) as f64 } else { scale },
             norm: config.qk_norm,
             rotary: config.rotary(layer),
@@ -103,7 +115,11 @@ impl Attend {
                 Position::Alibi => ScoreBias::Alibi,
                 Position::RoundedAlibi => ScoreBias::RoundedAlibi,
                 Position::Buckets { n, max_distance } => ScoreBias::Buckets { n, max_distance },
-                Position::None | Position::Learned | Position::Shortformer | Position::Rotary(_) => ScoreBias::None,
+                Position::None
+                | Position::Learned
+                | Position::Sinusoidal
+                | Position::Shortformer
+                | Position::Rotary(_) => ScoreBias::None,
             },
             cap: config.score_cap,
             window: config.layer(layer).window,

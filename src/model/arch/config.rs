@@ -3,8 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::bias::QkvBias;
+use super::encoder::Encoder;
 use super::experts::Experts;
-use super::rotary::{Rotary, RotaryScaling};
+use super::rotary::Rotary;
 
 /// Everything the forward pass needs to know about an architecture.
 ///
@@ -28,6 +29,9 @@ pub struct ModelConfig {
     /// How many blocks follow one another before they repeat (ALBERT's `inner_group_num`).
     #[serde(skip_serializing_if = "is_one")]
     pub block_cycle: usize,
+    /// The encoder in front of the model's decoder, if it has one: the first ones of its layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<Encoder>,
     /// Width of the residual stream.
     pub d_model: usize,
     /// Query heads per layer.
@@ -134,6 +138,7 @@ impl Default for ModelConfig {
             n_layers: 1,
             n_blocks: 0,
             block_cycle: 1,
+            encoder: None,
             d_model: 32,
             n_heads: 4,
             n_kv_heads: 4,
@@ -285,6 +290,8 @@ pub enum Position {
     None,
     /// A learned vector per position, added to the embedding.
     Learned,
+    /// A fixed vector of sines and cosines per position, added to the embedding (Vaswani et al. 2017).
+    Sinusoidal,
     /// A learned vector per position, added to what queries and keys are projected from, never to the residual stream (Press,
     /// Smith and Lewis 2021).
     Shortformer,
@@ -392,6 +399,7 @@ impl Position {
         match self {
             Self::None => "none",
             Self::Learned => "learned",
+            Self::Sinusoidal => "sinusoidal",
             Self::Shortformer => "learned, for queries and keys only",
             Self::Rotary(_) => "rotary",
             Self::Alibi | Self::RoundedAlibi => "ALiBi",
@@ -440,9 +448,14 @@ impl ModelConfig {
         self.norm == NormKind::Layer && self.norm_bias
     }
 
-    /// Whether there is a learned vector per position.
+    /// Whether there is a vector per position.
     pub(crate) fn has_position_vectors(&self) -> bool {
-        matches!(self.position, Position::Learned | Position::Shortformer)
+        self.adds_positions() || self.position == Position::Shortformer
+    }
+
+    /// Whether a vector per position is added to the embeddings.
+    pub(crate) fn adds_positions(&self) -> bool {
+        matches!(self.position, Position::Learned | Position::Sinusoidal)
     }
 
     /// The number of rows and the width of the learned positions.
@@ -474,21 +487,6 @@ impl ModelConfig {
     /// The width of a layer's MLP, or of each of its experts.
     pub fn d_mlp_of(&self, layer: usize) -> usize {
         self.layer(layer).d_mlp.unwrap_or(self.d_mlp)
-    }
-
-    /// Whether what the model computes at a position of a text of this length depends on the length, even if later positions
-    /// are hidden from it.
-    pub(crate) fn depends_on_length(&self, positions: usize) -> bool {
-        let grows = |rotary: Rotary| match rotary.scaling {
-            RotaryScaling::Long { original_positions, .. } | RotaryScaling::Dynamic { original_positions, .. } => {
-                positions > original_positions
-            }
-            RotaryScaling::None
-            | RotaryScaling::Linear { .. }
-            | RotaryScaling::Llama3 { .. }
-            | RotaryScaling::Yarn { .. } => false,
-        };
-        (0..self.n_layers).filter_map(|layer| self.rotary(layer)).any(grows)
     }
 
     /// Whether the model has logits.

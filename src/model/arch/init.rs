@@ -6,6 +6,7 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
 use super::config::ModelConfig;
+use super::encoder::sinusoids;
 use super::weights::{Linear, Make, Norm, Weights};
 use crate::error::Result;
 use crate::tensors::onednn;
@@ -67,6 +68,10 @@ impl Make for Init {
     fn norm(&mut self, _: &str, _: &str, width: usize, bias: bool) -> Result<Norm> {
         let w = self.normal(&[width], self.spread.biases) + 1.0;
         Ok(Norm { w, b: bias.then(|| self.normal(&[width], self.spread.biases)) })
+    }
+
+    fn sinusoids(&mut self, _: &str, _: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(sinusoids(shape, self.kind, self.device))
     }
 
     fn table(&mut self, _: &str, _: &str, shape: &[usize], share: f64) -> Result<Tensor> {

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::ModelConfig;
+
 /// Rotary positions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -79,4 +81,21 @@ pub enum RotaryScaling {
         /// The context length of the model's original training.
         original_positions: usize,
     },
+}
+
+impl ModelConfig {
+    /// Whether what the model computes at a position of a text of this length depends on the length, even if later positions
+    /// are hidden from it.
+    pub(crate) fn depends_on_length(&self, positions: usize) -> bool {
+        let grows = |rotary: Rotary| match rotary.scaling {
+            RotaryScaling::Long { original_positions, .. } | RotaryScaling::Dynamic { original_positions, .. } => {
+                positions > original_positions
+            }
+            RotaryScaling::None
+            | RotaryScaling::Linear { .. }
+            | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Yarn { .. } => false,
+        };
+        (0..self.n_layers).filter_map(|layer| self.rotary(layer)).any(grows)
+    }
 }

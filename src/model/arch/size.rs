@@ -55,6 +55,11 @@ impl ModelConfig {
     /// If the config does not [validate](ModelConfig::validate).
     pub fn n_parameters(&self) -> Result<usize> {
         self.validate()?;
+        if self.encoder.is_some() {
+            let mut counted = Counted::default();
+            Weights::made(self, &mut counted)?;
+            return Ok(counted.0);
+        }
         let of = |layer: &LayerConfig, n: usize| {
             let mut counted = Counted::default();
             let blocks = Self { n_layers: n, n_blocks: n, block_cycle: 1, layers: vec![layer.clone()], ..self.clone() };

@@ -50,6 +50,7 @@ impl ModelConfig {
         check("block_cycle", whole, expected, cycle)?;
         let narrow = matches!(self.embed_projection, EmbedProjection::Tokens(0) | EmbedProjection::Sum(0));
         check("embed_projection", !narrow, "a width of at least 1", 0)?;
+        self.validate_encoder()?;
         self.validate_factors()?;
         self.validate_attention()?;
         self.validate_sublayers()

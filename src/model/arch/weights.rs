@@ -5,6 +5,8 @@ use tch::Tensor;
 
 use super::config::{EmbedProjection, ModelConfig, Position, QkNorm, Unembed};
 use super::experts::{Experts, SharedExpert};
+use super::source::Source;
+use super::wire::Heads;
 use super::wiring::{BlockWiring, NormAt};
 use crate::error::{Error, Result};
 use crate::tensors::onednn;
@@ -24,6 +26,8 @@ pub(crate) struct Weights {
     pub projection: Option<Linear>,
     /// What relative positions add to the scores, `[bucket, head]`.
     pub w_rel: Option<Tensor>,
+    /// Of an encoder-decoder's source, outside blocks.
+    pub source: Option<Source>,
     pub blocks: Vec<Block>,
     pub ln_final: Option<Norm>,
     pub unembedding: Option<Unembedding>,
@@ -35,6 +39,9 @@ pub(crate) struct Block {
     pub ln1: Option<Norm>,
     pub attn: Attention,
     pub ln1_post: Option<Norm>,
+    pub ln_cross: Option<Norm>,
+    /// Its queries are projected from the residual stream, keys and values from the memory.
+    pub cross: Option<Attention>,
     pub ln2: Option<Norm>,
     pub mlp: Option<Mlp>,
     pub experts: Option<ExpertWeights>,
@@ -115,8 +122,8 @@ pub(crate) struct Transform {
     pub norm: Option<Norm>,
 }
 
-readable!(Weights { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding; });
-readable!(Block { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post; });
+readable!(Weights { w_e, w_pos, w_type, ln_embed, projection, w_rel, source, blocks, ln_final, unembedding; });
+readable!(Block { ln1, attn, ln1_post, ln_cross, cross, ln2, mlp, experts, ln2_post; });
 readable!(Linear { w, b; });
 readable!(Attention { q, k, v, o, q_norm, k_norm, sinks; });
 readable!(Mlp { gate, up, norm, out; });
@@ -136,6 +143,10 @@ pub(crate) trait Make {
     fn norm(&mut self, at: &str, name: &str, width: usize, bias: bool) -> Result<Norm>;
     /// Embeddings, or numbers per head; random ones have this share of the embeddings' standard deviation.
     fn table(&mut self, at: &str, name: &str, shape: &[usize], share: f64) -> Result<Tensor>;
+    /// Fixed positions, which a file may leave out.
+    fn sinusoids(&mut self, at: &str, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.table(at, name, shape, 1.0)
+    }
     /// Whether there is such a parameter. A checkpoint that holds only attention weights lacks some that its config asks for.
     fn keeps(&self, _at: &str, _name: &str) -> bool {
         true
@@ -204,6 +215,29 @@ impl Attention {
     pub(crate) fn new(q: Linear, k: Linear, v: Linear, o: Linear) -> Self {
         Self { q, k, v, o, q_norm: None, k_norm: None, sinks: None }
     }
+
+    fn made(config: &ModelConfig, at: &str, make: &mut dyn Make) -> Result<Self> {
+        let (d, bias) = (config.d_model, config.qkv_bias);
+        let (query, kv) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
+        Ok(Self::new(
+            make.linear(at, "q", d, query, bias.q)?,
+            make.linear(at, "k", d, kv, bias.k)?,
+            make.linear(at, "v", d, kv, bias.v)?,
+            make.linear(at, "o", query, d, config.attn_out_bias)?,
+        ))
+    }
+
+    fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
+        Self {
+            q: self.q.rebuilt(at, "q", each),
+            k: self.k.rebuilt(at, "k", each),
+            v: self.v.rebuilt(at, "v", each),
+            o: self.o.rebuilt(at, "o", each),
+            q_norm: self.q_norm.as_ref().map(|norm| norm.rebuilt(&format!("{at}q_norm"), each)),
+            k_norm: self.k_norm.as_ref().map(|norm| norm.rebuilt(&format!("{at}k_norm"), each)),
+            sinks: self.sinks.as_ref().map(|sinks| each(format!("{at}sinks"), sinks)),
+        }
+    }
 }
 
 impl Block {
@@ -212,8 +246,17 @@ impl Block {
         match at {
             NormAt::Attn => self.ln1.as_ref(),
             NormAt::AttnOut => self.ln1_post.as_ref(),
+            NormAt::Cross => self.ln_cross.as_ref(),
             NormAt::Mlp => self.ln2.as_ref(),
             NormAt::MlpOut => self.ln2_post.as_ref(),
+        }
+    }
+
+    /// One of the block's attentions.
+    pub(crate) fn attention(&self, heads: &Heads) -> Result<&Attention> {
+        match heads.are_across() {
+            true => self.cross.as_ref().ok_or_else(|| Error::argument("block", "cross-attention", "none")),
+            false => Ok(&self.attn),
         }
     }
 }
@@ -225,7 +268,7 @@ impl Weights {
         let w_e = make.table("", "w_e", &[config.vocab, width], 1.0)?;
         let unembedding = Unembedding::made(config, &w_e, make)?;
         let learned = config.has_position_vectors() && make.keeps("", "w_pos");
-        let w_pos = learned.then(|| make.table("", "w_pos", &config.position_table(), 0.5)).transpose()?;
+        let w_pos = learned.then(|| positions_of(config, make, "")).transpose()?;
         let types = config.n_token_types;
         let w_type = (types > 0 && make.keeps("", "w_type"))
             .then(|| make.table("", "w_type", &[types, sum], 0.5))
@@ -241,10 +284,11 @@ impl Weights {
             Position::Buckets { n, .. } => Some(make.table("", "w_rel", &[n, config.n_heads], 1.0)?),
             _ => None,
         };
+        let source = config.encoder.map(|_| Source::made(config, make)).transpose()?;
         let blocks = (0..config.blocks()).map(|block| Block::made(config, block, make)).collect::<Result<_>>()?;
         let final_norm = config.has_final_norm() && make.keeps("", "ln_final");
         let ln_final = final_norm.then(|| norm_of(config, make, "", "ln_final", d)).transpose()?.flatten();
-        Ok(Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding })
+        Ok(Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, source, blocks, ln_final, unembedding })
     }
 
     /// The weights of a layer's block; layers may share them.
@@ -276,6 +320,7 @@ impl Weights {
         let ln_embed = self.ln_embed.as_ref().map(|norm| norm.rebuilt("ln_embed", each));
         let projection = self.projection.as_ref().map(|linear| linear.rebuilt("", "embed", each));
         let w_rel = one("w_rel", &self.w_rel, each);
+        let source = self.source.as_ref().map(|source| source.rebuilt("source.", each));
         let blocks = self.blocks.iter().enumerate();
         let blocks = blocks.map(|(number, block)| block.rebuilt(&format!("blocks.{number}."), each)).collect();
         let ln_final = self.ln_final.as_ref().map(|norm| norm.rebuilt("ln_final", each));
@@ -290,7 +335,7 @@ impl Weights {
             }
             Unembedding { transform, linear }
         });
-        Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, blocks, ln_final, unembedding }
+        Self { w_e, w_pos, w_type, ln_embed, projection, w_rel, source, blocks, ln_final, unembedding }
     }
 
     /// The parts that the architecture has and these weights lack: a checkpoint may hold only attention weights.
@@ -317,8 +362,23 @@ impl Weights {
 pub(crate) type Each<'f, 'a> = dyn FnMut(String, &'a Tensor) -> Tensor + 'f;
 
 /// A norm of the kind that the config names.
-fn norm_of(config: &ModelConfig, make: &mut dyn Make, at: &str, name: &str, width: usize) -> Result<Option<Norm>> {
+pub(super) fn norm_of(
+    config: &ModelConfig,
+    make: &mut dyn Make,
+    at: &str,
+    name: &str,
+    width: usize,
+) -> Result<Option<Norm>> {
     config.norm.has_weights().then(|| make.norm(at, name, width, config.has_norm_bias())).transpose()
+}
+
+/// The vectors of positions: learned ones, or fixed ones.
+pub(super) fn positions_of(config: &ModelConfig, make: &mut dyn Make, at: &str) -> Result<Tensor> {
+    let shape = config.position_table();
+    match config.position {
+        Position::Sinusoidal => make.sinusoids(at, "w_pos", &shape),
+        _ => make.table(at, "w_pos", &shape, 0.5),
+    }
 }
 
 impl Unembedding {
@@ -349,13 +409,7 @@ impl Block {
     fn made(config: &ModelConfig, block: usize, make: &mut dyn Make) -> Result<Self> {
         let (at, d) = (format!("blocks.{block}."), config.d_model);
         let (query, kv) = (config.n_heads * config.d_head, config.n_kv_heads * config.d_head);
-        let bias = config.qkv_bias;
-        let mut attn = Attention::new(
-            make.linear(&at, "q", d, query, bias.q)?,
-            make.linear(&at, "k", d, kv, bias.k)?,
-            make.linear(&at, "v", d, kv, bias.v)?,
-            make.linear(&at, "o", query, d, config.attn_out_bias)?,
-        );
+        let mut attn = Attention::made(config, &at, make)?;
         let layer = (0..config.n_layers).find(|&layer| config.block_of(layer) == block).unwrap_or(0);
         let experts = config.experts_of(layer);
         let input = if config.gated_mlp { "gate" } else { "in" };
@@ -377,10 +431,13 @@ impl Block {
             attn.q_norm = Some(make.norm(&at, "q_norm", width(query), bias)?);
             attn.k_norm = Some(make.norm(&at, "k_norm", width(kv), bias)?);
         }
+        let ln_cross = norm(NormAt::Cross, "ln_cross", make)?;
+        let across = config.attends_across(layer);
+        let cross = across.then(|| Attention::made(config, &format!("{at}cross."), make)).transpose()?;
         attn.sinks = config.sinks.then(|| make.table(&at, "sinks", &[config.n_heads], 1.0)).transpose()?;
         let experts = experts.filter(|_| make.keeps(&format!("{at}experts.0."), input));
         let experts = experts.map(|experts| ExpertWeights::made(config, &at, experts, make)).transpose()?;
-        Ok(Self { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post })
+        Ok(Self { ln1, attn, ln1_post, ln_cross, cross, ln2, mlp, experts, ln2_post })
     }
 
     fn rebuilt<'a>(&'a self, at: &str, each: &mut Each<'_, 'a>) -> Self {
@@ -388,21 +445,15 @@ impl Block {
             norm.as_ref().map(|norm| norm.rebuilt(&format!("{at}{name}"), each))
         };
         let ln1 = norm(&self.ln1, "ln1", each);
-        let attn = &self.attn;
-        let attn = Attention {
-            q: attn.q.rebuilt(at, "q", each),
-            k: attn.k.rebuilt(at, "k", each),
-            v: attn.v.rebuilt(at, "v", each),
-            o: attn.o.rebuilt(at, "o", each),
-            q_norm: norm(&attn.q_norm, "q_norm", each),
-            k_norm: norm(&attn.k_norm, "k_norm", each),
-            sinks: attn.sinks.as_ref().map(|sinks| each(format!("{at}sinks"), sinks)),
-        };
+        let attn = self.attn.rebuilt(at, each);
         let ln1_post = norm(&self.ln1_post, "ln1_post", each);
+        let ln_cross = norm(&self.ln_cross, "ln_cross", each);
+        let cross = self.cross.as_ref().map(|cross| cross.rebuilt(&format!("{at}cross."), each));
         let ln2 = norm(&self.ln2, "ln2", each);
         let mlp = self.mlp.as_ref().map(|mlp| mlp.rebuilt(at, each));
         let experts = self.experts.as_ref().map(|experts| experts.rebuilt(at, each));
-        Self { ln1, attn, ln1_post, ln2, mlp, experts, ln2_post: norm(&self.ln2_post, "ln2_post", each) }
+        let ln2_post = norm(&self.ln2_post, "ln2_post", each);
+        Self { ln1, attn, ln1_post, ln_cross, cross, ln2, mlp, experts, ln2_post }
     }
 }
 
@@ -451,7 +502,7 @@ impl Mlp {
 }
 
 impl Norm {
-    fn rebuilt<'a>(&'a self, name: &str, each: &mut Each<'_, 'a>) -> Self {
+    pub(super) fn rebuilt<'a>(&'a self, name: &str, each: &mut Each<'_, 'a>) -> Self {
         Self { w: each(format!("{name}.w"), &self.w), b: self.b.as_ref().map(|b| each(format!("{name}.b"), b)) }
     }
 }

@@ -47,6 +47,22 @@ wires! {
     /// The residual stream plus the attention output, before a norm on the sum.
     MidSum,
     ResidMid at ResidMid,
+    LnCrossScale at LnCrossScale,
+    /// The normalised residual stream that the queries of cross-attention are projected from.
+    CrossIn,
+    /// What the encoder of an encoder-decoder has made of the source.
+    Memory,
+    CrossK at CrossK,
+    CrossV at CrossV,
+    CrossQ at CrossQ,
+    CrossScores at CrossScores,
+    CrossPattern at CrossPattern,
+    CrossZ at CrossZ,
+    CrossResult at CrossResult,
+    CrossOut at CrossOut,
+    /// The residual stream plus the output of cross-attention, before a norm on the sum.
+    CrossSum,
+    ResidCross at ResidCross,
     Ln2Scale at Ln2Scale,
     /// The normalised residual stream that the MLP reads.
     MlpIn,
@@ -72,11 +88,13 @@ impl Wire {
     /// How many numbers the value holds for each position of a prompt.
     pub(crate) fn width(self, config: &ModelConfig) -> usize {
         match self {
-            Self::Q | Self::Z => config.n_heads * config.d_head,
-            Self::K | Self::V => config.n_kv_heads * config.d_head,
-            Self::Scores | Self::Pattern => config.n_heads * config.n_positions,
-            Self::Result => config.n_heads * config.d_model,
-            Self::Ln1Scale | Self::Ln1PostScale | Self::Ln2Scale | Self::Ln2PostScale => 1,
+            Self::Q | Self::Z | Self::CrossQ | Self::CrossZ => config.n_heads * config.d_head,
+            Self::K | Self::V | Self::CrossK | Self::CrossV => config.n_kv_heads * config.d_head,
+            Self::Scores | Self::Pattern | Self::CrossScores | Self::CrossPattern => {
+                config.n_heads * config.n_positions
+            }
+            Self::Result | Self::CrossResult => config.n_heads * config.d_model,
+            Self::Ln1Scale | Self::Ln1PostScale | Self::Ln2Scale | Self::Ln2PostScale | Self::LnCrossScale => 1,
             Self::MlpPre | Self::MlpPost => config.d_mlp,
             Self::Router => config.experts.map_or(0, |experts| experts.n),
             _ => config.d_model,
@@ -85,13 +103,66 @@ impl Wire {
 
     /// Whether every query of a row reads the value at all positions.
     pub(crate) fn is_read_everywhere(self) -> bool {
-        matches!(self, Self::K | Self::V)
+        matches!(self, Self::K | Self::V | Self::Memory | Self::CrossK | Self::CrossV)
+    }
+
+    /// Whether the value has the source's positions even in a decoder's block.
+    pub(crate) fn is_of_source(self) -> bool {
+        matches!(self, Self::Memory | Self::CrossK | Self::CrossV)
+    }
+}
+
+/// The values of one attention of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Heads {
+    pub k: Wire,
+    pub v: Wire,
+    pub q: Wire,
+    pub scores: Wire,
+    pub pattern: Wire,
+    pub z: Wire,
+    pub result: Wire,
+}
+
+impl Heads {
+    /// Of the attention that reads the residual stream alone.
+    pub(crate) const OWN: Self = Self {
+        k: Wire::K,
+        v: Wire::V,
+        q: Wire::Q,
+        scores: Wire::Scores,
+        pattern: Wire::Pattern,
+        z: Wire::Z,
+        result: Wire::Result,
+    };
+
+    /// Of cross-attention.
+    pub(crate) const CROSS: Self = Self {
+        k: Wire::CrossK,
+        v: Wire::CrossV,
+        q: Wire::CrossQ,
+        scores: Wire::CrossScores,
+        pattern: Wire::CrossPattern,
+        z: Wire::CrossZ,
+        result: Wire::CrossResult,
+    };
+
+    /// The attention that a value belongs to.
+    pub(crate) fn of(wire: Wire) -> &'static Self {
+        let Self { k, v, q, scores, pattern, z, result } = Self::CROSS;
+        let cross = [k, v, q, scores, pattern, z, result, Wire::CrossOut].contains(&wire);
+        if cross { &Self::CROSS } else { &Self::OWN }
+    }
+
+    /// Whether it is cross-attention.
+    pub(crate) fn are_across(&self) -> bool {
+        *self == Self::CROSS
     }
 }
 
 /// A set of a block's values.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Wires(u32);
+pub(crate) struct Wires(u64);
 
 impl Wires {
     pub(crate) const NONE: Self = Self(0);

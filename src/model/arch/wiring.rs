@@ -8,8 +8,10 @@
 use super::attend::Attend;
 use super::config::{ModelConfig, NormKind, NormPlace, Parallel};
 use super::experts::Experts;
-use super::wire::{Wire, Wires};
+use super::wire::{Heads, Wire, Wires};
 use crate::site::Site;
+
+pub(crate) use order::Wiring;
 
 /// Which norm of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub(crate) enum NormAt {
     Attn,
     /// `ln1_post`: on the attention output.
     AttnOut,
+    /// `ln_cross`: on the residual stream that cross-attention reads, or on the sum after it.
+    Cross,
     /// `ln2`: on the residual stream that the MLP reads, or on the sum after it.
     Mlp,
     /// `ln2_post`: on the MLP output.
@@ -29,6 +33,8 @@ pub(crate) enum NormAt {
 pub(crate) enum Op {
     /// The residual stream that enters the block.
     Stream,
+    /// What an encoder has made of the source.
+    Memory,
     /// The divisor of a norm.
     Scale,
     /// A norm on the first value that the step reads.
@@ -106,13 +112,12 @@ pub(crate) struct BlockWiring {
     /// For each of `steps`, the values that later ones read.
     live: Vec<Wires>,
     pub attend: Attend,
+    /// In a block with cross-attention, what that does.
+    across: Option<Attend>,
 }
 
-/// The graphs of a model's blocks.
-#[derive(Debug, Clone)]
-pub(crate) struct Wiring {
-    blocks: Vec<BlockWiring>,
-}
+/// The values of the residual stream after each sub-layer.
+const STREAM: [Wire; 3] = [Wire::ResidMid, Wire::ResidCross, Wire::ResidPost];
 
 /// Collects the steps of a block.
 struct Draft(Vec<(Wire, Op, Vec<Wire>)>);
@@ -129,17 +134,31 @@ impl Draft {
         self.step(wire, Op::Norm(at), &[x, scale])
     }
 
-    fn attention(&mut self, x: Wire) -> Wire {
-        use Wire::{K, Pattern, Q, Scores, V, Z};
+    /// Attention from `x` to positions of `to`.
+    fn attention(&mut self, of: &Heads, x: Wire, to: Wire) {
         // Keys and values first: if only one position of each row is wanted, they are needed at all positions, but queries
         // only at that one.
-        for wire in [K, V, Q] {
-            self.step(wire, Op::Project, &[x]);
+        for (wire, read) in [(of.k, to), (of.v, to), (of.q, x)] {
+            self.step(wire, Op::Project, &[read]);
         }
-        self.step(Scores, Op::Score, &[Q, K]);
-        self.step(Pattern, Op::Softmax, &[Scores]);
-        self.step(Z, Op::Attend, &[Pattern, V]);
-        self.step(Wire::Result, Op::Write, &[Z])
+        self.step(of.scores, Op::Score, &[of.q, of.k]);
+        self.step(of.pattern, Op::Softmax, &[of.scores]);
+        self.step(of.z, Op::Attend, &[of.pattern, of.v]);
+        self.step(of.result, Op::Write, &[of.z]);
+    }
+
+    /// Cross-attention, and the residual stream after it: with norms `before` it or `after` the sum.
+    fn across(&mut self, stream: Wire, before: bool, after: bool) -> Wire {
+        use Wire::{CrossIn, CrossOut, CrossResult, CrossSum, CrossZ, LnCrossScale, Memory, ResidCross};
+        let read = if before { self.norm(CrossIn, NormAt::Cross, LnCrossScale, stream) } else { stream };
+        let memory = self.step(Memory, Op::Memory, &[]);
+        self.attention(&Heads::CROSS, read, memory);
+        let out = self.step(CrossOut, Op::Output, &[CrossZ, CrossResult]);
+        if !after {
+            return self.step(ResidCross, Op::Add, &[stream, out]);
+        }
+        let sum = self.step(CrossSum, Op::Add, &[stream, out]);
+        self.norm(ResidCross, NormAt::Cross, LnCrossScale, sum)
     }
 
     fn mlp(&mut self, config: &ModelConfig, layer: usize, x: Wire, out: Wire) -> Wire {
@@ -168,7 +187,7 @@ impl BlockWiring {
         let stream = draft.step(ResidPre, Op::Stream, &[]);
         let through_norm = before && !config.layer(layer).no_attn_norm;
         let read = if through_norm { draft.norm(AttnIn, NormAt::Attn, Ln1Scale, stream) } else { stream };
-        draft.attention(read);
+        draft.attention(&Heads::OWN, read, read);
         // One product reads z; the output of each head by itself is computed only on demand.
         let written = draft.step(if on_output { AttnSum } else { AttnOut }, Op::Output, &[Z, Result]);
         let attn = if on_output { draft.norm(AttnOut, NormAt::AttnOut, Ln1PostScale, written) } else { written };
@@ -181,9 +200,12 @@ impl BlockWiring {
                 draft.norm(ResidMid, NormAt::Attn, Ln1Scale, sum)
             }
         };
+        let across = config.attends_across(layer);
+        let mid = if across { draft.across(mid, before, after) } else { mid };
+        let across = across.then(|| Attend::across(config, layer));
         if !config.has_mlp() {
             draft.step(ResidPost, Op::Add, &[mid]);
-            return Self::finish(draft, Attend::new(config, layer));
+            return Self { across, ..Self::finish(draft, Attend::new(config, layer)) };
         }
         let read = match config.parallel {
             Parallel::OneNorm => read,
@@ -199,7 +221,7 @@ impl BlockWiring {
         } else {
             draft.step(ResidPost, Op::Add, terms);
         }
-        Self::finish(draft, Attend::new(config, layer))
+        Self { across, ..Self::finish(draft, Attend::new(config, layer)) }
     }
 
     fn finish(draft: Draft, attend: Attend) -> Self {
@@ -222,7 +244,12 @@ impl BlockWiring {
         }
         live.pop(); // nothing is live before the first step
         live.reverse();
-        Self { all, steps, live, attend }
+        Self { all, steps, live, attend, across: None }
+    }
+
+    /// What one attention of the block does.
+    pub(crate) fn attends(&self, heads: &Heads) -> &Attend {
+        self.across.as_ref().filter(|_| heads.are_across()).unwrap_or(&self.attend)
     }
 
     /// The steps that the pass takes, in order.
@@ -348,7 +375,7 @@ impl BlockWiring {
             let step = self.step(wire)?;
             match step.op {
                 Op::Stream | Op::Add => return Some(wire),
-                Op::Norm(NormAt::Attn | NormAt::Mlp) if step.wire == Wire::ResidMid || step.wire == Wire::ResidPost => {
+                Op::Norm(NormAt::Attn | NormAt::Cross | NormAt::Mlp) if STREAM.contains(&step.wire) => {
                     return Some(wire);
                 }
                 _ => wire = *step.reads.first()?,
@@ -358,8 +385,7 @@ impl BlockWiring {
 
     /// Whether each value of the residual stream is the previous one plus the outputs of sub-layers.
     fn adds_up(&self) -> bool {
-        let stream = [Wire::ResidMid, Wire::ResidPost];
-        self.steps.iter().filter(|step| stream.contains(&step.wire)).all(|step| step.op == Op::Add)
+        self.steps.iter().filter(|step| STREAM.contains(&step.wire)).all(|step| step.op == Op::Add)
     }
 
     /// The number of multiplications in a step's matrix products.
@@ -404,68 +430,6 @@ pub(crate) struct Frozen {
     pub taken: Wires,
 }
 
-/// A place in the order of the forward pass: 0 for the embeddings, then one number per block, then one for what follows; and
-/// the number within it.
-type Point = (usize, usize);
-
-impl Wiring {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        let blocks = (0..config.n_layers).map(|layer| BlockWiring::new(config, layer)).collect();
-        Self { blocks }
-    }
-
-    /// The graph of a layer's block.
-    pub(crate) fn block(&self, layer: usize) -> &BlockWiring {
-        &self.blocks[layer]
-    }
-
-    pub(crate) fn n_layers(&self) -> usize {
-        self.blocks.len()
-    }
-
-    /// The place of a site in the forward pass.
-    pub(crate) fn point(&self, site: Site) -> Point {
-        let after = self.blocks.len() + 1;
-        match (site, site.layer().zip(Wire::of(site))) {
-            (_, Some((layer, wire))) => {
-                let block = self.blocks.get(layer);
-                (layer + 1, block.and_then(|block| block.wires().position(|own| own == wire)).unwrap_or(usize::MAX))
-            }
-            (Site::Embed, _) => (0, 0),
-            (Site::PosEmbed, _) => (0, 1),
-            (Site::TypeEmbed, _) => (0, 2),
-            (Site::LnFinalScale, _) => (after, 0),
-            (Site::Logits, _) => (after, 1),
-            _ => (0, 3),
-        }
-    }
-
-    /// Whether a change at `site` can change what `tap` records.
-    pub(crate) fn reaches(&self, site: Site, tap: Site) -> bool {
-        let (from, to) = (self.point(site), self.point(tap));
-        match (site.layer().zip(Wire::of(site)), Wire::of(tap)) {
-            (Some((layer, wire)), Some(tap)) if from.0 == to.0 => self.blocks[layer].reached(wire).has(tap),
-            // Embeddings of tokens, positions and types do not depend on each other.
-            _ if from.0 == 0 && to.0 == 0 => from == to || to.1 == 3,
-            _ if from.0 == to.0 => from.1 <= to.1,
-            _ => from.0 < to.0,
-        }
-    }
-
-    /// Whether a change at `site` can change what the receiver at `input` reads.
-    pub(crate) fn reaches_input(&self, site: Site, input: Site) -> bool {
-        let Some((layer, wire)) = input.layer().zip(Wire::of(input)) else { return true };
-        match self.blocks[layer].stream_read_by(wire).and_then(|stream| stream.site(layer)) {
-            Some(stream) => self.reaches(site, stream),
-            None => self.reaches(site, input) && site != input,
-        }
-    }
-
-    /// Whether the last residual stream is the sum of the embeddings and the outputs of all sub-layers.
-    pub(crate) fn adds_up(&self) -> bool {
-        self.blocks.iter().all(BlockWiring::adds_up)
-    }
-}
-
+mod order;
 #[cfg(test)]
 mod tests;

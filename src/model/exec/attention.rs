@@ -6,7 +6,7 @@ use super::mask::Asked;
 use super::pass::Pass;
 use super::{norm, position};
 use crate::error::{Error, Result};
-use crate::model::arch::{Attend, Block, Norm, QkNorm, ScoreBias};
+use crate::model::arch::{Attend, Attention, Heads, Norm, QkNorm, ScoreBias};
 use crate::model::{Model, sent};
 use crate::site::Site;
 use crate::tensors::is_half;
@@ -211,12 +211,13 @@ impl SomeHeads {
 pub(super) fn heads(
     pass: &mut Pass<'_>,
     layer: usize,
+    heads: &Heads,
     [q, k, v]: [Tensor; 3],
     some: Option<&SomeHeads>,
 ) -> Result<Tensor> {
     let model = pass.model;
-    let (attend, block) = (&model.wiring().block(layer).attend, model.block(layer)?);
-    let [mut q, mut k] = normalised(model, attend, block, [q, k]);
+    let (attend, attn) = (model.wiring().block(layer).attends(heads), model.block(layer)?.attention(heads)?);
+    let [mut q, mut k] = normalised(model, attend, attn, [q, k]);
     let wanted = if pass.asks_where_wanted(layer) { pass.wanted_of(q.size()[0]) } else { None };
     if let Some((rotary, tables)) = attend.rotary.as_ref().and_then(|r| Some((r, pass.rotary_of(r)?))) {
         let of = |table: &Tensor| match &wanted {
@@ -228,16 +229,17 @@ pub(super) fn heads(
     }
     let (q, k, v) = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2));
     let (group, rows) = (q.size()[1] / k.size()[1], k.size()[0]);
-    let seen = pass.past.with(layer, k, v, some).shared(group);
+    let seen = if heads.are_across() { Seen { k, v, before: None } } else { pass.past.with(layer, k, v, some) };
+    let seen = seen.shared(group);
     let asked = Asked { wanted, queries: q.size()[2], keys: seen.positions(), rows };
-    let extra = Extra::new(pass, block, attend, &asked, some);
+    let extra = Extra::new(pass, attn, attend, &asked, some);
     let mask = asked.mask(pass, attend);
-    let z = gather(pass, layer, &q, &seen, mask, &extra)?;
+    let z = gather(pass, layer, heads, &q, &seen, mask, &extra)?;
     Ok(z.transpose(1, 2))
 }
 
 /// Queries and keys through their norms, if they have any.
-fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) -> [Tensor; 2] {
+fn normalised(model: &Model, attend: &Attend, attn: &Attention, qk: [Tensor; 2]) -> [Tensor; 2] {
     let config = model.config();
     let through = |x: Tensor, weights: &Option<Norm>| match (weights, attend.norm) {
         (Some(weights), QkNorm::All) => {
@@ -252,7 +254,7 @@ fn normalised(model: &Model, attend: &Attend, block: &Block, qk: [Tensor; 2]) ->
         _ => x,
     };
     let [q, k] = qk;
-    [through(q, &block.attn.q_norm), through(k, &block.attn.k_norm)]
+    [through(q, &attn.q_norm), through(k, &attn.k_norm)]
 }
 
 /// What attention takes besides queries, keys, values and a mask.
@@ -266,17 +268,17 @@ struct Extra {
 }
 
 impl Extra {
-    fn new(pass: &Pass<'_>, block: &Block, attend: &Attend, asked: &Asked, some: Option<&SomeHeads>) -> Self {
+    fn new(pass: &Pass<'_>, attn: &Attention, attend: &Attend, asked: &Asked, some: Option<&SomeHeads>) -> Self {
         let of_rows = |x: Tensor| match some {
             Some(some) => some.each_row(&x, asked.rows),
             None => x,
         };
         let bias = match attend.bias {
             ScoreBias::None => None,
-            bias => position::score_bias(pass.model, bias, &asked.places(pass), asked.keys),
+            _ => position::score_bias(pass.model, attend, &asked.places(pass), asked.keys),
         };
         let bias = bias.map(|bias| if bias.dim() == 3 { bias.unsqueeze(0) } else { bias });
-        let sinks = block.attn.sinks.as_ref().map(|sinks| {
+        let sinks = attn.sinks.as_ref().map(|sinks| {
             let sinks = of_rows(sinks.view([1, -1, 1, 1]));
             sinks.expand([asked.rows, -1, asked.queries, 1], false)
         });
@@ -288,14 +290,18 @@ impl Extra {
 fn gather(
     pass: &mut Pass<'_>,
     layer: usize,
+    heads: &Heads,
     q: &Tensor,
     seen: &Seen,
     mask: Option<Tensor>,
     extra: &Extra,
 ) -> Result<Tensor> {
-    let (scores_site, pattern_site) = (Site::Scores(layer), Site::Pattern(layer));
+    let (scores_site, pattern_site) = match heads.are_across() {
+        true => (Site::CrossScores(layer), Site::CrossPattern(layer)),
+        false => (Site::Scores(layer), Site::Pattern(layer)),
+    };
     let asked = pass.program.explicit || pass.program.touches(scores_site) || pass.program.touches(pattern_site);
-    let attend = &pass.model.wiring().block(layer).attend;
+    let attend = pass.model.wiring().block(layer).attends(heads);
     if !asked && seen.before.is_none() && attend.is_fusable() {
         let (k, v) = (&seen.k, &seen.v);
         let triangle = attend.causal && attend.window.is_none() && pass.valid.is_none();

@@ -6,7 +6,7 @@ use super::attention::{self, SomeHeads};
 use super::join::{Entry, Joins, State, copies};
 use super::pass::Pass;
 use crate::error::{Error, Result};
-use crate::model::arch::{Cut, Wire};
+use crate::model::arch::{Cut, Heads, Wire};
 
 impl Pass<'_> {
     /// Adds rows that change only at the first computed position, after step `from`: the values up to step `to` are computed
@@ -95,7 +95,7 @@ impl Pass<'_> {
                     self.edited(layer, Wire::K, k?)?,
                     self.edited(layer, Wire::V, v?)?,
                 ];
-                attention::heads(self, layer, qkv, Some(some))?
+                attention::heads(self, layer, &Heads::OWN, qkv, Some(some))?
             }
             false => before.shallow_clone(),
         };

@@ -65,12 +65,14 @@ impl Entry {
     /// The unchanged values that rows join with.
     pub(crate) fn needs(self, wiring: &Wiring) -> Vec<(usize, Wire)> {
         let Cut::After { layer, step } = self.cut else { return vec![] };
-        let mut wires = wiring.block(layer).live(step);
+        let mut wires = wiring.block(layer).live(step).without(Wire::Memory);
         if let How::Heads { attend, .. } = self.how {
             let heads: &[Wire] = if attend { &[Wire::Q, Wire::K, Wire::V, Wire::Z] } else { &[Wire::Z] };
             wires = heads.iter().fold(wires, |wires, &wire| wires.with(wire));
         }
-        wires.iter().map(|wire| (layer, wire)).collect()
+        // Every block of a decoder reads the same memory, which is kept where the first does.
+        let memory = wiring.block(layer).step(Wire::Memory).map(|_| (wiring.encoder(), Wire::Memory));
+        wires.iter().map(|wire| (layer, wire)).chain(memory).collect()
     }
 }
 
@@ -104,10 +106,19 @@ impl<'a> Joins<'a> {
         self.ids.size()[0]
     }
 
+    /// How many copies of the batch join at the start, if any do.
+    pub(super) fn copies_at_start(&self) -> Option<i64> {
+        self.copies.get(&Entry::START).copied()
+    }
+
     /// The token ids of the rows that join at the start, if any do.
     pub(super) fn start(&self) -> Option<Tensor> {
-        let n = *self.copies.get(&Entry::START)?;
-        Some(copies(&self.ids.narrow(1, self.first, self.ids.size()[1] - self.first), n))
+        self.copies_at_start().map(|n| self.ids_of(n))
+    }
+
+    /// The token ids of `n` copies of the batch, at the positions that the pass computes.
+    pub(super) fn ids_of(&self, n: i64) -> Tensor {
+        copies(&self.ids.narrow(1, self.first, self.ids.size()[1] - self.first), n)
     }
 
     /// The rows that join after a step of a layer, and how many copies of the batch they are.
@@ -142,7 +153,11 @@ impl<'a> Joins<'a> {
 
     /// The value of the unchanged run, at the positions that the pass computes.
     pub(super) fn unchanged(&self, layer: usize, wire: Wire) -> Result<Tensor> {
-        let base = self.base.and_then(|base| base.get(&(layer, wire)));
+        let of_layer = |(at, own): &(usize, Wire)| *own == wire && (*at == layer || wire == Wire::Memory);
+        let base = self.base.and_then(|base| match wire {
+            Wire::Memory => base.iter().find(|(key, _)| of_layer(key)).map(|(_, x)| x),
+            _ => base.get(&(layer, wire)),
+        });
         let site = wire.site(layer).unwrap_or(Site::ResidPre(layer));
         let base = base.ok_or_else(|| Error::NotTapped { site, tapped: vec![] })?;
         Ok(base.narrow(1, self.first, base.size()[1] - self.first))

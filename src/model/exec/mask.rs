@@ -55,7 +55,8 @@ impl Asked {
             let valid = valid.unsqueeze(2);
             padding.map_or_else(|| valid.shallow_clone(), |padding| valid.logical_or(&padding))
         };
-        match (near, pass.valid.as_ref().map(copies)) {
+        let valid = pass.source.as_ref().filter(|_| attend.source).map_or(&pass.valid, |source| &source.valid);
+        match (near, valid.as_ref().map(copies)) {
             (Some(near), Some(valid)) => Some(near.logical_and(&valid)),
             (near, valid) => near.or(valid),
         }

@@ -11,6 +11,7 @@ mod mlp;
 mod norm;
 mod pass;
 mod position;
+mod source;
 mod stack;
 #[cfg(test)]
 mod tests;

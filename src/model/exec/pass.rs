@@ -6,10 +6,11 @@ use tch::{Kind, Tensor};
 
 use super::attention::{self, Past};
 use super::join::{Entry, How, Joins, State, Unchanged, copies};
+use super::source::Source;
 use super::{last_query, mlp, norm, position, stack};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::arch::{BlockWiring, Cut, Linear, Norm, Op, Rotary, Step, Wire, Wires};
+use crate::model::arch::{BlockWiring, Cut, Heads, Linear, Norm, Op, Rotary, Step, Wire, Wires};
 use crate::model::hooks::{Joint, Program};
 use crate::site::Site;
 use crate::text::Tokens;
@@ -28,12 +29,14 @@ pub(crate) struct Pass<'a> {
     pub(super) valid: Option<Tensor>,
     /// Token types, `[batch, position]`; all 0 if absent.
     pub(super) types: Option<Tensor>,
+    /// The source that the decoder of an encoder-decoder attends to.
+    pub(super) source: Option<Source>,
     /// Keys and values of the positions before those that this pass computes.
     pub(super) past: Past<'a>,
     /// How many positions those are; a cache may grow during the pass.
     pub(super) before: i64,
     /// Cosines and sines at the positions of this pass, for each kind of rotary positions.
-    rotary: Vec<(Rotary, (Tensor, Tensor))>,
+    pub(super) rotary: Vec<(Rotary, (Tensor, Tensor))>,
     /// The one position of each prompt that is wanted after the last block, `[batch]`, counted from the first computed one.
     wanted: Option<Tensor>,
     freeze: Option<Freeze>,
@@ -54,6 +57,7 @@ impl<'a> Pass<'a> {
     pub(crate) fn new(model: &'a Model, program: &'a Program, tokens: &Tokens) -> Self {
         Self::over(model, program, tokens.positions(), model.hidden_padding(tokens), Past::None)
             .with_types(tokens.types(model.device()))
+            .with_source(tokens)
     }
 
     /// A pass over `positions` positions after `past`, of which `valid` are real.
@@ -71,6 +75,7 @@ impl<'a> Pass<'a> {
             program,
             valid,
             types: None,
+            source: None,
             past,
             before,
             rotary,
@@ -88,6 +93,12 @@ impl<'a> Pass<'a> {
     /// Sets the token types.
     pub(crate) fn with_types(mut self, types: Option<Tensor>) -> Self {
         self.types = types;
+        self
+    }
+
+    /// Sets the source of an encoder-decoder: that of `tokens`.
+    pub(crate) fn with_source(mut self, tokens: &Tokens) -> Self {
+        self.source = tokens.source().map(|source| Source::new(source, self.model.device()));
         self
     }
 
@@ -139,8 +150,9 @@ impl<'a> Pass<'a> {
         mut read: impl FnMut(usize, BTreeMap<Site, Tensor>) -> Result<()>,
     ) -> Result<()> {
         let joins = Joins::whole(ids);
-        let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
+        let mut x = None;
         for layer in 0..self.model.wiring().n_layers() {
+            x = self.entering(layer, x, &joins)?;
             x = self.block(layer, x, &joins)?;
             read(layer, std::mem::take(&mut self.taps))?;
         }
@@ -150,8 +162,9 @@ impl<'a> Pass<'a> {
     /// The residual stream that enters block `end` (for `end = n_layers`, the one that leaves the last block), of all rows in the
     /// order in which they join.
     pub(crate) fn residual(&mut self, joins: &Joins<'_>, end: usize) -> Result<Tensor> {
-        let mut x = joins.start().map(|ids| self.embed(&ids)).transpose()?;
+        let mut x = self.entering(0, None, joins)?;
         for layer in 0..end {
+            x = if layer == 0 { x } else { self.entering(layer, x, joins)? };
             x = self.block(layer, x, joins)?;
         }
         x.ok_or_else(|| Error::argument("pass", "rows that join before its end", "none"))
@@ -170,6 +183,8 @@ impl<'a> Pass<'a> {
                 None
             } else if number == 0 {
                 x.take().map(|x| self.edited(layer, Wire::ResidPre, x)).transpose()?
+            } else if step.op == Op::Memory {
+                todo.computed.has(step.wire).then(|| self.remembered(rows, joins)).transpose()?
             } else if number == 1 && last_query::serves(self, layer, state.get(Wire::ResidPre)?, joins) {
                 number = wiring.attend_step();
                 step = &wiring.steps()[number];
@@ -305,10 +320,11 @@ impl<'a> Pass<'a> {
             }
             Op::Project => self.project(layer, step.wire, read(0)?),
             Op::Attend => {
-                let [q, k, v] = [Wire::Q, Wire::K, Wire::V].map(|wire| state.get(wire).map(Tensor::shallow_clone));
-                attention::heads(self, layer, [q?, k?, v?], None)
+                let heads = Heads::of(step.wire);
+                let [q, k, v] = [heads.q, heads.k, heads.v].map(|wire| state.get(wire).map(Tensor::shallow_clone));
+                attention::heads(self, layer, heads, [q?, k?, v?], None)
             }
-            Op::Output => self.write(layer, &block.attn.o, read(0)?),
+            Op::Output => self.write(layer, Heads::of(step.wire), read(0)?),
             Op::Add => {
                 let scale = self.model.config().residual_scale;
                 let mut sum = read(0)?.shallow_clone();
@@ -321,17 +337,19 @@ impl<'a> Pass<'a> {
             Op::Route => mlp::route(self, block, read(0)?),
             Op::Mix => mlp::mix(self, block, read(0)?, state.get(Wire::Router)?),
             Op::Expand | Op::Activate | Op::Contract => mlp::compute(self, block, step, state),
-            Op::Stream | Op::Scale | Op::Score | Op::Softmax | Op::Write => Ok(read(0)?.shallow_clone()),
+            Op::Stream | Op::Memory | Op::Scale | Op::Score | Op::Softmax | Op::Write => Ok(read(0)?.shallow_clone()),
         }
     }
 
     /// Queries, keys or values: `[row, position, d_model]` to `[row, position, head, d_head]`.
     pub(super) fn project(&self, layer: usize, wire: Wire, x: &Tensor) -> Result<Tensor> {
         let (config, block) = (self.model.config(), self.model.block(layer)?);
+        let heads = Heads::of(wire);
+        let attn = block.attention(heads)?;
         let (linear, heads) = match wire {
-            Wire::Q => (&block.attn.q, config.n_heads),
-            Wire::K => (&block.attn.k, config.n_kv_heads),
-            _ => (&block.attn.v, config.n_kv_heads),
+            wire if wire == heads.q => (&attn.q, config.n_heads),
+            wire if wire == heads.k => (&attn.k, config.n_kv_heads),
+            _ => (&attn.v, config.n_kv_heads),
         };
         let with_positions = self.model.wiring().block(layer).attend.positions && wire != Wire::V;
         let x = if with_positions { self.with_positions(layer, wire, x) } else { x.shallow_clone() };
@@ -342,27 +360,16 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// What queries or keys are projected from, plus the vector of each position.
-    fn with_positions(&self, layer: usize, wire: Wire, x: &Tensor) -> Tensor {
-        let Some(w_pos) = &self.model.weights().w_pos else { return x.shallow_clone() };
-        let asked = wire == Wire::Q && self.asks_where_wanted(layer);
-        match self.wanted_of(x.size()[0]).filter(|_| asked) {
-            // Models with such positions are not stacked: there is one run, with an axis or without.
-            Some(wanted) => x + w_pos.flatten(0, -2).index_select(0, &(wanted + self.before)).unsqueeze(1),
-            None => stack::add_to_each_row(x, &w_pos.narrow(-2, self.before, x.size()[1])),
-        }
-    }
-
     /// `x` through one of the model's matrices.
     pub(super) fn through(&self, linear: &Linear, x: &Tensor) -> Result<Tensor> {
         if self.program.explicit || self.program.plain { linear.forward(x) } else { linear.fast(x) }
     }
 
     /// The sum of the head outputs.
-    fn write(&mut self, layer: usize, o: &Linear, z: &Tensor) -> Result<Tensor> {
-        let site = Site::Result(layer);
+    fn write(&mut self, layer: usize, heads: &Heads, z: &Tensor) -> Result<Tensor> {
+        let o = &self.model.block(layer)?.attention(heads)?.o;
         let (mut sum, config) = (None, self.model.config());
-        if self.program.touches(site) {
+        if let Some(site) = heads.result.site(layer).filter(|site| self.program.touches(*site)) {
             let w_o = o.w.unflatten(-2, [config.n_heads as i64, config.d_head as i64]);
             let result = stack::each_head(z, &w_o);
             let result = self.at(site, result)?;
@@ -387,12 +394,6 @@ impl<'a> Pass<'a> {
         let (centred, scale) = norm::parts(config.norm, x, config.norm_eps);
         let scale = self.at(site, scale.to_kind(x.kind()))?;
         Ok(norm::joined(weights, &centred, &scale))
-    }
-
-    /// The cosines and sines of these rotary positions.
-    pub(super) fn rotary_of(&self, rotary: &Rotary) -> Option<(Tensor, Tensor)> {
-        let known = self.rotary.iter().find(|(own, _)| own == rotary);
-        known.map(|(_, (cos, sin))| (cos.shallow_clone(), sin.shallow_clone()))
     }
 
     /// A value after the edits at its site.
@@ -425,7 +426,7 @@ impl<'a> Pass<'a> {
         if self.keep.contains(&(layer, wire)) {
             self.kept.insert((layer, wire), x.detach());
         }
-        let written = matches!(wire, Wire::AttnOut | Wire::MlpOut);
+        let written = matches!(wire, Wire::AttnOut | Wire::CrossOut | Wire::MlpOut);
         if written && self.program.blocked == Some(layer) { x.detach() } else { x }
     }
 

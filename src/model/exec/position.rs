@@ -2,9 +2,30 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::pass::Pass;
+use super::stack;
 use crate::model::Model;
-use crate::model::arch::{ModelConfig, Rotary, RotaryScaling, ScoreBias};
+use crate::model::arch::{Attend, ModelConfig, Rotary, RotaryScaling, ScoreBias, Wire};
 use crate::tensors::wide;
+
+impl Pass<'_> {
+    /// What queries or keys are projected from, plus the vector of each position.
+    pub(super) fn with_positions(&self, layer: usize, wire: Wire, x: &Tensor) -> Tensor {
+        let Some(w_pos) = &self.model.weights().w_pos else { return x.shallow_clone() };
+        let asked = wire == Wire::Q && self.asks_where_wanted(layer);
+        match self.wanted_of(x.size()[0]).filter(|_| asked) {
+            // Models with such positions are not stacked: there is one run, with an axis or without.
+            Some(wanted) => x + w_pos.flatten(0, -2).index_select(0, &(wanted + self.before)).unsqueeze(1),
+            None => stack::add_to_each_row(x, &w_pos.narrow(-2, self.before, x.size()[1])),
+        }
+    }
+
+    /// The cosines and sines of these rotary positions.
+    pub(super) fn rotary_of(&self, rotary: &Rotary) -> Option<(Tensor, Tensor)> {
+        let known = self.rotary.iter().find(|(own, _)| own == rotary);
+        known.map(|(_, (cos, sin))| (cos.shallow_clone(), sin.shallow_clone()))
+    }
+}
 
 /// Cosines and sines for positions `past..past + n`, each `[position, 1, width]`, for every kind of rotary positions that the
 /// model's layers have.
@@ -119,9 +140,9 @@ fn frequencies(rotary: &Rotary, d_head: usize, positions: i64) -> Tensor {
 
 /// What is added to the scores by relative position: `[head, query, key]`, or `[row, head, 1, key]` if each row has a query
 /// position of its own. `queries` are `[query]` or `[row, 1]`.
-pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys: i64) -> Option<Tensor> {
+pub(super) fn score_bias(model: &Model, attend: &Attend, queries: &Tensor, keys: i64) -> Option<Tensor> {
     let distance = |queries: &Tensor| Tensor::arange(keys, (Kind::Int64, queries.device())) - queries.unsqueeze(-1);
-    match bias {
+    match attend.bias {
         ScoreBias::None => None,
         ScoreBias::RoundedAlibi => {
             let scale = (model.config().d_head as f64).powf(-0.5);
@@ -134,8 +155,10 @@ pub(super) fn score_bias(model: &Model, bias: ScoreBias, queries: &Tensor, keys:
             Some((slopes(model).view([-1, 1, 1]) * distance.unsqueeze(-3)).to_kind(model.kind()))
         }
         ScoreBias::Buckets { n, max_distance } => {
-            let buckets = buckets(&distance(queries), n as i64, max_distance as f64, !model.config().causal);
-            let w_rel = model.weights().w_rel.as_ref()?;
+            let buckets = buckets(&distance(queries), n as i64, max_distance as f64, !attend.causal);
+            let (weights, source) = (model.weights(), attend.source);
+            let w_rel = weights.source.as_ref().filter(|_| source).map_or(&weights.w_rel, |source| &source.w_rel);
+            let w_rel = w_rel.as_ref()?;
             let numbers = Tensor::embedding(w_rel, &buckets, -1, false, false);
             Some(numbers.movedim_int(-1, -3))
         }

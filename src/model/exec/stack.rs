@@ -33,6 +33,7 @@ impl Model {
             ("positions for queries and keys", first.config.position == Position::Shortformer),
             ("experts", first.config.experts.is_some()),
             ("attention sinks", first.config.sinks),
+            ("an encoder in front of a decoder", first.config.encoder.is_some()),
             ("relative buckets", matches!(first.config.position, Position::Buckets { .. })),
         ];
         if let Some((what, _)) = single.iter().find(|(_, has)| *has && models.len() > 1) {

@@ -49,10 +49,18 @@ impl<'a> Writer<'a> {
             tokens.lengths().into_iter().map(|n| n.saturating_add(generation.max_new - 1).min(most)).collect();
         let none = Plan::new();
         let growing = Growing::new(generation.plan.unwrap_or(&none), model, tokens, &reach, generation.span)?;
+        if growing.has_edits() || growing.records() {
+            model.one_sequence("generation under a plan")?;
+        }
         let types = tokens.types(model.device()).map(Vec::<Vec<i64>>::try_from);
         let types = types.transpose().map_err(Error::torch("reading token types"))?;
         let stop_ids = stops.iter().filter_map(id).collect();
         Ok(Self { generation, growing, stop_ids, types, records: Records::default() })
+    }
+
+    /// Whether every prompt is read by itself, and from its start for each token.
+    fn is_whole(&self) -> bool {
+        self.growing.is_whole() || self.generation.model.attends_across()
     }
 
     fn tokenizer(&self) -> Option<&'a Tokenizer> {
@@ -72,7 +80,7 @@ impl<'a> Writer<'a> {
     pub(super) fn write(mut self, mut each: impl FnMut(&Piece<'_>)) -> Result<Generated> {
         let rows = (0..self.generation.tokens.batch()).map(|prompt| self.row(prompt)).collect::<Result<Vec<_>>>()?;
         let mut done = BTreeMap::new();
-        if self.growing.is_whole() {
+        if self.is_whole() {
             for row in rows {
                 self.rows(vec![row], &mut done, &mut each)?;
             }
@@ -81,7 +89,8 @@ impl<'a> Writer<'a> {
         }
         let tokens = self.read(&done)?;
         let taps = self.records.joined(&tokens, self.generation.model)?;
-        Ok(Generated { continuations: done.into_values().collect(), run: Run::new(tokens, taps) })
+        let encoder = self.generation.model.config().encoder_layers();
+        Ok(Generated { continuations: done.into_values().collect(), run: Run::new(tokens, taps).behind(encoder) })
     }
 
     fn row(&self, prompt: usize) -> Result<Row<'a>> {
@@ -101,7 +110,7 @@ impl<'a> Writer<'a> {
         let mut cache = KvCache::default();
         let mut program = None;
         while !rows.is_empty() {
-            if self.growing.is_whole() {
+            if self.is_whole() {
                 cache = KvCache::default();
             }
             let first = cache.positions() as usize;
@@ -180,7 +189,11 @@ impl<'a> Writer<'a> {
             let flat: Vec<i64> = prompts.iter().flat_map(of).collect();
             Tensor::from_slice(&flat).view([rows.len() as i64, -1]).to_device(model.device())
         });
-        let mut pass = Pass::over(model, program, positions.len(), None, Past::Growing(cache)).with_types(types);
+        let pass = Pass::over(model, program, positions.len(), None, Past::Growing(cache)).with_types(types);
+        let mut pass = match model.attends_across() {
+            true => pass.with_source(&self.generation.tokens.select(&prompts)?),
+            false => pass,
+        };
         let x = pass.residual(&Joins::whole(ids), model.config().n_layers)?;
         let last = |x: &Tensor| x.narrow(1, x.size()[1] - 1, 1);
         let logits = match self.growing.touches_end() {
@@ -189,7 +202,7 @@ impl<'a> Writer<'a> {
         };
         if self.growing.records() {
             let (taps, _) = pass.into_records();
-            self.records.add(prompts, positions, taps, self.growing.is_whole());
+            self.records.add(prompts, positions, taps, self.is_whole());
         }
         Ok(logits.squeeze_dim(1))
     }
@@ -215,6 +228,10 @@ impl<'a> Writer<'a> {
             .as_ref()
             .map(|types| prompts.iter().map(|&p| self.types_of(&types[p], p, rows[p].len())).collect::<Vec<_>>());
         let read = Tokens::owning(rows)?.with_pad(tokens.pad());
+        let read = match tokens.source() {
+            Some(source) => read.with_source(source.clone())?,
+            None => read,
+        };
         let read = match types {
             Some(types) => read.with_types(types)?,
             None => read,

@@ -9,6 +9,7 @@ use super::means::{first_positions, mean_over_prompts};
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::site::Site;
+use crate::text::Tokens;
 use crate::workers::readable;
 
 /// Activations that edits refer to, by key and site.
@@ -68,8 +69,8 @@ impl Bank {
     }
 
     pub(crate) fn insert_run(&mut self, key: &str, run: &Run) {
-        let tokens = run.tokens();
         for (site, tensor) in run.taps() {
+            let tokens = run.side(site);
             let valid = tokens.is_padded().then(|| tokens.valid(tensor.device()));
             let entry = Stored { valid, lengths: Some(tokens.lengths()), ..Stored::of(tensor.detach()) };
             self.entries.insert((key.to_owned(), site), entry);
@@ -113,10 +114,11 @@ impl Bank {
         self.entries.iter().map(|((key, site), entry)| (key.as_str(), *site, &entry.tensor))
     }
 
-    /// Keeps only the first `positions` positions of every entry.
-    pub(crate) fn cut(&mut self, positions: usize) {
+    /// Keeps only the positions of every entry that `tokens` has; the first layers may be those of an encoder.
+    pub(crate) fn cut(&mut self, tokens: &Tokens, encoder_layers: usize) {
         for ((_, site), entry) in &mut self.entries {
-            entry.tensor = first_positions(*site, &entry.tensor, positions);
+            let positions = site.side(encoder_layers, tokens).positions();
+            entry.tensor = first_positions(*site, &entry.tensor, tokens, encoder_layers);
             entry.valid = entry.valid.as_ref().map(|valid| valid.narrow(1, 0, positions as i64));
             let cut = |lengths: Vec<usize>| lengths.into_iter().map(|n| n.min(positions)).collect();
             entry.lengths = entry.lengths.take().map(cut);

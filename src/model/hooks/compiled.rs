@@ -101,8 +101,8 @@ impl Program {
     /// Computes what `edit` derives from `entry` (a mean, a basis) before threads share it, and fails if the two do not fit.
     pub(crate) fn prepare(edit: &Edit, entry: &Stored, config: &ModelConfig, tokens: &Tokens) -> Result<()> {
         edit.site.check(config)?;
-        let shape = edit.site.shape(config, tokens.batch(), tokens.positions());
-        value_of(edit, Some(entry), &shape, tokens).map(drop)
+        let (shape, side) = (edit.site.shape_for(config, tokens), edit.site.side(config.encoder_layers(), tokens));
+        value_of(edit, Some(entry), &shape, side).map(drop)
     }
 
     /// Adds an edit for the part of the pass given by `window`.
@@ -116,10 +116,12 @@ impl Program {
     ) -> Result<()> {
         edit.site.check(config)?;
         let Window { rows, first, heads } = *window;
-        let (batch, positions) = (tokens.batch(), tokens.positions());
-        let shape = edit.site.shape(config, rows.map_or(batch, |(_, n)| n), positions);
+        let side = edit.site.side(config.encoder_layers(), tokens);
+        let positions = side.positions();
+        let mut shape = edit.site.shape_for(config, tokens);
+        shape[0] = rows.map_or(shape[0], |(_, n)| n as i64);
         edit.at.check(edit.site, &shape)?;
-        let mut value = value_of(&edit, entry, &shape, tokens)?;
+        let mut value = value_of(&edit, entry, &shape, side)?;
         // A basis or a matrix has only the last of the site's axes.
         let of_site = !matches!(edit.action, Action::Project { .. } | Action::Map { .. });
         if first > 0 {
@@ -254,8 +256,9 @@ fn value_of(edit: &Edit, entry: Option<&Stored>, shape: &[i64], tokens: &Tokens)
 /// The tensor that an action needs, in a shape that broadcasts against the site's `shape`.
 pub(super) fn fitting(edit: &Edit, entry: Option<&Stored>, shape: &[i64]) -> Result<Option<Tensor>> {
     let site = edit.site;
-    if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_)) {
-        return Err(Error::Edit { site, expected: "a `scores` site for a knock-out".into(), found: site.to_string() });
+    if edit.action == Action::KnockOut && !matches!(site, Site::Scores(_) | Site::CrossScores(_)) {
+        let expected = "a `scores` or `cross_scores` site for a knock-out".into();
+        return Err(Error::Edit { site, expected, found: site.to_string() });
     }
     let Some(entry) = entry else { return Ok(None) };
     let found = entry.tensor.size();

@@ -7,12 +7,13 @@ use tch::Tensor;
 use crate::error::{Error, Result};
 use crate::site::{Axis, Site};
 use crate::tensors::wide;
+use crate::text::Tokens;
 
 /// The mean over prompts, `[1, ..]`, without padding; a position that no prompt reaches is an error.
 pub(super) fn mean_over_prompts(site: Site, x: &Tensor, valid: Option<&Tensor>) -> Result<Tensor> {
     let mut means = Means::default();
     means.add(site, x, valid);
-    means.finish(usize::MAX)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
+    means.finish(None, 0)?.remove(&site).ok_or_else(|| Error::NotTapped { site, tapped: vec![] })
 }
 
 /// Means over the prompts of several runs.
@@ -45,13 +46,16 @@ impl Means {
         self.sums.insert(site, so_far);
     }
 
-    /// The means at the first `positions` positions.
+    /// The means at the first positions, as many as `tokens` has; the first layers may be those of an encoder.
     ///
     /// # Errors
     /// If a position is padding in every prompt.
-    pub(crate) fn finish(self, positions: usize) -> Result<BTreeMap<Site, Tensor>> {
+    pub(crate) fn finish(self, tokens: Option<&Tokens>, encoder_layers: usize) -> Result<BTreeMap<Site, Tensor>> {
         let mean = |(site, (sum, count)): (Site, (Tensor, Tensor))| {
-            let (sum, count) = (first_positions(site, &sum, positions), first_positions(site, &count, positions));
+            let [sum, count] = [sum, count].map(|x| match tokens {
+                Some(tokens) => first_positions(site, &x, tokens, encoder_layers),
+                None => x,
+            });
             let uncovered = i64::try_from(count.eq(0.0).any()).map_err(Error::torch("counting reference positions"))?;
             if uncovered != 0 {
                 let expected = "a reference with a prompt at every position".to_owned();
@@ -63,10 +67,13 @@ impl Means {
     }
 }
 
-/// What `site` holds at the first `n` positions, as queries and as keys; all of it where there are fewer.
-pub(super) fn first_positions(site: Site, x: &Tensor, n: usize) -> Tensor {
+/// What `site` holds at the first positions, as queries and as keys, as many as `tokens` has; all of it where there are fewer.
+pub(super) fn first_positions(site: Site, x: &Tensor, tokens: &Tokens, encoder_layers: usize) -> Tensor {
     let axes = site.axes().into_iter().enumerate();
-    let axes = axes.filter(|(_, axis)| axis.is_of_positions() || *axis == Axis::Key);
-    let n = i64::try_from(n).unwrap_or(i64::MAX);
-    axes.fold(x.shallow_clone(), |x, (i, _)| x.narrow(i as i64, 0, x.size()[i].min(n)))
+    let axes = axes.filter(|(_, axis)| axis.is_of_positions() || axis.is_of_keys());
+    let n = |axis: Axis| match axis {
+        Axis::SourceKey => tokens.source().unwrap_or(tokens).positions(),
+        _ => site.side(encoder_layers, tokens).positions(),
+    };
+    axes.fold(x.shallow_clone(), |x, (i, axis)| x.narrow(i as i64, 0, x.size()[i].min(n(axis) as i64)))
 }

@@ -294,11 +294,12 @@ pub struct Edit {
 pub struct Selector {
     /// Prompts of the batch.
     pub prompts: Option<Vec<usize>>,
-    /// Positions; at `scores` and `pattern`, query positions.
+    /// Positions; at `scores` and `pattern`, query positions. In the encoder of an encoder-decoder, and at `cross_k` and
+    /// `cross_v`, positions of the source.
     pub positions: Option<Vec<usize>>,
     /// Heads; at `k` and `v`, key/value heads.
     pub heads: Option<Vec<usize>>,
-    /// Key positions, at `scores` and `pattern`.
+    /// Key positions, at `scores` and `pattern`; at `cross_scores` and `cross_pattern`, positions of the source.
     pub keys: Option<Vec<usize>>,
     /// Coordinates of the last axis: neurons, residual dimensions, vocabulary entries.
     pub features: Option<Vec<usize>>,
@@ -349,7 +350,7 @@ pub enum Action {
     /// It becomes what a function of your own makes of it: [`Action::custom`], [`Function`].
     Custom(Function),
     /// The attention edge is cut: its score becomes minus infinity, and the softmax renormalises the other weights. A query
-    /// without any key left has a pattern of zeros. Only at `scores`.
+    /// without any key left has a pattern of zeros. Only at `scores` and `cross_scores`.
     KnockOut,
 }
 
@@ -471,9 +472,9 @@ impl Selector {
     pub(crate) fn on(&self, axis: Axis, last: bool) -> Option<&[usize]> {
         let listed = match axis {
             Axis::Batch => &self.prompts,
-            Axis::Position | Axis::Query => &self.positions,
+            Axis::Position | Axis::Query | Axis::Source => &self.positions,
             Axis::Head | Axis::KvHead => &self.heads,
-            Axis::Key => &self.keys,
+            Axis::Key | Axis::SourceKey => &self.keys,
             _ if last => &self.features,
             _ => &None,
         };
@@ -484,11 +485,11 @@ impl Selector {
     pub(crate) fn check(&self, site: Site, shape: &[i64]) -> Result<()> {
         let axes = site.axes();
         let has = |wanted: &[Axis]| axes.iter().any(|axis| wanted.contains(axis));
-        let last_is_feature = !has(&[Axis::Key]);
+        let last_is_feature = !has(&[Axis::Key, Axis::SourceKey]);
         let named = [
-            ("positions", self.positions.is_some(), has(&[Axis::Position, Axis::Query])),
+            ("positions", self.positions.is_some(), has(&[Axis::Position, Axis::Query, Axis::Source])),
             ("heads", self.heads.is_some(), has(&[Axis::Head, Axis::KvHead])),
-            ("keys", self.keys.is_some(), has(&[Axis::Key])),
+            ("keys", self.keys.is_some(), has(&[Axis::Key, Axis::SourceKey])),
             ("features", self.features.is_some(), last_is_feature),
         ];
         if let Some((name, ..)) = named.iter().find(|(_, asked, there)| *asked && !there) {

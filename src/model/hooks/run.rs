@@ -24,13 +24,30 @@ pub(crate) struct Joint {
 pub struct Run {
     tokens: Tokens,
     taps: BTreeMap<Site, Tensor>,
+    /// How many of the model's layers are an encoder's in front of a decoder.
+    encoder_layers: usize,
     /// In the order in which they were computed, with what becomes of the gradient.
     joints: Vec<(Joint, Vec<Function>)>,
 }
 
 impl Run {
     pub(crate) fn new(tokens: Tokens, taps: BTreeMap<Site, Tensor>) -> Self {
-        Self { tokens, taps, joints: vec![] }
+        Self { tokens, taps, encoder_layers: 0, joints: vec![] }
+    }
+
+    /// A run of a model whose first layers are an encoder's.
+    pub(crate) fn behind(mut self, encoder_layers: usize) -> Self {
+        self.encoder_layers = encoder_layers;
+        self
+    }
+
+    pub(crate) fn encoder_layers(&self) -> usize {
+        self.encoder_layers
+    }
+
+    /// The prompts whose positions those of `site` are: those that were run, or their sources.
+    pub(crate) fn side(&self, site: Site) -> &Tokens {
+        site.side(self.encoder_layers, &self.tokens)
     }
 
     pub(crate) fn with_joints(mut self, joints: Vec<(Joint, Vec<Function>)>) -> Self {
@@ -54,7 +71,8 @@ impl Run {
     }
 
     /// The activation at `site` at each prompt's last token, without the position axis: `[batch, ..]`. At `scores` and
-    /// `pattern` these are the last token's queries, `[batch, head, key]`.
+    /// `pattern` these are the last token's queries, `[batch, head, key]`. Where positions are those of an encoder-decoder's
+    /// source, it is the source's last token.
     ///
     /// ```
     /// use headscope::prelude::*;
@@ -70,9 +88,9 @@ impl Run {
     /// [`Error::NotTapped`] where the plan did not tap it.
     pub fn last(&self, site: Site) -> Result<Tensor> {
         let x = self.get(site)?;
-        let axis = site.axes().into_iter().position(|axis| matches!(axis, Axis::Position | Axis::Query)).unwrap_or(1);
+        let axis = site.axes().into_iter().position(Axis::is_of_positions).unwrap_or(1);
         let by_position = x.transpose(1, axis as i64).flatten(0, 1);
-        Ok(by_position.index_select(0, &self.tokens.last_places().to_device(x.device())))
+        Ok(by_position.index_select(0, &self.side(site).last_places().to_device(x.device())))
     }
 
     /// The logits, `[batch, position, vocab]`.
@@ -99,7 +117,8 @@ impl Run {
     /// Where the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let tensors: Vec<(String, &Tensor)> = self.taps().map(|(site, tensor)| (site.to_string(), tensor)).collect();
-        let lengths = format!("{:?}", self.tokens.lengths());
-        write_tensors(path.as_ref(), &tensors, &[("lengths", lengths)])
+        let mut lengths = vec![("lengths", format!("{:?}", self.tokens.lengths()))];
+        lengths.extend(self.tokens.source().map(|source| ("source_lengths", format!("{:?}", source.lengths()))));
+        write_tensors(path.as_ref(), &tensors, &lengths)
     }
 }

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::model::arch::Experts;
+use crate::model::arch::{Encoder, Experts};
 
 fn block(change: impl FnOnce(&mut ModelConfig)) -> BlockWiring {
     let mut config = ModelConfig::default();
@@ -56,6 +56,34 @@ fn changes_reach_what_is_computed_from_them() {
         config.experts = Some(Experts { n: 4, top_k: 2, normalised: true, router_bias: false, shared: None })
     });
     assert!(experts.reached(Wire::Router).has(MlpOut) && experts.step(MlpPre).is_none());
+}
+
+#[test]
+fn a_decoder_reads_its_memory_across() {
+    use Wire::{CrossK, CrossOut, CrossPattern, CrossQ, CrossV, CrossZ, Memory, Pattern, ResidMid, ResidPost};
+    let config = |norm_place| ModelConfig {
+        n_layers: 2,
+        encoder: Some(Encoder { n_layers: 1, vocab: None }),
+        norm_place,
+        ..ModelConfig::default()
+    };
+    let wiring = Wiring::new(&config(NormPlace::Pre));
+    let [encoder, decoder] = [wiring.block(0), wiring.block(1)];
+    assert!(encoder.wires().all(|wire| !wire.is_of_source() && wire != CrossQ) && !encoder.attend.causal);
+    let reached = decoder.reached(Memory);
+    assert!(!reached.has(ResidMid) && !reached.has(CrossQ) && !reached.has(Pattern));
+    assert!(reached.has(CrossK) && reached.has(CrossPattern) && reached.has(ResidPost));
+    assert_eq!(joins(decoder, CrossPattern), (CrossQ, wires(decoder, &[ResidMid, CrossK, CrossV, CrossQ])));
+    assert_eq!(joins(decoder, CrossZ), (CrossZ, wires(decoder, &[ResidMid, CrossZ])));
+    assert_eq!(joins(decoder, CrossOut), (CrossOut, wires(decoder, &[ResidMid, CrossOut])));
+    // A norm after the sum, as after the other sub-layers.
+    let post = BlockWiring::new(&config(NormPlace::Post), 1);
+    assert_eq!(joins(&post, Wire::LnCrossScale), (Wire::CrossSum, wires(&post, &[Wire::CrossSum])));
+    // From one side to the other there is no other way.
+    assert!(wiring.reaches(Site::ResidPre(0), Site::CrossZ(1)) && !wiring.reaches(Site::ResidPost(0), Site::Z(1)));
+    assert!(wiring.reaches(Site::SourceEmbed, Site::Memory) && wiring.reaches(Site::Memory, Site::Logits));
+    assert!(!wiring.reaches(Site::Embed, Site::Memory) && !wiring.reaches(Site::Memory, Site::Embed));
+    assert!(wiring.reaches(Site::Embed, Site::CrossScores(1)) && !wiring.reaches(Site::Embed, Site::CrossK(1)));
 }
 
 #[test]
