@@ -109,17 +109,84 @@ fn both_dialects_say_the_same() {
     });
 }
 
+/// A copy of a checkpoint with another config and other tensors.
+fn changed(
+    like: &str,
+    config: impl Fn(&mut Map<String, Value>),
+    tensors: impl Fn(String, Tensor) -> (String, Tensor),
+) -> headscope::Result<Model> {
+    let (copy, path) = (tempfile::tempdir().unwrap(), fixture("families").join(like));
+    let all = Tensor::read_safetensors(path.join("model.safetensors")).unwrap();
+    let all: Vec<_> = all.into_iter().map(|(name, x)| tensors(name, x)).collect();
+    Tensor::write_safetensors(&all, copy.path().join("model.safetensors")).unwrap();
+    let mut json: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
+    config(json.as_object_mut().unwrap());
+    fs::write(copy.path().join("config.json"), json.to_string()).unwrap();
+    load(copy.path(), Kind::Double)
+}
+
+/// The width of windows that a config leaves out is transformers' default; `null` is none.
+#[test]
+fn windows_that_are_left_out() {
+    let window = |like: &str, said: Option<Value>| {
+        let config = |json: &mut Map<String, Value>| match &said {
+            Some(said) => drop(json.insert("sliding_window".into(), said.clone())),
+            None => drop(json.remove("sliding_window")),
+        };
+        let model = changed(like, config, |name, x| (name, x)).unwrap();
+        let windows: Vec<Option<usize>> =
+            (0..model.config().n_layers).map(|l| model.config().layer(l).window).collect();
+        windows
+    };
+    assert_eq!(window("mistral", None), [Some(4096); 2]);
+    assert_eq!(window("mistral", Some(Value::Null)), [None; 2]);
+    assert_eq!(window("mistral", Some(json!(3))), [Some(3); 2]);
+    assert_eq!(window("qwen2-sliding", None), [None, Some(4096), Some(4096)]);
+    assert_eq!(window("gpt_oss", None), [Some(128), None]);
+    assert_eq!(window("phi3", None), [None; 2]);
+}
+
+/// A head for another task reads the residual stream, which is as it was; one beside the vocabulary's is passed over.
+#[test]
+fn heads_for_other_tasks() {
+    for (like, head) in [("llama", "lm_head.weight"), ("gpt_neox", "embed_out.weight")] {
+        let tokens = tokens_of(&read_tensors(&fixture("families").join(like).join("golden.safetensors"))["tokens"]);
+        let other = |name: String, x: Tensor| match name == head {
+            true => ("score.weight".to_owned(), x.narrow(0, 0, 2).contiguous()),
+            false => (name, x),
+        };
+        let own = |name, x| (name, x);
+        let [found, whole] = [changed(like, |_| {}, other).unwrap(), changed(like, |_| {}, own).unwrap()];
+        assert!(!found.config().has_logits() && whole.config().has_logits());
+        let last = Site::ResidPost(found.config().n_layers - 1);
+        let stream = |model: &Model| model.run(&tokens, &Plan::new().tap(last)).unwrap().get(last).unwrap().copy();
+        assert_close(like, &stream(&found), &stream(&whole), Tol::Exact);
+    }
+}
+
+/// Settings that transformers ignores or that would be computed wrongly are errors that name the key.
+#[test]
+fn settings_that_are_refused() {
+    let cases = [
+        ("llama", "partial_rotary_factor", json!(0.5)),
+        ("gemma", "hidden_activation", json!("relu")),
+        ("gemma3_text", "attn_logit_softcapping", json!(2.0)),
+        ("bloom", "slow_but_exact", json!(true)),
+        ("cohere2", "use_qk_norm", json!(true)),
+        ("exaone4", "hidden_act", json!("mish")),
+    ];
+    for (like, key, value) in cases {
+        let config = |json: &mut Map<String, Value>| drop(json.insert(key.into(), value.clone()));
+        let error = changed(like, config, |name, x| (name, x)).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}
+
 /// A family that is not known is told apart by what the nearest known one makes of its config.
 #[test]
 fn unknown_families_name_the_nearest() {
     let says = |like: &str, change: &dyn Fn(&mut Map<String, Value>), parts: &[&str]| {
-        let copy = tempfile::tempdir().unwrap();
-        let path = fixture("families").join(like);
-        fs::copy(path.join("model.safetensors"), copy.path().join("model.safetensors")).unwrap();
-        let mut config: Value = serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap();
-        change(config.as_object_mut().unwrap());
-        fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
-        let message = load(copy.path(), Kind::Float).unwrap_err().to_string();
+        let message = changed(like, change, |name, x| (name, x)).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(message.contains(part), "`{message}` does not say `{part}`"));
     };
     let named = |name: &'static str, key: &'static str, value: Value| {

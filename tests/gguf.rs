@@ -107,6 +107,30 @@ fn tokens() {
     assert_eq!(model.tokens(&["The key"]).unwrap().pieces(0), ["The", " key"], "nothing is added before or after");
 }
 
+/// Vocabularies of every kind that is read split and merge texts as the tokenizers that they were made from
+/// (fixtures/make_gguf_vocabularies.py), and give them back.
+#[test]
+fn vocabularies() {
+    let files = std::fs::read_dir(file("vocabularies")).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|ending| ending == "gguf")).collect();
+    assert!(files.len() > 6, "{files:?}");
+    for path in files {
+        let model = Model::load(path.to_str().unwrap()).unwrap();
+        let golden: Value = serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
+        for text in golden["texts"].as_array().unwrap() {
+            let (text, ids) = (text["text"].as_str().unwrap(), &text["ids"]);
+            let tokens = model.tokens(&[text]).unwrap();
+            assert_eq!(json!(tokens.row(0)), *ids, "{}: {text:?}", path.display());
+            let tokenizer = model.tokenizer().unwrap();
+            let own = &tokens.row(0)[usize::from(tokenizer.prepends_bos())..];
+            let composed = ["command-r.gguf", "qwen2.gguf"].iter().any(|name| path.ends_with(name));
+            if !composed {
+                assert_eq!(tokenizer.decode(own).unwrap(), text, "{}", path.display());
+            }
+        }
+    }
+}
+
 /// Generators draw from the words that this small vocabulary has as single tokens.
 #[test]
 fn generated_prompts() {

@@ -26,6 +26,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Integers(Vec<i64>),
+    Floats(Vec<f64>),
     /// An array of another type, which nothing here needs.
     Other(&'static str),
 }
@@ -218,21 +219,22 @@ impl Cursor<'_> {
         if kind == 8 {
             return Ok(Value::Texts((0..count).map(|_| self.text()).collect::<Result<_>>()?));
         }
-        let mut numbers = vec![];
-        let is_kept = kind != 6 && kind != 12 && count <= LONGEST_ARRAY;
+        let (mut integers, mut floats) = (vec![], vec![]);
+        let is_kept = kind != 7 && count <= LONGEST_ARRAY;
         for _ in 0..count {
             match self.scalar(kind)? {
                 Value::Integer(number) if is_kept => {
                     let fits = i64::try_from(number);
-                    numbers.push(fits.map_err(|_| self.wrong("a number below 2^63", number.to_string()))?);
+                    integers.push(fits.map_err(|_| self.wrong("a number below 2^63", number.to_string()))?);
                 }
+                Value::Float(number) if is_kept => floats.push(number),
                 _ => {}
             }
         }
-        Ok(if is_kept && kind != 7 {
-            Value::Integers(numbers)
-        } else {
-            Value::Other("an array that is not of whole numbers")
+        Ok(match (is_kept, kind) {
+            (false, _) => Value::Other("an array that is too long, or not of numbers"),
+            (true, 6 | 12) => Value::Floats(floats),
+            (true, _) => Value::Integers(integers),
         })
     }
 

@@ -150,8 +150,8 @@ fn lies() {
     says(tokens + 8, &most, &["tokenizer.ggml.tokens", "at most"]);
     says(
         find("tokenizer.ggml.pre") + "tokenizer.ggml.pre".len() + 12,
-        b"llama3",
-        &["tokenizer.ggml.pre", "llama3", "smollm"],
+        b"llamaX",
+        &["tokenizer.ggml.pre", "llamaX", "smollm", "llama-bpe"],
     );
     says(
         find("llama.rope.dimension_count") + "llama.rope.dimension_count".len() + 4,
