@@ -224,6 +224,44 @@ proptest! {
         prop_assert!(blind(Site::ResidPre(0), Site::Embed) && !blind(Site::ResidPre(0), Site::CrossPattern(first)));
     }
 
+    /// Attribution patching is the derivative of the metric, on both sides.
+    #[test]
+    fn estimates_are_derivatives(seed in any::<u64>()) {
+        let (model, tokens) = any_model(seed);
+        let tokens = tokens.select(&[0]).unwrap();
+        let size = 1e-6;
+        for site in [Site::Z as fn(usize) -> Site, Site::CrossZ, |_| Site::Memory] {
+            let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit(3));
+            let change = Action::Scale { factor: 1.0 + size };
+            let every = if site(0) == Site::Memory { Every::Layer } else { Every::Head };
+            let exact = sweep.each_with(site, every, change.clone()).run().unwrap();
+            let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit(3));
+            let estimated = sweep.each_with(site, every, change).estimate(Estimate::Attribution).run().unwrap();
+            for (exact, estimated) in exact.effect().unwrap().iter().zip(estimated.effect().unwrap()) {
+                // Up to the second order of the change.
+                let near = (exact - estimated).abs() < 1e-3 * (estimated.abs() + size);
+                prop_assert!(near, "{exact} {estimated} {:?}", model.config());
+            }
+        }
+    }
+
+    /// A model is written and read back to the same bits.
+    #[test]
+    fn saved_models_are_read_back(seed in any::<u64>()) {
+        let (model, tokens) = any_model(seed);
+        prop_assert_eq!(model.config().n_parameters().unwrap(), model.n_parameters());
+        let folder = tempfile::tempdir().unwrap();
+        model.save(folder.path()).unwrap();
+        let options = LoadOptions { kind: Kind::Double, ..Default::default() };
+        let read = Model::load_with(folder.path().to_str().unwrap(), &options).unwrap();
+        prop_assert_eq!(read.config(), model.config());
+        prop_assert!(logits(&read, &tokens, Plan::new()).equal(&logits(&model, &tokens, Plan::new())));
+    }
+}
+
+proptest! {
+    #![proptest_config(proptests(8))]
+
     /// A sweep over either side is what runs by hand find, whether variants join where they depart or run from the start.
     #[test]
     fn sweeps_are_runs_by_hand(seed in any::<u64>()) {
@@ -257,40 +295,6 @@ proptest! {
                 }
             }
         }
-    }
-
-    /// Attribution patching is the derivative of the metric, on both sides.
-    #[test]
-    fn estimates_are_derivatives(seed in any::<u64>()) {
-        let (model, tokens) = any_model(seed);
-        let tokens = tokens.select(&[0]).unwrap();
-        let size = 1e-6;
-        for site in [Site::Z as fn(usize) -> Site, Site::CrossZ, |_| Site::Memory] {
-            let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit(3));
-            let change = Action::Scale { factor: 1.0 + size };
-            let every = if site(0) == Site::Memory { Every::Layer } else { Every::Head };
-            let exact = sweep.each_with(site, every, change.clone()).run().unwrap();
-            let sweep = Sweep::ablate(&model, &tokens, Ablation::Zero).metric(Metric::logit(3));
-            let estimated = sweep.each_with(site, every, change).estimate(Estimate::Attribution).run().unwrap();
-            for (exact, estimated) in exact.effect().unwrap().iter().zip(estimated.effect().unwrap()) {
-                // Up to the second order of the change.
-                let near = (exact - estimated).abs() < 1e-3 * (estimated.abs() + size);
-                prop_assert!(near, "{exact} {estimated} {:?}", model.config());
-            }
-        }
-    }
-
-    /// A model is written and read back to the same bits.
-    #[test]
-    fn saved_models_are_read_back(seed in any::<u64>()) {
-        let (model, tokens) = any_model(seed);
-        prop_assert_eq!(model.config().n_parameters().unwrap(), model.n_parameters());
-        let folder = tempfile::tempdir().unwrap();
-        model.save(folder.path()).unwrap();
-        let options = LoadOptions { kind: Kind::Double, ..Default::default() };
-        let read = Model::load_with(folder.path().to_str().unwrap(), &options).unwrap();
-        prop_assert_eq!(read.config(), model.config());
-        prop_assert!(logits(&read, &tokens, Plan::new()).equal(&logits(&model, &tokens, Plan::new())));
     }
 }
 

@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 /// Layers are counted in the order in which they are computed: first the encoder's, which read the source in both directions,
 /// then the decoder's, which are causal and attend to the source, too.
 ///
+/// Both sides have the model's width, heads, norms and kind of positions (none, learned, sinusoidal, or relative buckets, which do
+/// not enter cross-attention); the widths of MLPs may differ by layer. Norms come before sub-layers or after sums, blocks are
+/// serial, and there are no experts, token types, windows, caps, sinks or norms of queries and keys.
+///
 /// ```
 /// use headscope::prelude::*;
 /// use headscope::model::Encoder;
