@@ -150,7 +150,7 @@ fn windows_that_are_left_out() {
 #[test]
 fn heads_for_other_tasks() {
     for (like, head) in [("llama", "lm_head.weight"), ("gpt_neox", "embed_out.weight")] {
-        let tokens = tokens_of(&read_tensors(&fixture("families").join(like).join("golden.safetensors"))["tokens"]);
+        let tokens = golden_tokens(&read_tensors(&fixture("families").join(like).join("golden.safetensors")));
         let other = |name: String, x: Tensor| match name == head {
             true => ("score.weight".to_owned(), x.narrow(0, 0, 2).contiguous()),
             false => (name, x),
