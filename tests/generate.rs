@@ -470,7 +470,7 @@ fn nonsense_is_refused() {
         "positions that the sequences will have",
     );
     says(generation().plan(&plan(z(Action::Zero)).differentiable()), "without gradients");
-    says(generation().plan(&plan(z(Action::KnockOut))), "a `scores` site");
+    says(generation().plan(&plan(z(Action::KnockOut))), "a `scores` or `cross_scores` site");
     says(generation().plan(&Plan::new().tap(Site::Z(7))), "layers 0 to 2");
 
     let other = model.run(&tokens, &Plan::new().taps([Site::Z(1), Site::Pattern(1)])).unwrap();
