@@ -29,7 +29,8 @@ pub(crate) struct Names {
     /// `shared_gate`; for cross-attention `cross.q`, `cross.k`, `cross.v` and `cross.o`. A norm without weights has an empty
     /// name.
     pub inside: &'static [(&'static str, &'static str)],
-    /// In a block, names of the family that this one resembles: of all parameters that `inside` does not list.
+    /// In a block, names of parameters that `inside` does not list: those of the family that this one resembles, or those that
+    /// the blocks of an encoder and of a decoder share.
     pub otherwise: &'static [(&'static str, &'static str)],
     /// What begins the names of a block of an encoder-decoder's decoder, whose blocks are counted from 0 again.
     pub decoder: &'static str,

@@ -22,11 +22,6 @@ const NAMES: Names = Names {
     ],
     block: "encoder.block.{}.",
     inside: &[
-        ("ln1", "layer.0.layer_norm"),
-        ("q", "layer.0.SelfAttention.q"),
-        ("k", "layer.0.SelfAttention.k"),
-        ("v", "layer.0.SelfAttention.v"),
-        ("o", "layer.0.SelfAttention.o"),
         ("ln2", "layer.1.layer_norm"),
         ("in", "layer.1.DenseReluDense.wi"),
         ("gate", "layer.1.DenseReluDense.wi_0"),
@@ -35,11 +30,6 @@ const NAMES: Names = Names {
     ],
     decoder: "decoder.block.{}.",
     inside_decoder: &[
-        ("ln1", "layer.0.layer_norm"),
-        ("q", "layer.0.SelfAttention.q"),
-        ("k", "layer.0.SelfAttention.k"),
-        ("v", "layer.0.SelfAttention.v"),
-        ("o", "layer.0.SelfAttention.o"),
         ("ln_cross", "layer.1.layer_norm"),
         ("cross.q", "layer.1.EncDecAttention.q"),
         ("cross.k", "layer.1.EncDecAttention.k"),
@@ -50,6 +40,14 @@ const NAMES: Names = Names {
         ("gate", "layer.2.DenseReluDense.wi_0"),
         ("in", "layer.2.DenseReluDense.wi_1"),
         ("out", "layer.2.DenseReluDense.wo"),
+    ],
+    // In both.
+    otherwise: &[
+        ("ln1", "layer.0.layer_norm"),
+        ("q", "layer.0.SelfAttention.q"),
+        ("k", "layer.0.SelfAttention.k"),
+        ("v", "layer.0.SelfAttention.v"),
+        ("o", "layer.0.SelfAttention.o"),
     ],
     head: &[("u", "lm_head")],
     repeats: &["encoder.embed_tokens", "decoder.embed_tokens"],

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::config::{EmbedProjection, LayerConfig, ModelConfig, NormPlace, Parallel, Position, QkNorm, Unembed};
-use crate::error::{Error, Result};
+use super::validate::check;
+use crate::error::Result;
 
 /// The encoder in front of a decoder (T5, BART, Marian).
 ///
@@ -79,7 +80,7 @@ impl ModelConfig {
         };
         let n_layers = encoder.n_layers;
         let expected = format!("1 to {} of the model's {} layers", self.n_layers.max(1) - 1, self.n_layers);
-        check("encoder", (1..self.n_layers).contains(&n_layers), &expected, n_layers)?;
+        check("encoder", (1..self.n_layers).contains(&n_layers), expected, n_layers)?;
         let vocab = self.source_vocab();
         check("encoder", (1..=1 << 28).contains(&vocab), "a vocabulary of 1 to 268435456 tokens", vocab)?;
         let plain = |layer: &LayerConfig| LayerConfig { d_mlp: None, ..layer.clone() } == LayerConfig::default();
@@ -107,10 +108,6 @@ impl ModelConfig {
         let expected = "what an encoder-decoder can have: see `Encoder` in the documentation";
         served.into_iter().try_for_each(|(name, holds)| check(name, holds, expected, "something else"))
     }
-}
-
-fn check(name: &'static str, holds: bool, expected: &str, found: impl ToString) -> Result<()> {
-    if holds { Ok(()) } else { Err(Error::argument(name, expected, found)) }
 }
 
 /// Fixed positions, `[position, d_model]`: sines, then cosines, of wavelengths from 2 pi to 20000 pi, rounded to float32 as in

@@ -5,7 +5,8 @@ use super::experts::{Experts, SharedExpert};
 use super::rotary::{Rotary, RotaryScaling};
 use crate::error::{Error, Result};
 
-fn check(name: &'static str, holds: bool, expected: impl Into<String>, found: impl ToString) -> Result<()> {
+/// Fails unless a field holds what it may.
+pub(super) fn check(name: &'static str, holds: bool, expected: impl Into<String>, found: impl ToString) -> Result<()> {
     if holds { Ok(()) } else { Err(Error::argument(name, expected, found)) }
 }
 

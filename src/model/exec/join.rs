@@ -153,9 +153,9 @@ impl<'a> Joins<'a> {
 
     /// The value of the unchanged run, at the positions that the pass computes.
     pub(super) fn unchanged(&self, layer: usize, wire: Wire) -> Result<Tensor> {
-        let of_layer = |(at, own): &(usize, Wire)| *own == wire && (*at == layer || wire == Wire::Memory);
         let base = self.base.and_then(|base| match wire {
-            Wire::Memory => base.iter().find(|(key, _)| of_layer(key)).map(|(_, x)| x),
+            // Kept once, for all layers.
+            Wire::Memory => base.iter().find(|((_, own), _)| *own == wire).map(|(_, x)| x),
             _ => base.get(&(layer, wire)),
         });
         let site = wire.site(layer).unwrap_or(Site::ResidPre(layer));
