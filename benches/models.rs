@@ -11,15 +11,13 @@ use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
-use common::processor_seconds;
+use common::{processor_seconds, prompts_of};
 use headscope::model::{Model, Plan, Site, Tokens};
 use serde_json::{Value, json};
 
-/// `batch` prompts of `positions` tokens, the same as the script's.
+/// The same prompts as the script's.
 fn prompts(model: &Model, batch: i64, positions: i64) -> Tokens {
-    let vocab = model.config().vocab as i64;
-    let row = |b: i64| (0..positions).map(|p| (b * 6007 + p * 911 + 1) % vocab).collect();
-    Tokens::new(&(0..batch).map(row).collect::<Vec<Vec<i64>>>()).unwrap()
+    prompts_of(model.config().vocab as i64, batch, positions, 0)
 }
 
 fn seconds(work: impl FnOnce() -> Value) -> Value {

@@ -58,7 +58,7 @@ def peer(folder):
     torch.set_grad_enabled(False)
 
     def prompts(batch, positions):
-        return torch.tensor([[(b * 6007 + p * 911 + 1) % vocab for p in range(positions)] for b in range(batch)])
+        return torch.tensor([[(b * 6007 + p * 911) % vocab for p in range(positions)] for b in range(batch)])
 
     def timed(work):
         start, before = time.perf_counter(), time.process_time()

@@ -22,7 +22,12 @@ pub fn gpt2_small(n_layers: usize) -> ModelConfig {
 
 /// `batch` prompts of `positions` tokens that look random; another seed gives others.
 pub fn prompts(batch: i64, positions: i64, seed: i64) -> Tokens {
-    let row = |b: i64| (0..positions).map(|p| (b * 6007 + p * 911 + seed * 7919) % 50_257).collect();
+    prompts_of(50_257, batch, positions, seed)
+}
+
+/// [`prompts`] for a vocabulary of this size.
+pub fn prompts_of(vocab: i64, batch: i64, positions: i64, seed: i64) -> Tokens {
+    let row = |b: i64| (0..positions).map(|p| (b * 6007 + p * 911 + seed * 7919) % vocab).collect();
     Tokens::new(&(0..batch).map(row).collect::<Vec<Vec<i64>>>()).unwrap()
 }
 
